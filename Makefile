@@ -1,0 +1,90 @@
+# The only commands to know. CI calls these and nothing else. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+STUDY ?= quick
+JOBS ?= 2
+PROFILE ?= local
+PORT ?= 8000
+# An index of CPU wheels of torch, for Linux machines without a GPU (see README); empty: what pip is configured to use.
+TORCH_INDEX ?=
+
+VENV := .venv
+MVL := $(VENV)/bin/mvl
+INSTALLED := $(VENV)/.installed
+WEIGHTS := $(VENV)/.weights
+# Lines of pip that show how far it is.
+SHOWN := ^(Installing collected packages|Successfully installed|ERROR.*| +(Downloading|Using cached) .*[MG]B[)])
+RUNS := data/runs/$(STUDY)
+# Written last, by a whole book of the study; holds the book's address.
+REPRODUCED := $(RUNS)/.book
+SOURCES := $(shell find book notebooks mvl data/paper_reported.csv \( -name _build -o -name __pycache__ -o -name '.*' \) -prune -o -type f -print 2>/dev/null)
+
+# One thread per process: runs go side by side, and results are bitwise for a given number of threads.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLBACKEND := agg
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test check figures notebooks book serve bench doctor clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@echo "make TARGET [STUDY=quick] [JOBS=2] [PROFILE=local]    studies: quick, hippocampus, colab, paper"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(WEIGHTS) ## make .venv with the pinned versions and get the pretrained block, once
+
+# A .venv whose making was cut off is made anew; an install that was cut off goes on, for the stamp is written last.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one by PYTHON=python3.x")'
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { echo "[setup] making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "[setup] installing the pinned packages (1.9 GB on disk with a CPU build of torch; 1 to 4 minutes)"
+	@set -o pipefail; PYTHONUNBUFFERED=1 $(VENV)/bin/python -m pip install --progress-bar off $(TORCH_INDEX:%=--extra-index-url %) \
+	    -c constraints.txt -e '.[all]' 2>&1 | tee $(VENV)/install.log | grep --line-buffered -oE '$(SHOWN)' \
+	    || { tail -n 20 $(VENV)/install.log; echo "[setup] pip failed; see $(VENV)/install.log, then make setup goes on from here"; exit 1; }
+	@touch $@
+
+$(WEIGHTS): $(INSTALLED)
+	@echo "[setup] getting the pretrained block (SmolLM2-135M, 98 MB)"
+	@$(MVL) fetch weights
+	@touch $@
+
+reproduce: setup ## run STUDY from data to book, then check it against the record; goes on where it was
+	@{ test -f $(RUNS)/runs.csv && $(MVL) study status $(STUDY) --complete >/dev/null; } \
+	    || $(MVL) study run $(STUDY) --jobs $(JOBS) --profile $(PROFILE) || [ $$? -eq 1 ]
+	@if $(MAKE) -q $(REPRODUCED); then echo "everything is up to date: $$(cat $(REPRODUCED))"; else $(MAKE) --no-print-directory $(REPRODUCED); fi
+	@$(MVL) study check $(STUDY)
+
+$(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
+	@echo "[book] executing the notebooks on the runs of $(STUDY) and building the book (1 to 2 minutes)"
+	@$(MVL) book --study $(STUDY) > $@.part && mv $@.part $@
+	@echo "[book] $$(cat $@)"
+
+test: setup ## run every test (at most 10 minutes on two cores)
+	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+check: setup ## lint and type-check
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
+
+figures: setup ## draw README's figure and results again from the committed records
+	@$(MVL) figures
+
+notebooks: setup ## execute the notebooks on STUDY's runs, training what is missing
+	@for path in notebooks/[0-9]*.ipynb; do $(MVL) notebook "$$(basename "$$path" .ipynb)" -p study $(STUDY) || exit 1; done
+
+book: setup ## build the book from the committed records alone (under 2 minutes)
+	@$(MVL) book
+
+serve: book ## build the book and serve it at http://localhost:PORT
+	@echo "http://localhost:$(PORT)  (Ctrl-C stops)"
+	@$(VENV)/bin/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+bench: setup ## measure speed and memory beside their bars (RELEASED=folder: beside the released code too)
+	@$(MVL) bench $(if $(RELEASED),--released $(RELEASED))
+
+doctor: setup ## print versions, devices, data and weights found, and what is missing
+	@$(MVL) doctor
+
+clean: ## remove .venv, caches and the built book; data and runs are kept
+	rm -rf $(VENV) book/_build .pytest_cache .mypy_cache .ruff_cache build *.egg-info

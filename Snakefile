@@ -1,0 +1,87 @@
+"""A study as a graph: one job per run of its grid, then its tables, the executed notebooks and the book.
+
+snakemake --profile workflow/profiles/local all_runs --config study=quick      (mvl study run does this, with one line of progress)
+
+What a job declares as its output is a stamp, never a file of the run: Snakemake removes the outputs of a failed job, and a run keeps
+its own checkpoints and knows by `status.json` whether it is done. Stamps follow the runs' own state each time the graph is read.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from mvl.config import ROOT
+from mvl.runs import default_results_dir, is_done, run_name
+from mvl.studies import study_runs
+
+STUDY = str(config.get("study", "quick"))
+RESULTS = Path(config.get("results_dir") or default_results_dir()).absolute()
+OPTIONS = f"--results-dir '{RESULTS}'"
+DATA = f" --data-dir '{Path(config['data_dir']).absolute()}'" if config.get("data_dir") else ""
+MVL = f"'{sys.executable}' -m mvl.cli"
+HOME = RESULTS / STUDY
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+RUNS = {run_name(run): run for run in study_runs(STUDY)}
+
+
+def stamp(name):
+    """Stamp of a run, beside the runs: only Snakemake looks at it."""
+    return HOME / ".graph" / f"{name}.done"
+
+
+def follow_runs():
+    """Give each done run its stamp, with the time at which it finished, and take the stamp from every other."""
+    for name in RUNS:
+        folder, mark = HOME / "runs" / name, stamp(name)
+        if not is_done(folder):
+            mark.unlink(missing_ok=True)
+        elif not mark.exists():
+            finished = (folder / "status.json").stat().st_mtime
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            os.utime(mark, (finished, finished))
+
+
+if workflow.is_main_process:
+    follow_runs()
+
+
+rule all_runs:
+    input:
+        [stamp(name) for name in RUNS],
+    default_target: True
+
+
+rule train:
+    output:
+        touch(str(HOME / ".graph" / "{run}.done")),
+    log:
+        str(HOME / "logs" / "{run}.log"),
+    params:
+        run=lambda wildcards: RUNS[wildcards.run],
+    wildcard_constraints:
+        run="[^/]+/[^/]+/fraction-[^/]+",
+    threads: 1
+    shell:
+        "OMP_NUM_THREADS=1 {MVL} train --study '{STUDY}' --task {params.run.task} --system {params.run.system}"
+        " --fraction {params.run.fraction} --fold {params.run.fold} --seed {params.run.seed} {OPTIONS}{DATA} >> {log} 2>&1"
+
+
+rule collect:
+    input:
+        rules.all_runs.input,
+    output:
+        HOME / "runs.csv",
+        HOME / "cases.csv",
+        HOME / "history.csv",
+    shell:
+        "{MVL} study collect '{STUDY}' {OPTIONS}"
+
+
+rule book:
+    input:
+        rules.collect.output,
+    output:
+        touch(str(HOME / ".graph" / "book.done")),
+    shell:
+        "{MVL} book --study '{STUDY}' {OPTIONS}"

@@ -1,0 +1,237 @@
+"""`mvl bench`: each figure is a ratio of two measurements made in one run, in child processes of one thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mvl import runs
+from mvl.config import Config, build
+
+STEP_128 = {"data": {"img_size": [128, 128, 128]}}
+STEP_64 = {"data": {"img_size": [64, 64, 64]}}
+
+
+def best_of(action: Callable[[], object], repeats: int) -> float:
+    """Shortest of `repeats` durations, seconds, after one warm-up."""
+    action()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def matmul_peak_gflops() -> float:
+    """GFLOP/s of a 2048 x 2048 fp32 matrix product on the threads in force."""
+    import torch
+
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2 * 2048**3 / best_of(lambda: a @ b, 5) / 1e9
+
+
+def counted_gflops(action: Callable[[], object]) -> float:
+    """GFLOP of matrix products in `action`; attention forward 2, backward 4 products (the kernel's recomputation is not counted)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    ops = torch.ops.aten
+    forward: Callable[..., int] = lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)
+    backward: Callable[..., int] = lambda g, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(g, q, k, v) * 4 // 5
+    attention = {ops._scaled_dot_product_flash_attention_for_cpu: forward, ops._scaled_dot_product_flash_attention_for_cpu_backward: backward}
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        action()
+    return counter.get_total_flops() / 1e9
+
+
+def training_step(system: str, settings: dict[str, Any], batch: int) -> Callable[[], object]:
+    """A full training step (forward, Dice + BCE, backward, Adam) of a system on random tensors."""
+    import torch
+
+    from mvl.models import build_system
+    from mvl.objective import build_loss
+
+    parts = build(Config, {"system": system, **settings}, "bench")
+    network, loss = build_system(parts, 1, 1).train(), build_loss(1)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
+    image, label = torch.randn(batch, 1, *parts.data.img_size), (torch.rand(batch, 1, *parts.data.img_size) > 0.5).float()
+
+    def step() -> None:
+        loss(network(image), label).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def released_step(clone: str, dropout_rate: float) -> Callable[[], object]:
+    """The same of the released ViT-Baseline, imported from the reader's own clone of the paper's repository (needs unfoldNd)."""
+    import torch
+
+    sys.path.insert(0, clone)
+    from src.losses.losses import DiceBCELoss  # type: ignore[import-not-found]
+    from src.models.vit_baseline import ViT_Baseline  # type: ignore[import-not-found]
+
+    network, loss = ViT_Baseline((128,) * 3, (8,) * 3, 1, 1, 64, 16, 4, dropout_rate).train(), DiceBCELoss()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    image, label = torch.randn(1, 1, 128, 128, 128), (torch.rand(1, 1, 128, 128, 128) > 0.5).float()
+
+    def step() -> None:
+        loss(network(image)[0], label).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure_step(step: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Seconds per step and the process's peak resident memory."""
+    return {"seconds": best_of(step, repeats), "peak_memory_mb": runs.peak_memory_mb()}
+
+
+def probe_vit(dropout_rate: float) -> dict[str, float]:
+    """Our ViT-Baseline step at 128x128x128, batch 1."""
+    return measure_step(training_step("vit_baseline", {**STEP_128, "model": {"dropout_rate": dropout_rate}}, 1), 3)
+
+
+def probe_released(clone: str, dropout_rate: float) -> dict[str, float]:
+    """The released ViT-Baseline step at 128x128x128, batch 1."""
+    return measure_step(released_step(clone, dropout_rate), 3 if dropout_rate == 0 else 1)
+
+
+def probe_hybrid() -> dict[str, float]:
+    """Hybrid step at 64x64x64, batch 4: share of the matmul peak of the same process."""
+    step = training_step("medvisionllama_v3", {**STEP_64, "model": {"architecture": "medvisionllama_v3"}}, 4)
+    peak, work, seconds = matmul_peak_gflops(), counted_gflops(step), best_of(step, 5)
+    peak = max(peak, matmul_peak_gflops())
+    return {"seconds": seconds, "gflop": work, "peak_gflops": peak, "share": work / seconds / peak, "peak_memory_mb": runs.peak_memory_mb()}
+
+
+def probe_loop() -> dict[str, float]:
+    """An epoch of the loop on phantoms against bare forward-backward-step on the same batches, interleaved."""
+    import tempfile
+
+    from mvl.datasets import splits, tasks
+    from mvl.datasets.loaders import CaseStore, training_loader
+    from mvl.train import Trainer
+
+    config = build(Config, {**STEP_64, "model": {"architecture": "medvisionllama_v3"}}, "bench")
+    task = tasks.find_task("phantoms")
+    cases = splits.load_split(task, 0, 1.0).train[:16]
+    store = CaseStore(task, cases, config.data)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(config, task, store, store, Path(scratch), "")
+        batches = list(training_loader(store, config, 0, 0, 0, 1))
+
+        def bare() -> None:
+            trainer.model.train()
+            for batch in batches:
+                trainer.loss(trainer.model(batch["image"]), batch["label"].float()).backward()
+                trainer.optimizer.step()
+                trainer.optimizer.zero_grad(set_to_none=True)
+
+        def loop() -> None:
+            trainer.train_epoch([], _NoBar())
+            trainer.progress.step, trainer.progress.losses = 0, []
+
+        pairs = [(best_of(loop, 2), best_of(bare, 2)) for _ in range(2)]
+    ours, peer = min(p[0] for p in pairs), min(p[1] for p in pairs)
+    return {"seconds": ours, "bare_seconds": peer, "overhead": ours / peer - 1}
+
+
+class _NoBar:
+    def update(self) -> None:
+        """Count nothing."""
+
+
+def probe_metrics() -> dict[str, float]:
+    """All metrics of one 128x128x128 case: two shifted balls of radius 40."""
+    import numpy as np
+
+    from mvl.evaluate import case_metrics
+
+    grid = np.indices((128,) * 3) - 64
+    ball = lambda shift: ((grid[0] - shift) ** 2 + grid[1] ** 2 + grid[2] ** 2) < 40**2
+    prediction, label, before = ball(2), ball(0), runs.peak_memory_mb()
+    seconds = best_of(lambda: case_metrics(prediction, label, (1.0, 1.0, 1.0), 1.0), 3)
+    return {"seconds": seconds, "extra_memory_mb": runs.peak_memory_mb() - before}
+
+
+def probe_layer() -> dict[str, float]:
+    """Reading the last SmolLM2 layer: hash, parse, dequantise that layer alone (imports not counted)."""
+    import gguf  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    from mvl.models.llm_sources import load_layer
+
+    before, begin = runs.peak_memory_mb(), time.perf_counter()
+    load_layer("smollm2-135m", -1)
+    return {"seconds": time.perf_counter() - begin, "extra_memory_mb": runs.peak_memory_mb() - before}
+
+
+def probe_help() -> dict[str, float]:
+    """`mvl --help`, best of five."""
+    words = [sys.executable, "-m", "mvl.cli", "--help"]
+    return {"seconds": best_of(lambda: subprocess.run(words, capture_output=True, check=True), 5)}
+
+
+PROBES: dict[str, Callable[..., dict[str, float]]] = {
+    "vit": probe_vit, "released": probe_released, "hybrid": probe_hybrid, "loop": probe_loop,
+    "metrics": probe_metrics, "layer": probe_layer, "help": probe_help}
+
+
+def child(probe: str, *arguments: Any) -> dict[str, float]:
+    """Run one probe in a fresh process with one thread.
+
+    Raises:
+        RuntimeError: the probe failed; carries the end of its output.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "mvl.bench", probe, json.dumps(arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"bench probe {probe} failed: {done.stderr.strip()[-400:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bench(released: Path | None = None, progress: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """Rows of the table: what, value, unit, bar, met, and what was measured. `released`: a clone of the paper's repository."""
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, value: float, unit: str, bar: float, measured: dict[str, Any], at_least: bool = False) -> None:
+        rows.append({"what": what, "value": round(value, 4), "unit": unit, "bar": bar, "bar_is": "at least" if at_least else "at most",
+                     "met": value >= bar if at_least else value <= bar, "measured": measured})
+        progress(f"{what}: {value:.3g} {unit} (bar: {rows[-1]['bar_is']} {bar})")
+
+    for name, rate, time_bar, memory_bar in (("with dropout 0.2", 0.2, 1 / 9, 1 / 15), ("without dropout", 0.0, 0.9, 0.8)):
+        if released is None:
+            ours = child("vit", rate)
+            progress(f"ViT-Baseline step, 128^3, {name}: {ours} (give --released CLONE to measure the released model beside it)")
+            continue
+        ours, theirs = child("vit", rate), child("released", str(Path(released).resolve()), rate)
+        both = {"ours": ours, "released": theirs}
+        add(f"ViT-Baseline step, 128^3, {name}: time, ours / released", ours["seconds"] / theirs["seconds"], "ratio", time_bar, both)
+        add(f"ViT-Baseline step, 128^3, {name}: memory, ours / released", ours["peak_memory_mb"] / theirs["peak_memory_mb"], "ratio", memory_bar, both)
+    hybrid, loop, metrics, layer, usage = (child(name) for name in ("hybrid", "loop", "metrics", "layer", "help"))
+    add("hybrid step, 64^3, batch 4: share of the matmul peak", hybrid["share"], "ratio", 0.65, hybrid, at_least=True)
+    add("training loop over bare forward-backward-step", loop["overhead"], "ratio", 0.05, loop)
+    add("all metrics of one 128^3 case", metrics["seconds"], "s", 2.0, metrics)
+    add("all metrics of one 128^3 case, memory", metrics["extra_memory_mb"], "MB", 1000.0, metrics)
+    add("one SmolLM2 layer read", layer["seconds"], "s", 2.0, layer)
+    add("one SmolLM2 layer read, memory", layer["extra_memory_mb"], "MB", 300.0, layer)
+    add("mvl --help", usage["seconds"], "s", 0.5, usage)
+    return rows
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    print(json.dumps(PROBES[sys.argv[1]](*json.loads(sys.argv[2]))))

@@ -1,0 +1,80 @@
+"""Checkpoints and weights that are whole or not there: the hash is part of the name, and the last two are kept."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvl import runs
+
+PATTERN = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
+KEEP = 2
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `checkpoint-<step>-<hash>.pt` atomically, then drop all but the newest two."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    path = folder / f"checkpoint-{step:09d}-{runs.sha256_bytes(data)[:16]}.pt"
+    runs.atomic_write(path, data)
+    for old in found(folder)[KEEP:]:
+        old.unlink()
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in a run folder, newest first."""
+    return sorted((p for p in folder.glob("checkpoint-*.pt") if PATTERN.fullmatch(p.name)), reverse=True)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint whose bytes have the hash in its name; an older one is taken with a word on stderr; None when there is none.
+
+    Raises:
+        RunError: there are checkpoints and none is whole.
+    """
+    for path in found(folder):
+        data = path.read_bytes()
+        if runs.sha256_bytes(data)[:16] == PATTERN.fullmatch(path.name)[2]:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        print(f"{path}: bytes differ from the hash in its name; going on from the one before", file=sys.stderr)
+    if found(folder):
+        raise runs.RunError(f"{folder}: no checkpoint is whole; delete the checkpoint-*.pt files there to start the run anew")
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Delete the checkpoints of a finished run."""
+    for path in found(folder):
+        path.unlink()
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Tensors as safetensors, atomically; the same tensors give the same bytes."""
+    from safetensors.torch import save as to_bytes
+
+    runs.atomic_write(path, to_bytes({name: tensor.contiguous().cpu() for name, tensor in sorted(state.items())}))
+
+
+def load_weights(run_dir: Path) -> dict[str, Tensor]:
+    """A finished run's tensors, hash checked.
+
+    Raises:
+        RunError: the file is missing or its hash is not the one in `status.json`.
+    """
+    from safetensors.torch import load as from_bytes
+
+    path, wanted = run_dir / "weights.safetensors", runs.read_status(run_dir).get("files", {}).get("weights.safetensors")
+    if not path.is_file():
+        raise runs.RunError(f"{path}: no weights; published records carry none: train the run with `{runs.command(runs.read_config(run_dir), runs.default_results_dir())}`")
+    data = path.read_bytes()
+    if wanted is not None and runs.sha256_bytes(data) != wanted:
+        raise runs.RunError(f"{path}: sha256 differs from status.json; delete the run's folder and train again")
+    return from_bytes(data)

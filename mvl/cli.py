@@ -1,0 +1,181 @@
+"""The command line `mvl`: parsing only; `mvl/commands.py` does what it says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mvl import commands as do
+from mvl.commands import BAD, USAGE
+from mvl.config import ConfigError
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, with one message on standard error when it is not 0."""
+    args = parser().parse_args(argv)
+    try:
+        return args.handler(args)
+    except KeyboardInterrupt:
+        return say("interrupted; the same command goes on from here", 130)
+    except SystemExit as error:
+        if not hasattr(error, "command"):
+            raise
+        return say(f"interrupted; go on with: {error.command}", int(error.code or 0))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BAD
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        return say(str(error), code)
+
+
+def exit_code(error: Exception) -> int | None:
+    """Exit code of an error that the package raises on purpose, None for a fault of the package itself (which keeps its traceback)."""
+    if isinstance(error, ConfigError):
+        return USAGE
+    return BAD if type(error).__module__.split(".")[0] == "mvl" or isinstance(error, OSError) else None
+
+
+def say(text: str, code: int) -> int:
+    """Print `mvl: <text>` on standard error and return `code`."""
+    print(f"mvl: {text}", file=sys.stderr)
+    return code
+
+
+def fraction(text: str) -> float:
+    """A number in (0, 1]; nan and infinities are refused."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not low <= (value := int(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not in {low}-{high}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def task_name(text: str) -> str:
+    """A task's full name from `Task04_Hippocampus`, `hippocampus` or `phantoms`."""
+    from mvl.datasets.tasks import TaskError, find_task
+
+    try:
+        return find_task(text).name
+    except TaskError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def task_or_weights(text: str) -> str:
+    """A task's full name, or `weights`."""
+    return text if text == "weights" else task_name(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    from mvl import __doc__ as about
+    from mvl import __version__
+
+    top = argparse.ArgumentParser("mvl", description=about, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"mvl {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_data(commands)
+    add_run(commands)
+    add_study(commands)
+    add_shown(commands)
+    return top
+
+
+def add(commands: Any, name: str, handler: Handler, *options: Callable[[argparse.ArgumentParser], Any]) -> argparse.ArgumentParser:
+    """One command whose help is its handler's docstring."""
+    text = (handler.__doc__ or "").split("`: ", 1)[-1]
+    command = commands.add_parser(name, help=text.rstrip("."), description=text[:1].upper() + text[1:], allow_abbrev=False)
+    command.set_defaults(handler=handler)
+    for option in options:
+        option(command)
+    return command
+
+
+def data_dir(command: argparse.ArgumentParser) -> None:
+    """--data-dir."""
+    command.add_argument("--data-dir", type=Path, metavar="D", help="folder of the task folders (default: $MVL_DATA, else data/raw)")
+
+
+def results_dir(command: argparse.ArgumentParser) -> None:
+    """--results-dir."""
+    from mvl.runs import default_results_dir
+
+    command.add_argument("--results-dir", type=Path, metavar="D", default=default_results_dir(), help="folder of runs (default: data/runs)")
+
+
+def as_json(command: argparse.ArgumentParser) -> None:
+    """--json."""
+    command.add_argument("--json", action="store_true", help="print one JSON document and nothing else on standard output")
+
+
+def add_data(commands: Any) -> None:
+    """fetch, verify."""
+    command = add(commands, "fetch", do.fetch, data_dir)
+    command.add_argument("task", type=task_or_weights, metavar="TASK", help="Task04_Hippocampus, hippocampus, phantoms, ..., or weights")
+    command.add_argument("--source", default="smollm2-135m", help="with weights: which pretrained source (default: %(default)s)")
+    add(commands, "verify", do.verify, data_dir, as_json).add_argument("task", type=task_name, metavar="TASK", help="as for fetch")
+
+
+def add_run(commands: Any) -> None:
+    """train, evaluate."""
+    command = add(commands, "train", do.train, results_dir, data_dir)
+    command.add_argument("--study", required=True, metavar="S", help="name in mvl/configs/studies")
+    command.add_argument("--task", required=True, type=task_name, metavar="T", help="as for fetch")
+    command.add_argument("--system", required=True, metavar="Y", help="name in mvl/configs/systems (see mvl systems)")
+    command.add_argument("--fraction", type=fraction, default=1.0, metavar="F", help="share of training cases, in (0, 1] (default: 1.0)")
+    command.add_argument("--fold", type=whole(0, 9), default=0, metavar="K", help="test block, 0-9 (default: 0)")
+    command.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="N", help="seed of the run (default: 0)")
+    add(commands, "evaluate", do.evaluate, data_dir).add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
+
+
+def add_study(commands: Any) -> None:
+    """study run|status|check|collect|record."""
+    top = commands.add_parser("study", help="run a study, show how far it is, check and record its results", allow_abbrev=False)
+    actions = top.add_subparsers(title="actions", required=True, metavar="ACTION")
+    command = add(actions, "run", do.study_run, results_dir, data_dir)
+    command.add_argument("--jobs", type=whole(1, 4096), default=2, metavar="N", help="runs at a time, one thread each (default: 2)")
+    command.add_argument("--engine", choices=("snakemake", "inline"), default="snakemake", help="inline: one after another in this process")
+    command.add_argument("--profile", default="local", metavar="P", help="folder of workflow/profiles: local, slurm (default: local)")
+    status = add(actions, "status", do.study_status, results_dir, as_json)
+    status.add_argument("--complete", action="store_true", help="exit 1 unless every run is done")
+    rest = [add(actions, "check", do.study_check, results_dir), add(actions, "collect", do.study_collect, results_dir),
+            add(actions, "record", do.study_record, results_dir)]
+    for each in (command, status, *rest):
+        each.add_argument("study", metavar="S", help="name in mvl/configs/studies")
+
+
+def add_shown(commands: Any) -> None:
+    """systems, bench, notebook, book, figures, doctor."""
+    add(commands, "systems", do.systems, as_json)
+    command = add(commands, "bench", do.bench, as_json)
+    command.add_argument("--released", type=Path, metavar="CLONE", help="clone of MedVisionLlama's released code, measured beside ours")
+    command = add(commands, "notebook", do.notebook)
+    command.add_argument("name", metavar="NAME", help="e.g. 01_baseline")
+    command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="study, results_dir")
+    command = add(commands, "book", do.book, results_dir)
+    command.add_argument("--study", metavar="S", help="show this study's runs (default: the published records)")
+    add(commands, "figures", do.figures)
+    add(commands, "doctor", do.doctor, data_dir, as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""What each command of `mvl` does: one call into the package, imported when it is asked for, and how its answer is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+DONE, BAD, USAGE = 0, 1, 2
+"Exit codes: done; the data or the run is bad; wrong usage. Interrupted and resumable: 128 + signal (130, 143)."
+
+
+@contextmanager
+def chatter_to_stderr(active: bool = True) -> Iterator[None]:
+    """While active, whatever Python code, C libraries and child processes print on standard output goes to standard error."""
+    if not active:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def answer(args: argparse.Namespace, ask: Callable[[], Any], show: Callable[[Any], str]) -> Any:
+    """Call `ask`, print its value as one JSON document (--json) or as `show` words it, and return it."""
+    with chatter_to_stderr(args.json):
+        value = ask()
+    print(json.dumps(value, indent=1, allow_nan=False) if args.json else show(value))
+    return value
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """`mvl fetch TASK|weights`: prints where it lies."""
+    if args.task == "weights":
+        from mvl.models.llm_sources import fetch_source
+
+        print(fetch_source(args.source))
+        return DONE
+    from mvl.datasets import download, tasks
+
+    task = tasks.find_task(args.task)
+    print(tasks.task_dir(task, args.data_dir) if task.name == "phantoms" else download.fetch(task, args.data_dir))
+    return DONE
+
+
+def verify(args: argparse.Namespace) -> int:
+    """`mvl verify TASK`: one line per bad file, exit 1 when there is one."""
+    from mvl.datasets import download, tasks
+
+    def ask() -> dict[str, Any]:
+        found = download.verify(tasks.find_task(args.task), args.data_dir)
+        return {"task": args.task, "findings": [{"path": f.path, "fault": f.fault, "remedy": f.remedy} for f in found]}
+
+    def show(value: dict[str, Any]) -> str:
+        return "\n".join(f"{f['path']}: {f['fault']}; {f['remedy']}" for f in value["findings"]) or f"{args.task}: every case is whole"
+
+    return BAD if answer(args, ask, show)["findings"] else DONE
+
+
+def train(args: argparse.Namespace) -> int:
+    """`mvl train`: trains or goes on with one run, evaluates it, prints its folder last."""
+    from mvl.config import load_config
+
+    config = load_config(args.study, args.task, args.system, args.fraction, args.fold, args.seed)
+    from mvl.train import train_run
+
+    print(train_run(config, args.results_dir, args.data_dir), flush=True)
+    return DONE
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """`mvl evaluate RUN`: scores a trained run again and writes its cases.csv."""
+    from mvl.evaluate import evaluate_run
+
+    print(f"{args.run / 'cases.csv'}: {len(evaluate_run(args.run, args.data_dir))} rows")
+    return DONE
+
+
+def study_run(args: argparse.Namespace) -> int:
+    """`mvl study run S`: the runs that are not done yet, then the tables."""
+    from mvl.studies import run_study
+    from mvl.tables import collect
+
+    code = run_study(args.study, args.results_dir, args.data_dir, jobs=args.jobs, engine=args.engine, profile=args.profile)
+    if code < 128:
+        print(collect(args.study, args.results_dir))
+    return code
+
+
+def study_status(args: argparse.Namespace) -> int:
+    """`mvl study status S`: what is done, running, failed."""
+    from mvl.studies import study_status as status
+
+    value = answer(args, lambda: status(args.study, args.results_dir), show_status)
+    return BAD if args.complete and value["done"] < value["total"] else DONE
+
+
+def show_status(value: dict[str, Any]) -> str:
+    """One line per run, then the counts."""
+    lines = [f"{run['state']:<12}{run['run']}" + (f"  epoch {run['epoch']}/{run['epochs']}" if run["state"] == "running" else "")
+             + (f"  {run['error']}" if run.get("error") else "") for run in value["runs"]]
+    counts = ", ".join(f"{value[key]} {key}" for key in ("running", "failed", "missing") if value[key])
+    return "\n".join([*lines, f"{value['study']}: {value['done']} of {value['total']} runs done" + (f", {counts}" if counts else "")])
+
+
+def study_check(args: argparse.Namespace) -> int:
+    """`mvl study check S`: every recorded quantity beside the rerun's; exit 1 when one does not reproduce."""
+    from mvl.reproduce import main as reproduction_check
+
+    return reproduction_check(args.study, args.results_dir)
+
+
+def study_collect(args: argparse.Namespace) -> int:
+    """`mvl study collect S`: writes runs.csv, cases.csv and history.csv of a study."""
+    from mvl.tables import collect
+
+    print(collect(args.study, args.results_dir))
+    return DONE
+
+
+def study_record(args: argparse.Namespace) -> int:
+    """`mvl study record S`: copies the done runs' records, without weights, into data/results."""
+    from mvl.runs import records_dir
+    from mvl.tables import record
+
+    record(args.study, args.results_dir, records_dir())
+    print(records_dir() / args.study)
+    return DONE
+
+
+def systems(args: argparse.Namespace) -> int:
+    """`mvl systems`: each system's name, source, spatial dims and parameter counts at the released sizes."""
+    from mvl.systems import describe_systems
+
+    def show(rows: list[dict[str, Any]]) -> str:
+        count = lambda row: "".join(f"{row[key]:>13,}" for key in ("trainable", "frozen", "total"))
+        lines = [f"{row['name']:<28}{row['spatial_dims']}-D{count(row)}  {row['source']}" for row in rows]
+        return "\n".join([f"{'system':<30}{'trainable':>13}{'frozen':>13}{'total':>13}  source", *lines])
+
+    answer(args, describe_systems, show)
+    return DONE
+
+
+def bench(args: argparse.Namespace) -> int:
+    """`mvl bench`: speed and memory beside their bars, each a ratio within one run."""
+    from mvl.bench import bench as measure
+
+    def show(rows: list[dict[str, Any]]) -> str:
+        return "\n".join(f"{'met' if row['met'] else 'MISSED':<8}{row['value']:>10.4g} {row['unit']:<6}{row['bar_is']} {row['bar']:.3g}  {row['what']}"
+                         for row in rows)
+
+    answer(args, lambda: measure(args.released, lambda line: print(line, file=sys.stderr, flush=True)), show)
+    return DONE
+
+
+def notebook(args: argparse.Namespace) -> int:
+    """`mvl notebook NAME -p KEY VALUE`: executes a notebook; unknown parameters are refused."""
+    from mvl import notebooks as room
+
+    try:
+        path, given = room.notebook_path(args.name), dict(args.parameter)
+        room.check_parameters(given, room.declared_parameters(json.loads(path.read_text()), path.name), path.name)
+    except room.NotebookError as error:
+        print(f"mvl: {error}", file=sys.stderr)
+        return USAGE
+    print(room.run_notebook(args.name, given))
+    return DONE
+
+
+def book(args: argparse.Namespace) -> int:
+    """`mvl book`: executes the notebooks and builds the book, of the published records or of one study's runs."""
+    from mvl.book import build_book
+
+    print(build_book(args.study, args.results_dir).resolve().as_uri())
+    return DONE
+
+
+def figures(args: argparse.Namespace) -> int:
+    """`mvl figures`: draws README's figure and results again from the published records."""
+    from mvl import book, report, runs, tables
+    from mvl.config import ROOT
+    from mvl.figures import paired_differences, svg
+
+    chapter, target = report.open_chapter("llm_hybrid", book.PUBLISHED, runs.records_dir()), runs.records_dir() / book.PUBLISHED / "figure.svg"
+    runs.atomic_write(target, svg(paired_differences(report.differences(chapter), chapter.holes)))
+    changed = tables.update_readme(ROOT / "README.md")
+    print(f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}")
+    return DONE
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """`mvl doctor`: what a bug report needs, and what is missing with its remedy."""
+    from mvl import doctor as room
+
+    answer(args, lambda: room.report(args.data_dir), room.show)
+    return DONE

@@ -1,0 +1,51 @@
+"""Augmentation of training cases: a small rotation of image and label together, then contrast and brightness of the image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32, UInt8
+from monai.transforms import RandAffineGrid, RandScaleIntensity, RandShiftIntensity
+from torch import Tensor
+
+from mvl.config import DataConfig
+
+
+class Augment:
+    """Random changes drawn by MONAI's Rand transforms, applied with one sampling grid for image and label.
+
+    Rotation is about each axis of the network's grid, uniform within +-`rotate_degrees`; contrast is a factor around the mean, brightness a
+    shift in standard deviations, each uniform within +-`intensity_factor`.
+
+    Source: MedVisionLlama, released `datasets.py`. Differs: all three axes at once and fresh draws in each epoch (released: one plane, two
+    fixed copies beside each case, made before the split into training and validation cases).
+    """
+
+    def __init__(self, data: DataConfig) -> None:
+        angle = math.radians(data.rotate_degrees)
+        self.rotate = RandAffineGrid(rotate_range=[(-angle, angle)] * (3 if len(data.img_size) == 3 else 1))
+        self.contrast = RandScaleIntensity(factors=data.intensity_factor, prob=1.0)
+        self.brightness = RandShiftIntensity(offsets=data.intensity_factor, prob=1.0)
+
+    def __call__(self, image: Float32[Tensor, "C *spatial"], label: UInt8[Tensor, "1 *spatial"],
+                 seed: int) -> tuple[Float32[Tensor, "C *spatial"], UInt8[Tensor, "1 *spatial"]]:
+        """The changed copies, a function of the case and `seed` alone."""
+        for shift, draw in enumerate((self.rotate, self.contrast, self.brightness)):
+            draw.set_random_state(seed=(seed + shift) % 2**32)
+        self.rotate(image.shape[1:], lazy=True)
+        image, label = resample(image, label, torch.as_tensor(self.rotate.get_transformation_matrix(), dtype=torch.float64))
+        image = self.brightness(self.contrast(image))
+        return getattr(image, "as_tensor", lambda: image)(), label
+
+
+def resample(image: Tensor, label: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Image (C, *spatial, trilinear) and label (1, *spatial, nearest) read at `matrix` (d+1, d+1), which maps centred voxel positions."""
+    d = image.ndim - 1
+    half = torch.tensor(image.shape[1:], dtype=torch.float64) / 2
+    theta = (matrix[:d, :d] * half[None, :] / half[:, None]).flip(0, 1)
+    theta = torch.cat([theta, (matrix[:d, d] / half).flip(0)[:, None]], dim=1).float()
+    grid = F.affine_grid(theta[None], [1, 1, *image.shape[1:]], align_corners=False)
+    read = lambda x, mode: F.grid_sample(x[None], grid, mode=mode, padding_mode="border", align_corners=False)[0]
+    return read(image, "bilinear"), read(label.float(), "nearest").to(label.dtype)

@@ -1,0 +1,247 @@
+"""What a network sees of a case, and the way back: MONAI transforms, a store of decoded cases, training batches.
+
+Every random draw is a function of (seed, purpose, epoch, case), so that worker count, order of visits and interruption change nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Lambdad,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    Resized,
+    ResizeWithPadOrCropd,
+    Spacingd,
+)
+from monai.transforms.utils import allow_missing_keys_mode
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mvl.config import Config, DataConfig
+from mvl.datasets.augment import Augment
+from mvl.datasets.phantoms import nifti_bytes
+from mvl.datasets.tasks import Case, Task, TaskError, list_cases, read_manifest, task_dir
+from mvl.runs import atomic_write, draw_seed, sha256_file
+
+KEYS = ("image", "label")
+WORKER_TIMEOUT_S = 300
+"A loader process that answers nothing for so long is given up."
+
+
+@dataclass(frozen=True)
+class NativeCase:
+    """A label on the scan's own grid, as stored: axes are the file's, `spacing_mm` and `affine` in that order."""
+
+    label: UInt8[np.ndarray, "*grid"]
+    affine: Float[np.ndarray, "4 4"]
+    spacing_mm: tuple[float, ...]
+
+
+def preprocessing(data: DataConfig) -> Compose:
+    """File names to (image, label) on the network's grid: orientation, z-score per case and channel, foreground, then resize or pad/crop.
+
+    Source: MedVisionLlama, released `datasets.py`. Differs: labels are resized by nearest neighbour (released: linear), min-max after the
+    z-score is left out, every channel is kept (released: the first).
+    """
+    size, steps = data.img_size, [LoadImaged(KEYS, reader="NibabelReader", image_only=True), EnsureChannelFirstd(KEYS),
+                                  Orientationd(KEYS, axcodes="RAS", labels=None), NormalizeIntensityd("image", channel_wise=True)]
+    if data.labels == "foreground":
+        steps.append(Lambdad("label", foreground, track_meta=True, inv_func=_same))
+    if data.resample == "resize":
+        return Compose([*steps, Resized(KEYS, spatial_size=size, mode=("trilinear", "nearest-exact"))])
+    spacing = Spacingd(KEYS, pixdim=data.spacing_mm, mode=("bilinear", "nearest"), padding_mode="border")
+    return Compose([*steps, spacing, ResizeWithPadOrCropd(KEYS, spatial_size=size)])
+
+
+def foreground(label: Tensor) -> Tensor:
+    """1 where any structure is."""
+    return (label > 0).to(label.dtype)
+
+
+def _same(label: Tensor) -> Tensor:
+    return label
+
+
+class CaseStore:
+    """Cases of one task on the network's grid, decoded once and kept in memory up to `data.cache_gb`."""
+
+    def __init__(self, task: Task, case_ids: tuple[str, ...], data: DataConfig, data_dir: Path | None = None) -> None:
+        """Find the cases' files; nothing is decoded yet.
+
+        Raises:
+            TaskError: the task's data are absent, or a case is unknown or given twice.
+        """
+        known = {case.case_id: case for case in list_cases(task, data_dir)}
+        for case_id in case_ids:
+            if case_id not in known or case_ids.count(case_id) > 1:
+                raise TaskError(f"{task.name}: case {case_id} is {'given twice' if case_id in known else 'not on disk'}; see data/splits/{task.name}.json")
+        self.task, self.case_ids, self.data = task, tuple(case_ids), data
+        self.cases = [known[case_id] for case_id in case_ids]
+        self.folder = task_dir(task, data_dir)
+        self.manifest = read_manifest(task, self.folder)
+        self.transform = preprocessing(data)
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.traces: dict[int, tuple[Any, Any]] = {}
+        self.kept_bytes = 0
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self.case_ids)
+
+    def get(self, index: int) -> tuple[Float32[Tensor, "C *spatial"], UInt8[Tensor, "1 *spatial"]]:
+        """Image and label of a case on the network's grid; do not change them in place.
+
+        Raises:
+            TaskError: the file differs from its manifest or cannot be used; names it and the remedy.
+        """
+        if index not in self.kept:
+            pair = self._decode(index)
+            size = sum(t.numel() * t.element_size() for t in pair)
+            if self.kept_bytes + size > self.data.cache_gb * 1e9:
+                return pair
+            self.kept[index], self.kept_bytes = pair, self.kept_bytes + size
+        return self.kept[index]
+
+    def native(self, index: int) -> NativeCase:
+        """The case's label as drawn, on the scan's own grid."""
+        path = self.cases[index].label
+        self._check_bytes(path)
+        file = nibabel.load(path)
+        voxels = np.asarray(file.dataobj)
+        label = voxels.astype(np.uint8)
+        if not np.array_equal(label, voxels):
+            raise TaskError(f"{path}: holds values that are not labels; {self._remedy()}")
+        spacing = nibabel.affines.voxel_sizes(file.affine)[:label.ndim]
+        return NativeCase(label, np.asarray(file.affine, dtype=np.float64), tuple(float(s) for s in spacing))
+
+    def to_native(self, index: int, prediction: Float[Tensor, "K *spatial"]) -> Float[Tensor, "K *native"]:
+        """Probabilities from the network's grid to the scan's own, trilinear, by the inverse of MONAI's transforms.
+
+        What pad_crop cut away comes back as 0.
+        """
+        if index not in self.traces:
+            self.get(index)
+        operations, affine = self.traces[index]
+        meta = MetaTensor(prediction.detach().cpu(), affine=affine, applied_operations=copy.deepcopy(operations))
+        with allow_missing_keys_mode(self.transform):
+            return self.transform.inverse({"image": meta})["image"].as_tensor()
+
+    def save_native(self, index: int, mask: np.ndarray, path: Path) -> Path:
+        """Write a mask on the scan's own grid as `.nii.gz` with the scan's geometry; the header holds nothing else."""
+        atomic_write(path, nifti_bytes(mask.astype(np.uint8), self.native(index).affine))
+        return path
+
+    def warm(self) -> None:
+        """Decode what fits under the cap now, so that loader processes share it instead of decoding it each."""
+        for index in range(len(self)):
+            if index not in self.kept:
+                self.get(index)
+                if index not in self.kept:
+                    return
+
+    def _decode(self, index: int) -> tuple[Tensor, Tensor]:
+        case = self.cases[index]
+        for path in (case.image, case.label):
+            self._check_bytes(path)
+        try:
+            out = self.transform({"image": str(case.image), "label": str(case.label)})
+        except Exception as error:
+            raise TaskError(f"{case.image} and its label cannot be decoded ({type(error.__cause__ or error).__name__}); {self._remedy()}") from error
+        self.traces[index] = (out["image"].applied_operations, out["image"].affine)
+        image, label = out["image"].as_tensor().float().contiguous(), out["label"].as_tensor()
+        self._check_values(case, image, label)
+        return image, label.to(torch.uint8).contiguous()
+
+    def _check_values(self, case: Case, image: Tensor, label: Tensor) -> None:
+        if len(image) != len(self.task.channels):
+            raise TaskError(f"{case.image}: {len(image)} channels, {self.task.name} has {', '.join(self.task.channels)}; {self._remedy()}")
+        if not torch.isfinite(image).all():
+            raise TaskError(f"{case.image}: NaN or infinite voxels; {self._remedy()}")
+        if not set(label.unique().tolist()) <= {0, 1, *self.task.labels}:
+            raise TaskError(f"{case.label}: values {label.unique().tolist()}, expected 0 and {sorted(self.task.labels)}; {self._remedy()}")
+
+    def _check_bytes(self, path: Path) -> None:
+        wanted = self.manifest.get(path.relative_to(self.folder).as_posix())
+        if wanted and sha256_file(path) != wanted:
+            raise TaskError(f"{path}: its bytes differ from the manifest's sha256; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return f"run `mvl verify {self.task.name}`"
+
+
+class TrainingBatches(Dataset):
+    """Cases of one epoch by index, augmented as (seed, epoch, case) say."""
+
+    def __init__(self, store: CaseStore, config: Config, epoch: int) -> None:
+        self.store, self.config, self.epoch = store, config, epoch
+        self.augment = Augment(config.data)
+
+    def __len__(self) -> int:
+        """Number of cases."""
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image` (C, *spatial) float32, `label` (1, *spatial) uint8 and `case`."""
+        case, (image, label) = self.store.case_ids[index], self.store.get(index)
+        if self.config.data.augment:
+            image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", self.epoch, case))
+        return {"image": image, "label": label, "case": case}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch: `image` (B, C, *spatial), `label` (B, 1, *spatial), `cases`."""
+        channels, size = len(self.store.task.channels), self.config.data.img_size
+        image = torch.stack([s["image"] for s in samples]) if samples else torch.zeros(0, channels, *size)
+        label = torch.stack([s["label"] for s in samples]) if samples else torch.zeros(0, 1, *size, dtype=torch.uint8)
+        return {"image": image, "label": label, "cases": [s["case"] for s in samples]}
+
+
+def steps_per_epoch(n_cases: int, batch_size: int) -> int:
+    """Optimiser steps of an epoch; the last, short batch counts."""
+    return -(-n_cases // batch_size)
+
+
+def epoch_order(case_ids: tuple[str, ...], seed: int, epoch: int) -> list[int]:
+    """Indices of the cases in the order in which `epoch` visits them, a function of (seed, epoch, case ids)."""
+    return sorted(range(len(case_ids)), key=lambda index: draw_seed(seed, "order", epoch, case_ids[index]))
+
+
+def training_loader(store: CaseStore, config: Config, epoch: int, first_step: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Batches `first_step`, `first_step + 1`, ... of an epoch; process `rank` gets every `world_size`-th case of each.
+
+    A process for which a short last batch leaves no case gets an empty one (B = 0), so that all processes take the same number of steps.
+    """
+    order, size, workers = epoch_order(store.case_ids, config.seed, epoch), config.train.batch_size, config.data.num_workers
+    batches = [order[start:start + size][rank::world_size] for start in range(first_step * size, len(order), size)]
+    if workers:
+        store.warm()
+    dataset = TrainingBatches(store, config, epoch)
+    generator = torch.Generator().manual_seed(draw_seed(config.seed, "loader", epoch))
+    return DataLoader(dataset, batch_sampler=_Fixed(batches), collate_fn=dataset.collate, num_workers=workers, generator=generator,
+                      timeout=WORKER_TIMEOUT_S if workers else 0)
+
+
+class _Fixed(torch.utils.data.Sampler):
+    """Batches of indices, as given."""
+
+    def __init__(self, batches: list[list[int]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)

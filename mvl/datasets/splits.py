@@ -1,0 +1,168 @@
+"""Ten-fold splits, committed as `data/splits/<task>.json`: who is trained on, validated on and tested, for good.
+
+Fold k tests block k, validates on the next two blocks (wrapping) and trains on the other seven. A subset of the training cases is a prefix of
+the fold's list, so that the 10 % subset lies in the 30 % subset, which lies in the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvl.config import ROOT
+from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, waiting_lock
+from mvl.runs import draw_seed, sha256_bytes, write_json
+
+NUM_FOLDS = 10
+RULE = ("cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; a fold's training list ordered by sha256 of "
+        "(seed, 'train', task, fold, case)")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids of one run, and the sha256 of the three lists."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    sha256: str
+
+
+def make_split(task_name: str, case_ids: list[str], seed: int = 0) -> dict[str, Any]:
+    """The whole split of a task, a function of the case ids and the seed alone.
+
+    Raises:
+        TaskError: fewer cases than blocks, or a case given twice.
+    """
+    if len(case_ids) < NUM_FOLDS or len(set(case_ids)) < len(case_ids):
+        raise TaskError(f"{task_name}: {len(case_ids)} cases ({len(set(case_ids))} distinct) cannot be dealt to {NUM_FOLDS} blocks")
+    order = sorted(case_ids, key=lambda case: draw_seed(seed, "blocks", task_name, case))
+    blocks = [sorted(order[k::NUM_FOLDS]) for k in range(NUM_FOLDS)]
+    folds = [_fold(task_name, blocks, fold, seed) for fold in range(NUM_FOLDS)]
+    return {"task": task_name, "seed": seed, "rule": RULE, "blocks": blocks, "folds": folds}
+
+
+def _fold(task_name: str, blocks: list[list[str]], fold: int, seed: int) -> dict[str, Any]:
+    test, *val = roles(fold)
+    cases = [case for k, block in enumerate(blocks) if k not in (test, *val) for case in block]
+    return {"test": test, "val": val, "train": sorted(cases, key=lambda case: draw_seed(seed, "train", task_name, fold, case))}
+
+
+def roles(fold: int) -> tuple[int, int, int]:
+    """Test block and the two validation blocks of a fold."""
+    return fold, (fold + 1) % NUM_FOLDS, (fold + 2) % NUM_FOLDS
+
+
+def load_split(task: Task, fold: int, fraction: float, data_dir: Path | None = None) -> Split:
+    """Cases of fold `fold` with a `fraction` of its training cases: round(fraction * n), at least 1.
+
+    Raises:
+        TaskError: missing fold, overlap, duplicate, or a case that is on disk but not in the split, or the reverse; names file and case.
+    """
+    path = split_file(task, data_dir)
+    return select(read_split(path), fold, fraction, path)
+
+
+def split_file(task: Task, data_dir: Path | None = None) -> Path:
+    """The task's split file, checked against the cases on disk; written by the seeded rule where there is none yet."""
+    case_ids = [case.case_id for case in list_cases(task, data_dir)]
+    path = split_path(task, data_dir)
+    if not path.is_file():
+        write_split_file(task.name, case_ids, path)
+    check_cases(read_split(path), case_ids, path)
+    return path
+
+
+def split_path(task: Task, data_dir: Path | None = None) -> Path:
+    """`data/splits/<task>.json` of this clone; where that is absent and cannot be written, `splits/` beside the task's data."""
+    ours = ROOT / "data" / "splits" / f"{task.name}.json"
+    writable = os.access(ours.parent if ours.parent.is_dir() else ROOT, os.W_OK)
+    return ours if ours.is_file() or writable else data_root(data_dir) / "splits" / ours.name
+
+
+def write_split_file(task_name: str, case_ids: list[str], path: Path, seed: int = 0) -> Path:
+    """Write the split once; a file that another process wrote meanwhile stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with waiting_lock(path.parent):
+        if not path.is_file():
+            write_json(path, make_split(task_name, case_ids, seed))
+    return path
+
+
+def read_split(path: Path) -> dict[str, Any]:
+    """The split in `path`, with ten disjoint blocks and folds that follow from them.
+
+    Raises:
+        TaskError: unreadable, a block or fold missing, a case twice, or a training list that is not the other seven blocks.
+    """
+    try:
+        split = json.loads(path.read_text())
+        blocks, folds = split["blocks"], split["folds"]
+        facts = [(row["test"], row["val"], row["train"]) for row in folds]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TaskError(f"{path}: not a split file ({type(error).__name__}: {error}); {_remedy(path)}") from error
+    _check_blocks(blocks, path)
+    if len(facts) != NUM_FOLDS:
+        raise TaskError(f"{path}: {len(facts)} folds, expected {NUM_FOLDS} (fold {len(facts)} is missing); {_remedy(path)}")
+    for fold, (test, val, train) in enumerate(facts):
+        _check_fold(blocks, fold, (test, *val), train, path)
+    return split
+
+
+def _check_blocks(blocks: list[list[str]], path: Path) -> None:
+    if len(blocks) != NUM_FOLDS:
+        raise TaskError(f"{path}: {len(blocks)} blocks, expected {NUM_FOLDS}; {_remedy(path)}")
+    home: dict[str, int] = {}
+    for k, block in enumerate(blocks):
+        for case in block:
+            if case in home:
+                raise TaskError(f"{path}: case {case} is in block {home[case]} and again in block {k}; {_remedy(path)}")
+            home[case] = k
+
+
+def _check_fold(blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path) -> None:
+    if held_out != roles(fold):
+        raise TaskError(f"{path}: fold {fold} holds out blocks {held_out}, expected {roles(fold)}; {_remedy(path)}")
+    known = {case: k for k, block in enumerate(blocks) for case in block}
+    for case in train:
+        if train.count(case) > 1:
+            raise TaskError(f"{path}: case {case} is twice in the training list of fold {fold}; {_remedy(path)}")
+        if known.get(case) in held_out:
+            raise TaskError(f"{path}: case {case} is both trained on and held out in fold {fold}; {_remedy(path)}")
+    wanted = {case for case, k in known.items() if k not in held_out}
+    if odd := sorted(wanted.symmetric_difference(train)):
+        raise TaskError(f"{path}: case {odd[0]} and the training list of fold {fold} do not belong together; {_remedy(path)}")
+
+
+def check_cases(split: dict[str, Any], case_ids: list[str], path: Path) -> None:
+    """Nothing when the split and the disk hold the same cases.
+
+    Raises:
+        TaskError: names the first case that only one of them has.
+    """
+    known = {case for block in split["blocks"] for case in block}
+    if extra := sorted(set(case_ids) - known):
+        raise TaskError(f"{path}: case {extra[0]} is on disk but in no block ({len(extra)} such); remove it from the data folder")
+    if absent := sorted(known - set(case_ids)):
+        raise TaskError(f"{path}: case {absent[0]} is in the split but not on disk ({len(absent)} such); fetch the task again")
+
+
+def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Split:
+    """The three lists of one fold and fraction out of a checked split."""
+    if fold not in range(NUM_FOLDS):
+        raise TaskError(f"{path}: no fold {fold}; folds are 0-{NUM_FOLDS - 1}")
+    if not 0 < fraction <= 1:
+        raise TaskError(f"{path}: fraction {fraction} is not in (0, 1]")
+    row, blocks = split["folds"][fold], split["blocks"]
+    train = tuple(row["train"][:max(1, round(fraction * len(row["train"])))])
+    val = tuple(case for k in row["val"] for case in blocks[k])
+    test = tuple(blocks[row["test"]])
+    digest = sha256_bytes(json.dumps([split["task"], train, val, test]).encode())
+    return Split(train, val, test, digest)
+
+
+def _remedy(path: Path) -> str:
+    return f"restore {path.name} with `git checkout data/splits`, or delete it if it was written on this machine"

@@ -1,0 +1,140 @@
+"""Check every case of a task without trusting its files: bytes, header, voxels, labels, geometry, pairs, duplicates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm, decode, read_whole
+from mvl.datasets.tasks import Case, Task, TaskError, is_stray, read_cases, read_manifest, task_dir
+from mvl.runs import sha256_bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One bad file: where, what is wrong, what to do."""
+
+    path: str
+    fault: str
+    remedy: str
+
+
+def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
+    """Every bad file of a task, one finding each, in case order; empty when all is well.
+
+    Raises:
+        TaskError: there are no data to check, or `dataset.json` or the manifest cannot be used.
+    """
+    folder = task_dir(task, data_dir)
+    cases, manifest, again = read_cases(folder), read_manifest(task, folder), _remedy(task, folder)
+    findings, seen = _listing(task, folder, cases, again), {}
+    for case in cases:
+        faults, digest = check_case(task, case, folder, manifest)
+        if digest and (twin := seen.setdefault(digest, case.image)) != case.image and case.image not in faults:
+            faults[case.image] = f"the same voxels as {twin.name}: one scan under two names would leak from training into test"
+        findings += [Finding(str(path), fault, again) for path, fault in faults.items()]
+    return findings
+
+
+def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[dict[Path, str], str | None]:
+    """The case's faults by file, and the sha256 of its voxels when the image is sound."""
+    faults: dict[Path, str] = {}
+    scans: dict[str, Scan] = {}
+    for kind, path in (("image", case.image), ("label", case.label)):
+        try:
+            wanted = manifest.get(path.relative_to(folder).as_posix())
+            if manifest and wanted is None:
+                raise FileFault("not in the manifest")
+            scans[kind] = check_file(path, len(task.channels) if kind == "image" else 1, wanted)
+            (check_image if kind == "image" else check_label)(scans[kind].voxels, task)
+        except FileFault as fault:
+            faults[path] = str(fault)
+    if len(scans) == 2 and not faults and (fault := pair_fault(scans["image"], scans["label"])):
+        faults[case.label] = fault
+    image = scans.get("image")
+    return faults, sha256_bytes(repr(image.voxels.shape).encode() + image.voxels.tobytes("F")) if image and case.image not in faults else None
+
+
+def check_file(path: Path, channels: int, sha256: str | None) -> Scan:
+    """The scan in a file whose bytes and header are sound.
+
+    Raises:
+        FileFault: says what is wrong.
+    """
+    raw = read_whole(path)
+    check_bytes(raw)
+    if sha256 and (found := sha256_bytes(raw)) != sha256:
+        reason = _broken(raw, channels)
+        raise FileFault(f"its bytes differ from the manifest (sha256 {found[:12]}..., expected {sha256[:12]}...){reason}")
+    return decode(raw, channels)
+
+
+def _broken(raw: bytes, channels: int) -> str:
+    try:
+        decode(raw, channels)
+    except FileFault as fault:
+        return f": {fault}"
+    return ""
+
+
+def check_image(voxels: np.ndarray, task: Task) -> None:
+    """Nothing for an image that is finite, varies in each channel, and is not a label map.
+
+    Raises:
+        FileFault: says what is wrong.
+    """
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        raise FileFault(f"{int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
+    for channel in np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else [voxels]:
+        if channel.min() == channel.max():
+            raise FileFault(f"constant image: every voxel is {channel.flat[0]}")
+    low, high = voxels.min(), voxels.max()
+    if low >= 0 and high <= max(task.labels) and (voxels == np.round(voxels)).all():
+        raise FileFault(f"looks like a label map (whole numbers {low:g} to {high:g}): image and label swapped?")
+
+
+def check_label(voxels: np.ndarray, task: Task) -> None:
+    """Nothing for a label that holds declared whole numbers and some foreground.
+
+    Raises:
+        FileFault: lists the values that do not belong, with their voxel counts.
+    """
+    values, counts = np.unique(voxels, return_counts=True)
+    odd = [(value, count) for value, count in zip(values.tolist(), counts.tolist()) if value not in {0, *task.labels}]
+    if odd:
+        shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in odd[:5])
+        raise FileFault(f"{len(odd)} values are not labels of {task.name} (0, {', '.join(map(str, sorted(task.labels)))}): {shown}")
+    if values.tolist() == [0]:
+        raise FileFault("no foreground voxel")
+
+
+def pair_fault(image: Scan, label: Scan) -> str | None:
+    """What keeps an image and its label from lying on one grid."""
+    if image.voxels.shape[:3] != label.voxels.shape:
+        return f"label grid {label.voxels.shape} differs from the image's {image.voxels.shape[:3]}"
+    far = corner_distance_mm(image.affine, label.affine, label.voxels.shape)
+    return f"label lies up to {far:.3g} mm away from its image (affines differ)" if not far <= 1e-3 else None
+
+
+def _remedy(task: Task, folder: Path) -> str:
+    if task.name == "phantoms":
+        return f"delete {folder}; it is made again on demand"
+    return f"move {folder} away and run `mvl fetch {task.name}`"
+
+
+def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Finding]:
+    """Findings about what the folder lists beside what it holds."""
+    out = []
+    if len(cases) != task.num_cases:
+        out.append(Finding(str(folder / "dataset.json"), f"lists {len(cases)} cases, {task.name} has {task.num_cases}", again))
+    listed = {path.resolve() for case in cases for path in (case.image, case.label)}
+    for sub in sorted({path.parent for case in cases for path in (case.image, case.label)}):
+        for path in sorted(sub.iterdir()) if sub.is_dir() else []:
+            if path.resolve() not in listed and not is_stray(path.name):
+                out.append(Finding(str(path), "stray file: not listed in dataset.json", "remove it, or list its image and label there"))
+    return out
+
+
+__all__ = ["Finding", "TaskError", "verify"]

@@ -1,0 +1,297 @@
+"""One function per published figure: tidy table in, Figure out; the same colour and marker for the same arm everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mvl.config import ConfigError, named
+
+COLOURS = {
+    "vit_baseline": "#0072B2", "medvisionllama_v3": "#D55E00", "medvisionllama_v3_random": "#009E73",
+    "medvisionllama_v3_mlp": "#CC79A7", "medvisionllama_v3_identity": "#56B4E9", "medvisionllama_v3_linear": "#E69F00",
+    "medvisionllama_v3_r2": "#F2A27A", "medvisionllama_v3_r8": "#9A4400", "medvisionllama_v3_r16": "#5C2900",
+}
+"Okabe and Ito's colour-blind-safe palette; the LoRA ranks are shades of the hybrid's vermilion."
+FALLBACK = ("#7F7F7F", "#AA4499", "#882255", "#44AA99", "#999933", "#332288", "#88CCEE", "#661100")
+MARKERS = {"vit_baseline": "o", "medvisionllama_v3": "s", "medvisionllama_v3_random": "^", "medvisionllama_v3_mlp": "D",
+           "medvisionllama_v3_identity": "v", "medvisionllama_v3_linear": "P"}
+EQUIVALENCE_POINTS = 1.0
+"Half-width of the equivalence band, Dice points."
+CARD, INK, GRID = "#FCFCFA", "#1F2328", "#D9DCE0"
+"Figures are light cards with dark ink, so they read the same on a light and on a dark page."
+STYLE = {
+    "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#6E7781",
+    "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
+    "axes.spines.right": False, "font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 10,
+    "lines.linewidth": 1.8, "svg.hashsalt": "mvl", "svg.fonttype": "path", "figure.dpi": 110, "font.family": "DejaVu Sans",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test case on one slice: scan, label and each system's mask, all 2-D and of one shape."""
+
+    task: str
+    "Task name; phantoms are marked in the figure."
+    case: str
+    "Case id."
+    rank: str
+    "best, median or worst."
+    scan: np.ndarray
+    "Intensities of the slice."
+    label: np.ndarray
+    "Label's mask."
+    predictions: dict[str, np.ndarray]
+    "Mask by system name."
+    dice: dict[str, float]
+    "Dice of the whole case on its own grid by system name."
+
+
+def colour(system: str) -> str:
+    """The arm's colour, a function of its name alone."""
+    return COLOURS.get(system) or FALLBACK[int(hashlib.sha256(system.encode()).hexdigest(), 16) % len(FALLBACK)]
+
+
+def marker(system: str) -> str:
+    """The arm's marker, so that colour is never the only cue."""
+    return MARKERS.get(system, "X")
+
+
+def title(system: str) -> str:
+    """The arm's name in words, from its YAML; the bare name where it has none."""
+    try:
+        return str(named("systems", system).get("title", system))
+    except ConfigError:
+        return system
+
+
+def ordered(systems: Sequence[str]) -> list[str]:
+    """Distinct systems: those with a colour of their own first, in the palette's order, then the rest by name."""
+    known = list(COLOURS)
+    return sorted(set(systems), key=lambda s: (known.index(s) if s in known else len(known), s))
+
+
+def is_phantom(tasks: Sequence[str]) -> bool:
+    """True when any of the numbers comes from the embedded phantoms."""
+    return "phantoms" in set(tasks)
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw under the project's style, whatever the session's matplotlib settings are."""
+    @wraps(draw)
+    def inside(*args: Any, **kwargs: Any) -> Figure:
+        with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):
+            return draw(*args, **kwargs)
+    return inside
+
+
+def finish(figure: Figure, tasks: Sequence[str], holes: Sequence[str] = ()) -> Figure:
+    """Write the word phantom and the holes into the figure, so that neither is lost when it is copied out of its page."""
+    notes = ["phantom data: a smoke study, not evidence about scans"] if is_phantom(tasks) else []
+    notes += textwrap.wrap("not yet recorded: " + "; ".join(holes), 84) if holes else []
+    if notes:
+        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5, color="#9A3412", style="italic")
+    return figure
+
+
+@styled
+def hole(message: str, tasks: Sequence[str] = ()) -> Figure:
+    """A card that says what is missing and how to get it, where a figure would stand."""
+    figure = Figure(figsize=(6.4, 1.5), layout="constrained")
+    lines = [line for paragraph in message.split("\n") for line in textwrap.wrap(paragraph, 72)]
+    figure.text(0.5, 0.5, "\n".join(["not yet recorded", *lines]), ha="center", va="center", color="#9A3412")
+    return finish(figure, tasks)
+
+
+@styled
+def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
+    """Validation Dice and loss by epoch: line = mean over folds and seeds, band = smallest to largest.
+
+    history: system, task, fraction, fold, seed, epoch, val_dice, val_loss.
+    """
+    if history.empty:
+        return hole("; ".join(holes) or "no training history")
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    fractions = sorted(history["fraction"].unique(), reverse=True)
+    for (system, fraction), runs in history.groupby(["system", "fraction"], sort=False):
+        line = {"color": colour(system), "linestyle": ("-", "--", ":", "-.")[fractions.index(fraction) % 4]}
+        for axis, column in zip(axes, ("val_dice", "val_loss")):
+            curve = runs.groupby("epoch")[column].agg(["mean", "min", "max"])
+            axis.plot(curve.index, curve["mean"], **line)
+            axis.fill_between(curve.index, curve["min"], curve["max"], color=line["color"], alpha=0.15, linewidth=0)
+    axes[0].set(ylabel="validation Dice")
+    axes[1].set(ylabel="validation loss", xlabel="epoch (line: mean over runs, band: smallest to largest)")
+    axes[1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    figure.legend(handles=_curve_keys(history, fractions), loc="outside upper left", ncols=2)
+    return finish(figure, list(history["task"]), holes)
+
+
+def _curve_keys(history: pd.DataFrame, fractions: Sequence[float]) -> list[Any]:
+    """Legend: a colour for each system with its number of runs, and a dash for each share of the data if there are several."""
+    line = mpl.lines.Line2D
+    counts = {s: len(rows[["task", "fraction", "fold", "seed"]].drop_duplicates()) for s, rows in history.groupby("system")}
+    keys = [line([], [], color=colour(s), label=f"{title(s)} ({counts[s]} run{'s' if counts[s] > 1 else ''})") for s in ordered(list(counts))]
+    dashes = [line([], [], color="#57606A", linestyle=("-", "--", ":", "-.")[i % 4], label=f"{f:.0%} of the data") for i, f in enumerate(fractions)]
+    return keys + dashes * (len(fractions) > 1)
+
+
+@styled
+def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
+    """Test Dice on the native grid, one dot per case (mean over seeds), box = quartiles, by fold and system; n under each group.
+
+    cases: system, task, fold, seed, case, dice (one label).
+    """
+    if cases.empty:
+        return hole("; ".join(holes) or "no test cases")
+    dots = cases.groupby(["task", "system", "fold", "case"], as_index=False)["dice"].mean()
+    systems = ordered(list(dots["system"]))
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    palette = {s: colour(s) for s in systems}
+    common: dict[str, Any] = {"data": dots, "x": "fold", "y": "dice", "hue": "system", "hue_order": systems, "palette": palette, "ax": axis, "dodge": True}
+    sns.boxplot(**common, showfliers=False, fill=False, width=0.75, linewidth=1.3, legend=False)
+    sns.stripplot(**common, size=4, alpha=0.65, jitter=0.22, legend=False)
+    counts = dots.groupby("fold")["case"].nunique()
+    axis.set_xticks(range(len(counts)), [f"fold {fold}\nn = {n} cases" for fold, n in counts.items()])
+    axis.set(xlabel="", ylabel="Dice, test case, native grid")
+    axis.xaxis.grid(False)
+    handles = [mpl.lines.Line2D([], [], color=palette[s], marker="o", linestyle="", label=title(s)) for s in systems]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    return finish(figure, list(cases["task"]), holes)
+
+
+@styled
+def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
+    """Forest plot of paired differences with their intervals over the equivalence band of one Dice point.
+
+    differences: task, system, reference, comparison (words), difference, low, high (Dice, 0-1), n_cases (case pairs), n_runs (as `mvl.stats.table`).
+    """
+    if differences.empty:
+        return hole("; ".join(holes) or "no pairs of finished runs")
+    rows = differences.reset_index(drop=True)
+    figure = Figure(figsize=(6.4, 1.9 + 0.62 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    axis.axvspan(-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0)
+    axis.axvline(0, color="#57606A", linewidth=1)
+    for y, row in rows.iterrows():
+        low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))
+        axis.plot([low, high], [y, y], color=colour(row["system"]), linewidth=2.4, solid_capstyle="butt")
+        axis.plot(mid, y, marker=marker(row["system"]), color=colour(row["system"]), markersize=8)
+        axis.annotate(f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]", (mid, y), (0, 9), textcoords="offset points", ha="center", fontsize=10)
+    axis.set_yticks(range(len(rows)), [f"{r.comparison}\nn = {r.n_cases} case pairs, {r.n_runs} pair{'s' if r.n_runs > 1 else ''} of runs" for r in rows.itertuples()])
+    axis.set_ylim(len(rows) - 0.4, -0.75)
+    reach = 1.12 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
+    axis.set(xlim=(-reach, reach), xlabel="difference in test Dice, points (grey: within 1 point)")
+    axis.yaxis.grid(False)
+    return finish(figure, list(rows["task"]), holes)
+
+
+@styled
+def few_shot(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
+    """Test Dice by share of the training cases: marker = mean over runs, bar = smallest to largest run.
+
+    runs: system, task, fraction, fold, seed, dice, n_test.
+    """
+    if runs.empty:
+        return hole("; ".join(holes) or "no finished runs")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for place, system in enumerate(ordered(list(runs["system"]))):
+        points = runs[runs["system"] == system].groupby("fraction")["dice"].agg(["mean", "min", "max", "size"]).reset_index()
+        x = points["fraction"] * 1.03 ** (place - 0.5)
+        reach = [points["mean"] - points["min"], points["max"] - points["mean"]]
+        axis.errorbar(x, points["mean"], yerr=reach, color=colour(system), marker=marker(system), markersize=7, capsize=3, label=title(system))
+        for x_, low, high, size in zip(x, points["min"], points["max"], points["size"]):
+            y, lift, stand = (low, -6, "top") if place % 2 == 0 else (high, 5, "bottom")
+            axis.annotate(f"n={size}", (x_, y), (0, lift), textcoords="offset points", ha="center", va=stand, fontsize=9, color=colour(system))
+    fractions = sorted(runs["fraction"].unique())
+    axis.set_xscale("log")
+    axis.set_xticks(fractions, [f"{f:.0%}" for f in fractions])
+    axis.minorticks_off()
+    axis.set(xlabel="share of the training cases (n: runs; bar: smallest to largest)", ylabel="test Dice, native grid", xlim=(min(fractions) / 1.3, max(fractions) * 1.3))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return finish(figure, list(runs["task"]), holes)
+
+
+@styled
+def lora_rank(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
+    """Test Dice against trainable parameters for each rank of the mappers' adapters and for plain linear maps.
+
+    runs: system, task, fold, seed, dice, trainable.
+    """
+    if runs.empty:
+        return hole("; ".join(holes) or "no finished runs")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for system, rows in runs.groupby("system"):
+        x, mean = float(rows["trainable"].iloc[0]) / 1e3, rows["dice"].mean()
+        axis.scatter([x] * len(rows), rows["dice"], s=16, color=colour(system), alpha=0.5)
+        axis.plot(x, mean, marker=marker(system), color=colour(system), markersize=9, linestyle="", label=f"{title(system)} (n = {len(rows)})")
+    axis.set(xlabel="trainable parameters, thousands", ylabel="test Dice, native grid")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
+    axis.minorticks_off()
+    handles, labels = axis.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: handles[i].get_xdata()[0])
+    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=2)
+    return finish(figure, list(runs["task"]), holes)
+
+
+@styled
+def example_segmentations(examples: Sequence[Example], holes: Sequence[str] = ()) -> Figure:
+    """Rows: cases (best, median, worst); columns: scan, label, each system's mask as a contour with the label's behind it."""
+    if not examples:
+        return hole("; ".join(holes) or "no saved predictions")
+    systems = ordered(list(examples[0].predictions))
+    figure = Figure(figsize=(1.55 * (2 + len(systems)), 1.9 * len(examples) + 0.5), layout="constrained")
+    grid = figure.subplots(len(examples), 2 + len(systems), squeeze=False)
+    for axes, example in zip(grid, examples):
+        for axis in axes:
+            axis.imshow(example.scan.T, cmap="gray", origin="lower", interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+        axes[0].set_ylabel(f"{example.rank}\n{example.case}", fontsize=9.5)
+        _outline(axes[1], example.label, "#F0E442", 1.8)
+        for axis, system in zip(axes[2:], systems):
+            _outline(axis, example.label, "#F0E442", 0.9)
+            _outline(axis, example.predictions[system], colour(system), 1.8)
+            axis.set_xlabel(f"Dice {example.dice[system]:.2f}", fontsize=9.5)
+    for axis, word in zip(grid[0], ["scan", "label", *map(title, systems)]):
+        axis.set_title("\n".join(textwrap.wrap(word, 15)), fontsize=10, loc="center")
+    return finish(figure, [e.task for e in examples], holes)
+
+
+def _outline(axis: Axes, mask: np.ndarray, ink: str, width: float) -> None:
+    if mask.any() and not mask.all():
+        axis.contour(np.asarray(mask, dtype=float).T, levels=[0.5], colors=[ink], linewidths=width)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG text; the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().decode()
+
+
+def show(figure: Figure) -> None:
+    """Display the figure in a notebook as SVG."""
+    from IPython.display import display
+
+    words = " ".join(text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text().strip())
+    display({"image/svg+xml": svg(figure), "text/plain": f"<figure: {words[:200]}>"}, raw=True)

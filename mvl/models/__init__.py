@@ -1,0 +1,65 @@
+"""Every system: image (B, C, *spatial) -> logits (B, K, *spatial), built from one config."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from mvl.config import Config, ConfigError, did_you_mean
+from mvl.runs import draw_seed
+
+
+def _vit(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    from mvl.models.vit import ViTBaseline
+
+    return ViTBaseline(config.model, config.data.img_size, num_channels, num_classes)
+
+
+def _v3(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
+
+    return MedVisionLlamaV3(config.model, config.data.img_size, num_channels, num_classes, config.seed)
+
+
+SYSTEMS: dict[str, Callable[[Config, int, int], nn.Module]] = {"vit_baseline": _vit, "medvisionllama_v3": _v3}
+"Architecture name -> maker."
+
+
+def build_system(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    """The config's network with weights that are a function of `config.seed`; parts that two systems share start alike.
+
+    Raises:
+        ConfigError: unknown architecture.
+    """
+    name = config.model.architecture
+    if name not in SYSTEMS:
+        raise ConfigError(f"unknown architecture {name!r}{did_you_mean(name, list(SYSTEMS))}; known: {', '.join(SYSTEMS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw_seed(config.seed, "weights"))
+        return SYSTEMS[name](config, num_channels, num_classes)
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of trainable, frozen and all parameters."""
+    count = lambda trained: sum(p.numel() for p in model.parameters() if p.requires_grad is trained)
+    return {"trainable": count(True), "frozen": count(False), "total": count(True) + count(False)}
+
+
+def frozen_sha256(model: nn.Module) -> str:
+    """Hex sha256 over names, shapes and bytes of every frozen parameter, as they are on the device."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def own_state(model: nn.Module) -> dict[str, Any]:
+    """The state that a run keeps: everything but the frozen tensors of the language layer, which their source has."""
+    kept = {name: p.requires_grad for name, p in model.named_parameters()}
+    return {name: t for name, t in model.state_dict().items() if kept.get(name, True) or not name.startswith("block.")}

@@ -1,0 +1,105 @@
+"""Vision transformer for dense prediction in 2-D and 3-D: patches in, voxels out.
+
+Source: MedVisionLlama (arXiv 2410.02458) v3, ViT-Baseline; sizes from the released code.
+Differs: dropout acts on the outputs of attention and MLP, never on attention probabilities (see book/deviations.md).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mvl.config import ModelConfig
+from mvl.shapes import Image, Logits, Tokens
+
+QUERY_BLOCK = 512
+"Queries per attention call on a CPU: PyTorch 2.13's fused CPU kernel is about 5 % faster below 768 queries."
+
+
+def patchify(image: Image, patch_size: tuple[int, ...]) -> Tokens:
+    """Cut an image (B, C, *S) into tokens (B, T, C * voxels per patch), T in row-major order of the patch grid."""
+    batch, channels, *spatial = image.shape
+    split = [n for s, p in zip(spatial, patch_size) for n in (s // p, p)]
+    dims = len(spatial)
+    grid_axes, patch_axes = [2 + 2 * i for i in range(dims)], [3 + 2 * i for i in range(dims)]
+    patches = image.reshape(batch, channels, *split).permute(0, *grid_axes, 1, *patch_axes)
+    return patches.reshape(batch, -1, channels * math.prod(patch_size))
+
+
+def unpatchify(tokens: Tokens, img_size: tuple[int, ...], patch_size: tuple[int, ...]) -> Image:
+    """The inverse of `patchify` for images of `img_size`."""
+    grid = [s // p for s, p in zip(img_size, patch_size)]
+    dims = len(grid)
+    patches = tokens.reshape(tokens.shape[0], *grid, -1, *patch_size)
+    order = [n for i in range(dims) for n in (1 + i, 2 + dims + i)]
+    return patches.permute(0, 1 + dims, *order).reshape(tokens.shape[0], -1, *img_size)
+
+
+def attention(query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], value: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T d"]:
+    """Softmax attention; on a CPU long sequences are cut into blocks of queries, which changes nothing but the time."""
+    if query.device.type != "cpu" or query.shape[2] <= QUERY_BLOCK:
+        return functional.scaled_dot_product_attention(query, key, value)
+    blocks = [functional.scaled_dot_product_attention(q, key, value) for q in query.split(QUERY_BLOCK, dim=2)]
+    return torch.cat(blocks, dim=2)
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm attention and MLP, each with a residual: tokens (B, T, D) -> (B, T, D).
+
+    Ours = theirs: qkv = mha.in_proj, out = mha.out_proj, mlp = mlp.layers.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_dim: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
+        self.qkv, self.out = nn.Linear(hidden_size, 3 * hidden_size), nn.Linear(hidden_size, hidden_size)
+        self.mlp = nn.Sequential(nn.Linear(hidden_size, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_size))
+        self.drop = nn.Dropout(dropout_rate)
+
+    def attend(self, tokens: Tokens) -> Tokens:
+        """Multi-head self-attention of normalised tokens."""
+        batch, length, width = tokens.shape
+        heads = self.qkv(tokens).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        mixed = attention(*heads.unbind(0))
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens after attention and MLP."""
+        tokens = tokens + self.drop(self.attend(self.norm1(tokens)))
+        return tokens + self.drop(self.mlp(self.norm2(tokens)))
+
+
+class ViTBaseline(nn.Module):
+    """ViT-Baseline: patches, learned positions, encoder blocks, decoder blocks, one linear map back to voxels.
+
+    Source: arXiv 2410.02458 v3, baseline; released sizes are the defaults of `ModelConfig`.
+    Ours = theirs: embed = pe, positions = position_embed, encoder + decoder = attention_blocks, head = output_proj.projection.
+    """
+
+    def __init__(self, model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = img_size, model.patch_size
+        voxels = math.prod(model.patch_size)
+        num_tokens = math.prod(s // p for s, p in zip(img_size, model.patch_size))
+        blocks = lambda n: nn.Sequential(*(ViTBlock(model.hidden_size, model.num_heads, model.mlp_dim, model.dropout_rate) for _ in range(n)))
+        self.embed = nn.Linear(num_channels * voxels, model.hidden_size)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, num_tokens, model.hidden_size))
+        self.encoder, self.decoder = blocks(model.encoder_layers), blocks(model.decoder_layers)
+        self.head = nn.Linear(model.hidden_size, num_classes * voxels)
+
+    def stages(self, image: Image) -> dict[str, Tensor]:
+        """Named intermediates on the way from image (B, C, *S) to `logits` (B, K, *S); the others are tokens (B, T, D)."""
+        out: dict[str, Tensor] = {"embedding": self.embed(patchify(image, self.patch_size)) + self.positions}
+        out["encoder"] = self.encoder(out["embedding"])
+        out["decoder"] = self.decoder(out["encoder"])
+        out["logits"] = unpatchify(self.head(out["decoder"]), self.img_size, self.patch_size)
+        return out
+
+    def forward(self, image: Image) -> Logits:
+        """Logits (B, K, *S) of an image (B, C, *S)."""
+        return self.stages(image)["logits"]

@@ -1,0 +1,62 @@
+"""What training minimises and follows: loss, optimiser, learning rate, and the Dice that selects the epoch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+
+from mvl.config import Config
+from mvl.datasets.tasks import Task
+from mvl.shapes import Image, Labels, Logits
+
+
+def num_classes(config: Config, task: Task) -> int:
+    """Channels of the logits: 1 (foreground, sigmoid) or labels + 1 (softmax)."""
+    return 1 if config.data.labels == "foreground" else len(task.labels) + 1
+
+
+def build_loss(classes: int) -> DiceCELoss:
+    """Dice + BCE (one class) or Dice + cross-entropy, mean over cases, with a gradient through both.
+
+    Source: arXiv 2410.02458 v3, loss. Differs: Dice of probabilities, not of thresholded output, whose gradient is zero.
+    """
+    if classes == 1:
+        return DiceCELoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
+    return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam, or AdamW that decays matrices alone."""
+    trained = [p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and "positions" not in n]
+    exempt = [p for n, p in model.named_parameters() if p.requires_grad and (p.ndim < 2 or "positions" in n)]
+    if config.train.optimizer == "adam":
+        return torch.optim.Adam([*trained, *exempt], lr=config.train.lr)
+    groups = [{"params": trained, "weight_decay": config.train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.train.lr)
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """Rate of optimiser step `step` of `steps`: a function of the step alone, so that there is no scheduler state."""
+    if config.train.schedule == "constant":
+        return config.train.lr
+    warm = max(1, round(config.train.warmup_fraction * steps))
+    if step < warm:
+        return config.train.lr * (step + 1) / warm
+    return config.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def predict_probabilities(model: nn.Module, image: Image) -> Logits:
+    """Class probabilities (B, K, *S): sigmoid for one class, softmax for several."""
+    logits = model(image).float()
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def foreground_dice(logits: Logits, label: Labels) -> Tensor:
+    """Dice of the whole foreground on the resized grid, one per case (B,); 1 where both are empty."""
+    predicted = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1) > 0
+    true, axes = label[:, 0] > 0, tuple(range(1, label.ndim - 1))
+    both, total = (predicted & true).sum(axes), predicted.sum(axes) + true.sum(axes)
+    return torch.where(total > 0, 2 * both / total.clamp(min=1), torch.ones_like(total, dtype=torch.float32))

@@ -1,0 +1,219 @@
+"""A study is a grid of runs: which there are, which are done, and running the rest (Snakemake, or one after another)."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvl import runs
+from mvl.config import ROOT, Config, ConfigError, did_you_mean, load_config, named
+
+STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "notebooks"}
+BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
+FAILED = ("failed", "diverged", "oom", "killed")
+"States that need a person; anything else that is not done goes on by itself."
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's YAML: title, tasks and named blocks of the grid."""
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    grid: tuple[dict[str, Any], ...]
+    notebooks: tuple[str, ...]
+
+    def block(self, name: str) -> dict[str, Any]:
+        """The grid block of that name.
+
+        Raises:
+            ConfigError: there is none; lists those there are.
+        """
+        known = [str(block["name"]) for block in self.grid]
+        if name not in known:
+            raise ConfigError(f"study {self.name}: no grid block {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
+        return self.grid[known.index(name)]
+
+
+def load_study(name: str) -> Study:
+    """Read `mvl/configs/studies/<name>.yaml`.
+
+    Raises:
+        ConfigError: no such study, or an unknown or missing key.
+    """
+    plan = named("studies", name)
+    if unknown := sorted(set(plan) - STUDY_KEYS):
+        raise ConfigError(f"studies/{name}.yaml: unknown key {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}")
+    for block in plan.get("grid", []):
+        if set(block) - BLOCK_KEYS or not {"name", "systems"} <= set(block):
+            raise ConfigError(f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and needs name and systems; got {block}")
+    if not plan.get("tasks") or not plan.get("grid"):
+        raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
+    return Study(Path(name).stem, plan.get("title", name), tuple(plan["tasks"]), tuple(plan["grid"]), tuple(plan.get("notebooks", ())))
+
+
+def study_runs(name: str, block: str | None = None) -> list[Config]:
+    """Configs of every run of the study, or of one block, each once, in the order of the YAML."""
+    study, out = load_study(name), dict[str, Config]()
+    for part in study.grid if block is None else [study.block(block)]:
+        axes = (part.get("tasks", study.tasks), part["systems"], part.get("fractions", [1.0]), part.get("seeds", [0]), part.get("folds", [0]))
+        for task, system, fraction, seed, fold in itertools.product(*axes):
+            config = load_config(name, task, system, float(fraction), fold, seed)
+            out.setdefault(runs.run_name(config), config)
+    return list(out.values())
+
+
+def is_held(folder: Path) -> bool:
+    """True while a live process holds the run's lock."""
+    if not (folder / ".lock").is_file():
+        return False
+    with open(folder / ".lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def run_state(config: Config, results_dir: Path) -> dict[str, Any]:
+    """One run's line of `study_status`: state is done, running, failed, diverged, interrupted or missing."""
+    folder = runs.run_dir(results_dir, config)
+    status = runs.read_status(folder)
+    state = status["state"]
+    if state == "done":
+        state = "done" if runs.is_done(folder) else "failed"
+        status.setdefault("error", None if state == "done" else f"{folder}: a file is missing or differs from its hash in status.json")
+    elif is_held(folder):
+        state = "running"
+    elif state in ("new", "running"):
+        state = "missing" if state == "new" else "interrupted"
+    keep = ("epoch", "epochs", "runtime_s", "error")
+    return {"run": runs.run_name(config), "state": state, **{k: status.get(k) for k in keep}}
+
+
+def study_status(name: str, results_dir: Path) -> dict[str, Any]:
+    """What is done, running, failed and missing, and the time that one process would still need."""
+    rows = [run_state(config, results_dir) for config in study_runs(name)]
+    count = lambda *states: sum(row["state"] in states for row in rows)
+    return {
+        "study": name, "total": len(rows), "done": count("done"), "running": count("running"), "failed": count(*FAILED),
+        "missing": count("missing", "interrupted"), "remaining_s": remaining_s(rows), "runs": rows}
+
+
+def remaining_s(rows: list[dict[str, Any]]) -> float | None:
+    """Seconds of computing that are left, from the runs so far; None before the first epoch of the first run."""
+    done = [row["runtime_s"] for row in rows if row["state"] == "done" and row["runtime_s"]]
+    share = [(row["epoch"], row["epochs"], row["runtime_s"]) for row in rows if row["state"] in ("running", "interrupted") and row.get("epoch")]
+    whole = done + [runtime * epochs / epoch for epoch, epochs, runtime in share]
+    if not whole:
+        return None
+    started = sum(runtime * (epochs - epoch) / epoch for epoch, epochs, runtime in share)
+    untouched = sum(row["state"] in ("missing", "running", "interrupted") for row in rows) - len(share)
+    return round(started + untouched * sum(whole) / len(whole), 1)
+
+
+def progress_line(status: dict[str, Any], jobs: int) -> str:
+    """`runs 5 of 21 | vit_baseline ... epoch 3/20 | about 4 min left`."""
+    live = [f"{row['run'].split('/', 1)[1]} epoch {row['epoch'] or 0}/{row['epochs'] or '?'}" for row in status["runs"] if row["state"] == "running"]
+    left = status["remaining_s"]
+    wait = "" if left is None else f" | about {max(1, round(left / jobs / 60))} min left"
+    failed = f" | {status['failed']} failed" if status["failed"] else ""
+    return f"[{status['study']}] {status['done']} of {status['total']} runs done{failed} | {'; '.join(live) or 'starting'}{wait}"
+
+
+def missing_runs(name: str, results_dir: Path, block: str | None = None) -> list[Config]:
+    """Runs of the study, or of one block, that are not done."""
+    return [config for config in study_runs(name, block) if not runs.is_done(runs.run_dir(results_dir, config))]
+
+
+def ensure_runs(name: str, block: str, results_dir: Path, data_dir: Path | None = None) -> list[Config]:
+    """Train what the block lacks, one run after another; returns the runs that are still missing.
+
+    Published records (`data/results`) are never trained into: there the holes are returned as they are.
+    """
+    if Path(results_dir).resolve() != runs.records_dir().resolve():
+        for config in missing_runs(name, results_dir, block):
+            _train_recorded(config, results_dir, data_dir)
+    return missing_runs(name, results_dir, block)
+
+
+def run_study(name: str, results_dir: Path, data_dir: Path | None = None, jobs: int = 2, engine: str = "snakemake", profile: str = "local") -> int:
+    """Run what the study lacks; 0 when every run is done, 1 when some failed, 130 or 143 when interrupted.
+
+    A failed run is recorded as failed and does not stop the others.
+    """
+    if not missing_runs(name, results_dir):
+        print(f"[{name}] all {len(study_runs(name))} runs are done; nothing to do", file=sys.stderr)
+        return 0
+    code = _run_inline(name, results_dir, data_dir) if engine == "inline" else _run_snakemake(name, results_dir, data_dir, jobs, profile)
+    if code >= 128:
+        return code
+    for row in study_status(name, results_dir)["runs"]:
+        if row["state"] != "done":
+            print(f"[{name}] {row['run']}: {row['state']} {row['error'] or ''}", file=sys.stderr)
+    return 1 if missing_runs(name, results_dir) else 0
+
+
+def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None) -> None:
+    from mvl.train import train_run
+
+    try:
+        train_run(config, results_dir, data_dir)
+    except Exception as error:
+        print(f"{runs.run_name(config)} failed: {error}", file=sys.stderr)
+
+
+def _run_inline(name: str, results_dir: Path, data_dir: Path | None) -> int:
+    for config in missing_runs(name, results_dir):
+        print(progress_line(study_status(name, results_dir), 1), file=sys.stderr, flush=True)
+        _train_recorded(config, results_dir, data_dir)
+    return 0
+
+
+def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str) -> list[str]:
+    """The Snakemake call that runs a study's graph up to its runs."""
+    settings = [f"study={name}", f"results_dir={Path(results_dir).resolve()}"]
+    settings += [f"data_dir={Path(data_dir).resolve()}"] if data_dir else []
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT),
+            "--workflow-profile", str(ROOT / "workflow" / "profiles" / profile), "--cores", str(jobs), "--config", *settings, "--", "all_runs"]
+
+
+def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str) -> int:
+    log = Path(results_dir) / name / "snakemake.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    with open(log, "ab") as out:
+        engine = subprocess.Popen(snakemake_command(name, results_dir, data_dir, jobs, profile), stdout=out, stderr=out, env=environment)
+        code = _watch(engine, lambda: progress_line(study_status(name, results_dir), jobs))
+    if code and code < 128 and missing_runs(name, results_dir):
+        print(f"[{name}] Snakemake ended with {code}; its log is {log}", file=sys.stderr)
+    return code
+
+
+def _watch(engine: subprocess.Popen[bytes], line: Callable[[], str]) -> int:
+    """Wait for the engine, printing the line when it changes; SIGINT and SIGTERM are passed on and returned as 128 + signal."""
+    caught: list[int] = []
+    old = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    last, sent, shown = "", 0, 0.0
+    while engine.poll() is None:
+        if len(caught) > sent:
+            engine.send_signal(signal.SIGINT if sent == 0 else caught[-1])
+            sent = len(caught)
+        if time.monotonic() - shown >= 5:
+            shown, text = time.monotonic(), line()
+            if text != last:
+                print(last := text, file=sys.stderr, flush=True)
+        time.sleep(0.2)
+    for number, handler in old.items():
+        signal.signal(number, handler)
+    return 128 + caught[0] if caught else engine.returncode

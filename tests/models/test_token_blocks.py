@@ -1,0 +1,102 @@
+"""The block is the language model's own layer, frozen; controls differ from it in one thing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mvl.config import TokenBlockConfig
+from mvl.models import frozen_sha256, parameter_counts
+from mvl.models.token_blocks import LanguageLayer, build_token_block
+
+AS_TRAINED = TokenBlockConfig(residual=False, causal_mask=True, rotary=True, final_norm="none")
+
+
+def hidden_states(model: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Inputs of every layer, then the normalised output of the last."""
+    with torch.no_grad():
+        return model(ids, output_hidden_states=True).hidden_states
+
+
+def test_with_mask_and_rotary_it_is_the_full_models_layer(tiny_llama: Path) -> None:
+    states = hidden_states(AutoModelForCausalLM.from_pretrained(tiny_llama), torch.randint(0, 64, (2, 11)))
+    for layer in (0, 1):
+        block = build_token_block(replace(AS_TRAINED, source=str(tiny_llama), layer=layer), seed=0)
+        assert (block(states[layer]) - states[layer + 1]).abs().max() < 1e-5
+    last = build_token_block(replace(AS_TRAINED, source=str(tiny_llama), layer=-1, final_norm="loaded"), seed=0)
+    assert (last(states[2]) - states[3]).abs().max() < 1e-5
+
+
+def test_smollm2_block_is_the_full_models_layer(smollm2: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    states = hidden_states(model, torch.randint(0, 49152, (1, 24)))
+    for layer in (0, 14):
+        block = build_token_block(replace(AS_TRAINED, layer=layer), seed=0)
+        assert (block(states[layer]) - states[layer + 1]).abs().max() < 1e-4
+    last = build_token_block(replace(AS_TRAINED, final_norm="loaded"), seed=0)
+    assert (last(states[29]) - states[30]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("switch", ["causal_mask", "rotary"])
+def test_each_switch_changes_the_output(tiny_llama: Path, switch: str) -> None:
+    base, tokens = TokenBlockConfig(source=str(tiny_llama)), torch.randn(1, 9, 48)
+    assert not torch.allclose(build_token_block(base, 0)(tokens), build_token_block(replace(base, **{switch: True}), 0)(tokens))
+
+
+def test_by_default_the_order_of_tokens_does_not_matter(tiny_llama: Path) -> None:
+    block, tokens, order = build_token_block(TokenBlockConfig(source=str(tiny_llama)), 0), torch.randn(1, 9, 48), torch.randperm(9)
+    assert torch.allclose(block(tokens)[:, order], block(tokens[:, order]), atol=1e-5)
+
+
+def test_final_norm_switches(tiny_llama: Path) -> None:
+    tokens = torch.randn(1, 5, 48)
+    make = lambda norm: build_token_block(TokenBlockConfig(source=str(tiny_llama), residual=False, final_norm=norm), 0)
+    unit, loaded, none = (make(norm)(tokens) for norm in ("unit", "loaded", "none"))
+    assert torch.allclose(unit.square().mean(-1), torch.ones(1, 5), atol=1e-3)
+    assert torch.allclose(loaded, unit * make("loaded").norm.weight, atol=1e-5)
+    assert not torch.allclose(none, unit)
+
+
+def test_residual_adds_the_input(tiny_llama: Path) -> None:
+    tokens = torch.randn(1, 5, 48)
+    base = TokenBlockConfig(source=str(tiny_llama))
+    assert torch.allclose(build_token_block(base, 0)(tokens), build_token_block(replace(base, residual=False), 0)(tokens) + tokens)
+
+
+def test_random_differs_from_pretrained_and_repeats(tiny_llama: Path) -> None:
+    pretrained, random = (TokenBlockConfig(source=str(tiny_llama), kind=kind) for kind in ("pretrained", "random"))
+    digest = lambda block, seed: frozen_sha256(build_token_block(block, seed))
+    assert digest(random, 0) == digest(random, 0) != digest(random, 1)
+    assert digest(pretrained, 0) == digest(pretrained, 1) != digest(random, 0)
+    one, other = build_token_block(pretrained, 0), build_token_block(random, 0)
+    assert parameter_counts(one) == parameter_counts(other)
+    assert {n: p.shape for n, p in one.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
+
+
+def test_all_language_weights_are_frozen_and_gradients_pass_through(tiny_llama: Path) -> None:
+    block, tokens = build_token_block(TokenBlockConfig(source=str(tiny_llama)), 0), torch.randn(1, 5, 48, requires_grad=True)
+    block(tokens).square().sum().backward()
+    assert tokens.grad is not None and tokens.grad.abs().sum() > 0
+    assert all(not p.requires_grad and p.grad is None for p in block.parameters())
+
+
+def test_mlp_and_identity_have_no_parameters(tiny_llama: Path) -> None:
+    tokens = torch.randn(1, 5, 48)
+    mlp, nothing = (build_token_block(TokenBlockConfig(source=str(tiny_llama), kind=kind), 0) for kind in ("mlp", "identity"))
+    assert parameter_counts(mlp)["total"] == parameter_counts(nothing)["total"] == 0
+    assert torch.equal(nothing(tokens), tokens) and mlp(tokens).shape == tokens.shape and not torch.equal(mlp(tokens), tokens)
+
+
+def test_lora_in_the_block_starts_as_a_no_op_and_is_all_that_trains(tiny_llama: Path) -> None:
+    tokens = torch.randn(1, 5, 48)
+    plain = TokenBlockConfig(source=str(tiny_llama))
+    block = build_token_block(replace(plain, lora_targets=("q_proj", "v_proj")), 0)
+    assert torch.allclose(block(tokens), build_token_block(plain, 0)(tokens), atol=1e-6)
+    assert isinstance(block, LanguageLayer)
+    assert {n.split(".")[-3] for n, p in block.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    with pytest.raises(ValueError, match="x_proj"):
+        build_token_block(replace(plain, lora_targets=("x_proj",)), 0)

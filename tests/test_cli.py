@@ -1,0 +1,125 @@
+"""The command line is a contract: its words, its exit codes, and which stream says what."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mvl import cli
+from mvl.config import ROOT, ConfigError
+
+TRAIN = ["train", "--study", "quick", "--task", "phantoms", "--system", "vit_baseline"]
+HEAVY = ("torch", "monai", "transformers", "pandas", "matplotlib", "numpy", "scipy")
+
+
+def usage_error(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Standard error of a call that must end with 2, and print nothing on standard output."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(argv)
+    assert left.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err
+
+
+@pytest.mark.parametrize("value", ["nan", "0", "-0.1", "1.0001", "inf", "half", ""])
+def test_a_fraction_is_a_number_above_0_up_to_1(value, capsys):
+    assert "--fraction" in usage_error([*TRAIN, f"--fraction={value}"], capsys)
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("--fold", "10"), ("--fold", "-1"), ("--fold", "1.5"), ("--seed", "-1"), ("--task", "hipocampus")])
+def test_other_wrong_values_are_named_too(option, value, capsys):
+    assert option in usage_error([*TRAIN, f"{option}={value}"], capsys)
+
+
+@pytest.mark.parametrize("argv", [[], ["study"], ["nosuch"], ["train"], ["verify"], [*TRAIN, "--frac", "0.5"], ["doctor", "--js"],
+                                  ["study", "run", "quick", "--jobs", "0"], ["study", "run", "quick", "--engine", "make"]])
+def test_wrong_usage_ends_with_2_and_abbreviations_are_wrong(argv, capsys):
+    usage_error(argv, capsys)
+
+
+@pytest.mark.parametrize("argv", [["study", "status", "quik"], [*TRAIN[:-1], "vit_base"], ["notebook", "01_basline"]])
+def test_unknown_names_end_with_2_and_one_message(argv, capsys):
+    assert cli.main(argv) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("mvl: ")
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "Task04_Hippocampus", "task04_hippocampus"])
+def test_both_names_of_a_task_mean_the_same_run(name):
+    assert cli.parser().parse_args(["verify", name]).task == "Task04_Hippocampus"
+
+
+def test_every_command_of_the_contract_is_there():
+    for line in (
+            "fetch hippocampus", "fetch weights", "verify hippocampus --data-dir x --json", "study run quick", "study status quick --json",
+            "study check quick", "study collect quick", "study record quick", "systems --json", "bench --json", "doctor --json",
+            "notebook 01_baseline -p study quick", "book --study quick", "book", "evaluate some/run", "figures"):
+        assert callable(cli.parser().parse_args(line.split()).handler)
+    args = cli.parser().parse_args([*TRAIN, "--fraction", "0.1", "--fold", "3", "--seed", "2", "--results-dir", "r", "--data-dir", "d"])
+    assert (args.fraction, args.fold, args.seed, str(args.results_dir), str(args.data_dir)) == (0.1, 3, 2, "r", "d")
+
+
+def raising(error: BaseException):
+    """A handler that raises `error`."""
+
+    def handler(_args):
+        raise error
+
+    return handler
+
+
+def stop_with(command: str) -> SystemExit:
+    """What an interrupted run raises."""
+    error = SystemExit(143)
+    error.command = command
+    return error
+
+
+class OddError(RuntimeError):
+    """An error of the package's own."""
+
+
+OddError.__module__ = "mvl.train"
+
+
+@pytest.mark.parametrize(("error", "code", "words"), [
+    (ConfigError("bad key"), 2, "mvl: bad key"), (OddError("loss is nan"), 1, "mvl: loss is nan"),
+    (OSError(28, "No space left"), 1, "No space left"),
+    (KeyboardInterrupt(), 130, "interrupted"), (stop_with("mvl train again"), 143, "go on with: mvl train again")])
+def test_each_kind_of_error_has_its_code_and_message(monkeypatch, capsys, error, code, words):
+    monkeypatch.setattr(cli.do, "doctor", raising(error))
+    assert cli.main(["doctor"]) == code
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.out == ""
+
+
+def test_a_fault_of_the_package_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli.do, "doctor", raising(KeyError("x")))
+    with pytest.raises(KeyError):
+        cli.main(["doctor"])
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = ("import sys; from mvl.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+            f"sys.exit(bool(set({HEAVY!r}) & set(sys.modules)))")
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        times.append(time.perf_counter() - begin)
+        assert done.returncode == 0, "a heavy package is imported by mvl --help"
+        assert "COMMAND" in done.stdout
+    assert min(times) <= 0.5
+
+
+@pytest.mark.parametrize("module", ["mvl.config", "mvl.runs", "mvl.studies", "mvl.datasets.tasks"])
+def test_light_modules_stay_light(module):
+    code = f"import sys, {module}; sys.exit(', '.join(set({HEAVY!r}) & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{module} imports {done.stderr}"

@@ -1,0 +1,148 @@
+"""The reproduction check passes what reproduces and fails what does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mvl import reproduce, runs, tables
+from mvl.config import Config, load_config
+from mvl.reproduce import check, main, pooled_sd, report, seed_sd
+
+
+def _sibling(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_run = _sibling("test_tables").make_run
+RECORD = (0.00, 0.01, 0.02)
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    configs = [load_config("hippocampus", "Task04_Hippocampus", system, 1.0, 0, seed)
+               for system in ("vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random") for seed in (0, 1, 2)]
+    monkeypatch.setattr(tables, "study_runs", lambda name: configs)
+    return configs
+
+
+def fill(results: Path, configs: list[Config], extra: float = 0.0, machine: str = "a") -> None:
+    """Seeds 0, 1, 2 of every arm differ by 0.01 Dice, so the seed sd is 0.01; `extra` moves every run."""
+    for config in configs:
+        make_run(results, config, RECORD[config.seed] + extra, machine)
+
+
+def verdicts(tmp_path: Path) -> set[str]:
+    return {c.verdict for c in check("hippocampus", tmp_path / "rerun", tmp_path / "record")}
+
+
+def test_identical_is_bitwise(study: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("record", "rerun"):
+        fill(tmp_path / name, study)
+    checks = check("hippocampus", tmp_path / "rerun", tmp_path / "record")
+    assert {c.verdict for c in checks} == {"bitwise"}
+    assert len(checks) == 9 * 3 + 3 * 8
+    assert main("hippocampus", tmp_path / "rerun", tmp_path / "record") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("hippocampus: reproduces (51 quantities")
+
+
+def test_published_record_has_no_weights_and_is_enough(study: list[Config], tmp_path: Path) -> None:
+    fill(tmp_path / "rerun", study)
+    tables.record("hippocampus", tmp_path / "rerun", tmp_path / "record")
+    assert verdicts(tmp_path) == {"bitwise"}
+
+
+def test_same_platform_tolerates_nothing(study: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("record", "rerun"):
+        fill(tmp_path / name, study)
+    make_run(tmp_path / "rerun", study[4], RECORD[1] + 1e-12)
+    failed = [c for c in check("hippocampus", tmp_path / "rerun", tmp_path / "record") if c.failed]
+    assert {c.verdict for c in failed} == {"differs"}
+    assert {"weights_sha256", "cases_sha256", "dice"} <= {word for c in failed for word in c.quantity.split()}
+    assert main("hippocampus", tmp_path / "rerun", tmp_path / "record") == 1
+    assert "does NOT reproduce" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_other_platform_uses_the_seeds_of_the_record(study: list[Config], tmp_path: Path) -> None:
+    """sd 0.01, n = 3: tolerance 3 * 0.01 * sqrt(2/3) = 0.0245."""
+    fill(tmp_path / "record", study)
+    fill(tmp_path / "rerun", study, extra=0.024, machine="b")
+    checks = check("hippocampus", tmp_path / "rerun", tmp_path / "record")
+    dice = next(c for c in checks if "vit_baseline" in c.quantity and " dice " in c.quantity)
+    assert dice.tolerance == pytest.approx(0.03 * math.sqrt(2 / 3))
+    assert dice.recorded - dice.rerun == pytest.approx(0.024)
+    assert {c.verdict for c in checks} == {"within"}
+    fill(tmp_path / "rerun", study, extra=0.025, machine="b")
+    assert {c.quantity.split()[1] for c in check("hippocampus", tmp_path / "rerun", tmp_path / "record") if c.failed} == {"dice"}
+
+
+def test_missing_run_fails(study: list[Config], tmp_path: Path) -> None:
+    fill(tmp_path / "record", study)
+    fill(tmp_path / "rerun", study[:-1])
+    failed = [c for c in check("hippocampus", tmp_path / "rerun", tmp_path / "record") if c.failed]
+    assert {c.verdict for c in failed} == {"missing"}
+    assert failed[0].quantity.endswith("medvisionllama_v3_random/fraction-1.0_fold-0_seed-2")
+    fill(tmp_path / "rerun", study)
+    runs.write_json(runs.run_dir(tmp_path / "rerun", study[0]) / "status.json", {"state": "diverged"})
+    assert "missing" in verdicts(tmp_path)
+
+
+def test_damaged_record_and_no_record_fail(study: list[Config], tmp_path: Path) -> None:
+    fill(tmp_path / "rerun", study)
+    assert verdicts(tmp_path) == {"no record"}
+    fill(tmp_path / "record", study)
+    path = runs.run_dir(tmp_path / "record", study[0]) / "cases.csv"
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    assert "no record" in verdicts(tmp_path)
+
+
+def test_runs_that_were_never_recorded_do_not_fail(study: list[Config], tmp_path: Path) -> None:
+    fill(tmp_path / "record", study[:6])
+    fill(tmp_path / "rerun", study)
+    assert verdicts(tmp_path) == {"bitwise", "not recorded"}
+
+
+def row(fraction: float, system: str, seed: int, dice: float, fold: int = 0) -> dict:
+    return {"task": "t", "system": system, "fraction": fraction, "fold": fold, "seed": seed, "dice": dice}
+
+
+def test_seed_sd_never_takes_folds_for_seeds() -> None:
+    rows = [row(1.0, "a", 0, 0.8), row(1.0, "a", 1, 0.82), row(1.0, "a", 0, 0.6, fold=1), row(1.0, "b", 0, 0.1)]
+    assert pooled_sd(rows, "dice") == (pytest.approx(math.sqrt(0.0002)), 1)
+
+
+def test_tolerance_falls_back_and_says_so() -> None:
+    full = [row(1.0, "a", s, d) for s, d in enumerate((0.80, 0.81, 0.82, 0.83, 0.84, 0.85))]
+    few = [row(0.1, "a", 0, 0.5), row(0.1, "a", 1, 0.6)]
+    sd, note = seed_sd([*full, *few], "dice", 1.0)
+    assert sd == pytest.approx(pooled_sd(full, "dice")[0])
+    assert "this fraction (5" in note
+    sd, note = seed_sd([*full, *few], "dice", 0.1)
+    assert sd == pytest.approx(math.sqrt(0.005))
+    assert "all fractions (6" in note
+    sd, note = seed_sd([row(1.0, "a", 0, 0.8), row(1.0, "b", 0, 0.9)], "dice", 1.0)
+    assert sd == pytest.approx(math.sqrt(0.005))
+    assert "no arm has several seeds" in note
+    assert seed_sd([row(1.0, "a", 0, 0.8)], "dice", 1.0)[0] is None
+
+
+def test_one_recorded_run_cannot_say_how_far_others_may_be(study: list[Config], tmp_path: Path) -> None:
+    fill(tmp_path / "record", study[:1])
+    fill(tmp_path / "rerun", study[:1], machine="b")
+    assert "no tolerance" in verdicts(tmp_path)
+
+
+def test_report_names_each_failure(study: list[Config], tmp_path: Path) -> None:
+    fill(tmp_path / "record", study)
+    fill(tmp_path / "rerun", study[1:], machine="b")
+    text = report("hippocampus", check("hippocampus", tmp_path / "rerun", tmp_path / "record"))
+    assert "MISSING: hippocampus/runs/" in text
+    assert "tolerance: seeds at this fraction (6 degrees of freedom)" in text
+    assert set(reproduce.FAILURES) == {"differs", "outside", "missing", "no record", "no tolerance"}

@@ -1,0 +1,183 @@
+"""Tables from run folders: digits kept, holes kept, damage refused; the README's block."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mvl import runs, tables
+from mvl.config import ROOT, Config, load_config
+from mvl.evaluate import CASE_COLUMNS, mean
+from mvl.tables import TableError, collect, read_cases, read_history, read_runs, record, summary, update_readme
+
+DICE = (0.8123456789012345, 0.1 + 0.2, 1 / 3)
+
+
+def grid(tasks: tuple[str, ...] = ("Task04_Hippocampus",)) -> list[Config]:
+    return [load_config("hippocampus", task, system, 1.0, 0, seed)
+            for task in tasks for system in ("vit_baseline", "medvisionllama_v3") for seed in (0, 1)]
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    configs = grid()
+    monkeypatch.setattr(tables, "study_runs", lambda name: configs)
+    return configs
+
+
+def make_run(results: Path, config: Config, shift: float = 0.0, machine: str = "a") -> Path:
+    folder = runs.run_dir(results, config)
+    runs.write_config(folder, config)
+    runs.write_json(folder / "environment.json", {"platform": {"machine": machine}})
+    runs.write_csv(folder / "history.csv", [dict(zip(tables.HISTORY_COLUMNS, (e, 1e-3, 0.1 + 0.2, 0.5, 0.25))) for e in (1, 2)],
+                   tables.HISTORY_COLUMNS)
+    fixed = {"label": "foreground", "status": "ok", "jaccard": 0.5, "sensitivity": 0.5, "specificity": 1.0, "nsd": 0.5, "hd95_mm": 2.0,
+             "dice_resized": 0.5, "nsd_tolerance_mm": 1.0, "voxels_label": 10, "voxels_prediction": 12}
+    names = {k: getattr(config, k) for k in tables.RUN_KEYS}
+    rows = [names | fixed | {"case": f"hippocampus_00{i}", "dice": d - shift} for i, d in enumerate(DICE)]
+    rows[2]["status"] = "missed"
+    runs.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
+    runs.atomic_write(folder / "weights.safetensors", f"weights {shift} {runs.run_name(config)}")
+    runs.seal(folder, {"best_epoch": 2, "runtime_s": 1.5, "runtime_per_epoch_s": 0.75, "peak_memory_mb": 300.0,
+                       "parameters": {"trainable": 7, "frozen": 3, "total": 10}})
+    return folder
+
+
+def test_every_digit_survives_and_bytes_repeat(study: list[Config], tmp_path: Path) -> None:
+    for config in study:
+        make_run(tmp_path, config)
+    folder = collect("hippocampus", tmp_path)
+    first = [(folder / f"{n}.csv").read_bytes() for n in ("runs", "cases", "history")]
+    assert [(collect("hippocampus", tmp_path) / f"{n}.csv").read_bytes() for n in ("runs", "cases", "history")] == first
+    cases, table = read_cases("hippocampus", tmp_path), read_runs("hippocampus", tmp_path)
+    assert tuple(cases["dice"][:3]) == DICE
+    assert table["dice"].tolist() == [mean(DICE)] * 4
+    assert table.loc[0, ["n_test", "missed", "best_epoch", "trainable", "total"]].tolist() == [3, 1, 2, 7, 10]
+    assert table["dice_sd"][0] == pytest.approx(cases["dice"][:3].std())
+    assert table["cases_sha256"][0] == runs.sha256_file(tmp_path / table["run"][0] / "cases.csv")
+    assert len(read_history("hippocampus", tmp_path)) == 8
+    assert read_history("hippocampus", tmp_path)["train_loss"][0] == 0.1 + 0.2
+
+
+def test_holes_keep_their_row_with_the_reason(study: list[Config], tmp_path: Path) -> None:
+    make_run(tmp_path, study[0])
+    runs.write_json(runs.run_dir(tmp_path, study[1]) / "status.json", {"state": "failed", "error": "out of luck"})
+    with open(make_run(tmp_path, study[2]) / "cases.csv", "a") as file:
+        file.write("x")
+    collect("hippocampus", tmp_path)
+    table = read_runs("hippocampus", tmp_path)
+    assert table["state"].tolist() == ["done", "failed", "damaged", "missing"]
+    assert table["dice"].isna().tolist() == [False, True, True, True]
+    assert len(read_cases("hippocampus", tmp_path)) == 3
+    assert [line.rsplit(": ", 1)[1] for line in tables.holes("hippocampus", tmp_path)] == ["failed", "damaged", "missing"]
+    rows = summary("hippocampus", tmp_path)
+    assert rows[["planned", "done", "n_cases"]].to_numpy().tolist() == [[2, 1, 3], [2, 0, 0]]
+    assert math.isnan(rows["dice"][1])
+    assert math.isnan(rows["dice_sd"][0])
+
+
+def test_nothing_done_still_reads(study: list[Config], tmp_path: Path) -> None:
+    collect("hippocampus", tmp_path)
+    assert read_cases("hippocampus", tmp_path).empty
+    assert read_runs("hippocampus", tmp_path)["state"].tolist() == ["missing"] * 4
+
+
+def test_run_with_other_settings_is_stale(study: list[Config], tmp_path: Path) -> None:
+    folder = make_run(tmp_path, study[0])
+    for change, state in (("cache_gb: 4.0", "cache_gb: 1.0"), "done"), (("train_epochs: 40", "train_epochs: 41"), "stale"):
+        text = (folder / "config.yaml").read_text()
+        assert change[0] in text
+        (folder / "config.yaml").write_text(text.replace(*change))
+        runs.seal(folder, {})
+        assert tables.run_state(folder, study[0]) == state
+
+
+def test_record_copies_the_record_without_weights(study: list[Config], tmp_path: Path) -> None:
+    for config in study[:3]:
+        make_run(tmp_path / "work", config)
+    target = record("hippocampus", tmp_path / "work", tmp_path / "records")
+    held = {path.name for path in (runs.run_dir(tmp_path / "records", study[0])).iterdir()}
+    assert held == {*runs.RECORD_FILES, "status.json"}
+    assert target == tmp_path / "records" / "hippocampus"
+    assert read_runs("hippocampus", tmp_path / "records")["state"].tolist() == ["done", "done", "done", "missing"]
+    collect("hippocampus", tmp_path / "work")
+    for name in ("runs.csv", "cases.csv", "history.csv"):
+        assert (target / name).read_bytes() == (tmp_path / "work" / "hippocampus" / name).read_bytes()
+
+
+def test_record_refuses_damage_and_copies_nothing(study: list[Config], tmp_path: Path) -> None:
+    for config in study:
+        make_run(tmp_path / "work", config)
+    path = runs.run_dir(tmp_path / "work", study[3]) / "history.csv"
+    path.write_text(path.read_text().replace("0.25", "0.95"))
+    with pytest.raises(TableError, match="damaged"):
+        record("hippocampus", tmp_path / "work", tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+
+
+def test_nan_in_a_run_stops_the_collection(study: list[Config], tmp_path: Path) -> None:
+    folder = make_run(tmp_path, study[0])
+    text = (folder / "cases.csv").read_text()
+    (folder / "cases.csv").write_text(text.replace(repr(DICE[0]), "nan"))
+    runs.seal(folder, {})
+    with pytest.raises(TableError, match=r"cases\.csv: dice holds a value that is not finite"):
+        collect("hippocampus", tmp_path)
+
+
+def test_reading_refuses_gaps_twins_and_other_columns(study: list[Config], tmp_path: Path) -> None:
+    make_run(tmp_path, study[0])
+    path = collect("hippocampus", tmp_path) / "cases.csv"
+    text = path.read_text()
+    for broken, word in ((text + text.splitlines()[1] + "\n", "twice"), (text.replace(repr(DICE[0]), ""), "empty"),
+                         (text.replace("dice,", "", 1), "columns"), (text[:-8], "fields")):
+        path.write_text(broken)
+        with pytest.raises(TableError, match=word):
+            read_cases("hippocampus", tmp_path)
+    path.unlink()
+    with pytest.raises(TableError, match="no such file"):
+        read_cases("hippocampus", tmp_path)
+
+
+def test_readme_shows_scans_beside_the_paper_and_phantoms_beside_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = grid(("Task04_Hippocampus", "phantoms"))
+    monkeypatch.setattr(tables, "study_runs", lambda name: configs)
+    for config in configs[1:]:
+        make_run(tmp_path, config, shift=0.01 * config.seed)
+    collect("hippocampus", tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    assert update_readme(readme, tmp_path)
+    assert not update_readme(readme, tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    baseline, hybrid = [line for line in text.splitlines() if line.startswith("| hippocampus | Task04")]
+    assert "0.74 ± 0.05" in baseline
+    assert "0.87 ± 0.04" in hybrid
+    assert "1 of 2 runs" in baseline
+    assert "0/0 missing" in baseline
+    assert f"[0/1](data/results/hippocampus/runs/{runs.run_name(configs[1])})" in baseline
+    assert "6 case scores, 2 of 2 runs" in hybrid
+    phantom = [line for line in text.splitlines() if line.startswith("| hippocampus | phantoms")]
+    assert len(phantom) == 2
+    assert not any("0.74" in line or "0.87" in line for line in phantom)
+
+
+def test_readme_without_markers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing here")
+    with pytest.raises(TableError, match="results:begin"):
+        update_readme(tmp_path / "README.md", tmp_path)
+
+
+def test_paper_numbers_are_whole() -> None:
+    rows = tables.read_rows(ROOT / "data" / "paper_reported.csv", tables.PAPER_COLUMNS)
+    keys = [tuple(r[k] for k in ("paper", "table", "task", "system", "metric")) for r in rows]
+    assert len(set(keys)) == len(keys)
+    assert all(math.isfinite(float(r["value"])) and r["source"] and r["confidence"] in "ABC" for r in rows)
+    assert {r["paper"] for r in rows} == {"P1", "P1-v1", "P1-rerun", "P2"}
+    status = {r["system"]: r["value"] for r in rows if r["table"] == "average" and r["metric"] == "hd95"}
+    assert json.loads(status["ViT-Baseline"]) == 14.5

@@ -1,0 +1,250 @@
+"""Training: repeats and resumes bitwise, stops at the first non-finite value, and what it minimises has a gradient."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvl import checkpoints, objective, runs, train
+from mvl.config import ROOT, Config, TrainConfig, load_config
+
+STUDY = """
+title: test
+tasks: [phantoms]
+grid: [{name: main, systems: [vit_baseline]}]
+data: {img_size: [16, 16, 16]}
+model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64}
+train: {train_epochs: 4, batch_size: 4}
+"""
+BYTES = ("weights.safetensors", "history.csv", "cases.csv")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a study of one tiny ViT; a study may be named by its file."""
+    path = tmp_path_factory.mktemp("study") / "tiny.yaml"
+    path.write_text(STUDY)
+    return str(path)
+
+
+@pytest.fixture
+def config(study: str) -> Config:
+    """The tiny run on 30 % of a fold's phantoms."""
+    return load_config(study, "phantoms", "vit_baseline", fraction=0.3)
+
+
+@pytest.fixture(scope="module")
+def whole(study: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny run, trained without disturbance."""
+    config = load_config(study, "phantoms", "vit_baseline", fraction=0.3)
+    return train.train_run(config, tmp_path_factory.mktemp("whole"), progress=False)
+
+
+def same_bytes(a: Path, b: Path) -> bool:
+    """True when every result file of two runs has the same bytes."""
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in BYTES)
+
+
+def test_a_finished_run_is_whole(whole: Path) -> None:
+    status = runs.read_status(whole)
+    assert runs.is_done(whole, need_weights=True)
+    assert {*runs.RECORD_FILES, "weights.safetensors", "status.json"} <= {p.name for p in whole.iterdir()}
+    assert status["frozen_sha256_before"] == status["frozen_sha256_after"] and not checkpoints.found(whole)
+    assert len((whole / "history.csv").read_text().splitlines()) == 5
+
+
+def test_a_finished_run_is_left_alone(config: Config, whole: Path) -> None:
+    before = (whole / "status.json").stat().st_mtime_ns
+    results = whole.parents[4]
+    assert train.train_run(config, results, progress=False) == whole
+    assert (whole / "status.json").stat().st_mtime_ns == before
+
+
+def test_loaded_run_predicts_what_was_recorded(whole: Path, config: Config) -> None:
+    from mvl.evaluate import evaluate_run
+
+    before = (whole / "cases.csv").read_bytes()
+    evaluate_run(whole)
+    assert (whole / "cases.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_count_changes_nothing(config: Config, whole: Path, tmp_path: Path, workers: int) -> None:
+    other = train.train_run(replace(config, data=replace(config.data, num_workers=workers)), tmp_path, progress=False)
+    assert same_bytes(whole, other)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 7])
+def test_stopped_at_any_step_it_ends_the_same(config: Config, whole: Path, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    update, count = train.Trainer.update, iter(range(10**6))
+
+    def update_then_signal(self: train.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+        loss = update(self, batch, weight)
+        if next(count) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(train.Trainer, "update", update_then_signal)
+    with pytest.raises(train.Interrupted) as caught:
+        train.train_run(config, tmp_path, progress=False)
+    assert caught.value.code == 143 and "mvl train --study tiny" in caught.value.command
+    assert runs.read_status(runs.run_dir(tmp_path, config))["state"] == "interrupted"
+    assert same_bytes(whole, train.train_run(config, tmp_path, progress=False))
+
+
+def test_killed_again_and_again_it_ends_the_same(study: str, tmp_path: Path) -> None:
+    """SIGKILL at rising delays, in a process of its own, until one start reaches the end."""
+    words = [sys.executable, "-m", "mvl.cli", "train", "--study", study, "--task", "phantoms", "--system", "vit_baseline", "--fraction", "0.3",
+             "--fold", "0", "--seed", "0", "--results-dir"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    start = lambda folder: subprocess.Popen([*words, str(folder)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    calm = start(tmp_path / "calm")
+    folder, kills, begin = tmp_path / "killed", 0, time.monotonic()
+    while True:
+        process = start(folder)
+        progress = lambda: sorted(p.name for p in folder.rglob("checkpoint-*.pt"))
+        before = progress()
+        while process.poll() is None and progress() == before:
+            time.sleep(0.01)
+        time.sleep(0.015 * kills)
+        if process.poll() is not None or time.monotonic() - begin > 120:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    out = Path(process.communicate()[0].splitlines()[-1])
+    calm_out = Path(calm.communicate()[0].splitlines()[-1])
+    assert process.returncode == calm.returncode == 0 and kills >= 2
+    assert same_bytes(calm_out, out)
+
+
+def test_changed_settings_are_refused_with_the_difference(config: Config, tmp_path: Path) -> None:
+    folder = runs.run_dir(tmp_path, config)
+    runs.write_config(folder, replace(config, train=replace(config.train, lr=0.5)))
+    with pytest.raises(runs.RunError, match=r"train.lr: 0.5 -> 0.002"):
+        train.train_run(config, tmp_path, progress=False)
+
+
+def test_a_second_start_is_refused(config: Config, tmp_path: Path) -> None:
+    with runs.locked(runs.run_dir(tmp_path, config)), pytest.raises(runs.RunError, match="held by pid"):
+        train.train_run(config, tmp_path, progress=False)
+
+
+def test_first_non_finite_value_stops_the_run_naming_step_and_cases(config: Config, tmp_path: Path) -> None:
+    broken = replace(config, train=replace(config.train, lr=1.0, grad_clip=0.0, optimizer="adam", schedule="constant", train_epochs=40))
+    original = train.learning_rate
+    train.learning_rate = lambda config, step, steps: 1e38
+    try:
+        with pytest.raises(train.Diverged, match=r"epoch \d+, step \d+, cases \w+"):
+            train.train_run(broken, tmp_path, progress=False)
+    finally:
+        train.learning_rate = original
+    status = runs.read_status(runs.run_dir(tmp_path, broken))
+    assert status["state"] == "diverged" and "cases" in status["error"]
+
+
+def test_moved_frozen_weights_fail_the_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = iter(["before", "after", "after", "after"])
+    monkeypatch.setattr(train, "frozen_sha256", lambda network: next(digests))
+    with pytest.raises(runs.RunError, match="frozen weights changed"):
+        train.train_run(config, tmp_path, progress=False)
+    assert runs.read_status(runs.run_dir(tmp_path, config))["state"] == "failed"
+
+
+def test_accumulation_gives_the_same_gradient(config: Config, tmp_path: Path) -> None:
+    from mvl.datasets import splits, tasks
+    from mvl.datasets.loaders import CaseStore, training_loader
+
+    task = tasks.find_task("phantoms")
+    store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:4], config.data)
+    batch, gradients = None, []
+    for accumulate in (1, 2):
+        changed = replace(config, train=replace(config.train, accumulate=accumulate, grad_clip=0.0), model=replace(config.model, dropout_rate=0.0))
+        trainer = train.Trainer(changed, task, store, store, tmp_path, "")
+        batch = batch or next(iter(training_loader(store, config, 0, 0, 0, 1)))
+        trainer.optimizer.step = lambda: None
+        trainer.optimizer.zero_grad = lambda set_to_none: None
+        trainer.update(batch)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters()]))
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_both_halves_of_the_loss_have_a_gradient(classes: int) -> None:
+    logits, label = torch.zeros(2, classes, 4, 4, 4, requires_grad=True), torch.randint(0, 2, (2, 1, 4, 4, 4)).float()
+    loss = objective.build_loss(classes)
+    dice, cross = loss.dice(logits, label), loss.bce(logits, label) if classes == 1 else loss.ce(logits, label)
+    for part in (dice, cross):
+        assert torch.autograd.grad(part, logits, retain_graph=True)[0].abs().sum() > 0
+
+
+def test_schedule_warms_up_and_ends_at_zero(config: Config) -> None:
+    rates = [objective.learning_rate(config, step, 100) for step in range(100)]
+    assert rates.index(max(rates)) in (9, 10) and max(rates) == pytest.approx(config.train.lr) and rates[-1] < 0.01 * config.train.lr
+    constant = replace(config, train=replace(TrainConfig(), schedule="constant"))
+    assert {objective.learning_rate(constant, step, 100) for step in range(100)} == {constant.train.lr}
+
+
+def test_foreground_dice_counts_every_label() -> None:
+    logits, label = torch.full((1, 1, 4, 4), -1.0), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    assert objective.foreground_dice(logits, label).item() == 1
+    label[0, 0, :2], logits[0, 0, 1:3] = 2, 1
+    assert objective.foreground_dice(logits, label).item() == pytest.approx(0.5)
+
+
+def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+    """Gloo under torchrun: same gradient as one process, and the world size is checked."""
+    script = tmp_path / "step.py"
+    script.write_text(STEP)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    for count, name in ((1, "one"), (2, "two")):
+        words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(29611 + count), str(script)]
+        done = subprocess.run([*words, str(tmp_path / name)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    assert torch.allclose(one, two, atol=1e-6) and one.abs().sum() > 0
+
+
+STEP = """
+import sys
+from pathlib import Path
+import torch
+from mvl.config import Config, build
+from mvl.datasets import splits, tasks
+from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.train import Trainer
+config = build(Config, {"data": {"img_size": [16, 16, 16]}, "train": {"grad_clip": 0.0},
+                        "model": {"encoder_layers": 1, "decoder_layers": 1, "dropout_rate": 0.0}}, "test")
+task = tasks.find_task("phantoms")
+store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:3], config.data)
+trainer = Trainer(config, task, store, store, Path(sys.argv[1]), "")
+trainer.optimizer.step = lambda: None
+trainer.optimizer.zero_grad = lambda set_to_none: None
+rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+for batch in training_loader(store, config, 0, 0, rank, world):
+    trainer.update(batch, len(batch["cases"]) * world / 3)
+trainer.validate()
+if rank == 0:
+    torch.save(torch.cat([p.grad.flatten() for p in trainer.network.parameters()]), sys.argv[1])
+"""
+
+
+def test_promised_processes_must_take_part(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises((runs.RunError, ValueError, RuntimeError)):
+        train.start_accelerator(config)
+
+
+def test_validation_loss_is_finite_in_the_history(whole: Path) -> None:
+    rows = (whole / "history.csv").read_text().splitlines()[1:]
+    assert all(math.isfinite(float(value)) for row in rows for value in row.split(","))

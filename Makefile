@@ -17,7 +17,7 @@ SHOWN := ^(Installing collected packages|Successfully installed|ERROR.*| +(Downl
 RUNS := data/runs/$(STUDY)
 # Written last, by a whole book of the study; holds the book's address.
 REPRODUCED := $(RUNS)/.book
-SOURCES := $(shell find book notebooks mvl data/paper_reported.csv \( -name _build -o -name __pycache__ -o -name '.*' \) -prune -o -type f -print 2>/dev/null)
+SOURCES := $(shell find book notebooks mvl data/paper_reported.csv data/results/$(STUDY) \( -name _build -o -name __pycache__ -o -name '.*' \) -prune -o -type f -print 2>/dev/null)
 
 # One thread per process: runs go side by side, and results are bitwise for a given number of threads.
 export OMP_NUM_THREADS ?= 1
@@ -38,8 +38,8 @@ setup: $(WEIGHTS) ## make .venv with the pinned versions and get the pretrained 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one by PYTHON=python3.x")'
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { echo "[setup] making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "[setup] installing the pinned packages (1.9 GB on disk with a CPU build of torch; 1 to 4 minutes)"
-	@set -o pipefail; PYTHONUNBUFFERED=1 $(VENV)/bin/python -m pip install --progress-bar off $(TORCH_INDEX:%=--extra-index-url %) \
+	@echo "[setup] installing the pinned packages (1.5 GB on disk with a CPU build of torch; 1 to 4 minutes)"
+	@set -o pipefail; PYTHONUNBUFFERED=1 $(VENV)/bin/python -m pip install --no-compile --progress-bar off $(TORCH_INDEX:%=--extra-index-url %) \
 	    -c constraints.txt -e '.[all]' 2>&1 | tee $(VENV)/install.log | grep --line-buffered -oE '$(SHOWN)' \
 	    || { tail -n 20 $(VENV)/install.log; echo "[setup] pip failed; see $(VENV)/install.log, then make setup goes on from here"; exit 1; }
 	@touch $@
@@ -52,7 +52,7 @@ $(WEIGHTS): $(INSTALLED)
 reproduce: setup ## run STUDY from data to book, then check it against the record; goes on where it was
 	@{ test -f $(RUNS)/runs.csv && $(MVL) study status $(STUDY) --complete >/dev/null; } \
 	    || $(MVL) study run $(STUDY) --jobs $(JOBS) --profile $(PROFILE) || [ $$? -eq 1 ]
-	@if $(MAKE) -q $(REPRODUCED); then echo "everything is up to date: $$(cat $(REPRODUCED))"; else $(MAKE) --no-print-directory $(REPRODUCED); fi
+	@if $(MAKE) --no-print-directory -q $(REPRODUCED); then echo "everything is up to date: $$(cat $(REPRODUCED))"; else $(MAKE) --no-print-directory $(REPRODUCED); fi
 	@$(MVL) study check $(STUDY)
 
 $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)

@@ -233,5 +233,6 @@ def bench(released: Path | None = None, progress: Callable[[str], None] = lambda
 if __name__ == "__main__":
     import torch
 
+    runs.keep_freed_memory()
     torch.set_num_threads(1)
     print(json.dumps(PROBES[sys.argv[1]](*json.loads(sys.argv[2]))))

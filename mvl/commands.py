@@ -156,8 +156,8 @@ def bench(args: argparse.Namespace) -> int:
     from mvl.bench import bench as measure
 
     def show(rows: list[dict[str, Any]]) -> str:
-        return "\n".join(f"{'met' if row['met'] else 'MISSED':<8}{row['value']:>10.4g} {row['unit']:<6}{row['bar_is']} {row['bar']:.3g}  {row['what']}"
-                         for row in rows)
+        bar = lambda row: f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
+        return "\n".join(f"{row['value']:>10.4g} {row['unit']:<6}{bar(row):<26}{row['what']}" for row in rows)
 
     answer(args, lambda: measure(args.released, lambda line: print(line, file=sys.stderr, flush=True)), show)
     return DONE
@@ -191,7 +191,8 @@ def figures(args: argparse.Namespace) -> int:
     from mvl.config import ROOT
     from mvl.figures import paired_differences, svg
 
-    chapter, target = report.open_chapter("llm_hybrid", book.PUBLISHED, runs.records_dir()), runs.records_dir() / book.PUBLISHED / "figure.svg"
+    chapter = report.open_chapter("llm_hybrid", book.PUBLISHED, runs.records_dir())
+    target = runs.records_dir() / book.PUBLISHED / "figure.svg"
     runs.atomic_write(target, svg(paired_differences(report.differences(chapter), chapter.holes)))
     changed = tables.update_readme(ROOT / "README.md")
     print(f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}")

@@ -59,11 +59,12 @@ def case_metrics(prediction: np.ndarray, label: np.ndarray, spacing_mm: Sequence
     """
     spacing = checked_spacing(prediction, label, spacing_mm, tolerance_mm)
     counts = confusion(prediction, label)
-    out = {"status": status_of(prediction, label), **overlaps(counts)}
-    if out["status"] == "ok":
+    status = status_of(prediction, label)
+    out: dict[str, Any] = {"status": status, **overlaps(counts)}
+    if status == "ok":
         out |= boundary_metrics(prediction, label, spacing, tolerance_mm)
     else:
-        out |= empty_metrics(out["status"], math.hypot(*(n * s for n, s in zip(label.shape, spacing))))
+        out |= empty_metrics(status, math.hypot(*(n * s for n, s in zip(label.shape, spacing))))
     return {**out, "nsd_tolerance_mm": float(tolerance_mm), "voxels_label": int(counts[0] + counts[3]),
             "voxels_prediction": int(counts[0] + counts[1])}
 
@@ -119,7 +120,7 @@ def boundary_metrics(prediction: np.ndarray, label: np.ndarray, spacing: list[fl
     """NSD and HD95 of two masks that both hold voxels, computed in their joint bounding box: outside it there is no edge."""
     box = joint_box(prediction, label)
     edges = get_mask_edges(np.ascontiguousarray(prediction[box]), np.ascontiguousarray(label[box]), crop=False)
-    ways = [edge_distances(*edges, spacing), edge_distances(*edges[::-1], spacing)]
+    ways = [edge_distances(edges[0], edges[1], spacing), edge_distances(edges[1], edges[0], spacing)]
     within = sum(int(np.count_nonzero(way <= tolerance_mm)) for way in ways)
     hd95 = max(float(np.quantile(way.astype(np.float64), 0.95)) for way in ways)
     return {"nsd": within / sum(way.size for way in ways), "hd95_mm": hd95}

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mvl import runs
+from mvl.datasets.tasks import TaskError
 from mvl.figures import Example
 from mvl.report import Chapter
 
@@ -34,14 +35,17 @@ def load_examples(chapter: Chapter, data_dir: Path | None = None) -> tuple[list[
     home = next((h for h in homes if all(has_weights(h / row.run, row.weights_sha256) for row in chosen.itertuples())), None)
     if home is None:
         return [], [f"example segmentations need the weights of {', '.join(chosen['run'])}; `mvl study run {chapter.study}` makes them"]
-    examples = draw_examples(chapter, chosen, home, data_dir)
+    try:
+        examples = draw_examples(chapter, chosen, home, data_dir)
+    except TaskError as error:
+        return [], [f"example segmentations need the scans: {error}"]
     if not chapter.published:
         runs.atomic_write(chapter.results_dir / chapter.study / FILE, packed(examples, chosen))
     return examples, []
 
 
 def save_examples(chapter: Chapter, data_dir: Path | None = None) -> Path | None:
-    """Keep the examples beside the chapter's tables (for published records, whose weights are not committed); None where they cannot be drawn."""
+    """Keep the examples beside the tables (published records come without weights); None where they cannot be drawn."""
     examples, _ = load_examples(chapter, data_dir)
     path = chapter.results_dir / chapter.study / FILE
     if examples:
@@ -67,7 +71,8 @@ def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str
     """(rank, case): best, median and worst by the mean Dice of the chosen runs, ties broken by name."""
     first = chosen.iloc[0]
     same = cases[(cases["fold"] == first["fold"]) & (cases["seed"] == first["seed"]) & (cases["fraction"] == first["fraction"])]
-    order = [str(c) for c in same.groupby("case")["dice"].mean().reset_index().sort_values(["dice", "case"], ascending=[False, True])["case"]]
+    means = same.groupby("case")["dice"].mean().reset_index().sort_values(["dice", "case"], ascending=[False, True])
+    order = [str(case) for case in means["case"]]
     return list(dict(zip((order[0], order[len(order) // 2], order[-1]), RANKS)).items())
 
 

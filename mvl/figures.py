@@ -26,6 +26,7 @@ COLOURS = {
 }
 "Okabe and Ito's colour-blind-safe palette; the LoRA ranks are shades of the hybrid's vermilion."
 FALLBACK = ("#7F7F7F", "#AA4499", "#882255", "#44AA99", "#999933", "#332288", "#88CCEE", "#661100")
+DASHES = ("-", "--", ":", "-.")
 MARKERS = {"vit_baseline": "o", "medvisionllama_v3": "s", "medvisionllama_v3_random": "^", "medvisionllama_v3_mlp": "D",
            "medvisionllama_v3_identity": "v", "medvisionllama_v3_linear": "P"}
 EQUIVALENCE_POINTS = 1.0
@@ -33,9 +34,11 @@ EQUIVALENCE_POINTS = 1.0
 CARD, INK, GRID = "#FCFCFA", "#1F2328", "#D9DCE0"
 "Figures are light cards with dark ink, so they read the same on a light and on a dark page."
 STYLE = {
-    "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": "#6E7781",
+    "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "text.color": INK, "axes.labelcolor": INK,
+    "axes.edgecolor": "#6E7781",
     "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
-    "axes.spines.right": False, "font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 10,
+    "axes.spines.right": False, "font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
+    "legend.fontsize": 10,
     "lines.linewidth": 1.8, "svg.hashsalt": "mvl", "svg.fonttype": "path", "figure.dpi": 110, "font.family": "DejaVu Sans",
 }
 
@@ -128,13 +131,13 @@ def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     axes = figure.subplots(2, 1, sharex=True)
     fractions = sorted(history["fraction"].unique(), reverse=True)
     for (system, fraction), runs in history.groupby(["system", "fraction"], sort=False):
-        line = {"color": colour(system), "linestyle": ("-", "--", ":", "-.")[fractions.index(fraction) % 4]}
+        line = {"color": colour(system), "linestyle": DASHES[fractions.index(fraction) % 4]}
         for axis, column in zip(axes, ("val_dice", "val_loss")):
             curve = runs.groupby("epoch")[column].agg(["mean", "min", "max"])
             axis.plot(curve.index, curve["mean"], **line)
             axis.fill_between(curve.index, curve["min"], curve["max"], color=line["color"], alpha=0.15, linewidth=0)
     axes[0].set(ylabel="validation Dice")
-    axes[1].set(ylabel="validation loss", xlabel="epoch (line: mean over runs, band: smallest to largest)")
+    axes[1].set(ylabel="validation loss", xlabel="epoch (line: mean of runs; band: their range)")
     axes[1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     figure.legend(handles=_curve_keys(history, fractions), loc="outside upper left", ncols=2)
     return finish(figure, list(history["task"]), holes)
@@ -144,8 +147,9 @@ def _curve_keys(history: pd.DataFrame, fractions: Sequence[float]) -> list[Any]:
     """Legend: a colour for each system with its number of runs, and a dash for each share of the data if there are several."""
     line = mpl.lines.Line2D
     counts = {s: len(rows[["task", "fraction", "fold", "seed"]].drop_duplicates()) for s, rows in history.groupby("system")}
-    keys = [line([], [], color=colour(s), label=f"{title(s)} ({counts[s]} run{'s' if counts[s] > 1 else ''})") for s in ordered(list(counts))]
-    dashes = [line([], [], color="#57606A", linestyle=("-", "--", ":", "-.")[i % 4], label=f"{f:.0%} of the data") for i, f in enumerate(fractions)]
+    words = {s: f"{title(s)} ({n} run{'s' if n > 1 else ''})" for s, n in counts.items()}
+    keys = [line([], [], color=colour(s), label=words[s]) for s in ordered(list(counts))]
+    dashes = [line([], [], color="#57606A", linestyle=DASHES[i % 4], label=f"{f:.0%} of the data") for i, f in enumerate(fractions)]
     return keys + dashes * (len(fractions) > 1)
 
 
@@ -162,7 +166,8 @@ def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     palette = {s: colour(s) for s in systems}
-    common: dict[str, Any] = {"data": dots, "x": "fold", "y": "dice", "hue": "system", "hue_order": systems, "palette": palette, "ax": axis, "dodge": True}
+    common: dict[str, Any] = {"data": dots, "x": "fold", "y": "dice", "hue": "system", "hue_order": systems,
+                              "palette": palette, "ax": axis, "dodge": True}
     sns.boxplot(**common, showfliers=False, fill=False, width=0.75, linewidth=1.3, legend=False)
     sns.stripplot(**common, size=4, alpha=0.65, jitter=0.22, legend=False)
     counts = dots.groupby("fold")["case"].nunique()
@@ -178,24 +183,29 @@ def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
 def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     """Forest plot of paired differences with their intervals over the equivalence band of one Dice point.
 
-    differences: task, system, reference, comparison (words), difference, low, high (Dice, 0-1), n_cases (case pairs), n_runs (as `mvl.stats.table`).
+    differences (as `mvl.stats.table`): task, system, comparison (words), difference, low, high (Dice, 0-1), n_cases (case pairs), n_runs.
     """
     if differences.empty:
         return hole("; ".join(holes) or "no pairs of finished runs")
     rows = differences.reset_index(drop=True)
-    figure = Figure(figsize=(6.4, 1.9 + 0.62 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(6.4, 1.2 + 0.8 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.axvspan(-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0)
     axis.axvline(0, color="#57606A", linewidth=1)
-    for y, row in rows.iterrows():
+    for y, row in enumerate(rows.to_dict("records")):
         low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))
         axis.plot([low, high], [y, y], color=colour(row["system"]), linewidth=2.4, solid_capstyle="butt")
         axis.plot(mid, y, marker=marker(row["system"]), color=colour(row["system"]), markersize=8)
-        axis.annotate(f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]", (mid, y), (0, 9), textcoords="offset points", ha="center", fontsize=10)
-    axis.set_yticks(range(len(rows)), [f"{r.comparison}\nn = {r.n_cases} case pairs, {r.n_runs} pair{'s' if r.n_runs > 1 else ''} of runs" for r in rows.itertuples()])
-    axis.set_ylim(len(rows) - 0.4, -0.75)
-    reach = 1.12 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
-    axis.set(xlim=(-reach, reach), xlabel="difference in test Dice, points (grey: within 1 point)")
+        runs = f"{row['n_runs']} pair{'s' if row['n_runs'] > 1 else ''} of runs"
+        side = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
+        axis.text(0, y - 0.42, str(row["comparison"]).replace("\n", " "), ha="left", **side)
+        axis.text(0, y - 0.16, f"n = {row['n_cases']} case pairs, {runs}", ha="left", fontsize=9, color="#57606A", **side)
+        axis.text(1, y - 0.16, f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]", ha="right", fontsize=10, **side)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    axis.set_ylim(len(rows) - 0.6, -0.75)
+    reach = 1.6 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
+    axis.set(xlim=(-reach, reach), xlabel="Dice points (grey: within 1)")
     axis.yaxis.grid(False)
     return finish(figure, list(rows["task"]), holes)
 
@@ -214,15 +224,18 @@ def few_shot(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
         points = runs[runs["system"] == system].groupby("fraction")["dice"].agg(["mean", "min", "max", "size"]).reset_index()
         x = points["fraction"] * 1.03 ** (place - 0.5)
         reach = [points["mean"] - points["min"], points["max"] - points["mean"]]
-        axis.errorbar(x, points["mean"], yerr=reach, color=colour(system), marker=marker(system), markersize=7, capsize=3, label=title(system))
+        look = {"color": colour(system), "marker": marker(system), "label": title(system)}
+        axis.errorbar(x, points["mean"], yerr=reach, markersize=7, capsize=3, **look)
         for x_, low, high, size in zip(x, points["min"], points["max"], points["size"]):
             y, lift, stand = (low, -6, "top") if place % 2 == 0 else (high, 5, "bottom")
-            axis.annotate(f"n={size}", (x_, y), (0, lift), textcoords="offset points", ha="center", va=stand, fontsize=9, color=colour(system))
+            place_ = {"textcoords": "offset points", "ha": "center", "va": stand}
+            axis.annotate(f"n={size}", (x_, y), (0, lift), fontsize=9, color=colour(system), **place_)
     fractions = sorted(runs["fraction"].unique())
     axis.set_xscale("log")
     axis.set_xticks(fractions, [f"{f:.0%}" for f in fractions])
     axis.minorticks_off()
-    axis.set(xlabel="share of the training cases (n: runs; bar: smallest to largest)", ylabel="test Dice, native grid", xlim=(min(fractions) / 1.3, max(fractions) * 1.3))
+    axis.set(xlabel="share of the training cases (n: runs; bar: their range)", ylabel="test Dice, native grid",
+             xlim=(min(fractions) / 1.3, max(fractions) * 1.3))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return finish(figure, list(runs["task"]), holes)
 
@@ -240,7 +253,8 @@ def lora_rank(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     for system, rows in runs.groupby("system"):
         x, mean = float(rows["trainable"].iloc[0]) / 1e3, rows["dice"].mean()
         axis.scatter([x] * len(rows), rows["dice"], s=16, color=colour(system), alpha=0.5)
-        axis.plot(x, mean, marker=marker(system), color=colour(system), markersize=9, linestyle="", label=f"{title(system)} (n = {len(rows)})")
+        look = {"color": colour(system), "marker": marker(system), "label": f"{title(system)} (n = {len(rows)})"}
+        axis.plot(x, mean, markersize=9, linestyle="", **look)
     axis.set(xlabel="trainable parameters, thousands", ylabel="test Dice, native grid")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

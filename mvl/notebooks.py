@@ -59,7 +59,8 @@ def declared_parameters(notebook: dict[str, Any], where: str) -> dict[str, tuple
         raise NotebookError(f"{where}: {len(cells)} cells are tagged `parameters`; tag one")
     declared = {}
     for line in ast.parse("".join(cells[0]["source"])).body:
-        if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value and ast.unparse(line.annotation) in CASTS):
+        named = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        if not (named and line.value and ast.unparse(line.annotation) in CASTS):
             raise NotebookError(f"{where}: write each parameter as `name: type = value` ({', '.join(CASTS)}), not `{ast.unparse(line)}`")
         declared[line.target.id] = (ast.unparse(line.annotation), ast.literal_eval(line.value))
     return declared
@@ -96,7 +97,8 @@ def cast(value: Any, kind: str, where: str) -> Any:
 def this_interpreter() -> Iterator[None]:
     """Make `python3` mean the running interpreter: a user's own kernelspec of that name may start another one."""
     with tempfile.TemporaryDirectory(prefix="mvl-kernel-") as folder:
-        spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3", "language": "python",
+        spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=40"],
+                "display_name": "Python 3", "language": "python",
                 "env": {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}}
         path = Path(folder) / "kernels" / "python3" / "kernel.json"
         path.parent.mkdir(parents=True)
@@ -134,7 +136,8 @@ def run_notebook(name: str, parameters: dict[str, Any] | None = None, output: Pa
 
 def with_last_words(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook and one more cell that only a living kernel can answer."""
-    last = {"id": "mvl-last-words", "cell_type": "code", "metadata": {}, "source": f"print({LAST_WORDS!r})", "outputs": [], "execution_count": None}
+    last = {"id": "mvl-last-words", "cell_type": "code", "metadata": {}, "source": f"print({LAST_WORDS!r})",
+            "outputs": [], "execution_count": None}
     return {**notebook, "cells": [*notebook["cells"], last]}
 
 
@@ -146,7 +149,7 @@ def execute(begun: Path, ended: Path, values: dict[str, Any], where: str) -> Non
     try:
         papermill.execute_notebook(str(begun), str(ended), values, kernel_name="python3", language="python", start_timeout=300,
                                    progress_bar=False, cwd=str(ROOT))
-    except (papermill.PapermillExecutionError, papermill.exceptions.PapermillException, CellExecutionError, DeadKernelError, RuntimeError) as error:
+    except (papermill.exceptions.PapermillException, CellExecutionError, DeadKernelError, RuntimeError) as error:
         raise NotebookError(f"{where}: {error}") from error
 
 
@@ -219,7 +222,8 @@ def set_up_colab() -> None:
     for what in ("weights", "Task04_Hippocampus"):
         fetched = subprocess.run([sys.executable, "-m", "mvl.cli", "fetch", what], cwd=ROOT).returncode == 0
         print(f"{what}: {'fetched' if fetched else 'NOT fetched; the study quick needs no scans, run this cell again for the others'}")
-    device = "import torch; print('device:', torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU only; Runtime > Change runtime type > GPU')"
+    device = ("import torch; print('device:', torch.cuda.get_device_name() if torch.cuda.is_available() "
+              "else 'CPU only; Runtime > Change runtime type > GPU')")
     subprocess.run([sys.executable, "-c", device], check=True)
 
 

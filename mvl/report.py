@@ -43,7 +43,8 @@ TOPICS = {
     "llm_hybrid": Topic(("main",), contrasts=((HYBRID, VIT), (RANDOM, VIT), (HYBRID, RANDOM))),
     "few_shot": Topic(("few_shot", "main"), fractions=(0.1, 0.3, 1.0), only=(VIT, HYBRID), contrasts=((HYBRID, VIT),)),
     "lora_ablation": Topic(("lora",), extra=(HYBRID, VIT), contrasts=(
-        ("medvisionllama_v3_r2", HYBRID), ("medvisionllama_v3_r8", HYBRID), ("medvisionllama_v3_r16", HYBRID), ("medvisionllama_v3_linear", HYBRID))),
+        ("medvisionllama_v3_r2", HYBRID), ("medvisionllama_v3_r8", HYBRID), ("medvisionllama_v3_r16", HYBRID),
+        ("medvisionllama_v3_linear", HYBRID))),
 }
 
 
@@ -164,12 +165,14 @@ def differences(chapter: Chapter) -> pd.DataFrame:
     return table
 
 
-def verdict(low: float, high: float) -> str:
-    """What a 95 % interval of a Dice difference says beside the equivalence band."""
-    band = figures.EQUIVALENCE_POINTS / 100
-    if -band <= low and high <= band:
+def verdict(low: float, high: float, p_difference: float = math.nan, p_equivalence: float = math.nan) -> str:
+    """What a 95 % interval of a Dice difference says; where there are runs enough for a test (p not NaN), only with its consent at 5 %."""
+    band, agrees = figures.EQUIVALENCE_POINTS / 100, lambda p: math.isnan(p) or p < 0.05
+    if -band <= low and high <= band and agrees(p_equivalence):
         return "equivalent within 1 Dice point"
-    return "higher" if low > 0 else "lower" if high < 0 else "not decided"
+    if low <= 0 <= high or not agrees(p_difference):
+        return "not decided"
+    return "higher" if low > 0 else "lower"
 
 
 def answer(chapter: Chapter) -> str:
@@ -184,7 +187,8 @@ def answer(chapter: Chapter) -> str:
     fewest = int(table["n_runs"].min())
     if fewest < 4:
         lines.append("\n" + ("*One pair of runs: the interval covers test cases only, not the variation between seeds.*" if fewest == 1 else
-                             f"*With {fewest} pairs of runs the interval is too narrow; the corrected t-test takes the few runs into account.*"))
+                             f"*With {fewest} pairs of runs the interval is too narrow; "
+                             "the corrected t-test takes the few runs into account.*"))
     return "\n".join([f"{lead.strip()}\n"] * bool(lead) + lines)
 
 
@@ -192,19 +196,22 @@ def _sentence(row: dict[str, Any]) -> str:
     words = " ".join(str(row["comparison"]).split("\n"))
     low, mid, high = (100 * row[k] for k in ("low", "difference", "high"))
     test = "" if math.isnan(row["p_t"]) else f"; corrected t-test p = {row['p_t']:.2g}"
+    word = verdict(row["low"], row["high"], row["p_t"], row["p_equivalence"])
     return (f"{words}: **{mid:+.1f} Dice points** (95 % interval {low:+.1f} to {high:+.1f}{test}; n = {row['n_cases']} case pairs "
-            f"from {row['n_runs']} pair{'s' * (row['n_runs'] > 1)} of runs): {verdict(row['low'], row['high'])}.")
+            f"from {row['n_runs']} pair{'s' * (row['n_runs'] > 1)} of runs): {word}.")
 
 
 def _means(chapter: Chapter) -> str:
     arms = chapter.done.groupby("system", sort=False)
     return " ".join(f"{figures.title(str(s))} reaches a test Dice of **{rows['dice'].mean():.3f}** on the native grid "
-                    f"(mean of {len(rows)} run{'s' if len(rows) > 1 else ''}, n = {int(rows['n_test'].max())} test cases each)." for s, rows in arms)
+                    f"(mean of {len(rows)} run{'s' if len(rows) > 1 else ''}, "
+                    f"n = {int(rows['n_test'].max())} test cases each)." for s, rows in arms)
 
 
 def results_table(chapter: Chapter) -> str:
     """Markdown table: each arm's means over its done runs, how many of the planned are done, and n."""
-    head = "| system | data | runs done | test cases | Dice | NSD | HD95, mm | Jaccard | trainable parameters |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    head = ("| system | data | runs done | test cases | Dice | NSD | HD95, mm | Jaccard | trainable parameters |\n"
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     lines = [head]
     for (system, fraction), arm in chapter.runs.sort_values("fraction", kind="stable").groupby(["system", "fraction"], sort=False):
         done = arm[arm["state"] == "done"]
@@ -215,7 +222,8 @@ def results_table(chapter: Chapter) -> str:
     if len(lines) == 1:
         return f"No run of this chapter is planned or recorded in the study `{chapter.study}`: {'; '.join(chapter.holes)}."
     label = "Phantom data. " if chapter.smoke else ""
-    return "\n".join(lines) + f"\n\n{label}Mean over the done runs ± standard deviation over runs (none for a single run); metrics on the scans' own grid."
+    note = "Mean over the done runs ± standard deviation over runs (none for a single run); metrics on the scans' own grid."
+    return "\n".join(lines) + f"\n\n{label}{note}"
 
 
 def _mean_sd(values: pd.Series, digits: int) -> str:
@@ -246,13 +254,17 @@ def claim(topic: str) -> str:
         return f"MedVisionLlama v3 reports a mean test Dice of **{vit:.2f}** for its ViT-Baseline, averaged over the ten Decathlon tasks."
     if topic == "llm_hybrid":
         better, significant = (paper_value("comparisons", "MedVisionLlama", f"comparisons_{k}_of_60") for k in ("better", "p_below_0.05"))
-        return (f"MedVisionLlama v3 reports a mean test Dice of **{mvl:.2f}** with a frozen Llama block against **{vit:.2f}** for its ViT-Baseline, over the ten "
-                f"Decathlon tasks; better in {better:.0f} of 60 comparisons, {significant:.0f} of them with p < 0.05. No frozen block with *random* weights is reported.")
+        return (f"MedVisionLlama v3 reports a mean test Dice of **{mvl:.2f}** with a frozen Llama block against **{vit:.2f}** "
+                f"for its ViT-Baseline, over the ten Decathlon tasks; better in {better:.0f} of 60 comparisons, {significant:.0f} of them with "
+                "p < 0.05. No frozen block with *random* weights is reported.")
     if topic == "few_shot":
-        ten, thirty = ([paper_value(f"few-shot {share} %", s, "val_dice") for s in ("ViT-Baseline", "MedVisionLlama")] for share in (10, 30))
-        return (f"MedVisionLlama v3's few-shot figure ends, at epoch 100, at a validation Dice of **{ten[1]:.2f}** against {ten[0]:.2f} (baseline) with 10 % of the data, "
-                f"and **{thirty[1]:.2f}** against {thirty[0]:.2f} with 30 % (read from the figure's pixels; which tasks it averages is not stated).")
-    return ("MedVisionLlama v3 says that LoRA mappers beat plain linear ones with fewer trainable parameters, and that rank 4 is the best trade-off. "
+        arms = ("ViT-Baseline", "MedVisionLlama")
+        ten, thirty = ([paper_value(f"few-shot {share} %", arm, "val_dice") for arm in arms] for share in (10, 30))
+        return (f"MedVisionLlama v3's few-shot figure ends, at epoch 100, at a validation Dice of **{ten[1]:.2f}** "
+                f"against {ten[0]:.2f} (baseline) with 10 % of the data, and **{thirty[1]:.2f}** against {thirty[0]:.2f} with 30 % "
+                "(read from the figure's pixels; which tasks it averages is not stated).")
+    return ("MedVisionLlama v3 says that LoRA mappers beat plain linear ones with fewer trainable parameters, "
+            "and that rank 4 is the best trade-off. "
             "Its numbers for this ablation could not be recovered.")
 
 
@@ -260,8 +272,10 @@ def compare(chapter: Chapter) -> str:
     """The paper's number and ours in one table; words only where the study is a smoke study."""
     words = claim(chapter.topic)
     if chapter.smoke:
-        return f"{words}\n\n*The study shown here, `{chapter.study}`, runs on phantoms: it checks that everything works and is not set beside these numbers.*"
-    return f"{words}\n\n*Not the same quantity as below: the paper averages ten tasks on a resized grid; this study has {', '.join(chapter.tasks)} on the native grid.*"
+        return (f"{words}\n\n*The study shown here, `{chapter.study}`, runs on phantoms: it checks that everything works "
+                "and is not set beside these numbers.*")
+    return (f"{words}\n\n*Not the same quantity as below: the paper averages ten tasks on a resized grid; this study has "
+            f"{', '.join(chapter.tasks)} on the native grid.*")
 
 
 def run_links(chapter: Chapter) -> str:

@@ -1,12 +1,13 @@
 """The reproduction check: every recorded quantity of a study beside the rerun's, the tolerance and a verdict.
 
-Bitwise: where a run's platform (`platform` in `environment.json`: system, processor and its flags, torch build, threads, device) is that
-of its record, the sha256 of weights, cases and history must be the record's. Nothing is tolerated.
+Bitwise: where `environment.json` of a run says the same platform (system, processor and its flags, torch build, threads, device) and the
+same packages as its record, the sha256 of weights, cases and history must be the record's. Nothing is tolerated.
 
 Elsewhere training takes other roundings and drifts apart, at most as far as a new seed would take it. So the tolerance of an arm's mean
-over n runs is measured in the record: 3 * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system,
+over n runs is measured in the record: t * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system,
 fraction, fold), pooled over the record's arms of that fraction that have several seeds; sqrt(2 / n) is the spread of the difference of
-two such means. With fewer than 5 degrees of freedom at that fraction the larger of its sd and that over all fractions is used; without
+two such means; and t is the quantile of Student's t, for the sd's degrees of freedom, at which a rerun with fresh seeds would fall
+outside anywhere in the study with a chance of 1 % (Bonferroni over its arms and metrics). With fewer than 5 degrees of freedom at that fraction the larger of its sd and that over all fractions is used; without
 several seeds anywhere, the sd over all recorded runs of the study, arms and folds mixed. Each row says which.
 """
 
@@ -27,6 +28,8 @@ Row = dict[str, Any]
 HASHES = ("weights_sha256", "cases_sha256", "history_sha256")
 FAILURES = ("differs", "outside", "missing", "no record", "no tolerance")
 "Verdicts that make the check fail; the others are bitwise, within and not recorded."
+FALSE_ALARM = 0.01
+"Chance that a rerun with fresh seeds fails the check on another platform."
 MIN_DEGREES = 5
 "Degrees of freedom below which one fraction's seeds do not set the tolerance alone."
 
@@ -72,13 +75,16 @@ def check(study: str, results_dir: Path, records_dir: Path) -> list[Check]:
         if old["state"] == "done":
             arms.setdefault(tuple(old[k] for k in ("task", "system", "fraction")), []).append((old, new))
     done = [old for old, _ in known if old["state"] == "done"]
-    return checks + [line for arm, pairs in arms.items() for line in check_arm(arm, pairs, done, all(same.get(o["run"]) for o, _ in pairs))]
+    family = len(arms) * len(METRICS)
+    same_arm = lambda pairs: all(same.get(old["run"]) for old, _ in pairs)
+    return checks + [line for arm, pairs in arms.items() for line in check_arm(arm, pairs, done, same_arm(pairs), family)]
 
 
 def _same_platform(run: str, results_dir: Path, records_dir: Path) -> bool:
-    """Whether a run and its record say the same under `platform`."""
-    facts = [json.loads((Path(folder) / run / "environment.json").read_text()).get("platform") for folder in (results_dir, records_dir)]
-    return facts[0] is not None and facts[0] == facts[1]
+    """Whether a run and its record say the same under `platform` and `packages`."""
+    read = [json.loads((Path(folder) / run / "environment.json").read_text()) for folder in (results_dir, records_dir)]
+    facts = [(said.get("platform"), said.get("packages")) for said in read]
+    return facts[0][0] is not None and facts[0] == facts[1]
 
 
 def check_run(old: Row, new: Row, same_platform: bool) -> list[Check]:
@@ -97,21 +103,30 @@ def check_run(old: Row, new: Row, same_platform: bool) -> list[Check]:
 
 def _check_hash(quantity: str, old: str, new: str) -> Check:
     equal = bool(old) and old == new
-    note = "" if equal else "same platform, other bytes: compare `packages` in both environment.json, and the code's commit"
+    note = "" if equal else "same platform and packages, other bytes: compare the code's commit in both environment.json"
     return Check(quantity, old, new, None, "bitwise" if equal else "differs", note)
 
 
-def check_arm(arm: tuple[Any, ...], pairs: Sequence[tuple[Row, Row]], record: Sequence[Row], same_platform: bool) -> list[Check]:
-    """The arm's mean of each metric over its recorded runs."""
+def check_arm(arm: tuple[Any, ...], pairs: Sequence[tuple[Row, Row]], record: Sequence[Row], same_platform: bool,
+              family: int) -> list[Check]:
+    """The arm's mean of each metric over its recorded runs; `family` is how many such means the study has."""
     name, out = f"{arm[0]}/{arm[1]}/fraction-{arm[2]!r}", []
     whole = all(new["state"] == "done" for _, new in pairs)
     for metric in (*METRICS, "n_test"):
         old, new = mean([o[metric] for o, _ in pairs]), mean([n[metric] for _, n in pairs]) if whole else None
-        sd, note = (0.0, "") if same_platform or metric == "n_test" else seed_sd(record, metric, arm[2])
-        tolerance = None if sd is None else 3 * sd * math.sqrt(2 / len(pairs))
+        exact = same_platform or metric == "n_test"
+        sd, degrees, note = (0.0, 1, "") if exact else seed_sd(record, metric, arm[2])
+        tolerance = None if sd is None else quantile(degrees, family) * sd * math.sqrt(2 / len(pairs))
         word = verdict(old, new, tolerance, same_platform)
         out.append(Check(f"{name} {metric} (n = {len(pairs)} runs)", old, new, tolerance, word, note))
     return out
+
+
+def quantile(degrees: int, family: int) -> float:
+    """Two-sided quantile of Student's t that one of `family` differences exceeds with a chance of at most `FALSE_ALARM`."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - FALSE_ALARM / (2 * family), degrees))
 
 
 def verdict(old: float, new: float | None, tolerance: float | None, same_platform: bool) -> str:
@@ -125,19 +140,19 @@ def verdict(old: float, new: float | None, tolerance: float | None, same_platfor
     return "within" if abs(old - new) <= tolerance else "outside"
 
 
-def seed_sd(record: Sequence[Row], metric: str, fraction: float) -> tuple[float | None, str]:
-    """Standard deviation of a metric over seeds in the record, and in words what it was measured over (see the module's text)."""
+def seed_sd(record: Sequence[Row], metric: str, fraction: float) -> tuple[float | None, int, str]:
+    """Standard deviation of a metric over seeds in the record, its degrees of freedom, and in words what it was measured over (see the module's text)."""
     sd, degrees = pooled_sd([row for row in record if row["fraction"] == fraction], metric)
     if sd is not None and degrees >= MIN_DEGREES:
-        return sd, f"seeds at this fraction ({degrees} degrees of freedom)"
+        return sd, degrees, f"seeds at this fraction ({degrees} degrees of freedom)"
     everywhere, all_degrees = pooled_sd(record, metric)
     if everywhere is not None:
-        return max(everywhere, sd or 0.0), f"seeds at all fractions ({all_degrees} degrees of freedom)"
+        return max(everywhere, sd or 0.0), all_degrees, f"seeds at all fractions ({all_degrees} degrees of freedom)"
     values = [row[metric] for row in record]
     if len(values) < 2:
-        return None, "the record holds one run: it cannot say how far two runs may differ"
+        return None, 1, "the record holds one run: it cannot say how far two runs may differ"
     squares, degrees = _sum_of_squares(values)
-    return math.sqrt(squares / degrees), f"no arm has several seeds: sd over all {len(values)} recorded runs, arms and folds mixed"
+    return math.sqrt(squares / degrees), degrees, f"no arm has several seeds: sd over all {len(values)} recorded runs, arms and folds mixed"
 
 
 def pooled_sd(record: Sequence[Row], metric: str) -> tuple[float | None, int]:

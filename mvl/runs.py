@@ -254,3 +254,13 @@ def peak_memory_mb() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed tensors' memory for the next step: saves the page faults, 8 % of a hybrid step on one CPU core."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+            libc.mallopt(option, 2**30)

@@ -189,9 +189,11 @@ def start_accelerator(config: Config) -> Accelerator:
     Raises:
         RunError: fewer processes than the launcher promised.
     """
+    runs.keep_freed_memory()
     torch.set_num_threads(config.train.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bf16" else "no")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, guards only against reading memory never written
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if config.train.precision == "bf16" else "no")
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise runs.RunError(f"{wanted} processes were asked for, {accelerator.num_processes} take part; launch with torchrun")
@@ -249,7 +251,7 @@ def train_run(config: Config, results_dir: Path, data_dir: Path | None = None, p
     folder = runs.run_dir(results_dir, config)
     if runs.is_done(folder, need_weights=True):
         return folder
-    with runs.locked(folder):
+    with runs.locked(folder) if first_process() else nullcontext():
         runs.sweep(folder)
         try:
             _train_locked(config, folder, results_dir, data_dir, progress)
@@ -258,6 +260,11 @@ def train_run(config: Config, results_dir: Path, data_dir: Path | None = None, p
             runs.write_json(folder / "status.json", {"state": state, "error": f"{type(error).__name__}: {error}", "updated": runs.now()})
             raise
     return folder
+
+
+def first_process() -> bool:
+    """True in the only process, or in the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Path | None, progress: bool) -> None:

@@ -148,13 +148,13 @@ def test_readme_shows_scans_beside_the_paper_and_phantoms_beside_nothing(tmp_pat
         make_run(tmp_path, config, shift=0.01 * config.seed)
     collect("hippocampus", tmp_path)
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    readme.write_text(f"before\n{tables.BEGIN}\nstale words\n{tables.END}\nafter\n")
     assert update_readme(readme, tmp_path)
     assert not update_readme(readme, tmp_path)
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "stale words" not in text
     baseline, hybrid = [line for line in text.splitlines() if line.startswith("| hippocampus | Task04")]
     assert "0.74 ± 0.05" in baseline
     assert "0.87 ± 0.04" in hybrid

@@ -13,8 +13,8 @@ def extract(archive: Path, folder: Path) -> Path:
     """Unpack `archive` into the new `folder`: plain files and folders only, mode 0644, desktop droppings left out.
 
     Raises:
-        TaskError: a member would leave the folder, is a link or a device, or comes twice; the archive is damaged; or space is short. Nothing
-            has been written then.
+        TaskError: a member would leave the folder, is a link or a device, or comes twice; the archive is damaged; or space is short.
+            Nothing has been written then, save for an archive that is damaged further on.
     """
     try:
         with tarfile.open(archive, "r:") as tar:
@@ -69,4 +69,4 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     with source, open(target, "xb") as file:
         shutil.copyfileobj(source, file, 2**20)
     if target.stat().st_size != member.size:
-        raise TaskError(f"{tar.name}: member {member.name!r} ends early; delete the archive and fetch again")
+        raise TaskError(f"{folder}: member {member.name!r} ends early; delete the archive and fetch again")

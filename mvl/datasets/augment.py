@@ -7,10 +7,14 @@ import math
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, UInt8
+from monai.data import MetaTensor
 from monai.transforms import RandAffineGrid, RandScaleIntensity, RandShiftIntensity
 from torch import Tensor
 
 from mvl.config import DataConfig
+
+Volume = Float32[Tensor, "C *spatial"]
+Mask = UInt8[Tensor, "1 *spatial"]
 
 
 class Augment:
@@ -29,15 +33,14 @@ class Augment:
         self.contrast = RandScaleIntensity(factors=data.intensity_factor, prob=1.0)
         self.brightness = RandShiftIntensity(offsets=data.intensity_factor, prob=1.0)
 
-    def __call__(self, image: Float32[Tensor, "C *spatial"], label: UInt8[Tensor, "1 *spatial"],
-                 seed: int) -> tuple[Float32[Tensor, "C *spatial"], UInt8[Tensor, "1 *spatial"]]:
+    def __call__(self, image: Volume, label: Mask, seed: int) -> tuple[Volume, Mask]:
         """The changed copies, a function of the case and `seed` alone."""
         for shift, draw in enumerate((self.rotate, self.contrast, self.brightness)):
             draw.set_random_state(seed=(seed + shift) % 2**32)
         self.rotate(image.shape[1:], lazy=True)
         image, label = resample(image, label, torch.as_tensor(self.rotate.get_transformation_matrix(), dtype=torch.float64))
-        image = self.brightness(self.contrast(image))
-        return getattr(image, "as_tensor", lambda: image)(), label
+        changed = self.brightness(self.contrast(image))
+        return changed.as_tensor() if isinstance(changed, MetaTensor) else torch.as_tensor(changed), label
 
 
 def resample(image: Tensor, label: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

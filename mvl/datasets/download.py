@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import shutil
 import time
 import urllib.error
@@ -44,7 +43,7 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
         if is_whole(task, data_dir):
             return folder
         if folder.exists():
-            raise TaskError(f"{folder}: there, but not whole (`mvl verify {task.name}` says what is missing); move it away, then fetch again")
+            raise TaskError(f"{folder}: there, but not whole (see `mvl verify {task.name}`); move it away, then fetch again")
         for stale in root.glob(f"{task.name}.partial-*"):
             shutil.rmtree(stale)
         archive = root / f"{task.name}.tar"
@@ -71,9 +70,9 @@ def _unpack(task: Task, archive: Path, folder: Path) -> None:
         extract(archive, partial)
         inner = partial / task.name
         write_manifest(task, inner)
-        os.replace(inner, folder)
+        inner.replace(folder)
     except OSError as error:
-        raise TaskError(f"{folder}: could not unpack {archive} ({error.strerror}); free space or fix permissions, then fetch again") from error
+        raise TaskError(f"{folder}: could not unpack ({error.strerror}); free space or fix permissions, then fetch again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -88,8 +87,9 @@ def write_manifest(task: Task, folder: Path) -> None:
     paths = [path for case in cases for path in (case.image, case.label)]
     absent = [path.name for path in paths if not path.is_file()]
     if absent or len(cases) != task.num_cases:
-        raise TaskError(f"{task.name}: the archive holds {len(cases)} cases, expected {task.num_cases}{f'; {absent[0]} is absent' if absent else ''}; "
-                        f"the published archive has changed: compare data/registry.toml with its source")
+        lack = f", {absent[0]} is absent" if absent else ""
+        raise TaskError(f"{task.name}: the archive lists {len(cases)} cases, expected {task.num_cases}{lack}; "
+                        f"compare data/registry.toml with its source")
     write_json(folder / "manifest.json", {"task": task.name, "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in paths}})
 
 
@@ -109,8 +109,9 @@ def download(url: str, target: Path, md5: str, size: int = 0, report: Report = l
         found = _complete(url, part, size, report)
     if found != md5:
         part.unlink()
-        raise TaskError(f"{url}: what arrived has md5 {found}, expected {md5}; it was deleted. Fetch again; if it repeats, the published file has changed")
-    os.replace(part, target)
+        raise TaskError(f"{url}: what arrived has md5 {found}, expected {md5}, and was deleted; fetch again. "
+                        f"If it repeats, the published file has changed")
+    part.replace(target)
     return target
 
 
@@ -130,7 +131,8 @@ def _complete(url: str, part: Path, size: int, report: Report) -> str:
             problem = error
     have = part.stat().st_size if part.is_file() else 0
     hint = HINTS.get(getattr(problem, "code", 0), "check the network")
-    raise TaskError(f"{url}: {problem} after {have} bytes{f' of {size}' if size else ''} ({hint}); run the same command again to go on") from problem
+    wanted = f" of {size}" if size else ""
+    raise TaskError(f"{url}: {problem} after {have} bytes{wanted} ({hint}); run the same command again to go on") from problem
 
 
 def _continue(url: str, part: Path, size: int, report: Report) -> None:
@@ -163,7 +165,8 @@ def _total(error: urllib.error.HTTPError, have: int) -> int:
 def _check_reply(url: str, reply: Any, size: int, total: int, part: Path, need: int) -> None:
     kind = reply.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
-        raise TaskError(f"{url}: expected a tar archive, got {kind} ({reply.read(60)!r}); log in to the network's portal, or check the address")
+        raise TaskError(f"{url}: expected a tar archive, got {kind} ({reply.read(60)!r}); "
+                        f"log in to the network's portal, or check the address")
     if size and total and total != size:
         raise TaskError(f"{url}: the server offers {total} bytes, expected {size}; the published file has changed")
     if (free := shutil.disk_usage(part.parent).free) < need:

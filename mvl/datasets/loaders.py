@@ -14,7 +14,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
@@ -32,11 +32,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvl.config import Config, DataConfig
-from mvl.datasets.augment import Augment
+from mvl.datasets.augment import Augment, Mask, Volume
 from mvl.datasets.phantoms import nifti_bytes
 from mvl.datasets.tasks import Case, Task, TaskError, list_cases, read_manifest, task_dir
 from mvl.runs import atomic_write, draw_seed, sha256_file
 
+Probabilities = Float[Tensor, "K *spatial"]
+NativeProbabilities = Float[Tensor, "K *native"]
 KEYS = ("image", "label")
 WORKER_TIMEOUT_S = 300
 "A loader process that answers nothing for so long is given up."
@@ -88,7 +90,8 @@ class CaseStore:
         known = {case.case_id: case for case in list_cases(task, data_dir)}
         for case_id in case_ids:
             if case_id not in known or case_ids.count(case_id) > 1:
-                raise TaskError(f"{task.name}: case {case_id} is {'given twice' if case_id in known else 'not on disk'}; see data/splits/{task.name}.json")
+                fault = "given twice" if case_id in known else "not on disk"
+                raise TaskError(f"{task.name}: case {case_id} is {fault}; see data/splits/{task.name}.json")
         self.task, self.case_ids, self.data = task, tuple(case_ids), data
         self.cases = [known[case_id] for case_id in case_ids]
         self.folder = task_dir(task, data_dir)
@@ -102,7 +105,7 @@ class CaseStore:
         """Number of cases."""
         return len(self.case_ids)
 
-    def get(self, index: int) -> tuple[Float32[Tensor, "C *spatial"], UInt8[Tensor, "1 *spatial"]]:
+    def get(self, index: int) -> tuple[Volume, Mask]:
         """Image and label of a case on the network's grid; do not change them in place.
 
         Raises:
@@ -120,7 +123,7 @@ class CaseStore:
         """The case's label as drawn, on the scan's own grid."""
         path = self.cases[index].label
         self._check_bytes(path)
-        file = nibabel.load(path)
+        file = nibabel.nifti1.load(path)
         voxels = np.asarray(file.dataobj)
         label = voxels.astype(np.uint8)
         if not np.array_equal(label, voxels):
@@ -128,7 +131,7 @@ class CaseStore:
         spacing = nibabel.affines.voxel_sizes(file.affine)[:label.ndim]
         return NativeCase(label, np.asarray(file.affine, dtype=np.float64), tuple(float(s) for s in spacing))
 
-    def to_native(self, index: int, prediction: Float[Tensor, "K *spatial"]) -> Float[Tensor, "K *native"]:
+    def to_native(self, index: int, prediction: Probabilities) -> NativeProbabilities:
         """Probabilities from the network's grid to the scan's own, trilinear, by the inverse of MONAI's transforms.
 
         What pad_crop cut away comes back as 0.
@@ -160,7 +163,8 @@ class CaseStore:
         try:
             out = self.transform({"image": str(case.image), "label": str(case.label)})
         except Exception as error:
-            raise TaskError(f"{case.image} and its label cannot be decoded ({type(error.__cause__ or error).__name__}); {self._remedy()}") from error
+            kind = type(error.__cause__ or error).__name__
+            raise TaskError(f"{case.image} or its label cannot be decoded ({kind}); {self._remedy()}") from error
         self.traces[index] = (out["image"].applied_operations, out["image"].affine)
         image, label = out["image"].as_tensor().float().contiguous(), out["label"].as_tensor()
         self._check_values(case, image, label)

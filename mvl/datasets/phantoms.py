@@ -1,14 +1,14 @@
 """Phantoms: made-up scans that a network must look at closely, in the Decathlon's layout so that every later step is the same code.
 
-Each holds one curved two-part structure (1 anterior, 2 posterior) like a hippocampus in size, among rods, balls and plates of similar intensity,
-in random pose, with partial volume, texture, a bias field and Rician noise; some have thick slices, some are stored left-posterior.
+Each holds one curved two-part structure (1 anterior, 2 posterior) like a hippocampus in size, among rods, balls and plates of similar
+intensity, in random pose, with partial volume, texture, a bias field and Rician noise; some have thick slices, some are stored
+left-posterior.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from mvl.datasets.tasks import TaskError, waiting_lock
 from mvl.runs import draw_seed, sha256_bytes, write_json
 
-VERSION = 1
+VERSION = 2
 "Raised whenever a change of this file changes the bytes of a phantom; folders of another version are made anew."
 Points = Float32[np.ndarray, "*grid 3"]
 Field = Float32[np.ndarray, "*grid"]
@@ -100,8 +100,8 @@ def _description(names: list[str], seed: int) -> dict[str, Any]:
 
 def _replace(partial: Path, folder: Path) -> None:
     if folder.exists():
-        os.replace(folder, partial.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}"))
-    os.replace(partial, folder)
+        folder.replace(partial.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}"))
+    partial.replace(folder)
     for old in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(old, ignore_errors=True)
 
@@ -138,11 +138,11 @@ def _grid(shape: np.ndarray, spacing: np.ndarray, shift: np.ndarray) -> Points:
 def _scene(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarray) -> tuple[Field, np.ndarray, Field]:
     """Share of each voxel that the structure fills, which voxels are nearer to its front part, and the share that distractors fill."""
     curve, radius = _structure(rng)
-    shapes = [_distractor(rng) for _ in range(rng.integers(7, 11))]
+    shapes = [_distractor(rng) for _ in range(rng.integers(6, 10))]
     layers = np.maximum(1, np.round(spacing * 1.2)).astype(int)
     shifts = [np.zeros(3)] if layers.max() == 1 else [np.where(layers > 1, d, 0.0) for d in (-0.25, 0.25)]
     parts = [_occupancy(_grid(shape, spacing, shift), curve, radius, shapes) for shift in shifts]
-    own, front, clutter = (np.mean([part[k] for part in parts], axis=0, dtype=np.float32) for k in range(3))
+    own, front, clutter = (np.asarray(np.mean([part[k] for part in parts], axis=0, dtype=np.float32)) for k in range(3))
     return own, front > 0.5, clutter
 
 
@@ -151,7 +151,7 @@ def _occupancy(points: Points, curve: np.ndarray, radius: np.ndarray, shapes: li
     clutter = np.zeros(points.shape[:-1], np.float32)
     for shape in shapes:
         clutter = np.maximum(clutter, soft(shape(points)))
-    clutter *= soft(1.5 - distance)
+    clutter *= soft(2.5 - distance)
     return soft(distance), nearest < 0.45 * len(curve), clutter
 
 
@@ -161,7 +161,7 @@ def soft(distance: Field) -> Field:
 
 
 def tube_distance(points: Points, curve: np.ndarray, radius: np.ndarray) -> tuple[Field, np.ndarray]:
-    """Distance in mm to the surface of a tube of varying radius around `curve` (n, 3), negative inside, and the index of the nearest point."""
+    """Distance in mm to the surface of a tube of varying radius around `curve` (n, 3), negative inside; index of the nearest point."""
     best = np.full(points.shape[:-1], np.inf, np.float32)
     nearest = np.zeros(points.shape[:-1], np.int16)
     for k, (centre, r) in enumerate(zip(curve.astype(np.float32), radius.astype(np.float32))):
@@ -179,7 +179,7 @@ def _structure(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     curve = np.stack([bend * t**2 - bend / 3, length * t, twist * t**3 + 2.5 * np.sin(2 * t)], axis=1)
     thick, thin = rng.uniform(5.2, 6.4), rng.uniform(2.8, 3.6)
     radius = thin + (thick - thin) / (1 + np.exp(5 * (t + 0.1)))
-    pose = _rotation(rng.uniform(-35, 35, 3))
+    pose = _rotation(rng.uniform(-25, 25, 3))
     return (curve @ pose.T + rng.uniform(-4, 4, 3)).astype(np.float32), radius
 
 
@@ -220,12 +220,13 @@ def _scan(rng: np.random.Generator, clean: Field) -> np.ndarray:
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in clean.shape], indexing="ij")
     terms = [x, y, z, x * y, y * z, x * z, x**2, y**2, z**2]
     bias = np.exp(sum(c * term for c, term in zip(rng.uniform(-0.08, 0.08, len(terms)), terms)))
-    sigma = rng.uniform(0.03, 0.06)
+    sigma = rng.uniform(0.02, 0.045)
     real, imaginary = rng.normal(0, sigma, (2, *clean.shape))
     return np.round(np.hypot(clean * bias + real, imaginary) * rng.uniform(300, 900)).astype(np.int16)
 
 
-def _stored(rng: np.random.Generator, image: np.ndarray, label: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _stored(rng: np.random.Generator, image: np.ndarray, label: np.ndarray,
+            spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voxels and affine (mm) as stored: right-anterior-superior, or in one case of five left-posterior-superior."""
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = np.round(rng.uniform(-30, 30, 3))

@@ -1,7 +1,7 @@
 """Ten-fold splits, committed as `data/splits/<task>.json`: who is trained on, validated on and tested, for good.
 
-Fold k tests block k, validates on the next two blocks (wrapping) and trains on the other seven. A subset of the training cases is a prefix of
-the fold's list, so that the 10 % subset lies in the 30 % subset, which lies in the whole.
+Fold k tests block k, validates on the next two blocks (wrapping) and trains on the other seven. A subset of the training cases is a
+prefix of the fold's list, so that the 10 % subset lies in the 30 % subset, which lies in the whole.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, waiting_l
 from mvl.runs import draw_seed, sha256_bytes, write_json
 
 NUM_FOLDS = 10
-RULE = ("cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; a fold's training list ordered by sha256 of "
-        "(seed, 'train', task, fold, case)")
+RULE = ("cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; "
+        "a fold's training list ordered by sha256 of (seed, 'train', task, fold, case)")
 
 
 @dataclass(frozen=True)

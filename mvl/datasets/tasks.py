@@ -119,8 +119,8 @@ def task_dir(task: Task, data_dir: Path | None = None) -> Path:
 
         return ensure_phantoms(folder, task.num_cases)
     if not (folder / "dataset.json").is_file():
-        raise TaskError(f"{folder}: no data of {task.name} there; run `mvl fetch {task.name}`, or point --data-dir or MVL_DATA at the folder that "
-                        f"holds {task.name}")
+        raise TaskError(f"{folder}: no data of {task.name} there; run `mvl fetch {task.name}`, "
+                        f"or point --data-dir or MVL_DATA at the folder that holds {task.name}")
     return folder
 
 
@@ -134,8 +134,8 @@ def list_cases(task: Task, data_dir: Path | None = None) -> list[Case]:
     cases = read_cases(folder)
     missing = [path for case in cases for path in (case.image, case.label) if not path.is_file()]
     if missing:
-        raise TaskError(f"{missing[0]}: missing, with {len(missing) - 1} more files of {folder.name}; run `mvl verify {task.name}` for the list, then "
-                        f"move {folder} away and run `mvl fetch {task.name}`")
+        raise TaskError(f"{missing[0]}: missing, with {len(missing) - 1} more files of {folder.name}; "
+                        f"run `mvl verify {task.name}` for the list, then move {folder} away and run `mvl fetch {task.name}`")
     return cases
 
 
@@ -146,7 +146,8 @@ def read_cases(folder: Path) -> list[Case]:
         rows = [(row["image"], row["label"]) for row in json.loads(path.read_text())["training"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TaskError(f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}); fetch the task again") from error
-    cases = [Case(case_name(image), _inside(folder, image), _inside(folder, label)) for image, label in rows if not is_stray(Path(image).name)]
+    rows = [(image, label) for image, label in rows if not is_stray(Path(image).name)]
+    cases = [Case(case_name(image), _inside(folder, image), _inside(folder, label)) for image, label in rows]
     ids = [case.case_id for case in cases]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise TaskError(f"{path}: case {twice[0]} is listed twice; fetch the task again")
@@ -160,7 +161,7 @@ def read_manifest(task: Task, folder: Path) -> dict[str, str]:
             try:
                 return dict(json.loads(path.read_text())["files"])
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise TaskError(f"{path}: not a manifest ({type(error).__name__}: {error}); move {folder} away and fetch the task again") from error
+                raise TaskError(f"{path}: not a manifest ({type(error).__name__}); move {folder} away and fetch the task again") from error
     return {}
 
 

@@ -29,12 +29,13 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
     """
     folder = task_dir(task, data_dir)
     cases, manifest, again = read_cases(folder), read_manifest(task, folder), _remedy(task, folder)
-    findings, seen = _listing(task, folder, cases, again), {}
+    findings = _listing(task, folder, cases, again)
+    seen: dict[str, Path] = {}
     for case in cases:
         faults, digest = check_case(task, case, folder, manifest)
         if digest and (twin := seen.setdefault(digest, case.image)) != case.image and case.image not in faults:
             faults[case.image] = f"the same voxels as {twin.name}: one scan under two names would leak from training into test"
-        findings += [Finding(str(path), fault, again) for path, fault in faults.items()]
+        findings += [Finding(str(path), text, again) for path, text in faults.items()]
     return findings
 
 
@@ -49,12 +50,14 @@ def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -
                 raise FileFault("not in the manifest")
             scans[kind] = check_file(path, len(task.channels) if kind == "image" else 1, wanted)
             (check_image if kind == "image" else check_label)(scans[kind].voxels, task)
-        except FileFault as fault:
-            faults[path] = str(fault)
+        except FileFault as error:
+            faults[path] = str(error)
     if len(scans) == 2 and not faults and (fault := pair_fault(scans["image"], scans["label"])):
         faults[case.label] = fault
-    image = scans.get("image")
-    return faults, sha256_bytes(repr(image.voxels.shape).encode() + image.voxels.tobytes("F")) if image and case.image not in faults else None
+    if "image" not in scans or case.image in faults:
+        return faults, None
+    voxels = scans["image"].voxels
+    return faults, sha256_bytes(repr(voxels.shape).encode() + voxels.tobytes("F"))
 
 
 def check_file(path: Path, channels: int, sha256: str | None) -> Scan:

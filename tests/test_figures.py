@@ -1,0 +1,112 @@
+"""Each figure is made from a small table, says phantom inside when it is, shows holes, and keeps one colour for one arm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from mvl import figures, stats
+from mvl.config import system_names
+
+SYSTEMS = ("vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random")
+
+
+def tables(task="phantoms"):
+    keys = [{"study": "s", "task": task, "system": s, "fraction": f, "fold": k, "seed": 0}
+            for s in SYSTEMS for f in (0.1, 1.0) for k in (0, 1)]
+    runs = pd.DataFrame([key | {"dice": 0.8 + 0.01 * i, "n_test": 3, "trainable": 1000 * (i + 1)} for i, key in enumerate(keys)])
+    cases = pd.DataFrame([key | {"case": f"c{c}", "dice": 0.7 + 0.02 * c} for key in keys for c in range(3)])
+    history = pd.DataFrame([key | {"epoch": e, "val_dice": 0.1 * e, "val_loss": 1 - 0.1 * e} for key in keys for e in range(4)])
+    differences = pd.DataFrame([{"task": task, "system": s, "reference": "vit_baseline", "comparison": s, "difference": 0.01, "low": -0.02,
+                                 "high": 0.03, "n_cases": 6, "n_runs": 2} for s in SYSTEMS[1:]])
+    return runs, cases, history, differences
+
+
+def example(task="phantoms"):
+    mask = np.zeros((12, 10), dtype=bool)
+    mask[4:8, 3:7] = True
+    return figures.Example(task, "c0", "best", np.arange(120.0).reshape(12, 10), mask,
+                           dict.fromkeys(SYSTEMS, mask), dict.fromkeys(SYSTEMS, 0.9))
+
+
+def drawn(task):
+    runs, cases, history, differences = tables(task)
+    return {
+        "training_curves": figures.training_curves(history, ["fold 2"]), "dice_by_case": figures.dice_by_case(cases, ["fold 2"]),
+        "paired_differences": figures.paired_differences(differences, ["fold 2"]), "few_shot": figures.few_shot(runs, ["fold 2"]),
+        "lora_rank": figures.lora_rank(runs, ["fold 2"]),
+        "example_segmentations": figures.example_segmentations([example(task)], ["fold 2"]),
+        "hole": figures.hole("fold 2", [task])}
+
+
+def words(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text))
+
+
+def test_every_figure_says_phantom_inside_and_names_its_holes():
+    for name, figure in drawn("phantoms").items():
+        assert "phantom" in words(figure), name
+        assert "not yet recorded" in words(figure), name
+        assert "fold 2" in words(figure), name
+
+
+def test_figures_of_scans_do_not_say_phantom():
+    for name, figure in drawn("Task04_Hippocampus").items():
+        assert "phantom" not in words(figure), name
+
+
+def test_an_empty_table_gives_a_card_with_the_hole():
+    empty = tables()[0].iloc[:0]
+    for draw in (figures.training_curves, figures.dice_by_case, figures.paired_differences, figures.few_shot, figures.lora_rank):
+        assert "the linear mapper" in words(draw(empty, ["the linear mapper"]))
+    assert "no weights" in words(figures.example_segmentations([], ["no weights"]))
+
+
+def test_colours_tell_the_arms_apart_and_never_change():
+    named = [figures.colour(s) for s in system_names()]
+    assert len(set(named)) == len(named)
+    assert figures.colour("vit_baseline") == "#0072B2"
+    ask = "from mvl.figures import colour; print(colour('a_new_arm'))"
+    again = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert again.stdout.strip() == figures.colour("a_new_arm")
+
+
+def test_one_arm_has_one_colour_in_every_figure():
+    from matplotlib.colors import to_hex
+
+    runs, _, history, differences = tables()
+    lines = lambda figure: {to_hex(line.get_color()).upper() for axis in figure.axes for line in axis.get_lines()}
+    for figure in (figures.training_curves(history), figures.few_shot(runs), figures.lora_rank(runs)):
+        assert {figures.colour(s) for s in SYSTEMS} <= lines(figure)
+    assert {figures.colour(s) for s in SYSTEMS[1:]} <= lines(figures.paired_differences(differences))
+
+
+def test_n_is_printed_and_is_the_number_of_cases():
+    assert "n = 3 cases" in words(figures.dice_by_case(tables()[1]))
+    assert "n = 6 case pairs, 2 pairs" in words(figures.paired_differences(tables()[3]))
+
+
+def test_interval_is_drawn_where_the_table_says():
+    axis = figures.paired_differences(tables()[3]).axes[0]
+    assert any(np.allclose(line.get_xdata(), [-2, 3]) for line in axis.get_lines())
+
+
+def test_svg_is_the_same_bytes_and_on_a_light_card():
+    first, second = (figures.svg(figures.few_shot(tables()[0])) for _ in range(2))
+    assert first == second
+    assert figures.CARD.lower() in first.lower()
+
+
+def test_the_session_style_does_not_leak_in():
+    with matplotlib.rc_context({"axes.facecolor": "black", "text.color": "white"}):
+        assert matplotlib.colors.to_hex(figures.few_shot(tables()[0]).axes[0].get_facecolor()).upper() == figures.CARD
+
+
+def test_equivalence_band_is_the_statistics_margin():
+    assert pytest.approx(100 * stats.MARGIN) == figures.EQUIVALENCE_POINTS

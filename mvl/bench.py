@@ -76,8 +76,8 @@ def released_step(clone: str, dropout_rate: float) -> Callable[[], object]:
     import torch
 
     sys.path.insert(0, clone)
-    from src.losses.losses import DiceBCELoss  # type: ignore[import-not-found]
-    from src.models.vit_baseline import ViT_Baseline  # type: ignore[import-not-found]
+    from src.losses.losses import DiceBCELoss
+    from src.models.vit_baseline import ViT_Baseline
 
     network, loss = ViT_Baseline((128,) * 3, (8,) * 3, 1, 1, 64, 16, 4, dropout_rate).train(), DiceBCELoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -166,8 +166,6 @@ def probe_metrics() -> dict[str, float]:
 
 def probe_layer() -> dict[str, float]:
     """Reading the last SmolLM2 layer: hash, parse, dequantise that layer alone (imports not counted)."""
-    import gguf  # noqa: F401
-    from transformers.models.llama import modeling_llama  # noqa: F401
 
     from mvl.models.llm_sources import load_layer
 
@@ -218,7 +216,8 @@ def bench(released: Path | None = None, progress: Callable[[str], None] = lambda
         ours, theirs = child("vit", rate), child("released", str(Path(released).resolve()), rate)
         both = {"ours": ours, "released": theirs}
         add(f"ViT-Baseline step, 128^3, {name}: time, ours / released", ours["seconds"] / theirs["seconds"], "ratio", time_bar, both)
-        add(f"ViT-Baseline step, 128^3, {name}: memory, ours / released", ours["peak_memory_mb"] / theirs["peak_memory_mb"], "ratio", memory_bar, both)
+        memory = ours["peak_memory_mb"] / theirs["peak_memory_mb"]
+        add(f"ViT-Baseline step, 128^3, {name}: memory, ours / released", memory, "ratio", memory_bar, both)
     hybrid, loop, metrics, layer, usage = (child(name) for name in ("hybrid", "loop", "metrics", "layer", "help"))
     add("hybrid step, 64^3, batch 4: share of the matmul peak", hybrid["share"], "ratio", 0.65, hybrid, at_least=True)
     add("training loop over bare forward-backward-step", loop["overhead"], "ratio", 0.05, loop)

@@ -42,7 +42,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     """
     for path in found(folder):
         data = path.read_bytes()
-        if runs.sha256_bytes(data)[:16] == PATTERN.fullmatch(path.name)[2]:
+        if path.stem.endswith(runs.sha256_bytes(data)[:16]):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         print(f"{path}: bytes differ from the hash in its name; going on from the one before", file=sys.stderr)
     if found(folder):
@@ -73,7 +73,8 @@ def load_weights(run_dir: Path) -> dict[str, Tensor]:
 
     path, wanted = run_dir / "weights.safetensors", runs.read_status(run_dir).get("files", {}).get("weights.safetensors")
     if not path.is_file():
-        raise runs.RunError(f"{path}: no weights; published records carry none: train the run with `{runs.command(runs.read_config(run_dir), runs.default_results_dir())}`")
+        again = runs.command(runs.read_config(run_dir), runs.default_results_dir())
+        raise runs.RunError(f"{path}: no weights; published records carry none: train the run with `{again}`")
     data = path.read_bytes()
     if wanted is not None and runs.sha256_bytes(data) != wanted:
         raise runs.RunError(f"{path}: sha256 differs from status.json; delete the run's folder and train again")

@@ -194,7 +194,7 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
 def coerce(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind` (bool, int, float, str, a tuple of one of them, or a dataclass); never rounds, never guesses."""
     if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)
+        return build(kind, value, where)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")

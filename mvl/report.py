@@ -255,8 +255,8 @@ def claim(topic: str) -> str:
     if topic == "llm_hybrid":
         better, significant = (paper_value("comparisons", "MedVisionLlama", f"comparisons_{k}_of_60") for k in ("better", "p_below_0.05"))
         return (f"MedVisionLlama v3 reports a mean test Dice of **{mvl:.2f}** with a frozen Llama block against **{vit:.2f}** "
-                f"for its ViT-Baseline, over the ten Decathlon tasks; better in {better:.0f} of 60 comparisons, {significant:.0f} of them with "
-                "p < 0.05. No frozen block with *random* weights is reported.")
+                f"for its ViT-Baseline, over the ten Decathlon tasks; better in {better:.0f} of 60 comparisons, {significant:.0f} of them "
+                "with p < 0.05. No frozen block with *random* weights is reported.")
     if topic == "few_shot":
         arms = ("ViT-Baseline", "MedVisionLlama")
         ten, thirty = ([paper_value(f"few-shot {share} %", arm, "val_dice") for arm in arms] for share in (10, 30))

@@ -7,7 +7,8 @@ Elsewhere training takes other roundings and drifts apart, at most as far as a n
 over n runs is measured in the record: t * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system,
 fraction, fold), pooled over the record's arms of that fraction that have several seeds; sqrt(2 / n) is the spread of the difference of
 two such means; and t is the quantile of Student's t, for the sd's degrees of freedom, at which a rerun with fresh seeds would fall
-outside anywhere in the study with a chance of 1 % (Bonferroni over its arms and metrics). With fewer than 5 degrees of freedom at that fraction the larger of its sd and that over all fractions is used; without
+outside anywhere in the study with a chance of 1 % (Bonferroni over its arms and metrics). With fewer than 5 degrees of freedom at that fraction
+the larger of its sd and that over all fractions is used; without
 several seeds anywhere, the sd over all recorded runs of the study, arms and folds mixed. Each row says which.
 """
 
@@ -141,7 +142,7 @@ def verdict(old: float, new: float | None, tolerance: float | None, same_platfor
 
 
 def seed_sd(record: Sequence[Row], metric: str, fraction: float) -> tuple[float | None, int, str]:
-    """Standard deviation of a metric over seeds in the record, its degrees of freedom, and in words what it was measured over (see the module's text)."""
+    """Standard deviation of a metric over seeds in the record, its degrees of freedom, and what it was measured over (see the module's text)."""
     sd, degrees = pooled_sd([row for row in record if row["fraction"] == fraction], metric)
     if sd is not None and degrees >= MIN_DEGREES:
         return sd, degrees, f"seeds at this fraction ({degrees} degrees of freedom)"

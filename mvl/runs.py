@@ -92,7 +92,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror} (the previous file is kept; free space or fix permissions, then run again)") from error
+        remedy = "the previous file is kept; free space or fix permissions, then run again"
+        raise OSError(error.errno, f"could not write {path}: {error.strerror} ({remedy})") from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

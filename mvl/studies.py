@@ -184,16 +184,18 @@ def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, jobs:
     """The Snakemake call that runs a study's graph up to its runs."""
     settings = [f"study={name}", f"results_dir={Path(results_dir).resolve()}"]
     settings += [f"data_dir={Path(data_dir).resolve()}"] if data_dir else []
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT),
-            "--workflow-profile", str(ROOT / "workflow" / "profiles" / profile), "--cores", str(jobs), "--config", *settings, "--", "all_runs"]
+    return [sys.executable, "-m", "snakemake", "all_runs", "--snakefile", str(ROOT / "Snakefile"), "--quiet", "all", "--cores", str(jobs),
+            "--directory", str(Path(results_dir).resolve() / Path(name).stem), "--profile", str(ROOT / "workflow" / "profiles" / profile),
+            "--config", *settings]
 
 
 def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str) -> int:
-    log = Path(results_dir) / name / "snakemake.log"
+    log = Path(results_dir) / Path(name).stem / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     with open(log, "ab") as out:
-        engine = subprocess.Popen(snakemake_command(name, results_dir, data_dir, jobs, profile), stdout=out, stderr=out, env=environment)
+        engine = subprocess.Popen(snakemake_command(name, results_dir, data_dir, jobs, profile), stdout=out, stderr=out, env=environment,
+                                  start_new_session=True)
         code = _watch(engine, lambda: progress_line(study_status(name, results_dir), jobs))
     if code and code < 128 and missing_runs(name, results_dir):
         print(f"[{name}] Snakemake ended with {code}; its log is {log}", file=sys.stderr)
@@ -201,13 +203,13 @@ def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: in
 
 
 def _watch(engine: subprocess.Popen[bytes], line: Callable[[], str]) -> int:
-    """Wait for the engine, printing the line when it changes; SIGINT and SIGTERM are passed on and returned as 128 + signal."""
+    """Wait for the engine, printing the line when it changes; SIGINT and SIGTERM go to it and its jobs, and are returned as 128 + signal."""
     caught: list[int] = []
     old = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     last, sent, shown = "", 0, 0.0
     while engine.poll() is None:
         if len(caught) > sent:
-            engine.send_signal(signal.SIGINT if sent == 0 else caught[-1])
+            os.killpg(engine.pid, caught[sent])
             sent = len(caught)
         if time.monotonic() - shown >= 5:
             shown, text = time.monotonic(), line()

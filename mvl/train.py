@@ -192,7 +192,7 @@ def start_accelerator(config: Config) -> Accelerator:
     runs.keep_freed_memory()
     torch.set_num_threads(config.train.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, guards only against reading memory never written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, guards only against reading memory never written
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if config.train.precision == "bf16" else "no")
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:

@@ -14,7 +14,7 @@ import yaml
 from mvl.config import ROOT
 
 TOP = set("README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml constraints.txt environment.yml Makefile".split())
-TOP |= {"Snakefile", "data", "mvl", "notebooks", "book", "tests", "workflow", ".ci", ".gitignore"}
+TOP |= {"Snakefile", "data", "mvl", "notebooks", "book", "tests", "workflow", ".ci", ".github", ".gitignore"}
 OWN = set(".git .venv .snakemake .pytest_cache .mypy_cache .ruff_cache mvl.egg-info build __pycache__ .ipynb_checkpoints".split())
 MODULES = sorted((ROOT / "mvl").rglob("*.py"))
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".cff", ".ipynb", ".csv", ".json", ".bib", ".css", ""}

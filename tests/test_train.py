@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl import checkpoints, objective, runs, train
-from mvl.config import ROOT, Config, TrainConfig, load_config
+from mvl import checkpoints, runs, train
+from mvl.config import ROOT, Config, load_config
 
 STUDY = """
 title: test
@@ -170,29 +170,6 @@ def test_accumulation_gives_the_same_gradient(config: Config, tmp_path: Path) ->
         trainer.update(batch)
         gradients.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters()]))
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
-
-
-@pytest.mark.parametrize("classes", [1, 3])
-def test_both_halves_of_the_loss_have_a_gradient(classes: int) -> None:
-    logits, label = torch.zeros(2, classes, 4, 4, 4, requires_grad=True), torch.randint(0, 2, (2, 1, 4, 4, 4)).float()
-    loss = objective.build_loss(classes)
-    dice, cross = loss.dice(logits, label), loss.bce(logits, label) if classes == 1 else loss.ce(logits, label)
-    for part in (dice, cross):
-        assert torch.autograd.grad(part, logits, retain_graph=True)[0].abs().sum() > 0
-
-
-def test_schedule_warms_up_and_ends_at_zero(config: Config) -> None:
-    rates = [objective.learning_rate(config, step, 100) for step in range(100)]
-    assert rates.index(max(rates)) in (9, 10) and max(rates) == pytest.approx(config.train.lr) and rates[-1] < 0.01 * config.train.lr
-    constant = replace(config, train=replace(TrainConfig(), schedule="constant"))
-    assert {objective.learning_rate(constant, step, 100) for step in range(100)} == {constant.train.lr}
-
-
-def test_foreground_dice_counts_every_label() -> None:
-    logits, label = torch.full((1, 1, 4, 4), -1.0), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
-    assert objective.foreground_dice(logits, label).item() == 1
-    label[0, 0, :2], logits[0, 0, 1:3] = 2, 1
-    assert objective.foreground_dice(logits, label).item() == pytest.approx(0.5)
 
 
 def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

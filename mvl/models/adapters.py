@@ -21,8 +21,9 @@ class Mapper(nn.Module):
         super().__init__()
         self.linear: nn.Module = nn.Linear(in_features, out_features, bias=kind == "lora")
         if kind == "lora":
+            bias = self.linear.bias
             add_lora(self, ("linear",), r, lora_alpha)
-            self.linear.base_layer.bias.requires_grad_(True)
+            bias.requires_grad_(True)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "B T E"]:
         """Tokens at the other width."""

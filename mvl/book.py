@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import shutil
@@ -17,7 +18,7 @@ import yaml
 
 from mvl import runs
 from mvl.config import ROOT
-from mvl.notebooks import FOLDER, list_notebooks, run_notebook
+from mvl.notebooks import FOLDER, list_notebooks, run_notebook, write_notebook
 
 SOURCES = ROOT / "book"
 PUBLISHED = "hippocampus"
@@ -92,10 +93,13 @@ def execute_notebooks(target: Path, study: str, results: Path) -> None:
 
 
 def execute_one(name: str, target: Path, study: str, results: Path) -> None:
-    """Execute one notebook for the book; its badge becomes a plain link, because a badge is an image from the network."""
+    """Execute one notebook for the book, without its set-up cells; its badge, an image from the network, becomes a plain link."""
     place = str(results.relative_to(ROOT)) if results.is_relative_to(ROOT) else str(results)
     path = run_notebook(name, {"study": study, "results_dir": place}, target / f"{name}.ipynb", FOLDER)
-    path.write_text(COLAB_BADGE.sub(r"[Open in Colab](\1)", path.read_text()))
+    notebook = json.loads(COLAB_BADGE.sub(r"[Open in Colab](\1)", path.read_text()))
+    for tags in (cell["metadata"].get("tags", []) for cell in notebook["cells"]):
+        tags += ["remove-cell"] if {"setup", "parameters"} & set(tags) else []
+    write_notebook(path, notebook)
 
 
 def facts(staging: Path, study: str, results: Path) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def has_weights(folder: Path, sha256: str) -> bool:
 
 
 def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str]]:
-    """(rank, case): best, median and worst by the mean Dice of the chosen runs, ties broken by name."""
+    """(case, rank): best, median and worst by the mean Dice of the chosen runs, ties broken by name."""
     first = chosen.iloc[0]
     same = cases[(cases["fold"] == first["fold"]) & (cases["seed"] == first["seed"]) & (cases["fraction"] == first["fraction"])]
     means = same.groupby("case")["dice"].mean().reset_index().sort_values(["dice", "case"], ascending=[False, True])

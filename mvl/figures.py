@@ -190,8 +190,8 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
 
     differences (as `mvl.stats.table`): task, system, comparison (words), difference, low, high (Dice, 0-1), n_cases (case pairs), n_runs.
     """
-    if not differences["n_runs"].any():
-        return hole("; ".join(holes) or "no pairs of finished runs", list(differences["task"]))
+    if differences.empty or not differences["n_runs"].any():
+        return hole("; ".join(holes) or "no pairs of finished runs", list(differences.get("task", ())))
     rows = differences.reset_index(drop=True)
     figure = Figure(figsize=(6.4, 1.2 + 0.8 * len(rows)), layout="constrained")
     axis = figure.subplots()

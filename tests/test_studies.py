@@ -111,3 +111,19 @@ def test_remaining_time_comes_from_the_runs_so_far() -> None:
 def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:
     words = studies.snakemake_command("quick", tmp_path, None, 2, "local")
     assert "study=quick" in words and "all_runs" in words and words[words.index("--cores") + 1] == "2"
+
+
+def test_a_studys_data_are_fetched_where_they_are_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvl.datasets.tasks import Task
+
+    fetched: list[str] = []
+
+    def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Path:
+        fetched.append(task.name)
+        return tmp_path
+
+    monkeypatch.setattr("mvl.datasets.download.fetch", fetch)
+    studies.ensure_data("hippocampus", tmp_path)
+    assert fetched == ["Task04_Hippocampus"]
+    studies.ensure_data("quick", tmp_path)
+    assert fetched == ["Task04_Hippocampus"] and (tmp_path / "phantoms" / "dataset.json").is_file()

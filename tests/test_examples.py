@@ -1,0 +1,162 @@
+"""Example pictures: the cases are picked by rule, the masks are those of the recorded weights, and the kept file is bound to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+from mvl import examples, runs, tables
+from mvl.config import load_config
+from mvl.datasets.tasks import find_task, list_cases
+from mvl.figures import Example
+from mvl.report import Chapter
+from mvl.train import train_run
+
+STUDY = """
+title: test
+tasks: [phantoms]
+grid: [{name: main, systems: [vit_baseline]}]
+data: {img_size: [16, 16, 16]}
+model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64}
+train: {train_epochs: 3, batch_size: 4, lr: 0.005}
+"""
+ARMS = ("vit_baseline", "medvisionllama_v3")
+
+
+def table(*keys: tuple[str, float, int, int], task: str = "phantoms") -> pd.DataFrame:
+    """Done runs of (system, fraction, fold, seed), each with weights of its own."""
+    rows = [{"study": "s", "task": task, "system": s, "fraction": f, "fold": k, "seed": n, "state": "done",
+             "run": f"s/runs/{s}-{f}-{k}-{n}", "weights_sha256": runs.sha256_bytes(f"{s}{f}{k}{n}".encode())} for s, f, k, n in keys]
+    return pd.DataFrame(rows, columns=[*tables.RUN_KEYS, "state", "run", "weights_sha256"])
+
+
+def scores(done: pd.DataFrame, dice: dict[str, float]) -> pd.DataFrame:
+    """The same Dice of each case for every run."""
+    keys = ["task", "system", "fraction", "fold", "seed"]
+    return pd.DataFrame([{k: row[k] for k in keys} | {"case": c, "dice": d} for row in done.to_dict("records") for c, d in dice.items()])
+
+
+def chapter(done: pd.DataFrame, cases: pd.DataFrame, results: Path, study: str = "quick") -> Chapter:
+    return Chapter("llm_hybrid", study, results, done, cases, pd.DataFrame(), ())
+
+
+def drawn(systems: tuple[str, ...] = ARMS) -> list[Example]:
+    rng = np.random.default_rng(0)
+    mask = lambda: rng.random((9, 7)) > 0.5
+    return [Example("phantoms", f"c{i}", rank, rng.normal(100, 20, (9, 7)), mask(), {s: mask() for s in systems}, dict.fromkeys(systems, 0.1 * i))
+            for i, rank in enumerate(examples.RANKS)]
+
+
+def test_the_run_that_most_arms_share_is_shown() -> None:
+    done = table(("vit_baseline", 1.0, 0, 0), ("vit_baseline", 1.0, 0, 1), ("medvisionllama_v3", 1.0, 0, 1), ("medvisionllama_v3", 0.1, 0, 0))
+    chosen = examples.common_runs(done)
+    assert chosen[["system", "fraction", "seed"]].values.tolist() == [["vit_baseline", 1.0, 1], ["medvisionllama_v3", 1.0, 1]]
+    tie = examples.common_runs(table(("vit_baseline", 1.0, 1, 0), ("vit_baseline", 1.0, 0, 2)))
+    assert tie[["fold", "seed"]].values.tolist() == [[0, 2]]
+
+
+def test_best_median_and_worst_are_picked_by_the_shown_runs() -> None:
+    chosen = table(("vit_baseline", 1.0, 0, 0), ("medvisionllama_v3", 1.0, 0, 0))
+    cases = scores(chosen, {"a": 0.5, "b": 0.9, "c": 0.1, "d": 0.7, "e": 0.9})
+    other = scores(table(("vit_baseline", 1.0, 0, 1)), {"c": 1.0, "b": 0.0})
+    picked = examples.pick_cases(pd.concat([other, cases]), chosen)
+    assert picked == [("b", "best"), ("d", "median"), ("c", "worst")]
+    assert len(examples.pick_cases(scores(chosen, {"a": 0.5}), chosen)) == 1
+
+
+def test_what_is_kept_is_what_was_drawn(tmp_path: Path) -> None:
+    chosen, before = table(*((s, 1.0, 0, 0) for s in ARMS)), drawn()
+    (tmp_path / examples.FILE).write_bytes(examples.packed(before, chosen))
+    after = examples.read_examples(tmp_path / examples.FILE, chosen)
+    assert [(e.task, e.case, e.rank, e.dice) for e in after] == [(e.task, e.case, e.rank, e.dice) for e in before]
+    for old, new in zip(before, after):
+        assert np.array_equal(old.label, new.label) and all(np.array_equal(old.predictions[s], new.predictions[s]) for s in ARMS)
+        low, high = np.percentile(old.scan, [0.5, 99.5])
+        assert new.scan.dtype == np.uint8 and np.allclose(new.scan / 255, np.clip((old.scan - low) / (high - low), 0, 1), atol=1 / 255)
+    one = examples.read_examples(tmp_path / examples.FILE, chosen.iloc[:1])
+    assert [list(e.predictions) for e in one] == [["vit_baseline"]] * 3 and list(one[0].dice) == ["vit_baseline"]
+    assert examples.packed(before, chosen) == examples.packed(before, chosen)
+
+
+def test_pictures_of_other_weights_are_not_shown(tmp_path: Path) -> None:
+    chosen = table(("vit_baseline", 1.0, 0, 0))
+    (tmp_path / examples.FILE).write_bytes(examples.packed(drawn(("vit_baseline",)), chosen))
+    assert len(examples.read_examples(tmp_path / examples.FILE, chosen)) == 3
+    assert examples.read_examples(tmp_path / examples.FILE, chosen.assign(weights_sha256="0" * 64)) == []
+    assert examples.read_examples(tmp_path / examples.FILE, table(("vit_baseline", 1.0, 0, 1))) == []
+    assert examples.read_examples(tmp_path / "none.npz", chosen) == []
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "default_results_dir", lambda: tmp_path / "own")
+    done = table(("vit_baseline", 1.0, 0, 0))
+    found, holes = examples.load_examples(chapter(done.iloc[:0], pd.DataFrame(), tmp_path))
+    assert found == [] and holes == ["no finished run to draw predictions of"]
+    found, holes = examples.load_examples(chapter(done, scores(done, {"a": 0.5}), tmp_path))
+    assert found == [] and done["run"][0] in holes[0] and "mvl study run quick" in holes[0]
+    runs.atomic_write(tmp_path / done["run"][0] / "weights.safetensors", "other weights")
+    assert examples.load_examples(chapter(done, scores(done, {"a": 0.5}), tmp_path))[0] == []
+
+
+def test_scans_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "default_results_dir", lambda: tmp_path / "own")
+    monkeypatch.setattr(examples, "predicted_masks", lambda *_: {})
+    done = table(("vit_baseline", 1.0, 0, 0), task="Task04_Hippocampus")
+    runs.atomic_write(tmp_path / done["run"][0] / "weights.safetensors", "vit_baseline1.000")
+    found, holes = examples.load_examples(chapter(done, scores(done, {"a": 0.5}), tmp_path), tmp_path / "no_data")
+    assert found == [] and "need the scans" in holes[0] and "mvl fetch" in holes[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Chapter:
+    """The chapter of one tiny ViT, trained and scored on the test phantoms."""
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "tiny.yaml").write_text(STUDY)
+    config = load_config(str(folder / "tiny.yaml"), "phantoms", "vit_baseline", fraction=0.3)
+    run = train_run(config, folder, progress=False)
+    done = pd.DataFrame([{k: getattr(config, k) for k in tables.RUN_KEYS} | {
+        "state": "done", "run": str(run.relative_to(folder)), "weights_sha256": runs.sha256_file(run / "weights.safetensors")}])
+    return chapter(done, pd.read_csv(run / "cases.csv"), folder, config.study)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_masks_are_those_that_were_scored(trained: Chapter) -> None:
+    """The Dice of a redrawn mask with the label file is the recorded one."""
+    case = str(trained.cases.sort_values("dice")["case"].iloc[-1])
+    mask = examples.predicted_masks(trained.results_dir / trained.done["run"].iloc[0], [case])[case]
+    label = np.asarray(nibabel.nifti1.load({c.case_id: c.label for c in list_cases(find_task("phantoms"))}[case]).dataobj) > 0
+    recorded = trained.cases.set_index("case")["dice"][case]
+    assert recorded > 0.05, "the tiny network found nothing, so the test would say nothing"
+    assert overlap(mask, label) == pytest.approx(recorded, abs=1e-9)
+
+
+def test_examples_are_drawn_once_and_kept(trained: Chapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, holes = examples.load_examples(trained)
+    assert holes == [] and [e.rank for e in found] == list(examples.RANKS)
+    recorded = trained.cases.set_index("case")["dice"]
+    assert [e.dice["vit_baseline"] for e in found] == [recorded[e.case] for e in found] and found[0].dice["vit_baseline"] == recorded.max()
+    for example in found:
+        label = np.asarray(nibabel.nifti1.load({c.case_id: c.label for c in list_cases(find_task("phantoms"))}[example.case]).dataobj) > 0
+        assert example.label.sum() == label.sum(axis=(0, 1)).max() and example.scan.shape == example.predictions["vit_baseline"].shape
+    monkeypatch.setattr(examples, "predicted_masks", lambda *_: pytest.fail("drawn again"))
+    again, _ = examples.load_examples(trained)
+    assert [e.case for e in again] == [e.case for e in found]
+    assert all(np.array_equal(a.predictions["vit_baseline"], b.predictions["vit_baseline"]) for a, b in zip(found, again))
+
+
+def test_published_records_take_pictures_only_when_told(trained: Chapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "records_dir", lambda: tmp_path)
+    monkeypatch.setattr(runs, "default_results_dir", lambda: trained.results_dir)
+    records = replace(trained, results_dir=tmp_path)
+    assert len(examples.load_examples(records)[0]) == 3 and list(tmp_path.rglob("*.npz")) == []
+    assert examples.save_examples(records) == tmp_path / records.study / examples.FILE
+    assert len(examples.read_examples(tmp_path / records.study / examples.FILE, records.done)) == 3
+    assert examples.save_examples(replace(records, runs=records.runs.iloc[:0])) is None

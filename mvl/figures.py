@@ -213,7 +213,7 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     side: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
     axis.text(0, y - 0.42, str(row["comparison"]).replace("\n", " "), ha="left", **side)
     if not row["n_runs"]:
-        words = textwrap.fill(f"not yet recorded: {row.get('hole') or 'no pair of finished runs'}", 90)
+        words = textwrap.fill(f"not yet recorded: {row.get('hole') or 'no pair of finished runs'}", 78)
         axis.text(0, y + 0.2, words, ha="left", fontsize=9, color="#9A3412", style="italic", **side)
         return
     low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))

@@ -195,9 +195,9 @@ def answer(chapter: Chapter) -> str:
     if chapter.done.empty:
         return f"{lead}No run of this chapter is recorded in the study `{chapter.study}` yet, so it has no answer."
     table = differences(chapter)
-    if not table["n_runs"].any():
-        return "\n".join([lead + _means(chapter), *[f"\n- {_sentence(row)}" for row in table.to_dict("records")]])
     lines = [f"- {_sentence(row)}" for row in table.to_dict("records")]
+    if not table["n_runs"].any():
+        return "\n".join([lead + _means(chapter), *([""] if lines else []), *lines])
     few = sorted({int(n) for n in table["n_runs"] if n in (2, 3)})
     if few:
         lines.append(f"\n*With {' or '.join(map(str, few))} pairs of runs the interval is too narrow; "

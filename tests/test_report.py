@@ -94,7 +94,8 @@ def test_records_are_read_and_never_written(asked: list[str], tmp_path: Path, mo
     assert report.run_links(chapter) == "No run is recorded yet."
 
 
-def test_a_study_without_the_chapters_block_is_a_hole(asked: list[str], tmp_path: Path) -> None:
+def test_a_study_without_the_chapters_block_is_a_hole(asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "collect", lambda study, folder: folder)
     study = tmp_path / "small.yaml"
     study.write_text("title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline]}]")
     chapter = report.open_chapter("lora_ablation", str(study), tmp_path / "runs")

@@ -63,7 +63,7 @@ def collect(study: str, results_dir: Path) -> Path:
 
     Every number is that of the run's own files, digit for digit; the same runs give the same bytes.
     """
-    folder, (table, cases, history) = Path(results_dir) / study, gather(study, results_dir)
+    folder, (table, cases, history) = Path(results_dir) / Path(study).stem, gather(study, results_dir)
     runs.write_csv(folder / "cases.csv", cases, CASE_COLUMNS)
     runs.write_csv(folder / "history.csv", history, [*RUN_KEYS, *HISTORY_COLUMNS])
     runs.write_csv(folder / "runs.csv", table, RUN_COLUMNS)
@@ -140,7 +140,7 @@ def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
 
 def read_runs(study: str, results_dir: Path) -> pd.DataFrame:
     """`runs.csv`: one row per run of the grid; a hole has its state and empty (NaN) numbers."""
-    return read_table(Path(results_dir) / study / "runs.csv", RUN_COLUMNS)
+    return read_table(Path(results_dir) / Path(study).stem / "runs.csv", RUN_COLUMNS)
 
 
 def read_cases(study: str, results_dir: Path) -> pd.DataFrame:
@@ -149,7 +149,7 @@ def read_cases(study: str, results_dir: Path) -> pd.DataFrame:
     Raises:
         TableError: a metric is empty or not finite, or a row stands twice.
     """
-    path = Path(results_dir) / study / "cases.csv"
+    path = Path(results_dir) / Path(study).stem / "cases.csv"
     table = read_table(path, CASE_COLUMNS)
     if table[["status", *METRICS]].isna().any().any():
         raise TableError(f"{path}: a metric is empty or NaN; collect it again with `mvl study collect {study}`")
@@ -160,7 +160,7 @@ def read_cases(study: str, results_dir: Path) -> pd.DataFrame:
 
 def read_history(study: str, results_dir: Path) -> pd.DataFrame:
     """`history.csv`: one row per done run and epoch."""
-    return read_table(Path(results_dir) / study / "history.csv", [*RUN_KEYS, *HISTORY_COLUMNS])
+    return read_table(Path(results_dir) / Path(study).stem / "history.csv", [*RUN_KEYS, *HISTORY_COLUMNS])
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:

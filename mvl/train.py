@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -194,6 +195,7 @@ def start_accelerator(config: Config) -> Accelerator:
     torch.set_num_threads(config.train.num_threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, guards only against reading memory never written
+    AcceleratorState._reset_state()  # one process may train runs of several precisions, one after another
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if config.train.precision == "bf16" else "no")
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:

@@ -221,3 +221,11 @@ def test_promised_processes_must_take_part(monkeypatch: pytest.MonkeyPatch, conf
 def test_validation_loss_is_finite_in_the_history(whole: Path) -> None:
     rows = (whole / "history.csv").read_text().splitlines()[1:]
     assert all(math.isfinite(float(value)) for row in rows for value in row.split(","))
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"accumulate": 2}, {"optimizer": "adam", "schedule": "constant", "val_interval": 3}])
+def test_training_switches_reach_the_end(config: Config, tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = train.train_run(replace(config, train=replace(config.train, **changes)), tmp_path, progress=False)
+    rows = (folder / "history.csv").read_text().splitlines()
+    assert runs.is_done(folder, need_weights=True) and len(rows) == 5
+    assert rows[1].endswith(",,") is ("val_interval" in changes)

@@ -1,4 +1,7 @@
-"""Best, median and worst test case on one slice, with every arm's mask: drawn from weights once, kept as a small file beside the tables."""
+"""Best, median and worst test case on one slice, with every arm's mask.
+
+Masks are drawn from weights once and kept as a small file beside the tables; scan and label are read from the data each time, never kept.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mvl import runs
+from mvl.config import ROOT
 from mvl.datasets.tasks import TaskError
 from mvl.figures import Example
 from mvl.report import Chapter
@@ -28,9 +32,12 @@ def load_examples(chapter: Chapter, data_dir: Path | None = None) -> tuple[list[
     if chapter.done.empty:
         return [], ["no finished run to draw predictions of"]
     chosen = common_runs(chapter.done)
-    kept = read_examples(chapter.results_dir / chapter.study / FILE, chosen)
-    if kept:
-        return kept, []
+    path = chapter.results_dir / chapter.study / FILE
+    try:
+        if kept := read_examples(path, chosen, data_dir):
+            return kept, []
+    except TaskError as error:
+        return [], [f"example segmentations need the scans: {relative(error)}"]
     homes = [chapter.results_dir, runs.default_results_dir()]
     home = next((h for h in homes if all(has_weights(h / row.run, row.weights_sha256) for row in chosen.itertuples())), None)
     if home is None:
@@ -38,10 +45,15 @@ def load_examples(chapter: Chapter, data_dir: Path | None = None) -> tuple[list[
     try:
         examples = draw_examples(chapter, chosen, home, data_dir)
     except TaskError as error:
-        return [], [f"example segmentations need the scans: {error}"]
+        return [], [f"example segmentations need the scans: {relative(error)}"]
     if not chapter.published:
-        runs.atomic_write(chapter.results_dir / chapter.study / FILE, packed(examples, chosen))
+        runs.atomic_write(path, packed(examples, chosen))
     return examples, []
+
+
+def relative(error: Exception) -> str:
+    """An error's text without the place of this clone."""
+    return str(error).replace(f"{ROOT}/", "")
 
 
 def save_examples(chapter: Chapter, data_dir: Path | None = None) -> Path | None:
@@ -78,21 +90,33 @@ def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str
 
 def draw_examples(chapter: Chapter, chosen: pd.DataFrame, home: Path, data_dir: Path | None = None) -> list[Example]:
     """Predict the picked cases with every chosen run and keep the axial slice that holds most of the label."""
+    task, picked = str(chosen["task"].iloc[0]), pick_cases(chapter.cases, chosen)
+    masks = {str(row.system): predicted_masks(home / str(row.run), [case for case, _ in picked], data_dir) for row in chosen.itertuples()}
+    examples = []
+    for case, rank in picked:
+        scan, label, z = slices(task, case, data_dir)
+        shown = {system: mask[case][..., z] for system, mask in masks.items()}
+        examples.append(Example(task, case, rank, scan, label, shown, case_dice(chapter.cases, chosen, case)))
+    return examples
+
+
+def slices(task: str, case: str, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scan (first channel) and foreground of a case on the axial slice that holds most of the label, and that slice's index.
+
+    Raises:
+        TaskError: the task's data or this case are absent.
+    """
     import nibabel
 
     from mvl.datasets.tasks import find_task, list_cases
 
-    task, picked = find_task(str(chosen["task"].iloc[0])), pick_cases(chapter.cases, chosen)
-    masks = {str(row.system): predicted_masks(home / str(row.run), [case for case, _ in picked], data_dir) for row in chosen.itertuples()}
-    files, examples = {case.case_id: case for case in list_cases(task, data_dir)}, []
-    for case, rank in picked:
-        label = np.asarray(nibabel.nifti1.load(files[case].label).dataobj) > 0
-        scan = np.asarray(nibabel.nifti1.load(files[case].image).dataobj, dtype=np.float32)
-        scan = scan[..., 0] if scan.ndim == 4 else scan
-        z = int(label.sum(axis=(0, 1)).argmax())
-        scores = case_dice(chapter.cases, chosen, case)
-        examples.append(Example(task.name, case, rank, scan[..., z], label[..., z], {s: m[case][..., z] for s, m in masks.items()}, scores))
-    return examples
+    files = {c.case_id: c for c in list_cases(find_task(task), data_dir)}
+    if case not in files:
+        raise TaskError(f"{task}: case {case} is not on disk; run `mvl verify {task}`")
+    label = np.asarray(nibabel.nifti1.load(files[case].label).dataobj) > 0
+    scan = np.asarray(nibabel.nifti1.load(files[case].image).dataobj, dtype=np.float32)
+    z = int(label.sum(axis=(0, 1)).argmax())
+    return (scan[..., 0] if scan.ndim == 4 else scan)[..., z], label[..., z], z
 
 
 def case_dice(cases: pd.DataFrame, chosen: pd.DataFrame, case: str) -> dict[str, float]:
@@ -122,12 +146,9 @@ def predicted_masks(folder: Path, cases: Sequence[str], data_dir: Path | None = 
 
 
 def packed(examples: Sequence[Example], chosen: pd.DataFrame) -> bytes:
-    """The examples as one npz: scans as bytes between their 0.5 and 99.5 percentiles, masks as bits of bool."""
+    """What the networks said of the examples as one npz: a mask per arm, and which weights, cases and scores; nothing of the scans."""
     arrays: dict[str, np.ndarray] = {}
     for i, example in enumerate(examples):
-        low, high = np.percentile(example.scan, [0.5, 99.5])
-        arrays[f"{i}_scan"] = np.clip(255 * (example.scan - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
-        arrays[f"{i}_label"] = np.asarray(example.label, dtype=bool)
         arrays |= {f"{i}_mask_{system}": np.asarray(mask, dtype=bool) for system, mask in example.predictions.items()}
     facts = {"weights": dict(zip(chosen["run"], chosen["weights_sha256"])),
              "examples": [{"task": e.task, "case": e.case, "rank": e.rank, "dice": e.dice} for e in examples]}
@@ -136,8 +157,12 @@ def packed(examples: Sequence[Example], chosen: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def read_examples(path: Path, chosen: pd.DataFrame) -> list[Example]:
-    """The kept examples of these runs' arms; none where the file is absent or was drawn by other weights."""
+def read_examples(path: Path, chosen: pd.DataFrame, data_dir: Path | None = None) -> list[Example]:
+    """The kept examples of these runs' arms over their scans; none where the file is absent or was drawn by other weights.
+
+    Raises:
+        TaskError: the scans are absent.
+    """
     if not path.is_file():
         return []
     with np.load(path) as kept:
@@ -145,5 +170,6 @@ def read_examples(path: Path, chosen: pd.DataFrame) -> list[Example]:
         if any(facts["weights"].get(row.run) != row.weights_sha256 for row in chosen.itertuples()):
             return []
         systems = [str(s) for s in chosen["system"]]
-        return [Example(e["task"], e["case"], e["rank"], kept[f"{i}_scan"], kept[f"{i}_label"], {s: kept[f"{i}_mask_{s}"] for s in systems},
-                        {s: e["dice"][s] for s in systems}) for i, e in enumerate(facts["examples"])]
+        return [Example(e["task"], e["case"], e["rank"], *slices(e["task"], e["case"], data_dir)[:2],
+                        {s: kept[f"{i}_mask_{s}"] for s in systems}, {s: e["dice"][s] for s in systems})
+                for i, e in enumerate(facts["examples"])]

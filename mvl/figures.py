@@ -242,10 +242,9 @@ def few_shot(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
         reach = [points["mean"] - points["min"], points["max"] - points["mean"]]
         look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": title(system)}
         axis.errorbar(x, points["mean"], yerr=reach, markersize=7, capsize=3, **look)
-        for x_, low, high, size in zip(x, points["min"], points["max"], points["size"]):
-            y, lift, stand = (low, -6, "top") if place % 2 == 0 else (high, 5, "bottom")
-            place_: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": stand}
-            axis.annotate(f"n={size}", (x_, y), (0, lift), fontsize=9, color=colour(system), **place_)
+        side: dict[str, Any] = {"ha": "right" if place % 2 == 0 else "left", "va": "center", "textcoords": "offset points"}
+        for x_, y, size in zip(x, points["mean"], points["size"]):
+            axis.annotate(f"n={size}", (x_, y), (-8 if place % 2 == 0 else 8, 0), fontsize=9, color=colour(system), **side)
     fractions = sorted(runs["fraction"].unique())
     axis.set_xscale("log")
     axis.set_xticks(fractions, [f"{f:.0%}" for f in fractions])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvl.config import Config, ModelConfig, build
-from mvl.models import build_system, parameter_counts
+from mvl.models import build_system, parameter_counts, vit
 from mvl.models.vit import QUERY_BLOCK, ViTBaseline, attention, patchify, unpatchify
 
 
@@ -46,3 +46,14 @@ def test_every_parameter_gets_a_gradient() -> None:
     network = ViTBaseline(ModelConfig(encoder_layers=1, decoder_layers=1), (16, 16, 16), 1, 1)
     network(torch.randn(1, 1, 16, 16, 16)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_recomputing_the_mlp_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients, image = [], torch.randn(1, 1, 16, 16, 16)
+    for limit in (10**9, 1):
+        monkeypatch.setattr(vit, "RECOMPUTE_FROM", limit)
+        torch.manual_seed(0)
+        network = ViTBaseline(ModelConfig(encoder_layers=1, decoder_layers=1, dropout_rate=0.1), (16, 16, 16), 1, 1).train()
+        network(image).square().sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))

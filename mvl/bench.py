@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def probe_hybrid() -> dict[str, float]:
 
 
 def probe_loop() -> dict[str, float]:
-    """An epoch of the loop on phantoms against bare forward-backward-step on the same batches, interleaved."""
+    """An epoch of the loop on phantoms against bare forward-backward-step on the same tensors, interleaved; then with augmentation."""
     import tempfile
 
     from mvl.datasets import splits, tasks
@@ -124,10 +125,9 @@ def probe_loop() -> dict[str, float]:
     from mvl.train import Trainer
 
     runs.keep_freed_memory()
-    config = build(Config, {**STEP_64, "model": {"architecture": "medvisionllama_v3"}}, "bench")
+    config = build(Config, {"data": {**STEP_64["data"], "augment": False}, "model": {"architecture": "medvisionllama_v3"}}, "bench")
     task = tasks.find_task("phantoms")
-    cases = splits.load_split(task, 0, 1.0).train[:16]
-    store = CaseStore(task, cases, config.data)
+    store = CaseStore(task, splits.load_split(task, 0, 1.0).train[:16], config.data)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(config, task, store, store, Path(scratch), "")
         batches = list(training_loader(store, config, 0, 0, 0, 1))
@@ -144,8 +144,10 @@ def probe_loop() -> dict[str, float]:
             trainer.progress.step, trainer.progress.losses = 0, []
 
         pairs = [(best_of(loop, 2), best_of(bare, 2)) for _ in range(2)]
+        trainer.config = replace(config, data=replace(config.data, augment=True))
+        augmented = best_of(loop, 2)
     ours, peer = min(p[0] for p in pairs), min(p[1] for p in pairs)
-    return {"seconds": ours, "bare_seconds": peer, "overhead": ours / peer - 1}
+    return {"seconds": ours, "bare_seconds": peer, "overhead": ours / peer - 1, "overhead_with_augmentation": augmented / peer - 1}
 
 
 class _NoBar:

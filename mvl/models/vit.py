@@ -21,7 +21,7 @@ QUERY_BLOCK = 512
 "Queries per attention call on a CPU: PyTorch 2.13's fused CPU kernel is about 5 % faster below 768 queries."
 
 RECOMPUTE_FROM = 2048
-"Tokens from which an MLP's hidden layer is computed again in the backward pass, not kept: half of a block's memory for 1 % of its time."
+"Tokens from which an MLP's hidden layer is computed again in the backward pass, not kept: less memory, a little more time."
 
 
 def patchify(image: Image, patch_size: tuple[int, ...]) -> Tokens:

@@ -49,7 +49,7 @@ class TokenBlockConfig:
     """What sits between the two mappers; controls are substitutions here."""
 
     kind: str = "pretrained"
-    "pretrained: frozen layer of source; random: the same layer, frozen, random weights; mlp: GELU and a norm, as many trained parameters (none); identity: nothing."
+    "pretrained: frozen layer of source; random: the same layer, frozen, random weights; mlp: GELU and a norm, no weights; identity: nothing."
     source: str = "smollm2-135m"
     "A named source (see mvl/models/llm_sources.py) or the path of a local safetensors checkpoint of the Llama family."
     layer: int = -1

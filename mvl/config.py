@@ -25,7 +25,7 @@ class DataConfig:
     """What a system sees of a case."""
 
     img_size: tuple[int, ...] = (64, 64, 64)
-    "Voxels per axis (right, anterior, superior) of the grid that networks see."
+    "Voxels per axis (right, anterior, superior) of the grid that networks see; two axes (rows, columns) for pictures and slices."
     resample: str = "resize"
     "resize: the whole scan is stretched to img_size, as released; pad_crop: resampled to spacing_mm, then padded or cropped centrally."
     spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -33,11 +33,17 @@ class DataConfig:
     labels: str = "foreground"
     "foreground: every label above 0 is one class, as released; all: one channel per label beside the background."
     augment: bool = True
-    "Rotate and change the intensity of training cases, each draw a function of (seed, epoch, case)."
+    "Augment training cases, each draw a function of (seed, epoch, case)."
+    augmentation: str = "rotate_intensity"
+    "rotate_intensity: as MedVisionLlama; flip_rot90: flips and quarter turns, as LLM4Seg."
     rotate_degrees: float = 5.0
     "Largest rotation about each axis, image and label together, degrees."
     intensity_factor: float = 0.1
     "Largest relative change of contrast, and of brightness in standard deviations."
+    label_noise: str = "none"
+    "Damage to training labels: none; boundary: erosion, dilation or elastic change; region: whole regions dropped or added."
+    label_noise_rate: float = 0.0
+    "Share of the training cases whose labels are damaged, in [0, 1]; validation and test labels never are."
     cache_gb: float = 4.0
     "Cap on decoded cases held in memory, GB; past it cases are decoded again on each visit."
     num_workers: int = 0
@@ -49,23 +55,31 @@ class TokenBlockConfig:
     """What sits between the two mappers; controls are substitutions here."""
 
     kind: str = "pretrained"
-    "pretrained: frozen layer of source; random: the same layer, frozen, random weights; mlp: GELU and a norm, no weights; identity: nothing."
+    """pretrained: layer of source; random: the same layer before its training; random_matched: normal with each pretrained tensor's mean
+    and variance; shuffled: pretrained values permuted within each tensor; xavier: linear maps Xavier, norms pretrained, as LLM4Seg's
+    --need_init; mlp: GELU and a norm, no weights; identity: nothing."""
     source: str = "smollm2-135m"
-    "A named source (see mvl/models/llm_sources.py) or the path of a local safetensors checkpoint of the Llama family."
+    "A named source (see mvl/models/llm_sources.py), owner/name@commit on the hub, or the path of a local safetensors checkpoint."
     layer: int = -1
     "Layer index in the source; negative counts from the end (-1 is the last, as in both papers' parents)."
+    trainable: bool = False
+    "Train the layer too (LLM4Seg's T variants); both papers' claim is about a frozen one."
     residual: bool = True
     "Add the block's input to its output, as released (on top of the residuals inside the layer)."
     causal_mask: bool = False
     "Each token sees only earlier tokens, as in language modelling; the paper removes the mask."
     rotary: bool = False
     "Rotary position embedding by token index; the paper removes it."
+    released_positions: bool = False
+    "LLM4Seg's home-made position table in place of rotary positions, as released (sine and cosine swapped)."
     final_norm: str = "unit"
     "unit: the model's final RMSNorm with gain 1, as released; loaded: with its pretrained gain; none."
     lora_targets: tuple[str, ...] = ()
     "Projections of the block that get LoRA adapters (e.g. q_proj, v_proj); empty: the block has none, as released."
     lora_r: int = 4
     "Rank of the adapters inside the block."
+    text_guidance: bool = False
+    "Put the task's words (structure and modality), looked up in the model's own embedding, before the visual tokens; dropped after the block."
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,20 @@ class ModelConfig:
     "Dropout on the outputs of attention and MLP (the released code drops attention probabilities too)."
     block_position: str = "bottleneck"
     "bottleneck: between ViT encoder and decoder (the paper's figure); after_embedding: before every ViT block and the positions (the released code)."
+    hybrid_attention: bool = False
+    "Version 1: global self-attention and local convolutional attention with a learned mix, in every encoder block."
+    multi_scale_fusion: bool = False
+    "Version 1: features at several scales brought to one grid and mixed, after the block."
+    extra_mlp: tuple[int, ...] = ()
+    "Hidden widths of a GELU MLP after the ViT blocks (the ViT-MLP control); empty: none."
+    backbone: str = "cmunext"
+    "LLM4Seg's CNN: cmunext | unet."
+    channels: tuple[int, ...] = (16, 32, 128, 160, 256)
+    "CNNs: width of each stage."
+    depths: tuple[int, ...] = (1, 1, 1, 3, 1)
+    "CMUNeXt: blocks of each stage."
+    kernel_sizes: tuple[int, ...] = (3, 3, 7, 7, 7)
+    "CMUNeXt: depthwise kernel of each stage."
     mapper: str = "lora"
     "lora: frozen random linear map plus rank-r adapter and bias, as released; linear: one trained linear map."
     r: int = 4
@@ -113,11 +141,15 @@ class TrainConfig:
     lr: float = 2e-3
     "Peak learning rate (README of the released code)."
     optimizer: str = "adamw"
-    "adamw | adam."
+    "adamw | adam | sgd."
+    momentum: float = 0.9
+    "SGD's momentum."
     weight_decay: float = 0.01
-    "AdamW's weight decay; biases, norms and positions are exempt."
+    "Weight decay; AdamW exempts biases, norms and positions, SGD decays everything, as LLM4Seg."
     schedule: str = "one_cycle"
-    "one_cycle: linear warm-up, then cosine to zero; constant."
+    "one_cycle: linear warm-up, then cosine to zero; poly: (1 - step / steps) ** 0.9, as LLM4Seg; constant."
+    loss: str = "dice_ce"
+    "dice_ce: Dice + cross-entropy; bce_dice: 0.5 BCE + soft Dice over the batch with smoothing 1e-5, as LLM4Seg."
     warmup_fraction: float = 0.1
     "Share of the steps that warm up."
     grad_clip: float = 1.0
@@ -159,12 +191,16 @@ class Config:
 CHOICES = {
     "resample": ("resize", "pad_crop"),
     "labels": ("foreground", "all"),
-    "kind": ("pretrained", "random", "mlp", "identity"),
+    "kind": ("pretrained", "random", "random_matched", "shuffled", "xavier", "mlp", "identity"),
+    "augmentation": ("rotate_intensity", "flip_rot90"),
+    "label_noise": ("none", "boundary", "region"),
+    "backbone": ("cmunext", "unet"),
+    "loss": ("dice_ce", "bce_dice"),
     "final_norm": ("unit", "loaded", "none"),
     "block_position": ("bottleneck", "after_embedding"),
     "mapper": ("lora", "linear"),
-    "optimizer": ("adamw", "adam"),
-    "schedule": ("one_cycle", "constant"),
+    "optimizer": ("adamw", "adam", "sgd"),
+    "schedule": ("one_cycle", "poly", "constant"),
     "precision": ("fp32", "bf16"),
 }
 "Allowed words of the fields that take one of a few."
@@ -275,12 +311,15 @@ def load_config(study: str, task: str, system: str, fraction: float = 1.0, fold:
 def check(config: Config) -> Config:
     """The same config, or ConfigError naming the first value that is out of range."""
     data, model, train = config.data, config.model, config.train
-    patches = all(s % p == 0 for s, p in zip(data.img_size, model.patch_size))
+    vit = model.architecture.startswith(("vit", "medvisionllama"))
+    patches = not vit or all(s % p == 0 for s, p in zip(data.img_size, model.patch_size))
     rules = {
         f"fraction {config.fraction} is not in (0, 1]": 0 < config.fraction <= 1,
         f"fold {config.fold} is not in 0-9": 0 <= config.fold <= 9,
         f"seed {config.seed} is negative": config.seed >= 0,
-        f"data.img_size {data.img_size} and model.patch_size {model.patch_size} differ in length": len(data.img_size) == len(model.patch_size),
+        f"data.img_size {data.img_size} and model.patch_size {model.patch_size} differ in length": not vit or len(data.img_size) == len(model.patch_size),
+        f"data.img_size {data.img_size} must have two or three axes": len(data.img_size) in (2, 3),
+        f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": 0 <= data.label_noise_rate <= 1,
         f"data.img_size {data.img_size} is not a multiple of model.patch_size {model.patch_size}": patches,
         f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}": model.hidden_size % model.num_heads == 0,
         f"model.dropout_rate {model.dropout_rate} is not in [0, 1)": 0 <= model.dropout_rate < 1,

@@ -19,13 +19,50 @@ def _vit(config: Config, num_channels: int, num_classes: int) -> nn.Module:
     return ViTBaseline(config.model, config.data.img_size, num_channels, num_classes)
 
 
+def _words(config: Config) -> str:
+    """The task's words, where the block asks for them."""
+    if not config.model.token_block.text_guidance:
+        return ""
+    from mvl.datasets.tasks import find_task
+    from mvl.models.guidance import task_words
+
+    return task_words(find_task(config.task))
+
+
 def _v3(config: Config, num_channels: int, num_classes: int) -> nn.Module:
     from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
 
-    return MedVisionLlamaV3(config.model, config.data.img_size, num_channels, num_classes, config.seed)
+    return MedVisionLlamaV3(config.model, config.data.img_size, num_channels, num_classes, config.seed, _words(config))
 
 
-SYSTEMS: dict[str, Callable[[Config, int, int], nn.Module]] = {"vit_baseline": _vit, "medvisionllama_v3": _v3}
+def _v1(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    from mvl.models.medvisionllama_v1 import MedVisionLlamaV1
+
+    return MedVisionLlamaV1(config.model, config.data.img_size, num_channels, num_classes, config.seed, _words(config))
+
+
+def _cnn(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    from mvl.models.cnn import build_cnn
+
+    return build_cnn(config.model, config.data.img_size, num_channels, num_classes)
+
+
+def _llm4seg(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    from mvl.models.llm4seg import LLM4Seg
+
+    return LLM4Seg(config.model, config.data.img_size, num_channels, num_classes, config.seed, _words(config))
+
+
+def _peer(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    from mvl.models.comparators import build_peer
+
+    return build_peer(config, num_channels, num_classes)
+
+
+SYSTEMS: dict[str, Callable[[Config, int, int], nn.Module]] = {
+    "vit_baseline": _vit, "medvisionllama_v1": _v1, "medvisionllama_v3": _v3, "cnn": _cnn, "llm4seg": _llm4seg,
+    **dict.fromkeys(("unet", "unetpp", "unetr", "swinunetr", "dynunet"), _peer),
+}
 "Architecture name -> maker."
 
 
@@ -47,6 +84,12 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Numbers of trainable, frozen and all parameters."""
     count = lambda trained: sum(p.numel() for p in model.parameters() if p.requires_grad is trained)
     return {"trainable": count(True), "frozen": count(False), "total": count(True) + count(False)}
+
+
+def count_parameters(config: Config, num_channels: int, num_classes: int) -> dict[str, int]:
+    """`parameter_counts` of a config's network without its memory: only the language layer is read, the rest is built on `meta`."""
+    with torch.device("meta"):
+        return parameter_counts(SYSTEMS[config.model.architecture](config, num_channels, num_classes))
 
 
 def frozen_sha256(model: nn.Module) -> str:

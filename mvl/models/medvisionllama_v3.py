@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mvl.config import ModelConfig
 from mvl.models.adapters import Mapper
 from mvl.models.token_blocks import build_token_block
-from mvl.models.vit import ViTBaseline, patchify, unpatchify
+from mvl.models.vit import ViTBaseline, patchify
 from mvl.shapes import Image, Logits
 
 
@@ -22,11 +22,12 @@ class MedVisionLlamaV3(nn.Module):
     Ours = theirs: mapper1 = llm_dim_mapper1, block = llm with the residual, mapper2 = llm_dim_mapper2.
     """
 
-    def __init__(self, model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int, seed: int) -> None:
+    def __init__(self, model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int, seed: int,
+                 words: str = "") -> None:
         super().__init__()
         self.block_position = model.block_position
         self.vit = ViTBaseline(model, img_size, num_channels, num_classes)
-        self.block = build_token_block(model.token_block, seed)
+        self.block = build_token_block(model.token_block, seed, words)
         self.mapper1 = Mapper(model.hidden_size, self.block.width, model.mapper, model.r, model.lora_alpha)
         self.mapper2 = Mapper(self.block.width, model.hidden_size, model.mapper, model.r, model.lora_alpha)
 
@@ -47,9 +48,7 @@ class MedVisionLlamaV3(nn.Module):
         out["encoder"] = tokens = vit.encoder(out["embedding"])
         if self.block_position == "bottleneck":
             tokens = self.through_block(tokens, out)
-        out["decoder"] = vit.decoder(tokens)
-        out["logits"] = unpatchify(vit.head(out["decoder"]), vit.img_size, vit.patch_size)
-        return out
+        return vit.finish(tokens, out)
 
     def forward(self, image: Image) -> Logits:
         """Logits (B, K, *S) of an image (B, C, *S)."""

@@ -6,7 +6,9 @@ Differs: dropout acts on the outputs of attention and MLP, never on attention pr
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -76,14 +78,26 @@ class ViTBlock(nn.Module):
         """The MLP on normalised tokens."""
         return self.mlp(self.norm2(tokens))
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Tokens after attention and MLP."""
-        tokens = tokens + self.drop(self.attend(self.norm1(tokens)))
+    def forward(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tokens:
+        """Tokens after attention and MLP; `blend(normalised tokens, attended)` may put something else in attention's place."""
+        normed = self.norm1(tokens)
+        attended = self.attend(normed)
+        tokens = tokens + self.drop(attended if blend is None else blend(normed, attended))
         if self.training and tokens.shape[1] >= RECOMPUTE_FROM:
             fed = checkpoint(self.feed, tokens, use_reentrant=False, preserve_rng_state=False)
         else:
             fed = self.feed(tokens)
         return tokens + self.drop(fed)
+
+
+def deep_mlp(hidden_size: int, widths: tuple[int, ...], dropout_rate: float) -> nn.Sequential:
+    """Linear maps hidden_size -> widths -> hidden_size with GELU between them and dropout at the end; no residual, as released.
+
+    Source: arXiv 2410.02458 v3, control ViT-MLP. Ours = theirs: new_mlp, released widths 32 * hidden_size to 1024 * hidden_size and back.
+    """
+    sizes = (hidden_size, *widths, hidden_size)
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.GELU())]
+    return nn.Sequential(*layers[:-1], nn.Dropout(dropout_rate))
 
 
 class ViTBaseline(nn.Module):
@@ -103,13 +117,20 @@ class ViTBaseline(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, num_tokens, model.hidden_size))
         self.encoder, self.decoder = blocks(model.encoder_layers), blocks(model.decoder_layers)
         self.head = nn.Linear(model.hidden_size, num_classes * voxels)
+        self.extra_mlp = deep_mlp(model.hidden_size, model.extra_mlp, model.dropout_rate) if model.extra_mlp else None
 
     def stages(self, image: Image) -> dict[str, Tensor]:
         """Named intermediates on the way from image (B, C, *S) to `logits` (B, K, *S); the others are tokens (B, T, D)."""
         out: dict[str, Tensor] = {"embedding": self.embed(patchify(image, self.patch_size)) + self.positions}
         out["encoder"] = self.encoder(out["embedding"])
-        out["decoder"] = self.decoder(out["encoder"])
-        out["logits"] = unpatchify(self.head(out["decoder"]), self.img_size, self.patch_size)
+        return self.finish(out["encoder"], out)
+
+    def finish(self, tokens: Tokens, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Decoder, the extra MLP where there is one, and head; each result goes into `out`, which is returned."""
+        tokens = out["decoder"] = self.decoder(tokens)
+        if self.extra_mlp is not None:
+            tokens = out["extra_mlp"] = self.extra_mlp(tokens)
+        out["logits"] = unpatchify(self.head(tokens), self.img_size, self.patch_size)
         return out
 
     def forward(self, image: Image) -> Logits:

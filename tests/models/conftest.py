@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,52 @@ def smollm2() -> Path:
     if not (weights_dir() / name).is_file():
         pytest.skip("SmolLM2 is not fetched; run `mvl fetch weights`")
     return fetch_source("smollm2-135m")
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
+SPECIAL = {
+    "llama": {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                                            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    "mistral": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 5},
+    "qwen2": {"num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 5, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24},
+    "biogpt": {"max_position_embeddings": 64},
+    "bert": {"max_position_embeddings": 64},
+}
+"What makes each family's tiny checkpoint its own: grouped heads, windows, caps, scaled rotary angles."
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family -> folder of a three-layer random checkpoint in several shards, norms and biases random too."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, BertModel
+
+    @functools.cache
+    def make(family: str) -> Path:
+        torch.manual_seed(0)
+        config = CONFIG_MAPPING[family](**SIZES, **SPECIAL[family])
+        config._attn_implementation = "eager"
+        model = BertModel(config) if family == "bert" else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        with torch.no_grad():
+            for tensor in model.parameters():
+                if tensor.dim() == 1:
+                    tensor.uniform_(0.5, 1.5)
+                else:
+                    tensor.normal_(0, 0.2)
+        folder = tmp_path_factory.mktemp(f"tiny-{family}")
+        model.save_pretrained(folder, max_shard_size="30KB")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of MiniLM's checkpoint; skips where it has not been fetched."""
+    from mvl.models.llm_sources import fetch_source, source_files
+
+    if not all(path.is_file() for path in source_files("minilm-l6")):
+        pytest.skip("MiniLM is not fetched; run `mvl fetch weights --source minilm-l6`")
+    return fetch_source("minilm-l6").parent

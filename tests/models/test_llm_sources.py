@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mvl.models import llm_sources
-from mvl.models.llm_sources import SourceError, load_config, load_layer
+from mvl.models.llm_sources import SourceError, load_config, load_layer, load_rows, load_tokenizer
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_layers_come_from_any_shard(tiny_llama: Path, copy: Path) -> None:
     assert len(list(tiny_llama.glob("*.safetensors"))) > 1
     for layer in (0, 2, -1):
         one, other = load_layer(str(tiny_llama), layer), load_layer(str(copy), layer)
-        assert all(torch.equal(one.layer[name], other.layer[name]) for name in one.layer) and torch.equal(one.final_norm, other.final_norm)
+        assert all(torch.equal(one.layer[name], other.layer[name]) for name in one.layer) and torch.equal(one.final_norm["weight"], other.final_norm["weight"])
 
 
 @pytest.mark.parametrize(("name", "tensor", "message"), [
@@ -44,7 +45,8 @@ def test_layers_come_from_any_shard(tiny_llama: Path, copy: Path) -> None:
     ("model.layers.1.mlp.up_proj.weight", torch.ones(3, 3), r"mlp.up_proj.weight has shape \(3, 3\)"),
     ("model.layers.1.mlp.up_proj.weight", torch.full((96, 48), torch.nan), "mlp.up_proj.weight is not finite"),
     ("model.layers.1.mlp.up_proj.weight", torch.zeros(96, 48), "mlp.up_proj.weight is all zero"),
-    ("model.norm.weight", None, "model.norm.weight"),
+    ("model.norm.weight", None, "missing final norm weight"),
+    ("model.norm.weight", torch.ones(3), r"final norm weight has shape \(3,\)"),
 ])
 def test_a_tensor_that_is_not_what_the_config_says_is_refused(copy: Path, name: str, tensor: torch.Tensor | None, message: str) -> None:
     rewrite(copy, {name: tensor})
@@ -98,3 +100,71 @@ def test_a_download_that_fails_names_the_remedy(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SourceError, match="mvl fetch weights"):
         llm_sources.fetch_source("smollm2-135m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_asked_tensors_are_read(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "bf16"
+    shutil.copytree(tiny("qwen2"), folder)
+    stored = 0
+    for shard in folder.glob("*.safetensors"):
+        tensors = {name: tensor.bfloat16() for name, tensor in load_file(shard).items()}
+        stored += sum(tensor.nbytes for name, tensor in tensors.items() if ".layers.1." in name or name.endswith("model.norm.weight"))
+        save_file(tensors, shard)
+    before = bytes_read()
+    weights = load_layer(str(folder), 1)
+    read = bytes_read() - before
+    assert {tensor.dtype for tensor in (*weights.layer.values(), *weights.final_norm.values())} == {torch.bfloat16}
+    assert sum(tensor.nbytes for tensor in (*weights.layer.values(), *weights.final_norm.values())) == stored
+    headers = sum(8 + int.from_bytes(path.read_bytes()[:8], "little") for path in folder.glob("*.safetensors"))
+    texts = sum(path.stat().st_size for path in folder.glob("*.json"))
+    assert stored <= read <= stored + headers + texts
+
+
+def bytes_read() -> int:
+    """Bytes that this process has asked the system for."""
+    path = Path("/proc/self/io")
+    if not path.is_file():
+        pytest.skip("this system does not count the bytes that a process reads")
+    return int(path.read_text().split()[1])
+
+
+def test_a_shard_that_the_index_names_must_be_there(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "gap"
+    shutil.copytree(tiny("qwen2"), folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    other, own = index["model.layers.0.mlp.up_proj.weight"], index["model.layers.2.mlp.up_proj.weight"]
+    assert other != own
+    (folder / other).unlink()
+    load_layer(str(folder), 2)
+    with pytest.raises(SourceError, match=other):
+        load_layer(str(folder), 0)
+
+
+def test_rows_are_read_alone_and_must_exist(tiny: Callable[[str], Path]) -> None:
+    folder = str(tiny("gemma"))
+    assert load_rows(folder, [5, 2, 5]).shape == (3, 32) and torch.equal(load_rows(folder, [5, 2])[1], load_rows(folder, [2])[0])
+    with pytest.raises(SourceError, match="rows 0 to 63"):
+        load_rows(folder, [64])
+    with pytest.raises(SourceError, match="tokenizer.json"):
+        load_tokenizer(folder)
+
+
+def test_minilm_is_three_checked_files(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("minilm-l6")
+    assert (config.model_type, config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == ("bert", 384, 6, 12)
+    shutil.copytree(minilm, tmp_path / "minilm-l6")
+    (tmp_path / "minilm-l6" / "config.json").write_text("{}")
+    monkeypatch.setenv("MVL_WEIGHTS", str(tmp_path))
+    with pytest.raises(SourceError, match="config.json: sha256 differs"):
+        load_config("minilm-l6")
+
+
+def test_a_name_of_the_hub_list_goes_to_the_hub(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvl.models import hub
+
+    folder, name, asked = tiny("qwen2"), "some/model@" + "0" * 40, []
+    monkeypatch.setattr(hub, "fetch_file", lambda source, file: asked.append((source.repo, file)) or folder / file)
+    monkeypatch.setattr(hub, "fetch_layer", lambda source, layer: asked.append((source.repo, layer)) or folder)
+    assert torch.equal(load_layer(name, -2).layer["self_attn.q_proj.bias"], load_layer(str(folder), 1).layer["self_attn.q_proj.bias"])
+    assert asked == [("some/model", "config.json"), ("some/model", 1)]
+    assert llm_sources.fetch_source(name, 1) == folder

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from mvl.config import Config, ModelConfig, build
 from mvl.models import build_system, parameter_counts, vit
 from mvl.models.vit import QUERY_BLOCK, ViTBaseline, attention, patchify, unpatchify
+from mvl.systems import system_config
 
 
 @pytest.mark.parametrize(("size", "patch"), [((8, 12), (4, 4)), ((8, 12, 16), (4, 4, 8))])
@@ -57,3 +60,55 @@ def test_recomputing_the_mlp_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
         network(image).square().sum().backward()
         gradients.append([p.grad for p in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def released(name: str) -> dict[str, int]:
+    """Parameters of a system at 128 voxels, the released code's grid; built on `meta`, so without memory."""
+    config = system_config(name)
+    with torch.device("meta"):
+        return parameter_counts(build_system(dataclasses.replace(config, data=dataclasses.replace(config.data, img_size=(128, 128, 128))), 1, 1))
+
+
+def test_released_vit_depth_has_the_released_parameter_count() -> None:
+    """paper_facts: 257,693,696 with one unused visual head, 1024 * 512 + 512."""
+    assert released("vit_depth_released")["total"] == 257_693_696 - 524_800
+
+
+def test_released_vit_mlp_adds_the_released_5_7_billion() -> None:
+    """paper_facts: 5,721,485,376 parameters in the added MLP of 12 linear maps; the rest is the baseline."""
+    assert released("vit_mlp_released")["total"] - released("vit_baseline")["total"] == 5_721_485_376
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in meta_mlp()) == 12
+
+
+def meta_mlp() -> torch.nn.Sequential:
+    """The released ViT-MLP's added MLP on `meta`."""
+    config = system_config("vit_mlp_released")
+    with torch.device("meta"):
+        return vit.deep_mlp(config.model.hidden_size, config.model.extra_mlp, config.model.dropout_rate)
+
+
+def test_matched_controls_train_as_many_parameters_as_version_3(smollm2: object) -> None:
+    """Within 1 %; identity in the frozen block's place has as many trained parameters (see test_medvisionllama_v3)."""
+    with torch.device("meta"):
+        counts = {name: parameter_counts(build_system(system_config(name), 1, 1)) for name in ("vit_depth", "vit_mlp", "medvisionllama_v3_identity")}
+    target = counts.pop("medvisionllama_v3_identity")["trainable"]
+    assert target == 904_384
+    assert all(abs(count["trainable"] / target - 1) < 0.01 and count["frozen"] == 0 for count in counts.values())
+
+
+def test_the_extra_mlp_comes_between_decoder_and_head() -> None:
+    model = ModelConfig(patch_size=(8, 8), encoder_layers=1, decoder_layers=1, extra_mlp=(16, 32), dropout_rate=0.0)
+    network, image = ViTBaseline(model, (16, 16), 1, 1), torch.randn(1, 1, 16, 16)
+    stages = network.stages(image)
+    assert list(stages) == ["embedding", "encoder", "decoder", "extra_mlp", "logits"]
+    first, _, second, _, third, _ = network.extra_mlp
+    by_hand = third(torch.nn.functional.gelu(second(torch.nn.functional.gelu(first(stages["decoder"])))))
+    assert torch.equal(stages["extra_mlp"], by_hand)
+    assert torch.equal(stages["logits"], unpatchify(network.head(by_hand), (16, 16), (8, 8)))
+
+
+def test_the_extra_mlp_leaves_every_other_weight_alone() -> None:
+    model = {"patch_size": [8, 8], "encoder_layers": 1, "decoder_layers": 1}
+    plain, extra = (build_system(build(Config, {"data": {"img_size": [16, 16]}, "model": {**model, **more}}, "test"), 1, 1).state_dict()
+                    for more in ({}, {"extra_mlp": [16]}))
+    assert all(torch.equal(extra[name], tensor) for name, tensor in plain.items()) and len(extra) == len(plain) + 4

@@ -1,0 +1,44 @@
+"""LLM4Seg: a CNN with one language-model layer at its bottleneck, in 2-D and 3-D.
+
+Source: LLM4Seg (arXiv 2506.18034), figure "teaser" (c): CNN encoder -> flatten -> Linear -> LLM layer -> Linear -> reshape -> CNN decoder.
+Differs: pixels are never seen by the block's mask or positions unless the config asks for the released code's (see book/deviations.md).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mvl.config import ModelConfig
+from mvl.models.cnn import build_cnn
+from mvl.models.token_blocks import build_token_block
+from mvl.shapes import Image, Logits
+
+
+class LLM4Seg(nn.Module):
+    """CNN encoder, linear mapper, token block, linear mapper, CNN decoder; nothing goes around the block unless `residual` is set.
+
+    Ours = theirs: mapper1 = adapter1, block = llm, mapper2 = adapter2.
+    """
+
+    def __init__(self, model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int, seed: int,
+                 words: str = "") -> None:
+        super().__init__()
+        self.cnn = build_cnn(model, img_size, num_channels, num_classes)
+        self.block = build_token_block(model.token_block, seed, words)
+        self.mapper1 = nn.Linear(self.cnn.bottleneck_width, self.block.width)
+        self.mapper2 = nn.Linear(self.block.width, self.cnn.bottleneck_width)
+
+    def stages(self, image: Image) -> dict[str, Tensor]:
+        """Named intermediates from image (B, C, *S) to `logits` (B, K, *S); mapper1, block and mapper2 are tokens (B, T, D), row-major."""
+        *skips, bottleneck = self.cnn.encode(image)
+        out: dict[str, Tensor] = {f"encoder{i}": skip for i, skip in enumerate(skips, 1)}
+        out["bottleneck"] = bottleneck
+        out["mapper1"] = self.mapper1(bottleneck.flatten(2).transpose(1, 2))
+        out["block"] = self.block(out["mapper1"])
+        out["mapper2"] = self.mapper2(out["block"])
+        mixed = out["mapper2"].transpose(1, 2).reshape(bottleneck.shape)
+        return {**out, **self.cnn.decode([*skips, mixed])}
+
+    def forward(self, image: Image) -> Logits:
+        """Logits (B, K, *S) of an image (B, C, *S)."""
+        return self.stages(image)["logits"]

@@ -1,0 +1,88 @@
+"""Every system's YAML, made small, keeps the one contract: image (B, C, *S) -> logits (B, K, *S), in 2-D and 3-D, from one seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mvl.config import Config, build, merge, named, system_names, to_dict
+from mvl.models import build_system, frozen_sha256, own_state
+from mvl.systems import system_config
+
+PARENTS = {"medvisionllama_v3_random_trained": "medvisionllama_v3_random"}
+"Controls that are one step from another control; all others are one step from medvisionllama_v3."
+V3 = [name for name in system_names() if name.startswith("medvisionllama_v3_")]
+SMALL_VIT = {"hidden_size": 16, "num_heads": 2, "mlp_dim": 32, "encoder_layers": 2, "decoder_layers": 1}
+SMALL_CNN = {"channels": [4, 4, 8, 8, 8], "depths": [1, 1, 1, 1, 1], "kernel_sizes": [3, 3, 3, 3, 3]}
+
+
+def small(name: str, dims: int, llama: Path) -> Config:
+    """A system at a size that takes milliseconds: its YAML, then sizes and a local language model in place of its own."""
+    parts = {key: value for key, value in named("systems", name).items() if key in ("data", "model", "train")}
+    model, transformer = parts.get("model", {}), name.startswith(("vit", "medvisionllama"))
+    sizes = SMALL_VIT | {"patch_size": [4] * dims} if transformer else SMALL_CNN
+    extra = {"extra_mlp": [8, 12]} if "extra_mlp" in model else {}
+    over = {"data": {"img_size": [8 if transformer else 32] * dims}, "model": {**sizes, **extra, "token_block": {"source": str(llama), "layer": -1}}}
+    return build(Config, merge(parts, over), name)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", system_names())
+def test_every_system_keeps_the_contract(name: str, dims: int, tiny_llama: Path) -> None:
+    config = small(name, dims, tiny_llama)
+    if config.model.token_block.text_guidance:
+        pytest.skip("its words need a tokenizer, see test_guidance.py")
+    image = torch.randn(2, 2, *config.data.img_size, generator=torch.Generator().manual_seed(0))
+    network, twin = build_system(config, 2, 3), build_system(config, 2, 3)
+    state, again = own_state(network), own_state(twin)
+    assert state.keys() == again.keys() and all(torch.equal(state[key], again[key]) for key in state)
+    assert frozen_sha256(network) == frozen_sha256(twin)
+
+    network.train()(image).square().mean().backward()
+    first = next(p for p in network.parameters() if p.requires_grad)
+    assert first.grad is not None and first.grad.isfinite().all() and first.grad.any()
+    assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
+
+    stages = twin.eval().stages(image)
+    assert list(stages)[-1] == "logits" and all(value.isfinite().all() for value in stages.values())
+    assert stages["logits"].shape == (2, 3, *config.data.img_size) and torch.equal(twin(image), stages["logits"])
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    nested = lambda key, value: flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return {k: v for key, value in values.items() for k, v in nested(key, value).items()}
+
+
+def differences(one: str, other: str) -> set[str]:
+    """Dotted names of the settings in which two systems differ."""
+    a, b = (flat(to_dict(system_config(name))) for name in (one, other))
+    return {key for key in a if a[key] != b[key]} - {"system"}
+
+
+@pytest.mark.parametrize("name", V3)
+def test_a_control_is_one_substitution(name: str) -> None:
+    assert len(differences(PARENTS.get(name, "medvisionllama_v3"), name)) == 1
+
+
+@pytest.mark.parametrize(("name", "setting"), [
+    ("identity", "token_block.kind"), ("mlp", "token_block.kind"), ("random", "token_block.kind"), ("random_matched", "token_block.kind"),
+    ("shuffled", "token_block.kind"), ("trained", "token_block.trainable"), ("random_trained", "token_block.trainable"),
+    ("noresidual", "token_block.residual"), ("after_embedding", "block_position"), ("linear", "mapper"), ("r2", "r")])
+def test_a_control_changes_what_its_name_says(name: str, setting: str) -> None:
+    name = f"medvisionllama_v3_{name}"
+    assert differences(PARENTS.get(name, "medvisionllama_v3"), name) == {f"model.{setting}"}
+
+
+@pytest.mark.parametrize(("name", "changed"), [
+    ("plain", {"hybrid_attention", "multi_scale_fusion"}), ("hybrid", {"multi_scale_fusion"}), ("fusion", {"hybrid_attention"}),
+    ("noblock", {"token_block.kind"})])
+def test_each_variant_of_version_1_changes_what_its_name_says(name: str, changed: set[str]) -> None:
+    assert differences("medvisionllama_v1", f"medvisionllama_v1_{name}") == {f"model.{key}" for key in changed}
+
+
+def test_version_1_without_its_parts_is_version_3_with_linear_mappers() -> None:
+    assert differences("medvisionllama_v1_plain", "medvisionllama_v3_linear") == {"model.architecture"}

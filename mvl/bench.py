@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvl import runs
-from mvl.config import Config, build
+from mvl.config import Config, TokenBlockConfig, build
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEP_128 = {"data": {"img_size": [128, 128, 128]}}
 STEP_64 = {"data": {"img_size": [64, 64, 64]}}
@@ -39,37 +42,50 @@ def matmul_peak_gflops() -> float:
 
 
 def counted_gflops(action: Callable[[], object]) -> float:
-    """GFLOP of matrix products in `action`; attention forward 2, backward 4 products (the kernel's recomputation is not counted)."""
+    """GFLOP of matrix products and convolutions in `action`.
+
+    Attention counts 2 products forward and 4 backward (the kernel's recomputation is not counted); a convolution's backward counts its
+    forward once for each gradient, where PyTorch 2.13's own counter takes a grouped one for a dense one.
+    """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
     ops = torch.ops.aten
     forward: Callable[..., int] = lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)
     backward: Callable[..., int] = lambda g, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(g, q, k, v) * 4 // 5
-    attention = {ops._scaled_dot_product_flash_attention_for_cpu: forward, ops._scaled_dot_product_flash_attention_for_cpu_backward: backward}
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    convolve: Callable[..., int] = lambda g, x, w, *more, out_shape=None, **__: conv_flop_count(x, w, g, more[4]) * sum(more[7][:2])
+    counted = {ops._scaled_dot_product_flash_attention_for_cpu: forward, ops._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+               ops.convolution_backward: convolve}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         action()
     return counter.get_total_flops() / 1e9
 
 
-def training_step(system: str, settings: dict[str, Any], batch: int) -> Callable[[], object]:
-    """A full training step (forward, Dice + BCE, backward, Adam) of a system on random tensors."""
+def training_step(config: Config, batch: int) -> Callable[[], object]:
+    """A full training step (forward, Dice + BCE, backward, Adam) of a config's system on random tensors of one channel."""
     import torch
 
     from mvl.models import build_system
-    from mvl.objective import build_loss
 
-    parts = build(Config, {"system": system, **settings}, "bench")
-    network, loss = build_system(parts, 1, 1).train(), build_loss(1)
+    network = build_system(config, 1, 1).train()
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
-    image, label = torch.randn(batch, 1, *parts.data.img_size), (torch.rand(batch, 1, *parts.data.img_size) > 0.5).float()
+    image, label = torch.randn(batch, 1, *config.data.img_size), torch.empty(batch, 1, *config.data.img_size).bernoulli_(0.5)
 
     def step() -> None:
-        loss(network(image), label).backward()
+        dice_bce(network(image), label).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def dice_bce(logits: Tensor, label: Tensor) -> Tensor:
+    """Dice + BCE as `mvl.objective` takes them from MONAI, whose import alone would fill a third of a small step's memory."""
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    axes, p = tuple(range(2, logits.ndim)), logits.sigmoid()
+    dice = (2 * (p * label).sum(axes) + 1) / (p.sum(axes) + label.sum(axes) + 1)
+    return binary_cross_entropy_with_logits(logits, label) + (1 - dice).mean()
 
 
 def released_step(clone: str, dropout_rate: float) -> Callable[[], object]:
@@ -82,7 +98,7 @@ def released_step(clone: str, dropout_rate: float) -> Callable[[], object]:
 
     network, loss = ViT_Baseline((128,) * 3, (8,) * 3, 1, 1, 64, 16, 4, dropout_rate).train(), DiceBCELoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    image, label = torch.randn(1, 1, 128, 128, 128), (torch.rand(1, 1, 128, 128, 128) > 0.5).float()
+    image, label = torch.randn(1, 1, 128, 128, 128), torch.empty(1, 1, 128, 128, 128).bernoulli_(0.5)
 
     def step() -> None:
         loss(network(image)[0], label).backward()
@@ -99,7 +115,7 @@ def measure_step(step: Callable[[], object], repeats: int) -> dict[str, float]:
 
 def probe_vit(dropout_rate: float) -> dict[str, float]:
     """Our ViT-Baseline step at 128x128x128, batch 1."""
-    return measure_step(training_step("vit_baseline", {**STEP_128, "model": {"dropout_rate": dropout_rate}}, 1), 3)
+    return measure_step(training_step(build(Config, {**STEP_128, "model": {"dropout_rate": dropout_rate}}, "bench"), 1), 3)
 
 
 def probe_released(clone: str, dropout_rate: float) -> dict[str, float]:
@@ -109,11 +125,28 @@ def probe_released(clone: str, dropout_rate: float) -> dict[str, float]:
 
 def probe_hybrid() -> dict[str, float]:
     """Hybrid step at 64x64x64, batch 4: share of the matmul peak of the same process."""
+    return share_of_peak(build(Config, {**STEP_64, "model": {"architecture": "medvisionllama_v3"}}, "bench"), 4, 5)
+
+
+def share_of_peak(config: Config, batch: int, repeats: int) -> dict[str, float]:
+    """Seconds of a training step, GFLOP counted in it, and the share of the matmul peak that it reaches."""
     runs.keep_freed_memory()
-    step = training_step("medvisionllama_v3", {**STEP_64, "model": {"architecture": "medvisionllama_v3"}}, 4)
-    peak, work, seconds = matmul_peak_gflops(), counted_gflops(step), best_of(step, 5)
-    peak = max(peak, matmul_peak_gflops())
-    return {"seconds": seconds, "gflop": work, "peak_gflops": peak, "share": work / seconds / peak, "peak_memory_mb": runs.peak_memory_mb()}
+    step = training_step(config, batch)
+    peak, work, seconds = matmul_peak_gflops(), counted_gflops(step), best_of(step, repeats)
+    peak, memory = max(peak, matmul_peak_gflops()), runs.peak_memory_mb()
+    return {"seconds": seconds, "gflop": work, "peak_gflops": peak, "share": work / seconds / peak, "peak_memory_mb": memory}
+
+
+def probe_system(name: str, img_size: list[int], batch: int) -> dict[str, float]:
+    """A system's training step at its own sizes but for `img_size`; a hub source is replaced by SmolLM2."""
+    from mvl.models.llm_sources import SOURCES
+    from mvl.systems import system_config
+
+    config = system_config(name)
+    block = config.model.token_block
+    block = block if block.source in SOURCES else replace(block, source=TokenBlockConfig().source)
+    config = replace(config, data=replace(config.data, img_size=tuple(img_size)), model=replace(config.model, token_block=block))
+    return share_of_peak(config, batch, 2)
 
 
 def probe_loop() -> dict[str, float]:
@@ -185,7 +218,7 @@ def probe_help() -> dict[str, float]:
 
 
 PROBES: dict[str, Callable[..., dict[str, float]]] = {
-    "vit": probe_vit, "released": probe_released, "hybrid": probe_hybrid, "loop": probe_loop,
+    "vit": probe_vit, "released": probe_released, "system": probe_system, "hybrid": probe_hybrid, "loop": probe_loop,
     "metrics": probe_metrics, "layer": probe_layer, "help": probe_help}
 
 
@@ -235,8 +268,6 @@ def bench(released: Path | None = None, progress: Callable[[str], None] = lambda
 
 if __name__ == "__main__":
     import torch
-
-    import mvl.objective  # noqa: F401  the same imports in every process, the released model's too
 
     torch.set_num_threads(1)
     print(json.dumps(PROBES[sys.argv[1]](*json.loads(sys.argv[2]))))

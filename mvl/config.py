@@ -293,15 +293,15 @@ def system_names() -> list[str]:
 
 
 def load_config(study: str, task: str, system: str, fraction: float = 1.0, fold: int = 0, seed: int = 0) -> Config:
-    """The run's full config: defaults < system YAML < study YAML < the study's overrides for that system.
+    """The run's full config: defaults < system YAML < study YAML < the study's overrides for that task < for that system.
 
     Raises:
         ConfigError: unknown study or system, unknown key, or a value out of range.
     """
     plan, who = named("studies", study), named("systems", system)
-    override = plan.get("overrides", {}).get(system, {})
-    parts = {k: merge(who.get(k, {}), plan.get(k, {}), override.get(k, {})) for k in ("data", "model", "train")}
-    extra = set(who) - {"data", "model", "train", "title", "source"}
+    layers = (who, plan, plan.get("task_overrides", {}).get(task, {}), plan.get("overrides", {}).get(system, {}))
+    parts = {k: merge({}, *(layer.get(k, {}) for layer in layers)) for k in ("data", "model", "train")}
+    extra = set(who) - {"data", "model", "train", "title", "source", "differs"}
     if extra:
         raise ConfigError(f"systems/{system}.yaml: unknown key {sorted(extra)[0]!r}")
     run = dict(study=Path(study).stem, task=task, system=system, fraction=fraction, fold=fold, seed=seed)
@@ -312,6 +312,7 @@ def check(config: Config) -> Config:
     """The same config, or ConfigError naming the first value that is out of range."""
     data, model, train = config.data, config.model, config.train
     vit = model.architecture.startswith(("vit", "medvisionllama"))
+    version1 = model.architecture == "medvisionllama_v1" or not (model.hybrid_attention or model.multi_scale_fusion)
     patches = not vit or all(s % p == 0 for s, p in zip(data.img_size, model.patch_size))
     rules = {
         f"fraction {config.fraction} is not in (0, 1]": 0 < config.fraction <= 1,
@@ -322,6 +323,8 @@ def check(config: Config) -> Config:
         f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": 0 <= data.label_noise_rate <= 1,
         f"data.img_size {data.img_size} is not a multiple of model.patch_size {model.patch_size}": patches,
         f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}": model.hidden_size % model.num_heads == 0,
+        f"model.hybrid_attention and model.multi_scale_fusion need architecture medvisionllama_v1, not {model.architecture}": version1,
+        f"model.extra_mlp needs a ViT, not architecture {model.architecture}": vit or not model.extra_mlp,
         f"model.dropout_rate {model.dropout_rate} is not in [0, 1)": 0 <= model.dropout_rate < 1,
         f"train.lr {train.lr} is not in (0, 1]": 0 < train.lr <= 1,
         f"train.batch_size {train.batch_size} is not a multiple of train.accumulate {train.accumulate}": train.batch_size % train.accumulate == 0,

@@ -41,9 +41,10 @@ def run_dir(results_dir: Path, config: Config) -> Path:
     return Path(results_dir) / config.study / "runs" / run_name(config)
 
 
-def command(config: Config, results_dir: Path) -> str:
+def command(config: Config, results_dir: Path, data_dir: Path | None = None) -> str:
     """The command that trains, or goes on with, this run."""
     where = "" if Path(results_dir) == default_results_dir() else f" --results-dir {results_dir}"
+    where += f" --data-dir {data_dir}" if data_dir else ""
     return (f"mvl train --study {config.study} --task {config.task} --system {config.system} "
             f"--fraction {config.fraction!r} --fold {config.fold} --seed {config.seed}{where}")
 

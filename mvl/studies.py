@@ -17,7 +17,7 @@ from typing import Any
 from mvl import runs
 from mvl.config import ROOT, Config, ConfigError, did_you_mean, load_config, named
 
-STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "notebooks"}
+STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "task_overrides", "notebooks"}
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 FAILED = ("failed", "diverged", "oom", "killed")
 "States that need a person; anything else that is not done goes on by itself."
@@ -59,6 +59,11 @@ def load_study(name: str) -> Study:
             raise ConfigError(f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and needs name and systems; got {block}")
     if not plan.get("tasks") or not plan.get("grid"):
         raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
+    tasks = {*plan["tasks"], *(task for block in plan["grid"] for task in block.get("tasks", ()))}
+    systems = {system for block in plan["grid"] for system in block["systems"]}
+    for key, known in (("overrides", systems), ("task_overrides", tasks)):
+        if unknown := sorted(set(plan.get(key, {})) - known):
+            raise ConfigError(f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{did_you_mean(unknown[0], sorted(known))}")
     return Study(Path(name).stem, plan.get("title", name), tuple(plan["tasks"]), tuple(plan["grid"]), tuple(plan.get("notebooks", ())))
 
 
@@ -155,7 +160,7 @@ def ensure_data(name: str, data_dir: Path | None = None) -> None:
     """
     from mvl.datasets import download, tasks
 
-    for task in (tasks.find_task(task) for task in load_study(name).tasks):
+    for task in (tasks.find_task(task, data_dir) for task in load_study(name).tasks):
         try:
             tasks.task_dir(task, data_dir)
         except tasks.TaskError:

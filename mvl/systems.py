@@ -1,11 +1,20 @@
-"""The table of systems: what `mvl systems` and the book's list of systems print."""
+"""The table of systems: what `mvl systems`, the head of each system's YAML and the book's list of systems print."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
-from mvl.config import Config, build, check, named, system_names
-from mvl.models import build_system, parameter_counts
+from mvl import runs
+from mvl.config import CONFIG_DIR, ROOT, Config, build, check, named, system_names
+
+BENCH = ROOT / "data" / "bench.json"
+"Cost of a training step of every system, written by `mvl bench --record`."
+BATCH = {2: 8, 3: 4}
+"Cases per step of that bench, by spatial dims: LLM4Seg's and MedVisionLlama's."
+SIZE_3D = (64, 64, 64)
+"Grid of the bench for 3-D systems; 2-D ones are measured at their own."
 
 
 def system_config(name: str) -> Config:
@@ -21,6 +30,86 @@ def describe_systems() -> list[dict[str, Any]]:
 
 def describe_system(name: str) -> dict[str, Any]:
     """One row of the table."""
+    from mvl.models import count_parameters
+
     config, text = system_config(name), named("systems", name)
     facts = {"name": name, "title": text.get("title", name), "source": text.get("source", ""), "spatial_dims": len(config.data.img_size)}
-    return facts | parameter_counts(build_system(config, 1, 1))
+    return facts | count_parameters(config, 1, 1)
+
+
+def switches(name: str) -> list[str]:
+    """What a system's YAML changes in the model, in its own words: `token_block.kind: random`."""
+    def flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+        return [line for key, value in values.items()
+                for line in (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}: {json.dumps(value).replace(chr(34), '')}"])]
+
+    return flat(named("systems", name).get("model", {}))
+
+
+def measured_size(config: Config) -> tuple[int, ...]:
+    """Grid at which the bench measures a system."""
+    return SIZE_3D if len(config.data.img_size) == 3 else config.data.img_size
+
+
+def measure_systems(names: list[str], progress: Callable[[str], None] = lambda text: None) -> dict[str, dict[str, Any]]:
+    """A training step of each system in a process of its own, one thread: seconds, peak memory, GFLOP counted, share of the matmul peak."""
+    from mvl.bench import child
+
+    out: dict[str, dict[str, Any]] = {}
+    for name in names:
+        size = measured_size(system_config(name))
+        out[name] = {"img_size": list(size), "batch_size": BATCH[len(size)], **child("system", name, list(size), BATCH[len(size)])}
+        progress(f"{name}: {cost(out[name])}, {out[name]['share']:.2f} of the matmul peak")
+    return out
+
+
+def record_bench(rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> None:
+    """Write `data/bench.json` (systems that were not measured keep their row) and the head of every system's YAML."""
+    old = read_bench()
+    systems = {name: measured.get(name) or old["systems"].get(name) for name in system_names()}
+    runs.write_json(BENCH, {"environment": runs.environment(), "bars": rows or old["bars"], "systems": {n: s for n, s in systems.items() if s}})
+    for name in system_names():
+        write_header(name)
+
+
+def read_bench() -> dict[str, Any]:
+    """`data/bench.json`, or the same with nothing in it."""
+    return json.loads(BENCH.read_text()) if BENCH.is_file() else {"environment": {}, "bars": [], "systems": {}}
+
+
+def cost(row: dict[str, Any] | None) -> str:
+    """A measured training step in words."""
+    if not row:
+        return "a training step was not measured"
+    size = "x".join(map(str, row["img_size"]))
+    return f"{row['seconds']:.2f} s and {row['peak_memory_mb'] / 1000:.1f} GB per training step ({row['batch_size']} of {size}, one thread)"
+
+
+def header(name: str) -> list[str]:
+    """First lines of a system's YAML: the command that runs it for a few steps, its parameters and its measured cost."""
+    row = describe_system(name)
+    task = "phantoms" if row["spatial_dims"] == 3 else "shapes"
+    return [f"# mvl train --study smoke --task {task} --system {name} --fraction 0.1",
+            f"# {row['trainable']:,} parameters trained, {row['frozen']:,} frozen; {cost(read_bench()['systems'].get(name))}"]
+
+
+def write_header(name: str) -> None:
+    """Put the header in place of the comment lines at the top of a system's YAML."""
+    path = CONFIG_DIR / "systems" / f"{name}.yaml"
+    lines = path.read_text().splitlines()
+    while lines and lines[0].startswith("#"):
+        lines.pop(0)
+    runs.atomic_write(path, "\n".join([*header(name), *lines, ""]).encode())
+
+
+def systems_table() -> str:
+    """Markdown table of every system: source, switches, what differs from the paper, parameters and measured step."""
+    bench = read_bench()["systems"]
+    lines = ["| system | source | switches | differs from the paper | trained | frozen | step, s | memory, GB | share of peak |",
+             "|---|---|---|---|---:|---:|---:|---:|---:|"]
+    for row in describe_systems():
+        text, step = named("systems", row["name"]), bench.get(row["name"])
+        measured = f"{step['seconds']:.2f} | {step['peak_memory_mb'] / 1000:.1f} | {step['share']:.2f}" if step else "| |"
+        changed = "<br>".join(f"`{line}`" for line in switches(row["name"]))
+        lines.append(f"| `{row['name']}` | {row['source']} | {changed} | {text.get('differs', '')} | {row['trainable']:,} | {row['frozen']:,} | {measured} |")
+    return "\n".join(lines)

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mvl import bench
+from mvl.config import Config, build
+from mvl.objective import build_loss
 
 
 def test_matrix_products_are_counted() -> None:
@@ -21,11 +23,24 @@ def test_attention_counts_two_products_forward_and_four_backward() -> None:
     assert bench.counted_gflops(lambda: attend().sum().backward()) == pytest.approx(6 * product)
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+def test_a_convolution_counts_once_forward_and_twice_backward(groups: int) -> None:
+    layer, x = torch.nn.Conv2d(6, 12, 3, padding=1, groups=groups, bias=False), torch.randn(2, 6, 8, 8, requires_grad=True)
+    once = 2 * 2 * 8 * 8 * 12 * (6 // groups) * 9 / 1e9
+    assert bench.counted_gflops(lambda: layer(x)) == pytest.approx(once)
+    assert bench.counted_gflops(lambda: layer(x).sum().backward()) == pytest.approx(3 * once)
+
+
 def test_a_step_moves_the_weights() -> None:
     settings = {"data": {"img_size": [16, 16, 16]}, "model": {"encoder_layers": 1, "decoder_layers": 1}}
-    step = bench.training_step("vit_baseline", settings, 1)
+    step = bench.training_step(build(Config, settings, "test"), 1)
     step()
     assert bench.best_of(step, 1) > 0 and bench.counted_gflops(step) > 0
+
+
+def test_the_loss_of_the_bench_is_that_of_training() -> None:
+    logits, label = torch.randn(2, 1, 4, 4, 4), (torch.rand(2, 1, 4, 4, 4) > 0.5).float()
+    assert bench.dice_bce(logits, label).item() == pytest.approx(build_loss(1)(logits, label).item(), rel=1e-6)
 
 
 def test_a_probe_runs_in_a_process_of_its_own_and_its_failure_is_told() -> None:

@@ -43,6 +43,7 @@ def test_a_run_outside_its_range_is_refused(field, value):
 @pytest.mark.parametrize(("part", "field", "value", "named"), [
     ("data", "img_size", (60, 64, 64), "img_size"), ("data", "img_size", (64, 64), "differ in length"),
     ("model", "hidden_size", 66, "hidden_size"), ("model", "dropout_rate", 1.0, "dropout_rate"), ("train", "accumulate", 3, "accumulate"),
+    ("model", "multi_scale_fusion", True, "medvisionllama_v1"),
     ("train", "train_epochs", 0, "train_epochs")])
 def test_sizes_that_do_not_fit_are_refused(part, field, value, named):
     config = dataclasses.replace(Config(), **{part: dataclasses.replace(getattr(Config(), part), **{field: value})})
@@ -55,15 +56,16 @@ def test_a_config_survives_yaml():
     assert build(Config, yaml.safe_load(yaml.safe_dump(to_dict(config))), "x") == config
 
 
-def test_precedence_is_defaults_system_study_override(tmp_path, monkeypatch):
+def test_precedence_is_defaults_system_study_task_override(tmp_path, monkeypatch):
     (tmp_path / "studies").mkdir()
     (tmp_path / "systems").mkdir()
     (tmp_path / "systems" / "a.yaml").write_text("model: {r: 2, lora_alpha: 3}\n")
     study = "tasks: [phantoms]\nmodel: {r: 8, hidden_size: 32}\noverrides: {a: {model: {hidden_size: 16}}}\n"
+    study += "task_overrides: {phantoms: {model: {hidden_size: 48, mlp_dim: 24}}}\n"
     (tmp_path / "studies" / "s.yaml").write_text(study)
     monkeypatch.setattr(room, "CONFIG_DIR", tmp_path)
     model = load_config("s", "phantoms", "a").model
-    assert (model.r, model.lora_alpha, model.hidden_size, model.num_heads) == (8, 3, 16, 4)
+    assert (model.r, model.lora_alpha, model.hidden_size, model.mlp_dim, model.num_heads) == (8, 3, 16, 24, 4)
 
 
 def test_merge_leaves_its_arguments_alone():

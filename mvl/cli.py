@@ -18,8 +18,10 @@ Handler = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code, with one message on standard error when it is not 0."""
-    args = parser().parse_args(argv)
+    top = parser()
+    args = top.parse_args(argv)
     try:
+        settle_task(top, args)
         return args.handler(args)
     except KeyboardInterrupt:
         return say("interrupted; the same command goes on from here", 130)
@@ -71,13 +73,34 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def task_name(text: str) -> str:
-    """A task's full name from `Task04_Hippocampus`, `hippocampus` or `phantoms`."""
+    """A task's full name from `Task04_Hippocampus`, `hippocampus` or `phantoms`; your own data's stay as given until `settle_task`."""
     from mvl.datasets.tasks import TaskError, find_task
 
     try:
         return find_task(text).name
-    except TaskError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except TaskError:
+        return text
+
+
+def settle_task(top: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Put the full name of the task and the folder of its data into `args`; an unknown task is wrong usage."""
+    if getattr(args, "task", "weights") == "weights":
+        return
+    from mvl.datasets.own import settle
+    from mvl.datasets.tasks import UnknownTask
+
+    try:
+        args.task, args.data_dir = settle(args.task, args.data_dir)
+    except UnknownTask as error:
+        top.error(f"argument {'--task' if args.handler is do.train else 'TASK'}: {error}")
+
+
+def share(text: str) -> float:
+    """A number in [0, 1); nan and infinities are refused."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
 
 
 def task_or_weights(text: str) -> str:
@@ -131,20 +154,32 @@ def add_data(commands: Any) -> None:
     """fetch, verify."""
     command = add(commands, "fetch", do.fetch, data_dir)
     command.add_argument("task", type=task_or_weights, metavar="TASK", help="Task04_Hippocampus, hippocampus, phantoms, ..., or weights")
-    command.add_argument("--source", default="smollm2-135m", help="with weights: which pretrained source (default: %(default)s)")
+    command.add_argument("--source", default="smollm2-135m", help="with weights: smollm2-135m, minilm-l6, a name of data/sources.toml such as "
+                         "llama-3.1-8b, or OWNER/NAME@COMMIT on the hub (default: %(default)s)")
+    command.add_argument("--layer", type=whole(-999, 999), default=-1, metavar="L",
+                         help="with weights of a hub model: which layer travels, negative from the end (default: -1)")
     add(commands, "verify", do.verify, data_dir, as_json).add_argument("task", type=task_name, metavar="TASK", help="as for fetch")
 
 
 def add_run(commands: Any) -> None:
-    """train, evaluate."""
+    """train, evaluate, predict."""
     command = add(commands, "train", do.train, results_dir, data_dir)
     command.add_argument("--study", required=True, metavar="S", help="name in mvl/configs/studies")
-    command.add_argument("--task", required=True, type=task_name, metavar="T", help="as for fetch")
+    command.add_argument("--task", required=True, type=task_name, metavar="T", help="as for fetch, or the folder of your own data")
     command.add_argument("--system", required=True, metavar="Y", help="name in mvl/configs/systems (see mvl systems)")
     command.add_argument("--fraction", type=fraction, default=1.0, metavar="F", help="share of training cases, in (0, 1] (default: 1.0)")
     command.add_argument("--fold", type=whole(0, 9), default=0, metavar="K", help="test block, 0-9 (default: 0)")
     command.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="N", help="seed of the run (default: 0)")
     add(commands, "evaluate", do.evaluate, data_dir).add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
+    command = add(commands, "predict", do.predict, as_json)
+    command.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run, with its weights")
+    command.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help=".nii, .nii.gz, a folder of them or of a DICOM series; 2-D: pictures")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
+    command.add_argument("--probabilities", action="store_true", help="write the classes' probabilities too")
+    command.add_argument("--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is one")
+    command.add_argument("--overlap", type=share, default=0.5, metavar="O", help="share of a window that the next covers again (default: 0.5)")
+    command.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
+    command.add_argument("--series", metavar="UID", help="SeriesInstanceUID to take from DICOM folders that hold several")
 
 
 def add_study(commands: Any) -> None:

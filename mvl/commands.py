@@ -44,12 +44,12 @@ def fetch(args: argparse.Namespace) -> int:
     if args.task == "weights":
         from mvl.models.llm_sources import fetch_source
 
-        print(fetch_source(args.source))
+        print(fetch_source(args.source, args.layer))
         return DONE
     from mvl.datasets import download, tasks
 
-    task = tasks.find_task(args.task)
-    print(tasks.task_dir(task, args.data_dir) if task.name == "phantoms" else download.fetch(task, args.data_dir))
+    task = tasks.find_task(args.task, args.data_dir)
+    print(tasks.task_dir(task, args.data_dir) if task.own or task.name in tasks.MADE else download.fetch(task, args.data_dir))
     return DONE
 
 
@@ -58,7 +58,7 @@ def verify(args: argparse.Namespace) -> int:
     from mvl.datasets import download, tasks
 
     def ask() -> dict[str, Any]:
-        found = download.verify(tasks.find_task(args.task), args.data_dir)
+        found = download.verify(tasks.find_task(args.task, args.data_dir), args.data_dir)
         return {"task": args.task, "findings": [{"path": f.path, "fault": f.fault, "remedy": f.remedy} for f in found]}
 
     def show(value: dict[str, Any]) -> str:
@@ -84,6 +84,20 @@ def evaluate(args: argparse.Namespace) -> int:
 
     print(f"{args.run / 'cases.csv'}: {len(evaluate_run(args.run, args.data_dir))} rows")
     return DONE
+
+
+def predict(args: argparse.Namespace) -> int:
+    """`mvl predict RUN INPUT...`: segments new scans with a trained run, each in its own geometry; exit 1 when one could not be."""
+    def ask() -> dict[str, Any]:
+        from mvl.predict import Options, predict_run
+
+        options = Options(args.device, args.overlap, args.probabilities, args.overwrite, args.series)
+        return predict_run(args.run, args.inputs, args.output, options)
+
+    value = answer(args, ask, lambda value: "\n".join(row["output"] for row in value["outputs"]))
+    for failure in value["failures"]:
+        print(f"mvl: {failure['fault']}", file=sys.stderr)
+    return BAD if value["failures"] else DONE
 
 
 def study_run(args: argparse.Namespace) -> int:

@@ -218,7 +218,7 @@ def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
         raise runs.RunError(f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first")
     config = runs.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
-    task = find_task(config.task)
+    task = find_task(config.task, data_dir)
     store = CaseStore(task, load_split(task, config.fold, config.fraction, data_dir).test, config.data, data_dir)
     rows = evaluate_store(load_run(run_dir), store, config, task)
     with runs.locked(run_dir):

@@ -110,7 +110,7 @@ def slices(task: str, case: str, data_dir: Path | None = None) -> tuple[np.ndarr
 
     from mvl.datasets.tasks import find_task, list_cases
 
-    files = {c.case_id: c for c in list_cases(find_task(task), data_dir)}
+    files = {c.case_id: c for c in list_cases(find_task(task, data_dir), data_dir)}
     if case not in files:
         raise TaskError(f"{task}: case {case} is not on disk; run `mvl verify {task}`")
     label = np.asarray(nibabel.nifti1.load(files[case].label).dataobj) > 0
@@ -137,7 +137,7 @@ def predicted_masks(folder: Path, cases: Sequence[str], data_dir: Path | None = 
     from mvl.train import load_run
 
     config = runs.read_config(folder)
-    store, model, masks = CaseStore(find_task(config.task), tuple(cases), config.data, data_dir), load_run(folder), {}
+    store, model, masks = CaseStore(find_task(config.task, data_dir), tuple(cases), config.data, data_dir), load_run(folder), {}
     for index, case in enumerate(cases):
         with torch.no_grad():
             probabilities = predict_probabilities(model, store.get(index)[0][None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
@@ -18,18 +19,46 @@ def num_classes(config: Config, task: Task) -> int:
     return 1 if config.data.labels == "foreground" else len(task.labels) + 1
 
 
-def build_loss(classes: int) -> DiceCELoss:
-    """Dice + BCE (one class) or Dice + cross-entropy, mean over cases, with a gradient through both.
+class BCEDice(nn.Module):
+    """0.5 cross-entropy + soft Dice loss of logits (B, K, *S) and labels (B, 1, *S), both means over cases.
+
+    Dice of a case and class is (2 sum(p y) + 1e-5) / (sum(p) + sum(y) + 1e-5): an empty label asks for a prediction of nearly nothing.
+    One class: sigmoid and binary cross-entropy; several: softmax, Dice over the foreground classes.
+
+    Source: LLM4Seg, released `utils/losses.py` (BCEDiceLoss).
+    """
+
+    smooth = 1e-5
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        if logits.shape[1] == 1:
+            entropy, probabilities, true = F.binary_cross_entropy_with_logits(logits, label), logits.sigmoid(), label
+        else:
+            entropy, probabilities = F.cross_entropy(logits, label[:, 0].long()), logits.softmax(1)[:, 1:]
+            true = torch.stack([(label[:, 0] == k).to(logits.dtype) for k in range(1, logits.shape[1])], dim=1)
+        p, y = probabilities.flatten(2), true.flatten(2)
+        dice = (2 * (p * y).sum(2) + self.smooth) / (p.sum(2) + y.sum(2) + self.smooth)
+        return 0.5 * entropy + 1 - dice.mean()
+
+
+def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
+    """dice_ce: Dice + BCE (one class) or Dice + cross-entropy, mean over cases, with a gradient through both; bce_dice: see `BCEDice`.
 
     Source: arXiv 2410.02458 v3, loss. Differs: Dice of probabilities, not of thresholded output, whose gradient is zero.
     """
+    if name == "bce_dice":
+        return BCEDice()
     if classes == 1:
         return DiceCELoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
     return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam, or AdamW that decays matrices alone."""
+    """Adam; AdamW that decays matrices alone; or SGD with momentum that decays everything that is trained, as LLM4Seg."""
+    if config.train.optimizer == "sgd":
+        everything = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.SGD(everything, lr=config.train.lr, momentum=config.train.momentum, weight_decay=config.train.weight_decay)
     trained = [p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and "positions" not in n]
     exempt = [p for n, p in model.named_parameters() if p.requires_grad and (p.ndim < 2 or "positions" in n)]
     if config.train.optimizer == "adam":
@@ -42,6 +71,8 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     """Rate of optimiser step `step` of `steps`: a function of the step alone, so that there is no scheduler state."""
     if config.train.schedule == "constant":
         return config.train.lr
+    if config.train.schedule == "poly":
+        return config.train.lr * (1 - step / steps) ** 0.9
     warm = max(1, round(config.train.warmup_fraction * steps))
     if step < warm:
         return config.train.lr * (step + 1) / warm

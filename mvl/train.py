@@ -23,6 +23,8 @@ from mvl import checkpoints, runs
 from mvl.config import Config
 from mvl.datasets import splits, tasks
 from mvl.datasets.loaders import CaseStore, steps_per_epoch, training_loader
+from mvl.datasets.noise import label_damage
+from mvl.datasets.own import task_facts, task_of_run
 from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
 from mvl.objective import build_loss, build_optimizer, foreground_dice, learning_rate, num_classes
 
@@ -80,7 +82,7 @@ class Trainer:
         self.accelerator = start_accelerator(config)
         classes = num_classes(config, task)
         self.network = build_system(config, len(task.channels), classes)
-        self.loss = build_loss(classes)
+        self.loss = build_loss(classes, config.train.loss)
         self.progress = Progress(frozen_sha256=frozen_sha256(self.network))
         self.best: dict[str, Tensor] = {}
         optimizer = build_optimizer(config, self.network)
@@ -274,11 +276,12 @@ def first_process() -> bool:
 def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Path | None, progress: bool) -> None:
     from mvl.evaluate import CASE_COLUMNS, evaluate_store
 
-    task = tasks.find_task(config.task)
+    task = tasks.find_task(config.task, data_dir)
     split = splits.load_split(task, config.fold, config.fraction, data_dir)
     runs.write_config(folder, config)
-    store = lambda cases: CaseStore(task, cases, config.data, data_dir)
-    trainer = Trainer(config, task, store(split.train), store(split.val), folder, runs.command(config, results_dir))
+    store = lambda cases, damage=None: CaseStore(task, cases, config.data, data_dir, damage)
+    noisy = store(split.train, label_damage(config, split.train))
+    trainer = Trainer(config, task, noisy, store(split.val), folder, runs.command(config, results_dir, data_dir))
     runs.write_json(folder / "environment.json", runs.environment())
     write_state(trainer, "running")
     fit(trainer, progress)
@@ -313,7 +316,7 @@ def facts(trainer: Trainer, split: splits.Split) -> dict[str, Any]:
         "peak_memory_mb": round(runs.peak_memory_mb()), "best_epoch": p.best_epoch, "best_dice": p.best_dice,
         "frozen_sha256_before": p.frozen_sha256, "frozen_sha256_after": frozen_sha256(trainer.network),
         "parameters": parameter_counts(trainer.network), "split_sha256": split.sha256,
-        "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)}}
+        "task": task_facts(trainer.train.task), "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)}}
 
 
 def load_run(run_dir: Path) -> nn.Module:
@@ -323,7 +326,7 @@ def load_run(run_dir: Path) -> nn.Module:
         RunError: weights are missing, changed, or do not fit.
     """
     config = runs.read_config(run_dir)
-    task = tasks.find_task(config.task)
+    task = task_of_run(config, runs.read_status(run_dir))
     network = build_system(config, len(task.channels), num_classes(config, task))
     load_own_state(network, checkpoints.load_weights(run_dir))
     return network.eval()

@@ -1,9 +1,10 @@
-"""Augmentation of training cases: a small rotation of image and label together, then contrast and brightness of the image."""
+"""Augmentation of training cases: a small rotation, contrast and brightness (MedVisionLlama), or flips and quarter turns (LLM4Seg)."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, UInt8
@@ -41,6 +42,33 @@ class Augment:
         image, label = resample(image, label, torch.as_tensor(self.rotate.get_transformation_matrix(), dtype=torch.float64))
         changed = self.brightness(self.contrast(image))
         return changed.as_tensor() if isinstance(changed, MetaTensor) else torch.as_tensor(changed), label
+
+
+class FlipRotate:
+    """A quarter turn and mirrorings drawn anew for each case, image and label together, no value changed.
+
+    Each axis is mirrored with probability 1/2; then a plane among those with sides of one length is turned by 0 to 3 quarters.
+
+    Source: LLM4Seg, released `main.py` (RandomRotate90, Flip). Differs: every flip and turn equally likely (there each is left out half
+    of the time); in 3-D over all planes.
+    """
+
+    def __init__(self, data: DataConfig) -> None:
+        size = data.img_size
+        self.planes = [(a, b) for a in range(len(size)) for b in range(a + 1, len(size)) if size[a] == size[b]]
+
+    def __call__(self, image: Volume, label: Mask, seed: int) -> tuple[Volume, Mask]:
+        """The changed copies, a function of the case and `seed` alone."""
+        draw = np.random.default_rng(seed)
+        axes = [axis + 1 for axis in range(image.ndim - 1) if draw.random() < 0.5]
+        turns, plane = int(draw.integers(4)), self.planes[draw.integers(len(self.planes))] if self.planes else None
+        change = lambda x: torch.rot90(x.flip(axes), turns, [axis + 1 for axis in plane]) if plane else x.flip(axes)
+        return change(image).contiguous(), change(label).contiguous()
+
+
+def augmentation(data: DataConfig) -> Augment | FlipRotate:
+    """What `data.augmentation` names."""
+    return FlipRotate(data) if data.augmentation == "flip_rot90" else Augment(data)
 
 
 def resample(image: Tensor, label: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl.datasets.archive import extract
-from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, read_cases, read_manifest, task_dir, task_path, waiting_lock
+from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, read_cases, read_manifest, task_dir, task_path, waiting_lock, whole_task
 from mvl.datasets.verify import Finding, verify
 from mvl.runs import sha256_file, write_json
 
@@ -33,6 +33,7 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
     Raises:
         TaskError: no address, server or network trouble after retries, wrong md5, unsafe or damaged archive, no space; says what to do.
     """
+    task = whole_task(task)
     if not task.url:
         return task_dir(task, data_dir)
     folder = task_path(task, data_dir)

@@ -6,7 +6,8 @@ Every random draw is a function of (seed, purpose, epoch, case), so that worker 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,26 @@ from monai.transforms import (
     Resized,
     ResizeWithPadOrCropd,
     Spacingd,
+    SpatialPadd,
 )
 from monai.transforms.utils import allow_missing_keys_mode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvl.config import Config, DataConfig
-from mvl.datasets.augment import Augment, Mask, Volume
+from mvl.datasets import planes
+from mvl.datasets.augment import Mask, Volume, augmentation
 from mvl.datasets.phantoms import nifti_bytes
 from mvl.datasets.tasks import Case, Task, TaskError, list_cases, read_manifest, task_dir
+from mvl.datasets.verify import check_case
 from mvl.runs import atomic_write, draw_seed, sha256_file
 
 Probabilities = Float[Tensor, "K *spatial"]
 NativeProbabilities = Float[Tensor, "K *native"]
 KEYS = ("image", "label")
+Damage = Callable[[str, Mask], Mask]
+"Label noise: case id and label on the network's grid to the label that training sees."
+warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")  # MONAI speaks of a decoder that is not used here wherever pydicom is installed
 WORKER_TIMEOUT_S = 300
 "A loader process that answers nothing for so long is given up."
 
@@ -53,20 +60,25 @@ class NativeCase:
     spacing_mm: tuple[float, ...]
 
 
-def preprocessing(data: DataConfig) -> Compose:
+def preprocessing(data: DataConfig, crop: bool = True) -> Compose:
     """File names to (image, label) on the network's grid: orientation, z-score per case and channel, foreground, then resize or pad/crop.
+
+    Pictures and slices come decoded (see planes.py) and take the same steps after the orientation.
+    Without `crop`, pad_crop only pads, so that nothing of a scan is lost (see predict.py).
 
     Source: MedVisionLlama, released `datasets.py`. Differs: labels are resized by nearest neighbour (released: linear), min-max after the
     z-score is left out, every channel is kept (released: the first).
     """
-    size, steps = data.img_size, [LoadImaged(KEYS, reader="NibabelReader", image_only=True), EnsureChannelFirstd(KEYS),
-                                  Orientationd(KEYS, axcodes="RAS", labels=None), NormalizeIntensityd("image", channel_wise=True)]
+    size, flat = data.img_size, len(data.img_size) == 2
+    steps = [] if flat else [LoadImaged(KEYS, reader="NibabelReader", image_only=True), EnsureChannelFirstd(KEYS),
+                             Orientationd(KEYS, axcodes="RAS", labels=None)]
+    steps.append(NormalizeIntensityd("image", channel_wise=True))
     if data.labels == "foreground":
         steps.append(Lambdad("label", foreground, track_meta=True, inv_func=_same))
     if data.resample == "resize":
-        return Compose([*steps, Resized(KEYS, spatial_size=size, mode=("trilinear", "nearest-exact"))])
-    spacing = Spacingd(KEYS, pixdim=data.spacing_mm, mode=("bilinear", "nearest"), padding_mode="border")
-    return Compose([*steps, spacing, ResizeWithPadOrCropd(KEYS, spatial_size=size)])
+        return Compose([*steps, Resized(KEYS, spatial_size=size, mode=("bilinear" if flat else "trilinear", "nearest-exact"))])
+    spacing = Spacingd(KEYS, pixdim=data.spacing_mm[:len(size)], mode=("bilinear", "nearest"), padding_mode="border")
+    return Compose([*steps, spacing, (ResizeWithPadOrCropd if crop else SpatialPadd)(KEYS, spatial_size=size)])
 
 
 def foreground(label: Tensor) -> Tensor:
@@ -81,12 +93,15 @@ def _same(label: Tensor) -> Tensor:
 class CaseStore:
     """Cases of one task on the network's grid, decoded once and kept in memory up to `data.cache_gb`."""
 
-    def __init__(self, task: Task, case_ids: tuple[str, ...], data: DataConfig, data_dir: Path | None = None) -> None:
-        """Find the cases' files; nothing is decoded yet.
+    def __init__(self, task: Task, case_ids: tuple[str, ...], data: DataConfig, data_dir: Path | None = None,
+                 damage: Damage | None = None) -> None:
+        """Find the cases' files; nothing is decoded yet. `damage` is label noise: it changes what `get` gives, never what `native` gives.
 
         Raises:
-            TaskError: the task's data are absent, or a case is unknown or given twice.
+            TaskError: the task's data are absent, a case is unknown or given twice, or img_size has other dimensions than the task.
         """
+        if len(data.img_size) != task.dims:
+            raise TaskError(f"{task.name}: its cases are {task.dims}-D, data.img_size {data.img_size} is not; correct it in the study")
         known = {case.case_id: case for case in list_cases(task, data_dir)}
         for case_id in case_ids:
             if case_id not in known or case_ids.count(case_id) > 1:
@@ -96,10 +111,11 @@ class CaseStore:
         self.cases = [known[case_id] for case_id in case_ids]
         self.folder = task_dir(task, data_dir)
         self.manifest = read_manifest(task, self.folder)
-        self.transform = preprocessing(data)
+        self.transform, self.damage = preprocessing(data), damage
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.traces: dict[int, tuple[Any, Any]] = {}
         self.kept_bytes = 0
+        self.checked: set[str] = set()
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -121,6 +137,9 @@ class CaseStore:
 
     def native(self, index: int) -> NativeCase:
         """The case's label as drawn, on the scan's own grid."""
+        if self.task.dims == 2:
+            _, flat, unit = planes.read_plane(self.task, self.cases[index])
+            return NativeCase(flat, np.diag([*unit, 1.0, 1.0]), unit)
         path = self.cases[index].label
         self._check_bytes(path)
         file = nibabel.nifti1.load(path)
@@ -138,10 +157,7 @@ class CaseStore:
         """
         if index not in self.traces:
             self.get(index)
-        operations, affine = self.traces[index]
-        meta = MetaTensor(prediction.detach().cpu(), affine=affine, applied_operations=copy.deepcopy(operations))
-        with allow_missing_keys_mode(self.transform):
-            return self.transform.inverse({"image": meta})["image"].as_tensor()
+        return to_scan_grid(self.transform, prediction, *self.traces[index])
 
     def save_native(self, index: int, mask: np.ndarray, path: Path) -> Path:
         """Write a mask on the scan's own grid as `.nii.gz` with the scan's geometry; the header holds nothing else."""
@@ -158,17 +174,27 @@ class CaseStore:
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         case = self.cases[index]
-        for path in (case.image, case.label):
+        for path in (*case.images, case.label, *case.more_labels):
             self._check_bytes(path)
+        if self.task.own and self.task.dims == 3:
+            self._check_own(case)
         try:
-            out = self.transform({"image": str(case.image), "label": str(case.label)})
+            out = self.transform(self._source(case))
+        except TaskError:
+            raise
         except Exception as error:
             kind = type(error.__cause__ or error).__name__
             raise TaskError(f"{case.image} or its label cannot be decoded ({kind}); {self._remedy()}") from error
         self.traces[index] = (out["image"].applied_operations, out["image"].affine)
         image, label = out["image"].as_tensor().float().contiguous(), out["label"].as_tensor()
         self._check_values(case, image, label)
-        return image, label.to(torch.uint8).contiguous()
+        label = label.to(torch.uint8).contiguous()
+        return image, label if self.damage is None else self.damage(case.case_id, label)
+
+    def _source(self, case: Case) -> dict[str, Any]:
+        if self.task.dims == 2:
+            return planes.tensors(self.task, case)
+        return {"image": [str(path) for path in case.images] if case.more else str(case.image), "label": str(case.label)}
 
     def _check_values(self, case: Case, image: Tensor, label: Tensor) -> None:
         if len(image) != len(self.task.channels):
@@ -177,6 +203,13 @@ class CaseStore:
             raise TaskError(f"{case.image}: NaN or infinite voxels; {self._remedy()}")
         if not set(label.unique().tolist()) <= {0, 1, *self.task.labels}:
             raise TaskError(f"{case.label}: values {label.unique().tolist()}, expected 0 and {sorted(self.task.labels)}; {self._remedy()}")
+
+    def _check_own(self, case: Case) -> None:
+        """No publisher vouches for your own files: each is looked at whole before its first use."""
+        if case.case_id not in self.checked:
+            for path, fault in check_case(self.task, case, self.folder, self.manifest)[0].items():
+                raise TaskError(f"{path}: {fault}; put the file right, or take its case out of the folder ({self._remedy()} for all such files)")
+            self.checked.add(case.case_id)
 
     def _check_bytes(self, path: Path) -> None:
         wanted = self.manifest.get(path.relative_to(self.folder).as_posix())
@@ -187,12 +220,19 @@ class CaseStore:
         return f"run `mvl verify {self.task.name}`"
 
 
+def to_scan_grid(transform: Compose, prediction: Probabilities, operations: Any, affine: Any) -> NativeProbabilities:
+    """Probabilities from the network's grid to the scan's own, by the inverse of the `operations` that brought an image there."""
+    meta = MetaTensor(prediction.detach().cpu(), affine=affine, applied_operations=copy.deepcopy(operations))
+    with allow_missing_keys_mode(transform):
+        return transform.inverse({"image": meta})["image"].as_tensor()
+
+
 class TrainingBatches(Dataset):
     """Cases of one epoch by index, augmented as (seed, epoch, case) say."""
 
     def __init__(self, store: CaseStore, config: Config, epoch: int) -> None:
         self.store, self.config, self.epoch = store, config, epoch
-        self.augment = Augment(config.data)
+        self.augment = augmentation(config.data)
 
     def __len__(self) -> int:
         """Number of cases."""

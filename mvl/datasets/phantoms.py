@@ -69,7 +69,7 @@ def write_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
     partial = folder.parent / f"{folder.name}.partial-{uuid.uuid4().hex}"
     try:
         _write_all(partial, num_cases, seed)
-        _replace(partial, folder)
+        swap(partial, folder)
     except OSError as error:
         raise TaskError(f"{folder}: could not write the phantoms ({error.strerror}); choose a writable folder with --data-dir") from error
     finally:
@@ -98,7 +98,8 @@ def _description(names: list[str], seed: int) -> dict[str, Any]:
             "numTest": 0, "training": pairs, "test": [], "phantoms": recipe(len(names), seed)}
 
 
-def _replace(partial: Path, folder: Path) -> None:
+def swap(partial: Path, folder: Path) -> None:
+    """Put the whole folder `partial` in the place of `folder`, and remove what was there."""
     if folder.exists():
         folder.replace(partial.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}"))
     partial.replace(folder)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mvl.config import ROOT
-from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, waiting_lock
+from mvl.datasets import groups as grouping
+from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, waiting_lock, whole_task
 from mvl.runs import draw_seed, sha256_bytes, write_json
 
 NUM_FOLDS = 10
@@ -31,18 +32,32 @@ class Split:
     sha256: str
 
 
-def make_split(task_name: str, case_ids: list[str], seed: int = 0) -> dict[str, Any]:
-    """The whole split of a task, a function of the case ids and the seed alone.
+def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[list[str]] | None = None) -> dict[str, Any]:
+    """The whole split of a task, a function of the case ids, the seed and, for pictures, the groups that must stay together.
 
     Raises:
         TaskError: fewer cases than blocks, or a case given twice.
     """
     if len(case_ids) < NUM_FOLDS or len(set(case_ids)) < len(case_ids):
-        raise TaskError(f"{task_name}: {len(case_ids)} cases ({len(set(case_ids))} distinct) cannot be dealt to {NUM_FOLDS} blocks")
+        raise TaskError(f"{task_name}: {len(case_ids)} cases ({len(set(case_ids))} distinct) cannot be dealt to {NUM_FOLDS} blocks; "
+                        f"add cases until there are {NUM_FOLDS}, each under one name")
+    if groups is not None:
+        return _make_grouped(task_name, case_ids, groups, seed)
     order = sorted(case_ids, key=lambda case: draw_seed(seed, "blocks", task_name, case))
     blocks = [sorted(order[k::NUM_FOLDS]) for k in range(NUM_FOLDS)]
     folds = [_fold(task_name, blocks, fold, seed) for fold in range(NUM_FOLDS)]
     return {"task": task_name, "seed": seed, "rule": RULE, "blocks": blocks, "folds": folds}
+
+
+def _make_grouped(task_name: str, case_ids: list[str], groups: list[list[str]], seed: int) -> dict[str, Any]:
+    units = grouping.units(case_ids, groups)
+    blocks = grouping.deal(task_name, units, seed, NUM_FOLDS)
+    folds = []
+    for fold in range(NUM_FOLDS):
+        test, *val = roles(fold)
+        members = [case for k, block in enumerate(blocks) if k not in (test, *val) for case in block]
+        folds.append({"test": test, "val": val, "train": grouping.training_order(task_name, members, units, fold, seed)})
+    return {"task": task_name, "seed": seed, "rule": grouping.RULE, "groups": groups, "blocks": blocks, "folds": folds}
 
 
 def _fold(task_name: str, blocks: list[list[str]], fold: int, seed: int) -> dict[str, Any]:
@@ -62,33 +77,45 @@ def load_split(task: Task, fold: int, fraction: float, data_dir: Path | None = N
     Raises:
         TaskError: missing fold, overlap, duplicate, or a case that is on disk but not in the split, or the reverse; names file and case.
     """
-    path = split_file(task, data_dir)
-    return select(read_split(path), fold, fraction, path)
+    path = split_file(whole_task(task), data_dir)
+    split = select(read_split(path), fold, fraction, path)
+    return split if task.layout != "slices" else _slices(task, split, data_dir)
+
+
+def _slices(task: Task, volumes: Split, data_dir: Path | None) -> Split:
+    """The slices of each list's volumes: they share their volumes' fold, and a subset is one of volumes."""
+    held: dict[str, list[str]] = {}
+    for case in list_cases(task, data_dir):
+        held.setdefault(case.case_id.rpartition("_z")[0], []).append(case.case_id)
+    lists = [tuple(case for volume in part for case in held[volume]) for part in (volumes.train, volumes.val, volumes.test)]
+    return Split(*lists, sha256_bytes(json.dumps([task.name, *lists]).encode()))
 
 
 def split_file(task: Task, data_dir: Path | None = None) -> Path:
     """The task's split file, checked against the cases on disk; written by the seeded rule where there is none yet."""
-    case_ids = [case.case_id for case in list_cases(task, data_dir)]
+    cases = list_cases(task, data_dir)
+    case_ids = [case.case_id for case in cases]
     path = split_path(task, data_dir)
     if not path.is_file():
-        write_split_file(task.name, case_ids, path)
+        together = grouping.find_groups(task, cases) if task.layout in ("busi", "pairs") else None
+        write_split_file(task.name, case_ids, path, groups=together)
     check_cases(read_split(path), case_ids, path)
     return path
 
 
 def split_path(task: Task, data_dir: Path | None = None) -> Path:
-    """`data/splits/<task>.json` of this clone; where that is absent and cannot be written, `splits/` beside the task's data."""
+    """`data/splits/<task>.json` of this clone; `splits/` beside the data for your own, or where the former is absent and cannot be written."""
     ours = ROOT / "data" / "splits" / f"{task.name}.json"
     writable = os.access(ours.parent if ours.parent.is_dir() else ROOT, os.W_OK)
-    return ours if ours.is_file() or writable else data_root(data_dir) / "splits" / ours.name
+    return ours if not task.own and (ours.is_file() or writable) else data_root(data_dir) / "splits" / ours.name
 
 
-def write_split_file(task_name: str, case_ids: list[str], path: Path, seed: int = 0) -> Path:
+def write_split_file(task_name: str, case_ids: list[str], path: Path, seed: int = 0, groups: list[list[str]] | None = None) -> Path:
     """Write the split once; a file that another process wrote meanwhile stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(path.parent):
         if not path.is_file():
-            write_json(path, make_split(task_name, case_ids, seed))
+            write_json(path, make_split(task_name, case_ids, seed, groups))
     return path
 
 
@@ -105,6 +132,7 @@ def read_split(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TaskError(f"{path}: not a split file ({type(error).__name__}: {error}); {_remedy(path)}") from error
     _check_blocks(blocks, path)
+    _check_groups(split.get("groups", []), blocks, path)
     if len(facts) != NUM_FOLDS:
         raise TaskError(f"{path}: {len(facts)} folds, expected {NUM_FOLDS} (fold {len(facts)} is missing); {_remedy(path)}")
     for fold, (test, val, train) in enumerate(facts):
@@ -121,6 +149,13 @@ def _check_blocks(blocks: list[list[str]], path: Path) -> None:
             if case in home:
                 raise TaskError(f"{path}: case {case} is in block {home[case]} and again in block {k}; {_remedy(path)}")
             home[case] = k
+
+
+def _check_groups(groups: list[list[str]], blocks: list[list[str]], path: Path) -> None:
+    home = {case: k for k, block in enumerate(blocks) for case in block}
+    for group in groups:
+        if len({home.get(case) for case in group}) > 1:
+            raise TaskError(f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks; {_remedy(path)}")
 
 
 def _check_fold(blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path) -> None:
@@ -145,9 +180,11 @@ def check_cases(split: dict[str, Any], case_ids: list[str], path: Path) -> None:
     """
     known = {case for block in split["blocks"] for case in block}
     if extra := sorted(set(case_ids) - known):
-        raise TaskError(f"{path}: case {extra[0]} is on disk but in no block ({len(extra)} such); remove it from the data folder")
+        raise TaskError(f"{path}: case {extra[0]} is on disk but in no block ({len(extra)} such); "
+                        "remove it from the data folder, or, for your own data, delete this file to deal anew")
     if absent := sorted(known - set(case_ids)):
-        raise TaskError(f"{path}: case {absent[0]} is in the split but not on disk ({len(absent)} such); fetch the task again")
+        raise TaskError(f"{path}: case {absent[0]} is in the split but not on disk ({len(absent)} such); "
+                        "fetch the task again, or, for your own data, delete this file to deal anew")
 
 
 def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Split:

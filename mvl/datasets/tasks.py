@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -14,15 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from mvl.config import ROOT, did_you_mean
+from mvl.runs import sha256_file
 
 REGISTRY = ROOT / "data" / "registry.toml"
 MANIFESTS = ROOT / "data" / "manifests"
+MADE = ("phantoms", "shapes")
+"Tasks that mvl makes itself, on demand."
+SLICES = "_slices"
+"End of the name of a task of slices."
+OWN = "own data"
+"Licence of tasks that are not in the registry."
 IGNORED_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini")
 "Stray files that desktops leave behind; so is every name that starts with `._`."
 
 
 class TaskError(RuntimeError):
     """A task is unknown, absent or not whole; the message names it and the remedy."""
+
+
+class UnknownTask(TaskError):
+    """No task and no folder has this name."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,22 @@ class Task:
     "Tolerance of the normalised surface distance, mm."
     dims: int = 3
     "Spatial dimensions."
+    layout: str = "decathlon"
+    """decathlon: a dataset.json that lists cases; nnunet: one that names channels (see own.py); busi, pairs: pictures (see pictures.py);
+    slices: axial slices of the Decathlon task in the same folder."""
+    unit: str = "mm"
+    "Unit of nsd_tolerance_mm and hd95_mm: mm, or px for pictures, whose pixels have no known size."
+    folder: str = ""
+    "Folder below the data root; empty: the task's name."
+    page: str = ""
+    "Where a person downloads what has no archive that can be fetched and checked."
+    prompt: str = ""
+    "Words for text guidance; empty: structure and modality, from title, channels and modality."
+
+    @property
+    def own(self) -> bool:
+        """True for your own data, which the registry does not know."""
+        return self.licence == OWN
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,17 @@ class Case:
     "Image file."
     label: Path
     "Label file."
+    more_labels: tuple[Path, ...] = ()
+    "Further mask files: the label is the union of all."
+    z: int | None = None
+    "Index along the superior axis, for a slice of a volume."
+    more: tuple[Path, ...] = ()
+    "Image files of the further channels, where each channel has its own (nnU-Net)."
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """Every image file, in channel order."""
+        return (self.image, *self.more)
 
 
 @cache
@@ -82,17 +121,45 @@ def _task(name: str, row: dict[str, Any]) -> Task:
     return Task(**{**fields, "name": name, "labels": labels, "channels": tuple(row["channels"])})
 
 
-def find_task(name: str) -> Task:
-    """The task called `name`: its folder name or the word after the underscore, in any case.
+def find_task(name: str, data_dir: Path | None = None) -> Task:
+    """The task called `name`: its folder name or the word after the underscore, in any case; `<task>_slices`: the axial slices of one.
+
+    A folder of your own data in the data folder is found by its whole name.
 
     Raises:
         TaskError: no such task; hints at the nearest.
     """
+    if name.lower().endswith(SLICES) and len(name) > len(SLICES):
+        return sliced(find_task(name[:-len(SLICES)], data_dir))
     known = {alias: task for task in load_tasks().values() for alias in (task.name.lower(), task.name.lower().split("_")[-1])}
     if name.lower() not in known:
+        from mvl.datasets.own import own_task
+
+        if own := own_task(name, data_dir):
+            return own
         hint = did_you_mean(name.lower(), sorted(known))
-        raise TaskError(f"unknown task {name!r}{hint}; known: {', '.join(load_tasks())}")
+        raise UnknownTask(f"unknown task {name!r}{hint}; known: {', '.join(load_tasks())}, "
+                          f"and each folder with a dataset.json in {data_root(data_dir)}")
     return known[name.lower()]
+
+
+def sliced(task: Task) -> Task:
+    """The task whose cases are the axial slices of a Decathlon task's volumes, found in the same folder.
+
+    Raises:
+        TaskError: the task holds no volumes.
+    """
+    if task.layout != "decathlon" or task.dims != 3:
+        raise TaskError(f"{task.name}: holds no volumes to slice; known: {', '.join(load_tasks())}")
+    where = {"name": task.name + SLICES, "title": f"{task.title}, axial slices", "folder": task.folder or task.name}
+    return dataclasses.replace(task, **where, dims=2, layout="slices")
+
+
+def whole_task(task: Task) -> Task:
+    """The task whose volumes a task of slices cuts; any other task itself."""
+    if task.layout != "slices":
+        return task
+    return dataclasses.replace(task, name=task.name.removesuffix(SLICES), title=task.title.removesuffix(", axial slices"), dims=3, layout="decathlon")
 
 
 def data_root(data_dir: Path | None = None) -> Path:
@@ -101,42 +168,67 @@ def data_root(data_dir: Path | None = None) -> Path:
 
 
 def task_path(task: Task, data_dir: Path | None = None) -> Path:
-    """Where the task's folder belongs, there or not; phantoms never go into `$MVL_DATA`, which may be read-only."""
-    if task.name == "phantoms" and data_dir is None:
-        return ROOT / "data" / "raw" / task.name
-    return data_root(data_dir) / task.name
+    """Where the task's folder belongs, there or not; what is made here never goes into `$MVL_DATA`, which may be read-only."""
+    name = task.folder or task.name
+    return ROOT / "data" / "raw" / name if name in MADE and data_dir is None else data_root(data_dir) / name
 
 
 def task_dir(task: Task, data_dir: Path | None = None) -> Path:
-    """The task's folder; phantoms are made there when absent.
+    """The task's folder; what mvl makes itself is made there when absent.
 
     Raises:
         TaskError: the data are not there; says how to get them.
     """
     folder = task_path(task, data_dir)
-    if task.name == "phantoms":
-        from mvl.datasets.phantoms import ensure_phantoms
-
-        return ensure_phantoms(folder, task.num_cases)
-    if not (folder / "dataset.json").is_file():
-        raise TaskError(f"{folder}: no data of {task.name} there; run `mvl fetch {task.name}`, "
-                        f"or point --data-dir or MVL_DATA at the folder that holds {task.name}")
+    if whole_task(task).name in MADE:
+        return make(whole_task(task), folder)
+    there = folder.is_dir() if task.layout in ("busi", "pairs") else (folder / "dataset.json").is_file()
+    if not there:
+        get = f"download it from {task.page} and unpack it there" if task.page else f"run `mvl fetch {task.name}`"
+        raise TaskError(f"{folder}: no data of {task.name} there; {get}, "
+                        f"or point --data-dir or MVL_DATA at the folder that holds {folder.name}")
     return folder
 
 
+def make(task: Task, folder: Path) -> Path:
+    """The folder of a task of `MADE`, made now unless it lies there."""
+    if task.name == "shapes":
+        from mvl.datasets.shapes2d import ensure_shapes
+
+        return ensure_shapes(folder, task.num_cases)
+    from mvl.datasets.phantoms import ensure_phantoms
+
+    return ensure_phantoms(folder, task.num_cases)
+
+
 def list_cases(task: Task, data_dir: Path | None = None) -> list[Case]:
-    """Labelled cases that `dataset.json` lists, sorted by case id, every file there.
+    """Labelled cases that `dataset.json` lists, or that the folder holds (pictures, slices), sorted by case id, every file there.
 
     Raises:
         TaskError: `dataset.json` is not usable, a path leaves the folder, a case is listed twice or a file is missing; names it.
     """
     folder = task_dir(task, data_dir)
-    cases = read_cases(folder)
-    missing = [path for case in cases for path in (case.image, case.label) if not path.is_file()]
+    cases = read_layout(task, folder)
+    missing = [path for case in cases for path in (*case.images, case.label) if not path.is_file()]
     if missing:
+        again = f"move {folder} away and run `mvl fetch {task.name}`" if not task.own else "bring them back, or take their cases out"
         raise TaskError(f"{missing[0]}: missing, with {len(missing) - 1} more files of {folder.name}; "
-                        f"run `mvl verify {task.name}` for the list, then move {folder} away and run `mvl fetch {task.name}`")
+                        f"run `mvl verify {task.name}` for the list, then {again}")
     return cases
+
+
+def read_layout(task: Task, folder: Path) -> list[Case]:
+    """Cases of a folder in the task's layout, sorted by case id."""
+    if task.layout == "decathlon":
+        return read_cases(folder)
+    if task.layout == "nnunet":
+        from mvl.datasets.own import read_nnunet
+
+        return read_nnunet(folder)
+    from mvl.datasets import pictures, slices
+
+    readers = {"busi": pictures.read_busi, "pairs": pictures.read_pairs, "slices": slices.read_slices}
+    return readers[task.layout](folder)
 
 
 def read_cases(folder: Path) -> list[Case]:
@@ -155,14 +247,24 @@ def read_cases(folder: Path) -> list[Case]:
 
 
 def read_manifest(task: Task, folder: Path) -> dict[str, str]:
-    """sha256 by relative path: the folder's own `manifest.json`, written when it was fetched, else the committed one, else nothing."""
-    for path in (folder / "manifest.json", MANIFESTS / f"{task.name}.json"):
+    """sha256 by relative path: the folder's own `manifest.json`, written when it was fetched, else the committed one, else nothing.
+
+    A committed manifest of pictures that say which copy they are (`copy`) does not bind another copy, e.g. one at full size.
+    """
+    for path in (folder / "manifest.json", MANIFESTS / f"{whole_task(task).name}.json"):
         if path.is_file():
             try:
-                return dict(json.loads(path.read_text())["files"])
+                manifest = json.loads(path.read_text())
+                return {} if "copy" in manifest and is_other_copy(manifest["files"], folder) else dict(manifest["files"])
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise TaskError(f"{path}: not a manifest ({type(error).__name__}); move {folder} away and fetch the task again") from error
     return {}
+
+
+def is_other_copy(files: dict[str, str], folder: Path, looked_at: int = 6) -> bool:
+    """True where none of a few images has the bytes that a manifest names: another copy of the data, not a damaged one."""
+    some = [name for name in sorted(files) if "mask" not in name and (folder / name).is_file()][::max(1, len(files) // (2 * looked_at))]
+    return bool(some) and not any(sha256_file(folder / name) == files[name] for name in some)
 
 
 def case_name(path: str) -> str:

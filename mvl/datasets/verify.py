@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm, decode, read_whole
-from mvl.datasets.tasks import Case, Task, TaskError, is_stray, read_cases, read_manifest, task_dir
+from mvl.datasets.tasks import Case, Task, TaskError, is_stray, read_layout, read_manifest, task_dir
 from mvl.runs import sha256_bytes
 
 
@@ -28,7 +28,7 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
         TaskError: there are no data to check, or `dataset.json` or the manifest cannot be used.
     """
     folder = task_dir(task, data_dir)
-    cases, manifest, again = read_cases(folder), read_manifest(task, folder), _remedy(task, folder)
+    cases, manifest, again = read_layout(task, folder), read_manifest(task, folder), _remedy(task, folder)
     findings = _listing(task, folder, cases, again)
     seen: dict[str, Path] = {}
     for case in cases:
@@ -42,22 +42,24 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
 def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[dict[Path, str], str | None]:
     """The case's faults by file, and the sha256 of its voxels when the image is sound."""
     faults: dict[Path, str] = {}
-    scans: dict[str, Scan] = {}
-    for kind, path in (("image", case.image), ("label", case.label)):
+    scans: dict[Path, Scan] = {}
+    channels = 1 if case.more else len(task.channels)
+    for kind, path in (*(("image", path) for path in case.images), ("label", case.label)):
         try:
             wanted = manifest.get(path.relative_to(folder).as_posix())
             if manifest and wanted is None:
                 raise FileFault("not in the manifest")
-            scans[kind] = check_file(path, len(task.channels) if kind == "image" else 1, wanted)
-            (check_image if kind == "image" else check_label)(scans[kind].voxels, task)
+            scans[path] = check_file(path, channels if kind == "image" else 1, wanted)
+            (check_image if kind == "image" else check_label)(scans[path].voxels, task)
         except FileFault as error:
             faults[path] = str(error)
-    if len(scans) == 2 and not faults and (fault := pair_fault(scans["image"], scans["label"])):
-        faults[case.label] = fault
-    if "image" not in scans or case.image in faults:
+    if not faults:
+        odd = ((path, pair_fault(scans[path], scans[case.label])) for path in case.images)
+        faults |= {case.label if path == case.image else path: fault for path, fault in odd if fault}
+    if any(path in faults or path not in scans for path in case.images):
         return faults, None
-    voxels = scans["image"].voxels
-    return faults, sha256_bytes(repr(voxels.shape).encode() + voxels.tobytes("F"))
+    voxels = [scans[path].voxels for path in case.images]
+    return faults, sha256_bytes(b"".join(repr(v.shape).encode() + v.tobytes("F") for v in voxels))
 
 
 def check_file(path: Path, channels: int, sha256: str | None) -> Scan:
@@ -99,7 +101,7 @@ def check_image(voxels: np.ndarray, task: Task) -> None:
 
 
 def check_label(voxels: np.ndarray, task: Task) -> None:
-    """Nothing for a label that holds declared whole numbers and some foreground.
+    """Nothing for a label that holds declared whole numbers and some foreground (your own may hold none: a healthy case).
 
     Raises:
         FileFault: lists the values that do not belong, with their voxel counts.
@@ -109,7 +111,7 @@ def check_label(voxels: np.ndarray, task: Task) -> None:
     if odd:
         shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in odd[:5])
         raise FileFault(f"{len(odd)} values are not labels of {task.name} (0, {', '.join(map(str, sorted(task.labels)))}): {shown}")
-    if values.tolist() == [0]:
+    if values.tolist() == [0] and not task.own:
         raise FileFault("no foreground voxel")
 
 
@@ -124,6 +126,8 @@ def pair_fault(image: Scan, label: Scan) -> str | None:
 def _remedy(task: Task, folder: Path) -> str:
     if task.name == "phantoms":
         return f"delete {folder}; it is made again on demand"
+    if task.own:
+        return "put the file right, or take its case out of the folder"
     return f"move {folder} away and run `mvl fetch {task.name}`"
 
 
@@ -132,7 +136,7 @@ def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Fi
     out = []
     if len(cases) != task.num_cases:
         out.append(Finding(str(folder / "dataset.json"), f"lists {len(cases)} cases, {task.name} has {task.num_cases}", again))
-    listed = {path.resolve() for case in cases for path in (case.image, case.label)}
+    listed = {path.resolve() for case in cases for path in (*case.images, case.label)}
     for sub in sorted({path.parent for case in cases for path in (case.image, case.label)}):
         for path in sorted(sub.iterdir()) if sub.is_dir() else []:
             if path.resolve() not in listed and not is_stray(path.name):

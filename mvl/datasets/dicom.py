@@ -1,0 +1,188 @@
+"""Read one DICOM series as a volume with its geometry; what cannot be read with certainty is refused with the remedy.
+
+Nothing of a patient's leaves this module: voxels, geometry and series identifiers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mvl.datasets.nifti import FileFault
+from mvl.datasets.tasks import is_stray
+
+Affine = Float[np.ndarray, "4 4"]
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"DICOM's patient axes run left, posterior, superior; NIfTI's right, anterior, superior."
+CONVERT = "convert it to NIfTI with dcm2niix and give that"
+TOLERANCE = 0.01
+"Share of the slice distance by which slices may lie off their even places."
+NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+
+
+class DicomFault(FileFault):
+    """A folder or file of DICOM that cannot be read as one volume; the message names it and the remedy."""
+
+
+def find_series(folder: Path) -> dict[str, list[Path]]:
+    """Files of each series in `folder` and below, by SeriesInstanceUID; files that are not DICOM images are passed over.
+
+    Raises:
+        DicomFault: pydicom is not installed.
+    """
+    found: dict[str, list[Path]] = {}
+    for path, header in _headers(folder):
+        if "Rows" in header or "PixelData" in header:
+            found.setdefault(str(header.get("SeriesInstanceUID", "no SeriesInstanceUID")), []).append(path)
+    return found
+
+
+def _headers(folder: Path) -> Iterator[tuple[Path, Any]]:
+    pydicom = _pydicom()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not is_stray(path.name) and is_dicom(path):
+            yield path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Rows"])
+
+
+def is_dicom(path: Path) -> bool:
+    """True for a file with DICOM's mark after its preamble."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _pydicom() -> Any:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise DicomFault(f"reading DICOM needs pydicom; install it with `pip install 'mvl[dicom]'`, or {CONVERT}") from error
+    return pydicom
+
+
+def read_series(folder: Path, series: str | None = None) -> tuple[Float[np.ndarray, "x y z"], Affine]:
+    """Voxels (columns, rows, slices; rescaled to the scanner's unit, float32) and affine (mm, RAS) of the one series in `folder`, or of `series`.
+
+    Raises:
+        DicomFault: no series or several, or one that is not an even stack of whole grey slices in one place; names file and remedy.
+    """
+    slices = _read_all(_choose(folder, series))
+    first = slices[0][1]
+    for path, data in slices:
+        _check_slice(path, data)
+        _check_same(path, data, first)
+    axes = _axes(first)
+    slices = sorted(slices, key=lambda pair: float(_position(pair[1]) @ axes[2]))
+    affine = _affine(slices, axes, folder)
+    voxels = np.stack([_pixels(path, data).T for path, data in slices], axis=2)
+    return np.ascontiguousarray(voxels, dtype=np.float32), affine
+
+
+def _choose(folder: Path, series: str | None) -> list[Path]:
+    found = find_series(folder)
+    if not found:
+        raise DicomFault(f"{folder}: no scan in this folder: neither .nii, .nii.gz nor a DICOM image")
+    listed = "; ".join(f"{uid} ({len(paths)} files)" for uid, paths in sorted(found.items()))
+    if series is not None and series not in found:
+        raise DicomFault(f"{folder}: no series {series}; it holds {listed}")
+    if series is None and len(found) > 1:
+        raise DicomFault(f"{folder}: {len(found)} series; choose one with --series: {listed}")
+    return found[series or next(iter(found))]
+
+
+def _read_all(paths: list[Path]) -> list[tuple[Path, Any]]:
+    out = []
+    for path in paths:
+        try:
+            out.append((path, _pydicom().dcmread(path)))
+        except Exception as error:
+            raise DicomFault(f"{path}: cannot be read ({type(error).__name__}); copy the series again from where it came") from error
+    return out
+
+
+def _check_slice(path: Path, data: Any) -> None:
+    """Nothing for a single grey frame that says where it lies."""
+    if int(data.get("NumberOfFrames", 1) or 1) > 1 or "SharedFunctionalGroupsSequence" in data:
+        raise DicomFault(f"{path}: a multi-frame file, which is not read; {CONVERT}")
+    if data.get("PhotometricInterpretation") != "MONOCHROME2" or int(data.get("SamplesPerPixel", 1)) != 1:
+        raise DicomFault(f"{path}: {data.get('PhotometricInterpretation')} pixels, expected MONOCHROME2 (grey values); choose another series")
+    lacking = [name for name in NEEDED if data.get(name) in (None, "")]
+    if lacking:
+        raise DicomFault(f"{path}: lacks {', '.join(lacking)}, so that its place is unknown; give the scanner's original series")
+
+
+def _check_same(path: Path, data: Any, first: Any) -> None:
+    """Nothing for a slice on the same grid as the first."""
+    for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "FrameOfReferenceUID", "Modality"):
+        a, b = data.get(name), first.get(name)
+        numeric = name in ("PixelSpacing", "ImageOrientationPatient")
+        if not (np.allclose(_floats(a), _floats(b), atol=1e-4) if numeric else a == b):
+            shown = "" if name.endswith("UID") else f" ({a}, the first slice has {b})"
+            raise DicomFault(f"{path}: {name} differs within the series{shown}; it mixes several scans: separate them, or {CONVERT}")
+
+
+def _floats(values: Any) -> np.ndarray:
+    return np.asarray([float(v) for v in values])
+
+
+def _position(data: Any) -> np.ndarray:
+    return _floats(data.ImagePositionPatient)
+
+
+def _axes(data: Any) -> np.ndarray:
+    """Unit vectors (rows of the result) along a row, down a column, and from slice to slice."""
+    along, down = _floats(data.ImageOrientationPatient).reshape(2, 3)
+    return np.stack([along, down, np.cross(along, down)])
+
+
+def _affine(slices: list[tuple[Path, Any]], axes: np.ndarray, folder: Path) -> Affine:
+    if len(slices) < 2:
+        raise DicomFault(f"{slices[0][0]}: a series of one slice, not a volume; give the whole series")
+    positions = np.stack([_position(data) for _, data in slices])
+    check_spacing([path for path, _ in slices], positions @ axes[2])
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    off = np.abs(positions - positions[0] - np.arange(len(slices))[:, None] * step).max()
+    if np.linalg.norm(step - (step @ axes[2]) * axes[2]) > TOLERANCE * np.linalg.norm(step) or off > TOLERANCE * np.linalg.norm(step) + 1e-3:
+        raise DicomFault(f"{folder}: slices do not lie straight above one another (tilted gantry?); {CONVERT}, which straightens it")
+    rows_mm, columns_mm = _floats(slices[0][1].PixelSpacing)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([axes[0] * columns_mm, axes[1] * rows_mm, (step @ axes[2]) * axes[2]], axis=1)
+    affine[:3, 3] = positions[0]
+    return TO_RAS @ affine
+
+
+def check_spacing(paths: list[Path], places_mm: np.ndarray) -> None:
+    """Nothing for slices at even distances.
+
+    Raises:
+        DicomFault: two in one place, or a gap; names the files on both sides.
+    """
+    gaps = np.diff(places_mm)
+    step = float(np.median(gaps))
+    for index, gap in enumerate(gaps):
+        pair = f"{paths[index]} and {paths[index + 1].name}"
+        if gap < 1e-3:
+            raise DicomFault(f"{pair}: two slices in one place (several echoes or time points?); separate them, or {CONVERT}")
+        if gap > 1.5 * step:
+            raise DicomFault(f"{pair}: {gap:.4g} mm apart where others are {step:.4g} mm: slices are missing; copy the whole series")
+        if abs(gap - step) > TOLERANCE * step + 1e-3:
+            raise DicomFault(f"{pair}: {gap:.4g} mm apart where others are {step:.4g} mm: uneven slices; {CONVERT}, which resamples them")
+
+
+def _pixels(path: Path, data: Any) -> np.ndarray:
+    """Rows by columns in the scanner's unit (Hounsfield for CT): slope and intercept, or the lookup table, applied slice by slice."""
+    from pydicom.pixels import apply_modality_lut
+
+    if "PixelData" not in data:
+        raise DicomFault(f"{path}: holds no pixels; copy the series again from where it came")
+    try:
+        return np.asarray(apply_modality_lut(data.pixel_array, data), dtype=np.float32)
+    except Exception as error:
+        syntax = data.file_meta.TransferSyntaxUID
+        if syntax.is_compressed:
+            remedy = f"compressed as {syntax.name}, which cannot be decoded here; decompress it with `gdcmconv --raw`, or {CONVERT}"
+        else:
+            remedy = f"its pixels cannot be read ({type(error).__name__}); copy the series again from where it came"
+        raise DicomFault(f"{path}: {remedy}") from error

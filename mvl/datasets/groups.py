@@ -1,0 +1,60 @@
+"""Which cases must stay together in a split, and the deal of whole groups to ten blocks, balanced in size and kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from mvl.datasets.tasks import Case, Task
+from mvl.runs import draw_seed
+
+RULE = ("groups of near duplicates (see mvl/datasets/duplicates.py) stay whole; larger groups first, then by sha256 of (seed, 'blocks', task, "
+        "first case), each to the block with the smallest share of its kinds, then the fewest cases; a fold's training list takes each kind's "
+        "groups by sha256 of (seed, 'train', task, fold, first case), the kinds interleaved in proportion")
+
+
+def find_groups(task: Task, cases: Sequence[Case]) -> list[list[str]]:
+    """Groups of two and more near duplicates among the cases of a picture task; none for scans."""
+    if task.layout not in ("busi", "pairs"):
+        return []
+    from mvl.datasets.duplicates import duplicate_groups
+
+    return duplicate_groups([case.case_id for case in cases], [case.image for case in cases])
+
+
+def kind_of(case_id: str) -> str:
+    """What a case is balanced by: BUSI's class; any other case is of the one kind `case`."""
+    word = case_id.rpartition("_")[0]
+    return word if word in ("benign", "malignant", "normal") else "case"
+
+
+def units(case_ids: Sequence[str], groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Every case once: the groups, and each other case alone; sorted."""
+    grouped = {case for group in groups for case in group}
+    return sorted([tuple(sorted(group)) for group in groups] + [(case,) for case in case_ids if case not in grouped])
+
+
+def deal(task_name: str, all_units: list[tuple[str, ...]], seed: int, blocks: int) -> list[list[str]]:
+    """Units dealt to blocks; each block sorted."""
+    total = Counter(kind_of(case) for unit in all_units for case in unit)
+    held: list[Counter[str]] = [Counter() for _ in range(blocks)]
+    out: list[list[str]] = [[] for _ in range(blocks)]
+    for unit in sorted(all_units, key=lambda unit: (-len(unit), draw_seed(seed, "blocks", task_name, unit[0]))):
+        kinds = Counter(map(kind_of, unit))
+        load = [sum(n * held[k][kind] / total[kind] for kind, n in kinds.items()) for k in range(blocks)]
+        best = min(range(blocks), key=lambda k: (load[k], len(out[k]), k))
+        out[best] += unit
+        held[best] += kinds
+    return [sorted(block) for block in out]
+
+
+def training_order(task_name: str, members: Sequence[str], all_units: list[tuple[str, ...]], fold: int, seed: int) -> list[str]:
+    """The training cases of a fold so that every prefix holds the kinds in about their proportion and cuts at most one group."""
+    chosen, places = set(members), []
+    total, seen = Counter(kind_of(case) for case in members), Counter()  # type: Counter[str], Counter[str]
+    drawn = sorted((unit for unit in all_units if unit[0] in chosen), key=lambda unit: draw_seed(seed, "train", task_name, fold, unit[0]))
+    for unit in drawn:
+        kind = Counter(map(kind_of, unit)).most_common(1)[0][0]
+        places.append(((seen[kind] + len(unit) / 2) / total[kind], unit))
+        seen[kind] += len(unit)
+    return [case for _, unit in sorted(places, key=lambda place: place[0]) for case in unit]

@@ -1,0 +1,221 @@
+"""Pictures: which files of a folder are an image and its masks (BUSI's layout, or pairs), and their pixels, read with nothing trusted."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageOps
+
+from mvl.datasets.nifti import FileFault, read_whole
+from mvl.datasets.tasks import Case, TaskError, is_stray
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"Endings of pictures, in any case."
+MAX_PIXELS = 64 * 10**6
+"Larger pictures are refused before their pixels are read."
+BUSI_NAME = re.compile(r"(benign|malignant|normal) \((\d+)\)")
+MASK_END = re.compile(r"_mask(_\d+)?$", re.IGNORECASE)
+Picture = Float32[np.ndarray, "C rows columns"]
+PictureMask = UInt8[np.ndarray, "rows columns"]
+
+
+@dataclass
+class Listing:
+    """What a folder of pictures holds: whole cases, and what belongs to none."""
+
+    cases: list[Case] = field(default_factory=list)
+    broken: list[tuple[Path, str]] = field(default_factory=list)
+    "Files without a partner: the task cannot be used until they are gone or completed."
+    strays: list[Path] = field(default_factory=list)
+    "Files that are no picture of the layout; they are not read."
+
+
+def read_busi(folder: Path) -> list[Case]:
+    """Cases of `benign/`, `malignant/` and `normal/`: `benign (1).png` with `benign (1)_mask.png`, `..._mask_1.png`, ... is `benign_001`.
+
+    Raises:
+        TaskError: an image without a mask or a mask without an image; names the first.
+    """
+    return _whole(list_busi(folder), folder)
+
+
+def read_pairs(folder: Path) -> list[Case]:
+    """Cases of a folder of image and mask pairs: `images/x.png` with `masks/x.png`, or `x.png` beside `x_mask.png`; `x` is the case.
+
+    Suffixes may differ; `x_mask_1.png`, ... are further masks of `x`.
+
+    Raises:
+        TaskError: no case at all, or an image or mask without its partner; names the first.
+    """
+    return _whole(list_pairs(folder), folder)
+
+
+def _whole(listing: Listing, folder: Path) -> list[Case]:
+    if listing.broken:
+        path, fault = listing.broken[0]
+        raise TaskError(f"{path}: {fault} ({len(listing.broken)} such); complete or remove it, `mvl verify` lists them all")
+    if not listing.cases:
+        raise TaskError(f"{folder}: no image with a mask; expected images/x.png with masks/x.png, or x.png with x_mask.png")
+    return listing.cases
+
+
+def list_busi(folder: Path) -> Listing:
+    """What BUSI's three folders hold."""
+    files = [path for kind in ("benign", "malignant", "normal") for path in _files(folder / kind)]
+    return _paired(files, files, _busi_case)
+
+
+def list_pairs(folder: Path) -> Listing:
+    """What a folder of pairs holds; `images` and `masks` in any case."""
+    sub = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+    if "images" in sub and "masks" in sub:
+        return _paired(_files(sub["images"]), _files(sub["masks"]), lambda path, stem: stem, masks_apart=True)
+    files = _files(folder)
+    return _paired(files, files, lambda path, stem: stem)
+
+
+def _busi_case(path: Path, stem: str) -> str | None:
+    match = BUSI_NAME.fullmatch(stem)
+    return f"{match[1]}_{int(match[2]):03d}" if match and match[1] == path.parent.name else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not is_stray(path.name)) if folder.is_dir() else []
+
+
+def _paired(images: list[Path], masks: list[Path], name, masks_apart: bool = False) -> Listing:  # type: ignore[no-untyped-def]
+    """Images and masks matched by the case that `name(path, stem)` gives, or None for a stray."""
+    out, found, labels = Listing(), {}, {}  # type: Listing, dict[str, Path], dict[str, list[Path]]
+    for path in dict.fromkeys([*images, *masks]):
+        is_mask = path in masks and (masks_apart or MASK_END.search(path.stem) is not None)
+        case = name(path, MASK_END.sub("", path.stem) if is_mask else path.stem) if path.suffix.lower() in SUFFIXES else None
+        if case is None:
+            out.strays.append(path)
+        elif is_mask:
+            labels.setdefault(case, []).append(path)
+        elif case in found:
+            out.broken.append((path, f"a second image of case {case}, beside {found[case].name}"))
+        else:
+            found[case] = path
+    out.broken += [(path, "image without a mask") for case, path in found.items() if case not in labels]
+    out.broken += [(paths[0], "mask without an image") for case, paths in labels.items() if case not in found]
+    out.cases = [Case(case, found[case], labels[case][0], tuple(labels[case][1:])) for case in sorted(found) if case in labels]
+    return out
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in a file, upright (EXIF orientation applied), every byte of it read.
+
+    Raises:
+        FileFault: empty, no picture, cut short, animated or larger than `MAX_PIXELS`.
+    """
+    raw = read_whole(path)
+    if not raw:
+        raise FileFault("empty file")
+    if raw.startswith(b"version https://git-lfs"):
+        raise FileFault("a Git-LFS pointer, not the picture (run `git lfs pull` where it came from)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(raw))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise FileFault(f"{picture.width} x {picture.height} pixels, the cap is {MAX_PIXELS}")
+        if getattr(picture, "n_frames", 1) > 1:
+            raise FileFault(f"{picture.n_frames} frames, expected one picture")
+        picture.load()
+    except Image.DecompressionBombError as error:
+        raise FileFault(f"more pixels than the cap of {MAX_PIXELS}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise FileFault(str(error) if isinstance(error, FileFault) else f"not a whole picture ({error}); begins with {raw[:8]!r}") from error
+    return ImageOps.exif_transpose(picture)
+
+
+def read_image(path: Path, channels: int) -> Picture:
+    """An image as float32 (channels, rows, columns): grey (ITU-R 601 luma) for one channel, red, green and blue for three.
+
+    Palettes are looked up, transparency is laid over black, 16-bit grey keeps its values.
+
+    Raises:
+        FileFault: says what is wrong; the picture cannot be shown with so many channels.
+    """
+    picture = open_picture(path)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+    deep = picture.mode.startswith("I") or picture.mode == "F"
+    if channels == 1:
+        values = np.asarray(picture if deep else picture.convert("L"), dtype=np.float32)[None]
+    elif channels == 3 and not deep:
+        values = np.moveaxis(np.asarray(picture.convert("RGB"), dtype=np.float32), -1, 0)
+    else:
+        raise FileFault(f"a picture of mode {picture.mode} has no {channels} channels; pictures have 1 or 3")
+    if not np.isfinite(values).all():
+        raise FileFault("NaN or infinite pixels")
+    return np.ascontiguousarray(values)
+
+
+def read_mask(path: Path, top: int = 1) -> PictureMask:
+    """A mask as label values: as stored where none is above `top`, else 1 where at least half as bright as white.
+
+    Raises:
+        FileFault: coloured, or values that are neither labels up to `top` nor black and white.
+    """
+    values = mask_values(path)
+    high = int(values.max())
+    if high <= top:
+        return values.astype(np.uint8)
+    white = 255 if high <= 255 else 65535
+    if top > 1 or high < white / 2:
+        raise FileFault(f"values up to {high}; a mask holds 0 to {top}, or black and white")
+    return (values > white / 2).astype(np.uint8)
+
+
+def mask_values(path: Path) -> np.ndarray:
+    """A mask's values as stored (rows, columns), whole numbers; a palette's indices, the one value of a grey RGB picture.
+
+    Raises:
+        FileFault: coloured or not whole numbers.
+    """
+    picture = open_picture(path)
+    values = np.asarray(picture)
+    if picture.mode in ("RGB", "RGBA", "LA"):
+        colours = values[..., :3] if picture.mode != "LA" else values[..., :1]
+        if (colours != colours[..., :1]).any():
+            raise FileFault("a coloured picture, not a mask: its red, green and blue differ")
+        values = colours[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "bui":
+        raise FileFault(f"a picture of mode {picture.mode}, not a mask")
+    return values.astype(np.int64)
+
+
+def read_case(case: Case, channels: int, top: int = 1) -> tuple[Picture, PictureMask]:
+    """Image and label (the union of the case's masks) on the picture's own grid.
+
+    Raises:
+        TaskError: names the file, what is wrong and the remedy.
+    """
+    path = case.image
+    try:
+        image = read_image(path, channels)
+        label = np.zeros(image.shape[1:], np.uint8)
+        for path in (case.label, *case.more_labels):
+            mask = read_mask(path, top)
+            if mask.shape != label.shape:
+                raise FileFault(f"{mask.shape[0]} x {mask.shape[1]} pixels, its image has {label.shape[0]} x {label.shape[1]}")
+            label = np.maximum(label, mask)
+    except FileFault as fault:
+        raise TaskError(f"{path}: {fault}; get the file again, or remove the case; `mvl verify` lists every such file") from fault
+    return image, label
+
+
+def png_bytes(mask: PictureMask) -> bytes:
+    """A mask as a PNG, white where it is above 0."""
+    out = io.BytesIO()
+    Image.fromarray((mask > 0).astype(np.uint8) * 255).save(out, format="PNG")
+    return out.getvalue()

@@ -151,10 +151,10 @@ def predict_run(run_dir: Path, inputs: Sequence[Path], output: Path, options: Op
     output.mkdir(parents=True, exist_ok=True)
     outputs = []
     with stoppable():
-        for scan in scans:
+        for number, scan in enumerate(scans, 1):
             try:
                 outputs.append(segment(predictor, scan, output, sources))
-                report(f"{outputs[-1]['output']}")
+                report(f"[{number}/{len(scans)}] {outputs[-1]['output']}")
             except (FileFault, MetricError, OSError, torch.OutOfMemoryError) as error:
                 memory = f"{scan.files[0]}: not enough memory on the GPU; use --device cpu"
                 failures.append(Failure(str(scan.files[0]), memory if isinstance(error, torch.OutOfMemoryError) else str(error)))

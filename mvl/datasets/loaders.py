@@ -6,6 +6,7 @@ Every random draw is a function of (seed, purpose, epoch, case), so that worker 
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ NativeProbabilities = Float[Tensor, "K *native"]
 KEYS = ("image", "label")
 Damage = Callable[[str, Mask], Mask]
 "Label noise: case id and label on the network's grid to the label that training sees."
-warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")  # MONAI speaks of a decoder that is not used here wherever pydicom is installed
+warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")  # wherever pydicom is installed, MONAI speaks of a decoder that is not used here
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 WORKER_TIMEOUT_S = 300
 "A loader process that answers nothing for so long is given up."
 

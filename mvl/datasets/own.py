@@ -49,7 +49,7 @@ def own_task(name: str, data_dir: Path | None = None) -> Task | None:
         TaskError: the folder is there and cannot be used; names file and remedy.
     """
     folder = data_root(data_dir) / name
-    if not name or len(Path(name).parts) != 1 or not folder.is_dir():
+    if not name or name.startswith(".") or len(Path(name).parts) != 1 or not folder.is_dir():
         return None
     if not SAFE.fullmatch(name):
         raise TaskError(f"{folder}: runs are named after this folder; rename it with letters, digits, `_`, `-` and `.` alone")
@@ -178,7 +178,7 @@ def _found(folder: Path, ending: str, channels: int) -> list[Case]:
         if case in images:
             raise TaskError(f"{path}: channel {int(channel)} is not in channel_names ({channels} channels); add it there, or remove the file")
         raise TaskError(f"{path}: no label labelsTr/{case}{ending}; add it, or move the image to imagesTs ({len(odd)} such files)")
-    return [Case(name, paths[0], folder / "labelsTr" / f"{name}{ending}", tuple(paths[1:])) for name, paths in images.items()]
+    return [Case(name, paths[0], folder / "labelsTr" / f"{name}{ending}", more=tuple(paths[1:])) for name, paths in images.items()]
 
 
 def _files(folder: Path, ending: str) -> list[Path]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm, decode, read_whole
-from mvl.datasets.tasks import Case, Task, TaskError, is_stray, read_layout, read_manifest, task_dir
+from mvl.datasets.picture_faults import picture_faults
+from mvl.datasets.tasks import MADE, Case, Task, TaskError, is_stray, read_layout, read_manifest, task_dir, whole_task
 from mvl.runs import sha256_bytes
 
 
@@ -27,7 +28,10 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
     Raises:
         TaskError: there are no data to check, or `dataset.json` or the manifest cannot be used.
     """
+    task = whole_task(task)
     folder = task_dir(task, data_dir)
+    if task.layout in ("busi", "pairs"):
+        return [Finding(str(path), fault, _remedy(task, folder)) for path, fault in picture_faults(task, folder, data_dir)]
     cases, manifest, again = read_layout(task, folder), read_manifest(task, folder), _remedy(task, folder)
     findings = _listing(task, folder, cases, again)
     seen: dict[str, Path] = {}
@@ -54,8 +58,9 @@ def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -
         except FileFault as error:
             faults[path] = str(error)
     if not faults:
-        odd = ((path, pair_fault(scans[path], scans[case.label])) for path in case.images)
-        faults |= {case.label if path == case.image else path: fault for path, fault in odd if fault}
+        beside = {case.label: "label", **dict.fromkeys(case.more, "channel")}
+        odd = ((path, pair_fault(scans[case.image], scans[path], what)) for path, what in beside.items())
+        faults |= {path: fault for path, fault in odd if fault}
     if any(path in faults or path not in scans for path in case.images):
         return faults, None
     voxels = [scans[path].voxels for path in case.images]
@@ -115,19 +120,21 @@ def check_label(voxels: np.ndarray, task: Task) -> None:
         raise FileFault("no foreground voxel")
 
 
-def pair_fault(image: Scan, label: Scan) -> str | None:
-    """What keeps an image and its label from lying on one grid."""
+def pair_fault(image: Scan, label: Scan, what: str = "label") -> str | None:
+    """What keeps an image and its label (or a further channel) from lying on one grid."""
     if image.voxels.shape[:3] != label.voxels.shape:
-        return f"label grid {label.voxels.shape} differs from the image's {image.voxels.shape[:3]}"
+        return f"{what} grid {label.voxels.shape} differs from the image's {image.voxels.shape[:3]}"
     far = corner_distance_mm(image.affine, label.affine, label.voxels.shape)
-    return f"label lies up to {far:.3g} mm away from its image (affines differ)" if not far <= 1e-3 else None
+    return f"{what} lies up to {far:.3g} mm away from its image (affines differ)" if not far <= 1e-3 else None
 
 
 def _remedy(task: Task, folder: Path) -> str:
-    if task.name == "phantoms":
+    if task.name in MADE:
         return f"delete {folder}; it is made again on demand"
     if task.own:
         return "put the file right, or take its case out of the folder"
+    if task.page:
+        return f"put the file right, or get it again from {task.page}"
     return f"move {folder} away and run `mvl fetch {task.name}`"
 
 

@@ -123,6 +123,11 @@ def make_layer(config: PreTrainedConfig, layer: int) -> nn.Module:
     return getattr(modeling(config), family.classes + family.layer_class)(config, layer_idx=layer % config.num_hidden_layers)
 
 
+def head_dim(layer: nn.Module) -> int:
+    """Width of one attention head of a layer with rotary positions."""
+    return int(layer.get_submodule("self_attn").head_dim)  # type: ignore[arg-type]
+
+
 def make_norm(config: PreTrainedConfig) -> nn.Module | None:
     """The model's final norm; None where the layer itself ends in one (BERT)."""
     family = family_of(config)

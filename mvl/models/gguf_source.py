@@ -15,7 +15,7 @@ from mvl.models.families import SourceError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, PreTrainedConfig
 
 GGUF_NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
@@ -62,7 +62,7 @@ def gguf_config(path: Path) -> LlamaConfig:
     )
 
 
-def gguf_layer(path: Path, layer: int, config: LlamaConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gguf_layer(path: Path, layer: int, config: PreTrainedConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors of one layer in float32 by their names in `LlamaDecoderLayer`, and the final norm's."""
     from gguf import dequantize
 

@@ -122,7 +122,8 @@ def plan_rows(hub: HubClient, checkpoint: Checkpoint, names: Names, rows: list[i
         SourceError: the model has no such matrix or row.
     """
     if len(found := [name for name in checkpoint.files if names(name)]) != 1:
-        raise SourceError(f"{hub.repo} has {len(found)} tensors of the wanted name, expected one; it holds {', '.join(list(checkpoint.files)[:3])}, ...")
+        few = ", ".join(list(checkpoint.files)[:3])
+        raise SourceError(f"{hub.repo} has {len(found)} tensors of the wanted name, expected one; it holds {few}, ...")
     tensor = found[0]
     place = _places(hub, checkpoint, {tensor})[tensor]
     if len(place.shape) != 2 or not rows or not 0 <= rows[0] <= rows[-1] < place.shape[0]:

@@ -233,6 +233,7 @@ class HubClient:
         def ask() -> tuple[bytes, Message]:
             reply = self.open(url)
             with reply.body:
+                _refuse_html(reply, self.repo, what)
                 data = reply.body.read(SMALL_LIMIT + 1)
             self.received += len(data)
             if len(data) > SMALL_LIMIT:
@@ -298,5 +299,5 @@ def _etag(headers: Message) -> str:
 
 def _refuse_html(reply: Reply, repo: str, file: str) -> None:
     if reply.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        raise SourceError(f"{repo}/{file}: expected a safetensors file, got {reply.headers.get_content_type()} ({reply.body.read(60)!r}); "
+        raise SourceError(f"{repo}: {file}: expected the file, got {reply.headers.get_content_type()} ({reply.body.read(60)!r}); "
                           f"log in to the network's portal, or check HF_ENDPOINT")

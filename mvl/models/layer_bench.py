@@ -95,8 +95,8 @@ def measure(folder: Path, layer: int, load: Callable[[], Iterable[Tensor]] | Non
     read, peak = _called() - calls, _status("VmHWM") - before
     read = read if read >= stored else max(read, resident(folder) - pages)
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return {"block_bytes": stored, "read_bytes": read, "read_ratio": read / stored, "returned_bytes": held, "peak_bytes": peak,
-            "peak_ratio": peak / stored, "peak_over_returned": peak / held}
+    return {"block_bytes": float(stored), "read_bytes": float(read), "read_ratio": read / stored, "returned_bytes": float(held),
+            "peak_bytes": float(peak), "peak_ratio": peak / stored}
 
 
 def resident(folder: Path) -> int:

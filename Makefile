@@ -27,11 +27,11 @@ export PYTHONDONTWRITEBYTECODE :=
 export MPLBACKEND := agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test check figures notebooks book serve bench doctor clean
+.PHONY: help setup reproduce test smoke check figures notebooks book serve bench doctor clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@echo "make TARGET [STUDY=quick] [JOBS=2] [PROFILE=local]    studies: quick, hippocampus, colab, paper"
+	@echo "make TARGET [STUDY=quick] [JOBS=2] [PROFILE=local]    studies: quick, smoke, hippocampus, busi, colab, paper"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(WEIGHTS) ## make .venv with the pinned versions and get the pretrained block, once
@@ -64,6 +64,9 @@ $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
 
 test: setup ## run every test (at most 10 minutes on two cores)
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+smoke: setup ## train every system for a few steps (at most 10 minutes)
+	@$(MVL) study run smoke --engine inline
 
 check: setup ## lint and type-check
 	$(VENV)/bin/python -m ruff check .

@@ -211,6 +211,13 @@ def probe_layer() -> dict[str, float]:
     return {"seconds": time.perf_counter() - begin, "extra_memory_mb": runs.peak_memory_mb() - before}
 
 
+def probe_hub_layer() -> dict[str, float]:
+    """Reading one layer of a checkpoint with the true shapes of Llama-3.1-8B in bf16 (a sparse file): bytes read and held."""
+    from mvl.models.layer_bench import probe_load_layer
+
+    return probe_load_layer()
+
+
 def probe_help() -> dict[str, float]:
     """`mvl --help`, best of five."""
     words = [sys.executable, "-m", "mvl.cli", "--help"]
@@ -219,7 +226,7 @@ def probe_help() -> dict[str, float]:
 
 PROBES: dict[str, Callable[..., dict[str, float]]] = {
     "vit": probe_vit, "released": probe_released, "system": probe_system, "hybrid": probe_hybrid, "loop": probe_loop,
-    "metrics": probe_metrics, "layer": probe_layer, "help": probe_help}
+    "metrics": probe_metrics, "layer": probe_layer, "hub_layer": probe_hub_layer, "help": probe_help}
 
 
 def child(probe: str, *arguments: Any) -> dict[str, float]:
@@ -255,13 +262,15 @@ def bench(released: Path | None = None, progress: Callable[[str], None] = lambda
         add(f"ViT-Baseline step, 128^3, {name}: time, ours / released", ours["seconds"] / theirs["seconds"], "ratio", time_bar, both)
         memory = ours["peak_memory_mb"] / theirs["peak_memory_mb"]
         add(f"ViT-Baseline step, 128^3, {name}: memory, ours / released", memory, "ratio", memory_bar, both)
-    hybrid, loop, metrics, layer, usage = (child(name) for name in ("hybrid", "loop", "metrics", "layer", "help"))
+    hybrid, loop, metrics, layer, hub, usage = (child(name) for name in ("hybrid", "loop", "metrics", "layer", "hub_layer", "help"))
     add("hybrid step, 64^3, batch 4: share of the matmul peak", hybrid["share"], "ratio", 0.65, hybrid, at_least=True)
     add("training loop over bare forward-backward-step", loop["overhead"], "ratio", 0.05, loop)
     add("all metrics of one 128^3 case", metrics["seconds"], "s", 2.0, metrics)
     add("all metrics of one 128^3 case, memory", metrics["extra_memory_mb"], "MB", 1000.0, metrics)
     add("one SmolLM2 layer read", layer["seconds"], "s", 2.0, layer)
     add("one SmolLM2 layer read, memory", layer["extra_memory_mb"], "MB", 300.0, layer)
+    add("one Llama-3.1-8B layer of a 16 GB checkpoint: bytes read, of the layer's", hub["read_ratio"], "ratio", 1.02, hub)
+    add("one Llama-3.1-8B layer of a 16 GB checkpoint: memory held, of the layer's bytes", hub["peak_ratio"], "ratio", 1.3, hub)
     add("mvl --help", usage["seconds"], "s", 0.5, usage)
     return rows
 

@@ -202,6 +202,8 @@ def add_shown(commands: Any) -> None:
     """systems, bench, notebook, book, figures, doctor."""
     add(commands, "systems", do.systems, as_json)
     command = add(commands, "bench", do.bench, as_json)
+    command.add_argument("system", nargs="*", metavar="SYSTEM", help="measure a training step of these systems (`all`) in place of the bars")
+    command.add_argument("--record", action="store_true", help="write data/bench.json and the first lines of each system's YAML")
     command.add_argument("--released", type=Path, metavar="CLONE", help="clone of MedVisionLlama's released code, measured beside ours")
     command = add(commands, "notebook", do.notebook)
     command.add_argument("name", metavar="NAME", help="e.g. 01_baseline")

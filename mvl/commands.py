@@ -166,14 +166,27 @@ def systems(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """`mvl bench`: speed and memory beside their bars, each a ratio within one run."""
+    """`mvl bench`: speed and memory beside their bars, each a ratio within one run; with names, a training step of those systems."""
+    from mvl import systems as table
     from mvl.bench import bench as measure
 
-    def show(rows: list[dict[str, Any]]) -> str:
-        bar = lambda row: f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
-        return "\n".join(f"{row['value']:>10.4g} {row['unit']:<6}{bar(row):<26}{row['what']}" for row in rows)
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
-    answer(args, lambda: measure(args.released, lambda line: print(line, file=sys.stderr, flush=True)), show)
+    bar = lambda row: f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
+
+    def ask() -> dict[str, Any]:
+        names = [name for name in table.system_names() if name not in table.NEVER_TRAINED] if args.system == ["all"] else args.system
+        found = {"bars": [] if names else measure(args.released, tell), "systems": table.measure_systems(names, tell)}
+        if args.record:
+            table.record_bench(found["bars"], found["systems"])
+        return found
+
+    def show(found: dict[str, Any]) -> str:
+        lines = [f"{row['value']:>10.4g} {row['unit']:<6}{bar(row):<26}{row['what']}" for row in found["bars"]]
+        return "\n".join(lines + [f"{row['share']:>6.2f} of the matmul peak  {name}: {table.cost(row)}" for name, row in found["systems"].items()])
+
+    answer(args, ask, show)
     return DONE
 
 
@@ -202,11 +215,12 @@ def book(args: argparse.Namespace) -> int:
 def figures(args: argparse.Namespace) -> int:
     """`mvl figures`: draws README's figure and results again from the published records."""
     from mvl import book, report, runs, tables
+    from mvl.chapters import open_chapter
     from mvl.config import ROOT
     from mvl.figures import paired_differences, svg
 
-    chapter = report.open_chapter("llm_hybrid", book.PUBLISHED, runs.records_dir())
-    target = runs.records_dir() / book.PUBLISHED / "figure.svg"
+    chapter = open_chapter("llm_hybrid", book.PUBLISHED[0], runs.records_dir())
+    target = runs.records_dir() / book.PUBLISHED[0] / "figure.svg"
     runs.atomic_write(target, svg(paired_differences(report.differences(chapter), chapter.holes)))
     changed = tables.update_readme(ROOT / "README.md")
     print(f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}")

@@ -80,6 +80,8 @@ class TokenBlockConfig:
     "Rank of the adapters inside the block."
     text_guidance: bool = False
     "Put the task's words (structure and modality), looked up in the model's own embedding, before the visual tokens; dropped after the block."
+    words: str = ""
+    "Words for text guidance in place of the task's, e.g. wrong ones as a control; empty: the task's."
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class TrainConfig:
     schedule: str = "one_cycle"
     "one_cycle: linear warm-up, then cosine to zero; poly: (1 - step / steps) ** 0.9, as LLM4Seg; constant."
     loss: str = "dice_ce"
-    "dice_ce: Dice + cross-entropy; bce_dice: 0.5 BCE + soft Dice over the batch with smoothing 1e-5, as LLM4Seg."
+    "dice_ce: Dice + cross-entropy; bce_dice: 0.5 BCE + soft Dice per case with smoothing 1e-5, as LLM4Seg."
     warmup_fraction: float = 0.1
     "Share of the steps that warm up."
     grad_clip: float = 1.0
@@ -314,11 +316,12 @@ def check(config: Config) -> Config:
     vit = model.architecture.startswith(("vit", "medvisionllama"))
     version1 = model.architecture == "medvisionllama_v1" or not (model.hybrid_attention or model.multi_scale_fusion)
     patches = not vit or all(s % p == 0 for s, p in zip(data.img_size, model.patch_size))
+    same_dims = len(data.img_size) == len(model.patch_size)
     rules = {
         f"fraction {config.fraction} is not in (0, 1]": 0 < config.fraction <= 1,
         f"fold {config.fold} is not in 0-9": 0 <= config.fold <= 9,
         f"seed {config.seed} is negative": config.seed >= 0,
-        f"data.img_size {data.img_size} and model.patch_size {model.patch_size} differ in length": not vit or len(data.img_size) == len(model.patch_size),
+        f"data.img_size {data.img_size} and model.patch_size {model.patch_size} differ in length": not vit or same_dims,
         f"data.img_size {data.img_size} must have two or three axes": len(data.img_size) in (2, 3),
         f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": 0 <= data.label_noise_rate <= 1,
         f"data.img_size {data.img_size} is not a multiple of model.patch_size {model.patch_size}": patches,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from mvl import runs
@@ -11,6 +17,10 @@ from mvl.config import CONFIG_DIR, ROOT, Config, build, check, named, system_nam
 
 BENCH = ROOT / "data" / "bench.json"
 "Cost of a training step of every system, written by `mvl bench --record`."
+NEVER_TRAINED = ("vit_depth_released", "vit_mlp_released")
+"Released sizes of two controls: counted, not run (253 million and 5.7 billion trained parameters)."
+MINILM: dict[str, Any] = {"family": "bert", "hidden": 384, "layers": 6, "intermediate": 1536, "heads": 12, "kv_heads": 12}
+"Sizes of the MiniLM encoder; hub models have theirs in `data/sources.toml`."
 BATCH = {2: 8, 3: 4}
 "Cases per step of that bench, by spatial dims: LLM4Seg's and MedVisionLlama's."
 SIZE_3D = (64, 64, 64)
@@ -31,10 +41,28 @@ def describe_systems() -> list[dict[str, Any]]:
 def describe_system(name: str) -> dict[str, Any]:
     """One row of the table."""
     from mvl.models import count_parameters
+    from mvl.models.hub import is_hub_source
 
     config, text = system_config(name), named("systems", name)
+    block = config.model.token_block
+    if is_hub_source(block.source) or block.source == "minilm-l6":
+        config = replace(config, model=replace(config.model, token_block=replace(block, kind="random", source=str(described(block.source)))))
     facts = {"name": name, "title": text.get("title", name), "source": text.get("source", ""), "spatial_dims": len(config.data.img_size)}
     return facts | count_parameters(config, 1, 1)
+
+
+@cache
+def described(name: str) -> Path:
+    """A folder with a `config.json` of a model from its listed sizes: enough to count its layer without fetching it."""
+    from mvl.models.hub import HubSource, find_source
+
+    hub = HubSource(name, "", "", **MINILM) if name == "minilm-l6" else find_source(name)
+    facts = {"model_type": hub.family, "hidden_size": hub.hidden, "intermediate_size": hub.intermediate, "num_hidden_layers": hub.layers,
+             "num_attention_heads": hub.heads, "num_key_value_heads": hub.kv_heads}
+    folder = Path(tempfile.mkdtemp(prefix="mvl-config-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    runs.write_json(folder / "config.json", facts)
+    return folder
 
 
 def switches(name: str) -> list[str]:

@@ -136,13 +136,25 @@ class Trainer:
     def validate(self) -> tuple[float, float]:
         """Mean loss and mean foreground Dice of the validation cases, on the resized grid, spread over the processes."""
         self.model.eval()
-        rows, device = [], self.accelerator.device
+        network, rows, device = self.validated(), [], self.accelerator.device
         for index in range(self.accelerator.process_index, len(self.val), self.accelerator.num_processes):
             image, label = (t[None].to(device) for t in self.val.get(index))
-            logits = self.model(image).float()
+            logits = network(image).float()
             rows.append((index, self.loss(logits, label.float()).item(), foreground_dice(logits, label).item()))
         rows = sorted(gather_object(rows))
         return sum(r[1] for r in rows) / len(rows), sum(r[2] for r in rows) / len(rows)
+
+    def validated(self) -> nn.Module:
+        """The network to validate with: it has the first process's BatchNorm statistics, which are those that the run keeps.
+
+        Among several processes it is the bare one: a wrapped one exchanges buffers before each forward pass, and a process with one
+        case more than the others would wait for ever.
+        """
+        if self.accelerator.num_processes == 1:
+            return self.model
+        for buffer in self.network.buffers():
+            torch.distributed.broadcast(buffer, 0)
+        return self.network
 
     def close_epoch(self) -> None:
         """Validate, keep the weights if they are the best so far, and add the epoch's row."""

@@ -173,7 +173,7 @@ def test_accumulation_gives_the_same_gradient(config: Config, tmp_path: Path) ->
 
 
 def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gloo under torchrun: same gradient as one process, and the world size is checked."""
+    """Gloo under torchrun: same gradient as one process; three validation cases end, with the first process's BatchNorm statistics."""
     script = tmp_path / "step.py"
     script.write_text(STEP)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -206,6 +206,20 @@ rank, world = trainer.accelerator.process_index, trainer.accelerator.num_process
 for batch in training_loader(store, config, 0, 0, rank, world):
     trainer.update(batch, len(batch["cases"]) * world / 3)
 trainer.validate()
+cnn = build(Config, {"data": {"img_size": [16, 16, 16]},
+                     "model": {"architecture": "cnn", "channels": [4, 8], "depths": [1, 1], "kernel_sizes": [3, 3]}}, "test")
+normed = Trainer(cnn, task, store, store, Path(sys.argv[1]), "")
+for batch in training_loader(store, cnn, 0, 0, rank, world):
+    normed.update(batch, len(batch["cases"]) * world / 3)
+loss = normed.validate()[0]
+with torch.no_grad():
+    cases = [store.get(i) for i in range(3)]
+    alone = sum(normed.loss(normed.network(x[None]), y[None].float()).item() for x, y in cases) / 3
+kept = [torch.zeros(1) for _ in range(world)]
+if world == 2:
+    torch.distributed.all_gather(kept, torch.tensor([alone]))
+    assert kept[0] == kept[1], "BatchNorm statistics differ between processes"
+assert abs(loss - alone) < 1e-6, (loss, alone)
 if rank == 0:
     torch.save(torch.cat([p.grad.flatten() for p in trainer.network.parameters()]), sys.argv[1])
 """

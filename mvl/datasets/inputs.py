@@ -42,6 +42,11 @@ class Failure:
     fault: str
 
 
+def takes_pictures(task: Task) -> bool:
+    """True where a run on `task` segments pictures; runs on slices segment volumes, slice by slice."""
+    return task.dims == 2 and task.layout != "slices"
+
+
 def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[Failure]]:
     """Every scan that files and folders hold for a run on `task`, in order and once each, and what is none.
 
@@ -69,19 +74,19 @@ def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[F
 def _scans_at(path: Path, task: Task) -> list[NewScan]:
     if path.is_dir():
         inner = [file for file in sorted(path.iterdir()) if not is_stray(file.name) and _kind(file, task)]
-        if not inner and task.dims == 2:
+        if not inner and takes_pictures(task):
             raise FileFault(f"{path}: no picture in this folder; this run takes {', '.join(PICTURES)}")
         return [_scan(file, task) for file in inner] or [NewScan(path.resolve().name, (path,), "dicom")]
     if not path.exists():
         raise FileFault(f"{path}: {'broken link' if path.is_symlink() else 'no such file or folder'}; check the path")
     if not _kind(path, task):
-        hint = "give the folder of its series" if is_dicom(path) else f"this run takes {', '.join(PICTURES if task.dims == 2 else ENDINGS)}"
+        hint = "give the folder of its series" if is_dicom(path) else f"this run takes {', '.join(PICTURES if takes_pictures(task) else ENDINGS)}"
         raise FileFault(f"{path}: not a scan that this run can segment; {hint}")
     return [_scan(path, task)]
 
 
 def _kind(path: Path, task: Task) -> str:
-    endings, kind = (PICTURES, "picture") if task.dims == 2 else (ENDINGS, "nifti")
+    endings, kind = (PICTURES, "picture") if takes_pictures(task) else (ENDINGS, "nifti")
     return kind if path.name.lower().endswith(endings) and not path.is_dir() else ""
 
 

@@ -38,6 +38,7 @@ from mvl.config import Config, DataConfig
 from mvl.datasets import planes
 from mvl.datasets.augment import Mask, Volume, augmentation
 from mvl.datasets.phantoms import nifti_bytes
+from mvl.datasets.pictures import png_bytes
 from mvl.datasets.tasks import Case, Task, TaskError, list_cases, read_manifest, task_dir
 from mvl.datasets.verify import check_case
 from mvl.runs import atomic_write, draw_seed, sha256_file
@@ -162,7 +163,10 @@ class CaseStore:
         return to_scan_grid(self.transform, prediction, *self.traces[index])
 
     def save_native(self, index: int, mask: np.ndarray, path: Path) -> Path:
-        """Write a mask on the scan's own grid as `.nii.gz` with the scan's geometry; the header holds nothing else."""
+        """Write a mask on the case's own grid: `.nii.gz` with the scan's geometry and nothing else in the header, or white on black as `.png`."""
+        if path.suffix == ".png":
+            atomic_write(path, png_bytes(mask.astype(np.uint8)))
+            return path
         atomic_write(path, nifti_bytes(mask.astype(np.uint8), self.native(index).affine))
         return path
 

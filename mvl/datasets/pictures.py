@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,11 +90,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and not is_stray(path.name)) if folder.is_dir() else []
 
 
-def _paired(images: list[Path], masks: list[Path], name, masks_apart: bool = False) -> Listing:  # type: ignore[no-untyped-def]
+def _paired(images: list[Path], masks: list[Path], name: Callable[[Path, str], str | None], masks_apart: bool = False) -> Listing:
     """Images and masks matched by the case that `name(path, stem)` gives, or None for a stray."""
-    out, found, labels = Listing(), {}, {}  # type: Listing, dict[str, Path], dict[str, list[Path]]
+    out, found, labels, may_mask = Listing(), {}, {}, set(masks)  # type: Listing, dict[str, Path], dict[str, list[Path]], set[Path]
     for path in dict.fromkeys([*images, *masks]):
-        is_mask = path in masks and (masks_apart or MASK_END.search(path.stem) is not None)
+        is_mask = path in may_mask and (masks_apart or MASK_END.search(path.stem) is not None)
         case = name(path, MASK_END.sub("", path.stem) if is_mask else path.stem) if path.suffix.lower() in SUFFIXES else None
         if case is None:
             out.strays.append(path)
@@ -126,8 +127,8 @@ def open_picture(path: Path) -> Image.Image:
             picture = Image.open(io.BytesIO(raw))
         if picture.width * picture.height > MAX_PIXELS:
             raise FileFault(f"{picture.width} x {picture.height} pixels, the cap is {MAX_PIXELS}")
-        if getattr(picture, "n_frames", 1) > 1:
-            raise FileFault(f"{picture.n_frames} frames, expected one picture")
+        if (frames := getattr(picture, "n_frames", 1)) > 1:
+            raise FileFault(f"{frames} frames, expected one picture")
         picture.load()
     except Image.DecompressionBombError as error:
         raise FileFault(f"more pixels than the cap of {MAX_PIXELS}") from error
@@ -207,7 +208,7 @@ def read_case(case: Case, channels: int, top: int = 1) -> tuple[Picture, Picture
         for path in (case.label, *case.more_labels):
             mask = read_mask(path, top)
             if mask.shape != label.shape:
-                raise FileFault(f"{mask.shape[0]} x {mask.shape[1]} pixels, its image has {label.shape[0]} x {label.shape[1]}")
+                raise FileFault(f"{' x '.join(map(str, mask.shape))} pixels, its image has {' x '.join(map(str, label.shape))}")
             label = np.maximum(label, mask)
     except FileFault as fault:
         raise TaskError(f"{path}: {fault}; get the file again, or remove the case; `mvl verify` lists every such file") from fault

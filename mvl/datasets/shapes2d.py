@@ -1,7 +1,8 @@
 """Shapes: made-up ultrasound-like pictures, in the layout of image and mask pairs, so that the whole 2-D path is exercised without data.
 
 Most hold one dark lobed blob, the label, among dark bars, bright bands and streaks; some hold none and their masks are empty. Speckle is
-multiplicative. Now and then a picture shows the scene before it again, a little brighter or darker and with some other speckle: near duplicates, as in BUSI.
+multiplicative. Now and then a picture shows the scene before it again, a little brighter or darker and with some other speckle: near
+duplicates, as in BUSI.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def make_shape(seed: int, index: int) -> tuple[Grey, Grey]:
 
 def _scene(rng: np.random.Generator, empty: bool) -> tuple[np.ndarray, Grey]:
     """Brightness in 0-1 without speckle, and the mask."""
-    rows, columns = rng.integers(SIZE[0], SIZE[1] + 1, 2)
+    rows, columns = (int(n) for n in rng.integers(SIZE[0], SIZE[1] + 1, 2))
     y, x = np.mgrid[:rows, :columns].astype(np.float64)
     clean = 0.45 + 0.08 * gaussian_filter(rng.standard_normal((rows, columns)), 8) * 20
     for _ in range(rng.integers(2, 5)):

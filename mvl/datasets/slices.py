@@ -39,7 +39,7 @@ def volume_of(case_id: str) -> str:
 def foreground_slices(label: Path) -> tuple[bool, ...]:
     """Whether each axial slice of a label volume holds foreground."""
     voxels, _ = load_volume(label)
-    return tuple(bool(v) for v in (voxels > 0).any(axis=(0, 1)))
+    return tuple(bool(voxels[:, :, z].any()) for z in range(voxels.shape[2]))
 
 
 def read_slice(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:

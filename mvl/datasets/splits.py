@@ -87,8 +87,8 @@ def _slices(task: Task, volumes: Split, data_dir: Path | None) -> Split:
     held: dict[str, list[str]] = {}
     for case in list_cases(task, data_dir):
         held.setdefault(case.case_id.rpartition("_z")[0], []).append(case.case_id)
-    lists = [tuple(case for volume in part for case in held[volume]) for part in (volumes.train, volumes.val, volumes.test)]
-    return Split(*lists, sha256_bytes(json.dumps([task.name, *lists]).encode()))
+    train, val, test = (tuple(case for volume in part for case in held[volume]) for part in (volumes.train, volumes.val, volumes.test))
+    return Split(train, val, test, sha256_bytes(json.dumps([task.name, train, val, test]).encode()))
 
 
 def split_file(task: Task, data_dir: Path | None = None) -> Path:

@@ -151,8 +151,8 @@ def sliced(task: Task) -> Task:
     """
     if task.layout != "decathlon" or task.dims != 3:
         raise TaskError(f"{task.name}: holds no volumes to slice; known: {', '.join(load_tasks())}")
-    where = {"name": task.name + SLICES, "title": f"{task.title}, axial slices", "folder": task.folder or task.name}
-    return dataclasses.replace(task, **where, dims=2, layout="slices")
+    title, folder = f"{task.title}, axial slices", task.folder or task.name
+    return dataclasses.replace(task, name=task.name + SLICES, title=title, folder=folder, dims=2, layout="slices")
 
 
 def whole_task(task: Task) -> Task:

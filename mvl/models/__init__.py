@@ -21,12 +21,16 @@ def _vit(config: Config, num_channels: int, num_classes: int) -> nn.Module:
 
 def _words(config: Config) -> str:
     """The task's words, where the block asks for them."""
-    if not config.model.token_block.text_guidance:
-        return ""
-    from mvl.datasets.tasks import find_task
+    block = config.model.token_block
+    if block.words or not block.text_guidance:
+        return block.words
+    from mvl.datasets.tasks import UnknownTask, find_task
     from mvl.models.guidance import task_words
 
-    return task_words(find_task(config.task))
+    try:
+        return task_words(find_task(config.task))
+    except UnknownTask as error:
+        raise ConfigError(f"token_block.text_guidance: no words are known for {config.task}; set token_block.words") from error
 
 
 def _v3(config: Config, num_channels: int, num_classes: int) -> nn.Module:
@@ -87,9 +91,13 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def count_parameters(config: Config, num_channels: int, num_classes: int) -> dict[str, int]:
-    """`parameter_counts` of a config's network without its memory: only the language layer is read, the rest is built on `meta`."""
-    with torch.device("meta"):
-        return parameter_counts(SYSTEMS[config.model.architecture](config, num_channels, num_classes))
+    """`parameter_counts` of a config's network without its memory: only the language layer is read, the rest is built on `meta`.
+
+    MONAI's SwinUNETR cannot be built there (it asks a tensor for its value) and is built in memory.
+    """
+    maker = SYSTEMS[config.model.architecture]
+    with torch.device("cpu" if config.model.architecture == "swinunetr" else "meta"):
+        return parameter_counts(maker(config, num_channels, num_classes))
 
 
 def frozen_sha256(model: nn.Module) -> str:

@@ -82,7 +82,8 @@ class UShape(nn.Module):
     `encode` and `decode` are apart so that something can sit at the bottleneck between them.
     """
 
-    def __init__(self, encoder: Sequence[nn.Module], fusions: Sequence[nn.Module], widths: Sequence[int], dims: int, up: str, num_classes: int) -> None:
+    def __init__(self, encoder: Sequence[nn.Module], fusions: Sequence[nn.Module], widths: Sequence[int], dims: int, up: str,
+                 num_classes: int) -> None:
         super().__init__()
         self.dims, self.pool, self.bottleneck_width = dims, POOL[dims](2), widths[-1]
         self.encoder = nn.ModuleList(encoder)
@@ -90,7 +91,7 @@ class UShape(nn.Module):
         self.ups = nn.ModuleList(nn.Sequential(nn.Upsample(scale_factor=2, mode=up), *conv_norm_relu(dims, wide, narrow)) for wide, narrow in pairs)
         self.fusions = nn.ModuleList(fusions)
         self.head = pointwise(dims, widths[0], num_classes)
-        self.to(memory_format=LAYOUT[dims])
+        self.to(memory_format=LAYOUT[dims])  # type: ignore[call-overload]  # not in torch's overloads
 
     def encode(self, image: Image) -> list[Tensor]:
         """Features of every stage, full resolution first, the bottleneck last; each stage halves the grid."""

@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mvl.config import Config, ConfigError
@@ -102,7 +103,8 @@ def build_swinunetr(config: Config, num_channels: int, num_classes: int) -> Peer
     if width % 12:
         raise ConfigError(f"model.channels {config.model.channels}: Swin UNETR's first width must be a multiple of 12; set 24 or 48")
     check_multiple(config, (32,) * dims)
-    network = SwinUNETR(num_channels, num_classes, feature_size=width, drop_rate=config.model.dropout_rate, spatial_dims=dims)
+    with torch.device("cpu"):  # it reads numbers out of tensors while it is built, which `meta` has none of
+        network = SwinUNETR(num_channels, num_classes, feature_size=width, drop_rate=config.model.dropout_rate, spatial_dims=dims)
     return Peer(network, network.encoder10)
 
 
@@ -112,7 +114,8 @@ def nnunet_plan(img_size: tuple[int, ...], spacing_mm: tuple[float, ...]) -> tup
     Source: nnU-Net (arXiv 1904.08128), network topology; kernel 1 along an axis that is too coarse for 3.
     """
     sizes, spacing = list(img_size), list(spacing_mm)
-    kernels, strides = [], [[1] * len(sizes)]
+    kernels: list[list[int]] = []
+    strides = [[1] * len(sizes)]
     while True:
         fine = [space <= 2 * min(spacing) for space in spacing]
         stride = [2 if ok and size >= 2 * MIN_EDGE else 1 for ok, size in zip(fine, sizes)]

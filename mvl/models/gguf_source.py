@@ -90,6 +90,7 @@ def gguf_rows(path: Path, rows: Sequence[int]) -> Tensor:
     return torch.from_numpy(dequantize(matrix.data[list(rows)], matrix.tensor_type).copy())
 
 
+@lru_cache(maxsize=1)
 def gguf_tokenizer(path: Path) -> Tokenizer:
     """The byte-level BPE tokenizer whose vocabulary and merges the file holds.
 

@@ -45,6 +45,10 @@ class HubSource:
     hidden: int = 0
     "Width."
     layers: int = 0
+    intermediate: int = 0
+    "Hidden width of its MLP; 0: not listed."
+    heads: int = 0
+    kv_heads: int = 0
     gated: bool = False
     note: str = ""
 

@@ -65,6 +65,8 @@ class HubClient:
     "Bytes of bodies so far."
     sizes: dict[str, int] = field(default_factory=dict)
     "Bytes of each file that was asked for."
+    unranged: set[str] = field(default_factory=set)
+    "Files that only come whole."
     say: Callable[[str], Any] = lambda text: None
 
     def json(self, path: str) -> Any:
@@ -200,7 +202,10 @@ class HubClient:
                 yield from self._exactly(reply.body, todo[0][1] - todo[0][0])
                 return
             self._note_size(file, int(reply.headers.get("Content-Length") or 0))
-            self.say(f"{urlsplit(self.endpoint).netloc} does not serve byte ranges: reading {file} ({self.sizes[file]:,} bytes) from its beginning")
+            if file not in self.unranged:
+                self.unranged.add(file)
+                self.say(f"{urlsplit(self.endpoint).netloc} does not serve byte ranges: all of {file} "
+                         f"({self.sizes[file]:,} bytes) travels, only the wanted part is kept")
             at = 0
             for start, end in list(todo):
                 for _ in self._exactly(reply.body, start - at):
@@ -284,7 +289,10 @@ def connect(repo: str, say: Callable[[str], Any] = lambda text: None) -> HubClie
     token = get_token() or None
     if token and not re.fullmatch(r"[!-~]+", token):
         raise SourceError("HF_TOKEN (or the token file) holds blanks or other signs that no token has; set it again")
-    return HubClient(repo, (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"), token, say=say)
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if urlsplit(endpoint).scheme not in ("http", "https"):
+        raise SourceError(f"HF_ENDPOINT is {endpoint!r}, expected https://HOST; set it right or unset it")
+    return HubClient(repo, endpoint, token, say=say)
 
 
 def _origin(url: str) -> tuple[str, str, int]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def write_planned(hub: HubClient, checkpoint: Checkpoint, plan: Plan, path: Path
                 done += len(chunk)
                 bar.update(len(chunk))
                 noted = noted if done - noted < RECORD_EVERY else _note(file, path, done, digest, checkpoint.commit)
-        finally:
-            _note(file, path, done, digest, checkpoint.commit)
+        except BaseException:
+            with suppress(SourceError):
+                _note(file, path, done, digest, checkpoint.commit)
+            raise
+        _note(file, path, done, digest, checkpoint.commit)
     _progress(path).unlink()
     return digest.hexdigest()
 
@@ -63,6 +67,7 @@ def _chunks(hub: HubClient, checkpoint: Checkpoint, plan: Plan, done: int) -> It
 def _write(file: Any, data: bytes, path: Path) -> None:
     try:
         file.write(data)
+        file.flush()
     except OSError as error:
         raise SourceError(f"{path}: could not be written ({error.strerror}); free space, then run the same command again") from error
 
@@ -73,7 +78,7 @@ def _progress(path: Path) -> Path:
 
 def _note(file: Any, path: Path, done: int, digest: Any, commit: str) -> int:
     """Write down that `done` bytes of tensors are on disk, and their hash with the header's."""
-    file.flush()
+    _write(file, b"", path)
     os.fsync(file.fileno())
     write_json(_progress(path), {"bytes": done, "sha256": digest.hexdigest(), "commit": commit})
     return done

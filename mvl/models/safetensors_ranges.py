@@ -24,7 +24,8 @@ SINGLE = "model.safetensors"
 HEADER_LIMIT = 25_000_000
 "Bytes that a header may have; the hub's client draws the same line."
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-          "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+          "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool}
 "The format's names of what is read here."
 Span = tuple[int, int]
 "First byte and the byte after the last."

@@ -129,6 +129,7 @@ def check_switches(block: TokenBlockConfig, config: PreTrainedConfig) -> None:
         f"final_norm loaded: {config.model_type} has no final norm; its layer ends in its own": bool(family.norm) or block.final_norm != "loaded",
         "trainable and lora_targets exclude each other": not (block.trainable and block.lora_targets),
         f"text_guidance: kind {block.kind} mixes no tokens, words would change nothing": layer or not block.text_guidance,
+        "words are given, but text_guidance is off": block.text_guidance or not block.words,
         "lora_r must be at least 1": block.lora_r >= 1,
     }
     for message, holds in rules.items():

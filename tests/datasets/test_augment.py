@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from mvl.config import DataConfig
-from mvl.datasets.augment import Augment, resample
+from mvl.datasets.augment import Augment, FlipRotate, augmentation, resample
 
 
 def test_a_quarter_turn_goes_the_same_way_in_image_and_label():
@@ -48,3 +49,31 @@ def test_nothing_to_change_changes_nothing():
     image, label = torch.rand(1, 12, 12, 12), (torch.rand(1, 12, 12, 12) > 0.5).to(torch.uint8)
     changed, moved = augment(image, label, 1)
     assert torch.allclose(changed, image, atol=1e-4) and torch.equal(moved, label)
+
+
+def test_small_rotations_in_two_dimensions_turn_image_and_label_together():
+    augment = Augment(DataConfig(img_size=(32, 40), rotate_degrees=20.0, intensity_factor=0.0))
+    label = torch.zeros(1, 32, 40, dtype=torch.uint8)
+    label[:, 8:24, 10:20] = 1
+    changed, moved = augment(label.float(), label, 4)
+    assert changed.shape == (1, 32, 40) and not torch.equal(moved, label) and ((changed > 0.5) == (moved > 0)).float().mean() > 0.98
+    assert abs(int(moved.sum()) - int(label.sum())) < 16 and np.shape(augment.rotate.rotate_params) == (1,)
+
+
+@pytest.mark.parametrize(("size", "count"), [((6, 6), 8), ((6, 8), 4), ((4, 4, 4), 48), ((4, 6, 8), 8)])
+def test_flips_and_quarter_turns_reach_every_pose_and_change_no_value(size, count):
+    change = augmentation(DataConfig(img_size=size, augmentation="flip_rot90"))
+    image = torch.arange(int(np.prod(size)), dtype=torch.float32).reshape(1, *size)
+    label = (image % 3).to(torch.uint8)
+    poses = {}
+    for seed in range(40 * count // 4):
+        turned, moved = change(image, label, seed)
+        assert turned.shape == image.shape and torch.equal(turned.flatten().sort()[0], image.flatten())
+        assert torch.equal(moved, (turned % 3).to(torch.uint8))
+        poses.setdefault(turned.numpy().tobytes(), []).append(seed)
+    assert len(poses) == count if count < 48 else 20 <= len(poses) <= 48
+    assert torch.equal(change(image, label, 5)[0], change(image, label, 5)[0]) and torch.equal(image.flatten(), torch.arange(image.numel()).float())
+
+
+def test_the_default_is_the_small_rotation():
+    assert isinstance(augmentation(DataConfig()), Augment) and isinstance(augmentation(DataConfig(augmentation="flip_rot90")), FlipRotate)

@@ -109,12 +109,14 @@ def test_fewer_than_ten_cases_cannot_be_dealt(own_data, tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"channel_names": None}, r"lacks channel_names; add"), ({"channel_names": {"0": "a", "2": "b"}}, r"keys 0, 2, expected 0, 1; number"),
-    ({"labels": None}, r"lacks labels; add"), ({"labels": {"background": 0, "all": [1, 2]}}, r"'all' is a region of \[1, 2\]; regions are not supported"),
+    ({"labels": None}, r"lacks labels; add"),
+    ({"labels": {"background": 0, "all": [1, 2]}}, r"'all' is a region of \[1, 2\]; regions are not supported"),
     ({"labels": {"background": 0, "core": 1, "rim": 3}}, r"values \[0, 1, 3\]; number them"), ({"labels": {"core": 1}}, r"values \[1\]; number"),
     ({"labels": {"background": 0, "core": 1.0}}, r"'core' has the value 1.0; write a whole number"),
     ({"labels": {"background": 0, "core": 1, "ignore": 2}}, r"`ignore` is not supported; leave out"),
     ({"file_ending": None}, r"file_ending is None, expected .nii.gz"), ({"file_ending": ".png"}, r"'.png', expected .nii.gz or .nii; convert"),
-    ({"numTraining": None}, r'lacks numTraining; add "numTraining": 12'), ({"numTraining": 13}, r"numTraining is 13, labelled cases are 12; bring back"),
+    ({"numTraining": None}, r'lacks numTraining; add "numTraining": 12'),
+    ({"numTraining": 13}, r"numTraining is 13, labelled cases are 12; bring back"),
     ({"nsd_tolerance_mm": "2"}, r"nsd_tolerance_mm is '2'; write millimetres"), ({"dataset": {}}, r"`dataset` mapping is not read; put the files"),
     ({"channel_names": {"0": "a"}}, r"case_00_0001.nii.gz: channel 1 is not in channel_names \(1 channels\); add it there")])
 def test_a_wrong_description_is_named_with_the_remedy(copy, changes, message):

@@ -16,7 +16,7 @@ from mvl.datasets.tasks import TaskError, find_task, list_cases, whole_task
 def test_slices_of_a_task_are_a_task(few_phantoms):
     task = find_task("phantoms_slices")
     assert (task.name, task.dims, task.folder, task.labels) == ("phantoms_slices", 2, "phantoms", find_task("phantoms").labels)
-    assert whole_task(task) == dataclasses.replace(find_task("phantoms")) and whole_task(find_task("BUSI")) is find_task("BUSI")
+    assert whole_task(task) == dataclasses.replace(find_task("phantoms"), folder="phantoms") and whole_task(find_task("BUSI")) is find_task("BUSI")
     assert find_task("hippocampus_slices").name == "Task04_Hippocampus_slices"
     with pytest.raises(TaskError, match="no volumes to slice"):
         find_task("BUSI_slices")

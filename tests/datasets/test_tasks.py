@@ -14,11 +14,18 @@ from mvl.datasets.tasks import TaskError, data_root, find_task, list_cases, load
 
 def test_registry_holds_the_ten_tasks_and_the_phantoms():
     tasks = load_tasks()
-    assert len(tasks) == 11 and sum(t.num_cases for t in tasks.values() if t.url) == 1741
+    assert len(tasks) == 13 and {"phantoms", "BUSI", "shapes"} < set(tasks) and sum(t.num_cases for t in tasks.values() if t.url) == 1741
     for task in tasks.values():
         assert task.labels and min(task.labels) == 1 and task.nsd_tolerance_mm > 0 and task.channels and task.citation
         assert not task.url or (task.url.endswith(f"/{task.name}.tar") and len(task.md5) == 32 and task.licence == "CC-BY-SA 4.0")
     assert tasks["Task04_Hippocampus"].labels == {1: "anterior", 2: "posterior"}
+
+
+def test_pictures_are_measured_in_pixels():
+    tasks = load_tasks()
+    assert [name for name, task in tasks.items() if task.unit == "px"] == ["BUSI", "shapes"]
+    assert [name for name, task in tasks.items() if task.dims == 2] == ["BUSI", "shapes"]
+    assert tasks["BUSI"].folder == "Dataset_BUSI_with_GT" and tasks["BUSI"].num_cases == 780 and tasks["BUSI"].licence == "CC BY 4.0"
 
 
 def test_md5_sums_are_those_of_monai():

@@ -36,10 +36,10 @@ def step(network: nn.Module, image: torch.Tensor) -> None:
 
 def test_counts_agree_with_the_released_code() -> None:
     """CMUNeXt: `sum(p.numel())` of the released `cmunext()` (3 channels, 1 class); U-Net: of the same group's benchmark of networks, `U_Net`."""
-    released = build(Config, {"model": {"architecture": "cnn"}, "data": {"img_size": [256, 256]}}, "test")
-    assert count_parameters(released, 3, 1) == {"trainable": 3_149_185, "frozen": 0, "total": 3_149_185}
-    unet = build(Config, {"model": {"architecture": "cnn", "backbone": "unet", "channels": [64, 128, 256, 512, 1024]}, "data": {"img_size": [256, 256]}}, "test")
-    assert count_parameters(unet, 3, 1)["trainable"] == 34_527_041
+    config = lambda model: build(Config, {"data": {"img_size": [256, 256]}, "model": {"architecture": "cnn", **model}}, "test")
+    count = lambda **model: count_parameters(config(model), 3, 1)
+    assert count() == {"trainable": 3_149_185, "frozen": 0, "total": 3_149_185}
+    assert count(backbone="unet", channels=[64, 128, 256, 512, 1024])["trainable"] == 34_527_041
 
 
 @pytest.mark.parametrize("backbone", [{}, UNET], ids=["cmunext", "unet"])
@@ -49,7 +49,8 @@ def test_stages_halve_the_grid_and_come_back(backbone: dict[str, object], size: 
     stages = network.stages(picture(*size))
     grid = lambda n: tuple(s // n for s in size)
     assert {name: tuple(stage.shape[1:]) for name, stage in stages.items()} == {
-        "encoder1": (4, *size), "encoder2": (6, *grid(2)), "bottleneck": (8, *grid(4)), "decoder2": (6, *grid(2)), "decoder1": (4, *size), "logits": (3, *size)}
+        "encoder1": (4, *size), "encoder2": (6, *grid(2)), "bottleneck": (8, *grid(4)),
+        "decoder2": (6, *grid(2)), "decoder1": (4, *size), "logits": (3, *size)}
     assert list(stages)[-1] == "logits"
     stages["logits"].square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -121,6 +122,34 @@ def test_running_statistics_are_part_of_what_a_run_keeps(tmp_path: Path) -> None
         assert not torch.equal(again.eval()(x), wanted)
         load_own_state(again, state)
         assert torch.equal(again.eval()(x), wanted)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running statistics travel through the checkpoint; evaluated again from its files, the run has the same figures."""
+    import signal
+
+    from mvl import train
+    from mvl.evaluate import evaluate_run
+
+    settings = {"data": {"img_size": [16, 16, 16]}, "train": {"train_epochs": 2, "optimizer": "sgd", "lr": 0.01, "schedule": "poly"}}
+    config = build(Config, merge(SMALL, settings, {"fraction": 0.2}), "test")
+    whole = train.train_run(config, tmp_path / "whole", progress=False)
+    update, count = train.Trainer.update, iter(range(100))
+
+    def update_then_signal(self: train.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+        loss = update(self, batch, weight)
+        if next(count) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(train.Trainer, "update", update_then_signal)
+    with pytest.raises(train.Interrupted):
+        train.train_run(config, tmp_path / "stopped", progress=False)
+    stopped = train.train_run(config, tmp_path / "stopped", progress=False)
+    assert all((whole / name).read_bytes() == (stopped / name).read_bytes() for name in ("weights.safetensors", "history.csv", "cases.csv"))
+    before = (whole / "cases.csv").read_bytes()
+    evaluate_run(whole)
+    assert (whole / "cases.csv").read_bytes() == before
 
 
 def test_a_short_batch_of_one_case_trains() -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from mvl.config import Config, ConfigError, build, load_config, merge
+from mvl.config import Config, ConfigError, build, merge, named
 from mvl.models import build_system, count_parameters
 from mvl.models.comparators import PEERS, nnunet_plan
 
@@ -48,7 +48,8 @@ def test_the_same_seed_gives_the_same_weights_and_stages_leave_no_hook() -> None
 @pytest.mark.parametrize(("name", "count"), [("unet", 1_185_818), ("unetr", 92_685_521), ("swinunetr", 62_186_659)])
 def test_sizes_are_those_of_the_papers(name: str, count: int) -> None:
     """UNETR's paper says 92.58 M, Swin UNETR's 61.98 M; MONAI's networks of the same settings differ by under 1 %."""
-    assert count_parameters(load_config("quick", "phantoms", name), 1, 1)["total"] == count
+    config = build(Config, {"model": named("systems", name)["model"]}, "test")
+    assert count_parameters(config, 1, 1)["total"] == count
 
 
 def test_the_plan_is_nnunets() -> None:

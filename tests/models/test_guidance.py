@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +67,8 @@ def test_no_words_and_blocks_that_mix_nothing_are_refused(spoken: Path) -> None:
         build_token_block(TokenBlockConfig(source=str(spoken), text_guidance=True), 0)
     with pytest.raises(ConfigError, match="words would change nothing"):
         build_token_block(TokenBlockConfig(source=str(spoken), kind="mlp", text_guidance=True), 0, "MRI")
+    with pytest.raises(ConfigError, match="text_guidance is off"):
+        build_token_block(TokenBlockConfig(source=str(spoken), words="MRI"), 0)
 
 
 def test_the_system_takes_its_tasks_words(spoken: Path) -> None:
@@ -74,6 +78,11 @@ def test_the_system_takes_its_tasks_words(spoken: Path) -> None:
     one, other = made("hippocampus"), made("spleen")
     assert torch.equal(one.block.words, word_rows(str(spoken), WORDS)) and one.block.words.shape != other.block.words.shape
     assert not any("words" in name for name in own_state(one))
+    block["words"] = "MRI"
+    assert torch.equal(made("hippocampus").block.words, word_rows(str(spoken), "MRI"))
+    block["words"] = ""
+    with pytest.raises(ConfigError, match="Dataset777_Mine; set token_block.words"):
+        made("Dataset777_Mine")
 
 
 def test_smollm2_speaks_its_own_tokens(smollm2: Path) -> None:
@@ -85,3 +94,11 @@ def test_smollm2_speaks_its_own_tokens(smollm2: Path) -> None:
 
 def test_minilm_speaks_its_own_tokens(minilm: Path) -> None:
     assert word_rows("minilm-l6", "liver, CT").shape == (3, 384)
+
+
+def test_only_the_words_rows_travel_from_a_hub(hub: Any, spoken: Path) -> None:
+    name = f"random/spoken@{hub.add('random/spoken', spoken)}"
+    assert torch.equal(word_rows(name, "hippocampus, MRI"), word_rows(str(spoken), "hippocampus, MRI"))
+    block, tokens = TokenBlockConfig(source=name, text_guidance=True), torch.randn(1, 9, 32)
+    assert torch.equal(build_token_block(block, 0, "MRI")(tokens), build_token_block(replace(block, source=str(spoken)), 0, "MRI")(tokens))
+    assert not (next((Path(os.environ["MVL_WEIGHTS"]) / "hub").glob("*/*")) / "layer-0").exists()

@@ -54,7 +54,7 @@ def test_whole_answer_read_past(client, wide_llama, hub):
     data = (wide_llama / SHARD).read_bytes()
     hub.cuts = [40_000]
     assert b"".join(client.spans(client.commit, SHARD, [(100, 30_000), (50_000, 60_000)])) == data[100:30_000] + data[50_000:60_000]
-    assert len(told) == 2 and f"reading {SHARD} ({len(data):,} bytes) from its beginning" in told[0]
+    assert len(told) == 1 and f"does not serve byte ranges: all of {SHARD} ({len(data):,} bytes)" in told[0]
 
 
 def test_wrong_content_range(client, hub):
@@ -129,6 +129,12 @@ def test_file_that_changes_under_way(client, hub, tmp_path):
 
 def test_token_is_not_shown():
     assert "secret" not in repr(HubClient("a/b", "https://x", "secret"))
+
+
+def test_address_of_the_hub_must_be_one(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
+    with pytest.raises(SourceError, match="HF_ENDPOINT is 'huggingface.co', expected https://HOST"):
+        connect("meta/wide")
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])

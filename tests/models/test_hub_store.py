@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from collections import namedtuple
 
@@ -100,10 +101,17 @@ def test_no_room(hub, source, monkeypatch):
         fetched(source)
 
 
-def test_disk_that_fills_up_under_way(hub, source, monkeypatch):
-    class Full:
-        def write(self, data):
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(SourceError, match="could not be written \\(No space left on device\\); free space, then run the same command again"):
-        hub_store._write(Full(), b"x", source_dir(source))
+def test_disk_that_fills_up_under_way(hub, source, wide_llama, monkeypatch):
+    monkeypatch.setattr(hub_client, "CHUNK", 50_000)
+    if not (pid := os.fork()):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (320_000, 320_000))
+        try:
+            fetched(source)
+        except SourceError as error:
+            message = "model.safetensors: could not be written (File too large); free space, then run the same command again"
+            os._exit(0 if message in str(error) else 2)
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    first, asked = tensor_requests(hub)[0], len(tensor_requests(hub))
+    assert right(fetched(source), wide_llama) and tensor_requests(hub)[asked] == (first[0] + 300_000, first[1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvl.config import Config, build, load_config, merge, system_names
+from mvl.config import Config, build, load_config, merge, named
 from mvl.models import build_system, count_parameters, frozen_sha256, own_state, parameter_counts
 
 SMALL = {"data": {"img_size": [16, 16]},
@@ -58,10 +58,12 @@ def test_tokens_are_the_bottleneck_in_row_major_order(make) -> None:
     assert torch.allclose(network(IMAGE), network.cnn(IMAGE), atol=1e-6)
 
 
-@pytest.mark.parametrize(("backbone", "widths", "added"), [("cmunext", [16, 32, 128, 160, 256], 1_050_880), ("unet", [64, 128, 256, 512, 1024], 4_197_376)])
+@pytest.mark.parametrize(("backbone", "widths", "added"), [
+    ("cmunext", [16, 32, 128, 160, 256], 1_050_880), ("unet", [64, 128, 256, 512, 1024], 4_197_376)])
 def test_added_parameters_agree_with_the_paper(tmp_path: Path, backbone: str, widths: list[int], added: int) -> None:
     """The paper says +1.05 M and +4.19 M with Llama-3.2-1B, whose width is 2048."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 2048, "num_attention_heads": 32, "num_hidden_layers": 16}))
+    settings = {"model_type": "llama", "hidden_size": 2048, "num_attention_heads": 32, "num_hidden_layers": 16}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
     model = {"architecture": "llm4seg", "backbone": backbone, "channels": widths, "token_block": {"kind": "identity", "source": str(tmp_path)}}
     count = lambda architecture: count_parameters(
         build(Config, {"data": {"img_size": [256, 256]}, "model": {**model, "architecture": architecture}}, "test"), 3, 1)
@@ -102,7 +104,8 @@ def test_without_residual_a_dead_block_leaves_nothing(make) -> None:
         network.mapper2.weight.zero_()
     other = IMAGE.flip(0)
     assert torch.equal(network.stages(IMAGE)["mapper2"], network.stages(other)["mapper2"])
-    assert torch.allclose(make(residual=True).eval().stages(IMAGE)["block"] - make().eval().stages(IMAGE)["block"], make().eval().stages(IMAGE)["mapper1"], atol=1e-5)
+    around, through = make(residual=True).eval().stages(IMAGE), make().eval().stages(IMAGE)
+    assert torch.allclose(around["block"] - through["block"], through["mapper1"], atol=1e-5)
 
 
 def test_released_mask_and_positions_change_the_block(make) -> None:
@@ -128,19 +131,17 @@ def test_what_a_run_keeps_gives_the_same_prediction(make, block: dict[str, objec
     assert torch.equal(again.eval()(IMAGE), network.eval()(IMAGE))
 
 
-def test_every_yaml_is_the_papers_recipe() -> None:
-    names = ["cmunext", "unet_plain", *(n for n in system_names() if n.startswith("llm4seg"))]
-    configs = {name: load_config("quick", "phantoms", name) for name in names}
-    from mvl.config import named
+SYSTEMS = """cmunext unet_plain llm4seg llm4seg_t llm4seg_random llm4seg_random_t llm4seg_released llm4seg_identity llm4seg_mlp llm4seg_unet
+llm4seg_llama llm4seg_deepseek""".split()
 
-    for name, config in configs.items():
-        who, block = named("systems", name), config.model.token_block
-        assert who["data"] == {"img_size": [256, 256], "augmentation": "flip_rot90"}
-        assert who["train"] == {"train_epochs": 300, "batch_size": 8, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
-                                "schedule": "poly", "loss": "bce_dice", "grad_clip": 0.0}
-        if config.model.architecture == "llm4seg":
-            assert not block.residual
-            assert block.kind in ("mlp", "identity") or block.final_norm == "none"
-    trained = {name for name, config in configs.items() if config.model.token_block.trainable}
-    random = {name for name, config in configs.items() if config.model.token_block.kind == "xavier"}
-    assert trained == {"llm4seg_t", "llm4seg_random_t"} and random == {"llm4seg_random", "llm4seg_random_t"}
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_yaml_is_the_papers_recipe(name: str) -> None:
+    who, block = named("systems", name), load_config("quick", "phantoms", name).model.token_block
+    assert who["data"] == {"img_size": [256, 256], "augmentation": "flip_rot90"}
+    assert who["train"] == {"train_epochs": 300, "batch_size": 8, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
+                            "schedule": "poly", "loss": "bce_dice", "grad_clip": 0.0}
+    if name.startswith("llm4seg"):
+        assert not block.residual and (block.kind in ("mlp", "identity") or block.final_norm == "none")
+        assert block.trainable == name.endswith("_t") and (block.kind == "xavier") == ("_random" in name)
+        assert block.causal_mask == block.released_positions == name.endswith("_released")

@@ -13,12 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from monai.data import MetaTensor
 from monai.inferers.utils import sliding_window_inference
 from monai.transforms.utils import allow_missing_keys_mode
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from torch import Tensor
 
 from mvl import runs
@@ -27,6 +29,7 @@ from mvl.datasets.loaders import NativeProbabilities, preprocessing, to_scan_gri
 from mvl.datasets.nifti import FileFault
 from mvl.datasets.own import task_of_run
 from mvl.datasets.pictures import png_bytes, read_image
+from mvl.datasets.slices import load_volume
 from mvl.evaluate import MetricError, class_masks
 from mvl.objective import predict_probabilities
 from mvl.train import load_run
@@ -90,22 +93,34 @@ class Predictor:
         Raises:
             FileFault: it cannot be decoded.
         """
+        path = files[0]
+        if self.task.layout == "slices":
+            return self.by_slice(path)
+        if self.task.dims == 2:
+            try:
+                return self.of_source(flat(read_image(path, len(self.task.channels))), path)
+            except FileFault as fault:
+                raise FileFault(f"{path}: {fault}; put the file right and try again") from fault
+        return self.of_source([str(path) for path in files] if len(files) > 1 else str(path), path)
+
+    def of_source(self, source: Any, path: Path) -> NativeProbabilities:
+        """Class probabilities on the grid of what the preprocessing begins with: file names, or pixels with their spacing."""
         try:
             with allow_missing_keys_mode(self.transform):
-                image = self.transform({"image": self.source(files)})["image"]
-        except FileFault as fault:
-            raise FileFault(f"{files[0]}: {fault}; put the file right and try again") from fault
+                image = self.transform({"image": source})["image"]
         except Exception as error:
-            raise FileFault(f"{files[0]}: cannot be decoded ({type(error.__cause__ or error).__name__}); put the file right and try again") from error
+            raise FileFault(f"{path}: cannot be decoded ({type(error.__cause__ or error).__name__}); put the file right and try again") from error
         with torch.inference_mode():
             found = self.on_grid(image.as_tensor().float().contiguous())
         return to_scan_grid(self.transform, found, image.applied_operations, image.affine)
 
-    def source(self, files: tuple[Path, ...]) -> Any:
-        """What the preprocessing begins with: file names, or a picture's pixels (1 px apart)."""
-        if self.task.dims == 2:
-            return MetaTensor(torch.as_tensor(read_image(files[0], len(self.task.channels))), affine=torch.eye(3, dtype=torch.float64))
-        return [str(path) for path in files] if len(files) > 1 else str(files[0])
+    def by_slice(self, path: Path) -> NativeProbabilities:
+        """Class probabilities of a volume, axial slice by slice as slices.py cuts it, turned back to the file's own axes."""
+        volume, spacing = load_volume(path)
+        volume = np.asarray(volume if volume.ndim == 4 else volume[..., None], dtype=np.float32)
+        planes = [self.of_source(flat(np.moveaxis(volume[:, :, z], -1, 0), spacing), path) for z in range(volume.shape[2])]
+        turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(nibabel.nifti1.load(path).affine))
+        return torch.as_tensor(np.stack([np.ascontiguousarray(apply_orientation(part, turn)) for part in torch.stack(planes, dim=-1).numpy()]))
 
     def on_grid(self, image: Volume) -> Probabilities:
         """Class probabilities of an image: in one go where it has the size that the network was trained at, else window by window, averaged
@@ -123,6 +138,11 @@ class Predictor:
         for value, found in zip(self.values, class_masks(probabilities.numpy())):
             out[found] = value
         return out
+
+
+def flat(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> MetaTensor:
+    """Pixels (C, rows, columns) with their affine, as planes.py gives them to training."""
+    return MetaTensor(torch.as_tensor(np.ascontiguousarray(pixels)), affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
 
 
 def choose_device(name: str) -> torch.device:

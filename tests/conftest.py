@@ -40,7 +40,7 @@ def own_data():
             image, label = rng.normal(100, 10, shape).astype(np.float32), np.zeros(shape, np.uint8)
             corner = rng.integers(3, 8, 3)
             for value, shift in ((1, 0), (2, 4)):
-                x, y, z = corner + [0, 0, shift]
+                x, y, z = corner + np.array([0, 0, shift])
                 label[x:x + 6, y:y + 6, z:z + 4] = value
             for channel in range(channels):
                 write_nifti(folder / "imagesTr" / f"case_{index:02d}_{channel:04d}.nii.gz", image + 50 * label + 30 * channel * (label > 1))

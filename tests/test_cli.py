@@ -53,11 +53,24 @@ def test_both_names_of_a_task_mean_the_same_run(name):
     assert cli.parser().parse_args(["verify", name]).task == "Task04_Hippocampus"
 
 
+def test_your_own_data_are_given_by_path_or_name_and_named_when_broken(own_data, tmp_path, monkeypatch, capsys):
+    folder, seen = own_data(tmp_path / "Dataset7_Boxes", cases=1), []
+    monkeypatch.setattr(cli.do, "train", lambda args: seen.append((args.task, args.data_dir)) or 0)
+    own = [word if word != "phantoms" else "Dataset7_Boxes" for word in TRAIN]
+    assert cli.main([*TRAIN[:4], str(folder), *TRAIN[5:]]) == 0 and cli.main([*own, "--data-dir", str(tmp_path)]) == 0
+    assert seen == [("Dataset7_Boxes", tmp_path)] * 2
+    assert "unknown task 'Dataset7_Boxes'" in usage_error(own, capsys)
+    (folder / "dataset.json").write_text("{}")
+    assert cli.main(["verify", str(folder)]) == 1
+    assert "Dataset7_Boxes/dataset.json: lacks channel_names; add" in capsys.readouterr().err
+
+
 def test_every_command_of_the_contract_is_there():
     for line in (
             "fetch hippocampus", "fetch weights", "verify hippocampus --data-dir x --json", "study run quick", "study status quick --json",
             "study check quick", "study collect quick", "study record quick", "systems --json", "bench --json", "doctor --json",
-            "notebook 01_baseline -p study quick", "book --study quick", "book", "evaluate some/run", "figures"):
+            "notebook 01_baseline -p study quick", "book --study quick", "book", "evaluate some/run", "figures",
+            "predict some/run a.nii b --output d --json"):
         assert callable(cli.parser().parse_args(line.split()).handler)
     args = cli.parser().parse_args([*TRAIN, "--fraction", "0.1", "--fold", "3", "--seed", "2", "--results-dir", "r", "--data-dir", "d"])
     assert (args.fraction, args.fold, args.seed, str(args.results_dir), str(args.data_dir)) == (0.1, 3, 2, "r", "d")

@@ -1,4 +1,7 @@
-"""The book of one study: notebooks executed, facts inserted by rule, HTML that needs no network; nothing of another study gets in."""
+"""The book: each notebook executed with the study that owns it, facts inserted by rule, HTML that needs no network.
+
+A book of one study has nothing of another; the published book has each notebook from the published study that names it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,12 +20,14 @@ from typing import Any
 import yaml
 
 from mvl import runs
+from mvl.chapters import Chapter, covered, open_chapter
 from mvl.config import ROOT
 from mvl.notebooks import FOLDER, list_notebooks, run_notebook, write_notebook
+from mvl.studies import load_study, missing_runs
 
 SOURCES = ROOT / "book"
-PUBLISHED = "hippocampus"
-"Study of the published book, shown from the committed records alone."
+PUBLISHED = ("hippocampus", "busi")
+"Studies of the published book, the landing page's first; shown from the committed records alone."
 COPIED = ("*.md", "_config.yml", "_toc.yml", "references.bib")
 COLAB_BADGE = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/[^)]*\)\]\(([^)]*)\)")
 
@@ -41,18 +46,18 @@ def repository_url() -> str:
 def build_book(study: str | None = None, results_dir: Path | None = None, out_dir: Path | None = None) -> Path:
     """Build the book of a study's results; returns its `index.html`.
 
-    Without a study: the published one, from the committed records, into `book/_build/html`.
-    With one: from `results_dir` (default `data/runs`) into `book/_build/<study>`.
+    Without a study: the published ones, from the committed records, into `book/_build/html`.
+    With one: its notebooks alone, from `results_dir` (default `data/runs`) into `book/_build/<study>`.
 
     Raises:
         BookError: the book builder warns, or a page would ask the network for something.
         NotebookError: a notebook does not run to its end.
     """
-    shown = study or PUBLISHED
     results = runs.records_dir() if study is None else Path(results_dir or runs.default_results_dir()).absolute()
-    target = Path(out_dir) if out_dir else SOURCES / "_build" / (study or "html")
-    staging = SOURCES / "_build" / f"{shown}-src"
-    stage(staging, shown, results)
+    name = Path(study).stem if study else None
+    target = Path(out_dir) if out_dir else SOURCES / "_build" / (name or "html")
+    staging = SOURCES / "_build" / f"{name or 'published'}-src"
+    stage(staging, (study,) if study else PUBLISHED, results)
     html = run_jupyter_book(staging)
     if asked := sorted(set(network_requests(html))):
         raise BookError("the built pages would ask the network: " + "; ".join(asked[:10]))
@@ -62,7 +67,25 @@ def build_book(study: str | None = None, results_dir: Path | None = None, out_di
     return target / "index.html"
 
 
-def stage(staging: Path, study: str, results: Path) -> None:
+def owned_notebooks(study: str) -> list[str]:
+    """Notebooks that the study's YAML names, in the book's order; of a study that names none, those whose block is in its grid.
+
+    Raises:
+        BookError: it names one that there is not.
+    """
+    known, named = list_notebooks(), load_study(study).notebooks
+    if unknown := sorted(set(named) - set(known)):
+        raise BookError(f"study {study}: no notebook {unknown[0]!r}; its `notebooks` are some of {', '.join(known)}")
+    return [name for name in known if (name in named if named else name[3:] in covered(study))]
+
+
+def plan(studies: Sequence[str]) -> dict[str, str]:
+    """Notebook -> the first of the studies that owns it, in the book's order."""
+    owners = {name: study for study in reversed(studies) for name in owned_notebooks(study)}
+    return dict(sorted(owners.items()))
+
+
+def stage(staging: Path, studies: Sequence[str], results: Path) -> None:
     """Make the sources that Jupyter Book builds: pages with their facts, executed notebooks, configuration."""
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -71,23 +94,33 @@ def stage(staging: Path, study: str, results: Path) -> None:
             shutil.copy(path, staging)
     for folder in ("_static", "_vendor"):
         shutil.copytree(SOURCES / folder, staging / folder)
-    execute_notebooks(staging / "notebooks", study, results)
-    fill_pages(staging, facts(staging, study, results))
+    shown = plan(studies)
+    execute_notebooks(staging / "notebooks", shown, results)
+    keep_contents(staging / "_toc.yml", list(shown))
+    fill_pages(staging, facts(staging, studies, results))
     config = yaml.safe_load((staging / "_config.yml").read_text())
     config["repository"]["url"] = repository_url()
     (staging / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def execute_notebooks(target: Path, study: str, results: Path) -> None:
-    """Execute every notebook into `target`: two at a time when no run is left to train, else one after another."""
-    from mvl.studies import missing_runs
+def keep_contents(path: Path, notebooks: Sequence[str]) -> None:
+    """Leave only these notebooks in a table of contents; a part without any page goes too."""
+    contents = yaml.safe_load(path.read_text())
+    shown = lambda file: not file.startswith("notebooks/") or file.removeprefix("notebooks/") in notebooks
+    for part in contents["parts"]:
+        part["chapters"] = [chapter for chapter in part["chapters"] if shown(chapter["file"])]
+    contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
+    path.write_text(yaml.safe_dump(contents, sort_keys=False))
 
+
+def execute_notebooks(target: Path, shown: dict[str, str], results: Path) -> None:
+    """Execute notebooks, each with its study, into `target`: two at a time when no run is left to train, else one after another."""
     target.mkdir(parents=True)
     published = results.resolve() == runs.records_dir().resolve()
-    workers = 2 if published or not missing_runs(study, results) else 1
+    workers = 2 if published or not any(missing_runs(study, results) for study in set(shown.values())) else 1
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [pool.submit(execute_one, name, target, study, results) for name in list_notebooks()]
+        jobs = [pool.submit(execute_one, name, target, study, results) for name, study in shown.items()]
         for job in jobs:
             job.result()
 
@@ -102,31 +135,66 @@ def execute_one(name: str, target: Path, study: str, results: Path) -> None:
     write_notebook(path, notebook)
 
 
-def facts(staging: Path, study: str, results: Path) -> dict[str, Any]:
-    """What the pages say by rule; writes the landing page's figure into the staging."""
-    from mvl import figures, report
+def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any]:
+    """What the pages say by rule: the first study's main chapter, a summary of each further one; writes the landing page's figure."""
+    from mvl import figures, report, systems
 
-    chapter = report.open_chapter("llm_hybrid", study, results)
-    baseline = report.open_chapter("baseline", study, results)
+    name = main_notebook(studies[0])
+    chapter = open_notebook(name, studies[0], results)
     hero = figures.paired_differences(report.differences(chapter), chapter.holes)
     (staging / "landing.svg").write_text(figures.svg(hero))
-    return {"repository": repository_url(), "study": study, "title": report.load_study(study).title, "tasks": ", ".join(chapter.tasks),
-            "smoke": chapter.smoke, "published": chapter.published, "answer": report.answer(chapter), "baseline": report.answer(baseline),
-            "results": report.results_table(chapter), "colab": report.colab_url("02_llm_hybrid"), "claim": report.claim("llm_hybrid"),
-            "check": reproduction(study, results), "holes": chapter.holes}
+    return {"repository": repository_url(), "study": studies[0], "title": load_study(studies[0]).title, "tasks": ", ".join(chapter.tasks),
+            "smoke": chapter.smoke, "published": chapter.published, "answer": report.answer(chapter), "chapter": name,
+            "chapters": list(plan(studies)), "results": report.results_table(chapter), "colab": report.colab_url(name),
+            "claim": report.claim(chapter.topic), "others": [f for s in studies[1:] if (f := further(s, results))], "holes": chapter.holes,
+            "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
+            "bench_machine": bench_machine()}
 
 
-def reproduction(study: str, results: Path) -> str:
-    """Markdown table of the recorded arm means beside those shown, with tolerance and verdict."""
+def main_notebook(study: str) -> str:
+    """The notebook that the landing page shows: the hybrid's where the study owns it, else its first, else the hybrid's with its holes."""
+    owned = owned_notebooks(study)
+    return "02_llm_hybrid" if "02_llm_hybrid" in owned or not owned else owned[0]
+
+
+def open_notebook(name: str, study: str, results: Path) -> Chapter:
+    """The chapter that a notebook opens."""
+    return open_chapter(name[3:], study, results)
+
+
+def further(study: str, results: Path) -> dict[str, Any] | None:
+    """What the landing page says of a further study, once a run of it is recorded."""
+    from mvl import report
+
+    name = main_notebook(study)
+    chapter = open_notebook(name, study, results)
+    if chapter.done.empty:
+        return None
+    return {"study": study, "title": load_study(study).title, "notebook": name, "claim": report.claim(chapter.topic),
+            "answer": report.answer(chapter), "results": report.results_table(chapter)}
+
+
+def bench_machine() -> str:
+    """`, on <processor> (...)` for the page of systems; nothing where no bench is recorded."""
+    from mvl.systems import read_bench
+
+    facts = read_bench()["environment"].get("platform")
+    return f", on {facts['processor']} (environment in data/bench.json)" if facts else ""
+
+
+def reproduction(study: str, results: Path, published: bool) -> str:
+    """What was recorded of a study, as Markdown: each arm's mean beside the one shown, with tolerance and verdict."""
     from mvl.reproduce import check
 
+    what = "the committed records" if published else "this machine's runs beside the committed records"
     rows = [c for c in check(study, results, runs.records_dir()) if isinstance(c.recorded, float)]
     if not rows:
         return f"Nothing is recorded of the study `{study}` yet."
     number = lambda value: "" if value is None else f"{value:.5g}"
     lines = [f"| {c.quantity} | {number(c.recorded)} | {number(c.rerun)} | {number(c.tolerance) or 'bitwise'} | {c.verdict} |"
              for c in rows if not c.quantity.startswith("n_test")]
-    return "\n".join(["| quantity | recorded | shown here | tolerance | verdict |", "|---|---:|---:|---:|---|", *lines])
+    head = [f"Study `{study}`, {what}:", "", "| quantity | recorded | shown here | tolerance | verdict |", "|---|---:|---:|---:|---|"]
+    return "\n".join([*head, *lines])
 
 
 def fill_pages(staging: Path, values: dict[str, Any]) -> None:

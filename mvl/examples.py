@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mvl import runs
+from mvl.chapters import Chapter
 from mvl.config import ROOT
 from mvl.datasets.tasks import TaskError
 from mvl.figures import Example
-from mvl.report import Chapter
 
 FILE = "examples.npz"
 RANKS = ("best", "median", "worst")
@@ -32,7 +32,7 @@ def load_examples(chapter: Chapter, data_dir: Path | None = None) -> tuple[list[
     if chapter.done.empty:
         return [], ["no finished run to draw predictions of"]
     chosen = common_runs(chapter.done)
-    path = chapter.results_dir / chapter.study / FILE
+    path = chapter.folder / FILE
     try:
         if kept := read_examples(path, chosen, data_dir):
             return kept, []
@@ -59,7 +59,7 @@ def relative(error: Exception) -> str:
 def save_examples(chapter: Chapter, data_dir: Path | None = None) -> Path | None:
     """Keep the examples beside the tables (published records come without weights); None where they cannot be drawn."""
     examples, _ = load_examples(chapter, data_dir)
-    path = chapter.results_dir / chapter.study / FILE
+    path = chapter.folder / FILE
     if examples:
         runs.atomic_write(path, packed(examples, common_runs(chapter.done)))
     return path if examples else None
@@ -80,8 +80,10 @@ def has_weights(folder: Path, sha256: str) -> bool:
 
 
 def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str]]:
-    """(case, rank): best, median and worst by the mean Dice of the chosen runs, ties broken by name."""
+    """(case, rank): best, median and worst by the mean Dice of the chosen runs, ties broken by name; of cases with a label where any has one."""
     first = chosen.iloc[0]
+    labelled = cases[cases["voxels_label"] > 0] if "voxels_label" in cases else cases
+    cases = cases if labelled.empty else labelled
     same = cases[(cases["fold"] == first["fold"]) & (cases["seed"] == first["seed"]) & (cases["fraction"] == first["fraction"])]
     means = same.groupby("case")["dice"].mean().reset_index().sort_values(["dice", "case"], ascending=[False, True])
     order = [str(case) for case in means["case"]]
@@ -95,13 +97,15 @@ def draw_examples(chapter: Chapter, chosen: pd.DataFrame, home: Path, data_dir: 
     examples = []
     for case, rank in picked:
         scan, label, z = slices(task, case, data_dir)
-        shown = {system: mask[case][..., z] for system, mask in masks.items()}
+        shown = {system: view(mask[case], z, task, data_dir) for system, mask in masks.items()}
         examples.append(Example(task, case, rank, scan, label, shown, case_dice(chapter.cases, chosen, case)))
     return examples
 
 
 def slices(task: str, case: str, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray, int]:
     """Scan (first channel) and foreground of a case on the axial slice that holds most of the label, and that slice's index.
+
+    A picture is shown whole, and its index is 0.
 
     Raises:
         TaskError: the task's data or this case are absent.
@@ -110,13 +114,28 @@ def slices(task: str, case: str, data_dir: Path | None = None) -> tuple[np.ndarr
 
     from mvl.datasets.tasks import find_task, list_cases
 
-    files = {c.case_id: c for c in list_cases(find_task(task, data_dir), data_dir)}
+    known = find_task(task, data_dir)
+    files = {c.case_id: c for c in list_cases(known, data_dir)}
     if case not in files:
         raise TaskError(f"{task}: case {case} is not on disk; run `mvl verify {task}`")
+    if known.dims == 2:
+        from mvl.datasets.planes import read_plane
+
+        image, mask, _ = read_plane(known, files[case])
+        return view(image[0], 0, task, data_dir), view(mask > 0, 0, task, data_dir), 0
     label = np.asarray(nibabel.nifti1.load(files[case].label).dataobj) > 0
     scan = np.asarray(nibabel.nifti1.load(files[case].image).dataobj, dtype=np.float32)
     z = int(label.sum(axis=(0, 1)).argmax())
     return (scan[..., 0] if scan.ndim == 4 else scan)[..., z], label[..., z], z
+
+
+def view(array: np.ndarray, z: int, task: str, data_dir: Path | None = None) -> np.ndarray:
+    """What a figure shows of an array on the case's own grid, first axis to the right and second upwards: slice `z`, or the whole picture."""
+    from mvl.datasets.tasks import find_task
+
+    if array.ndim == 3:
+        return array[..., z]
+    return array if find_task(task, data_dir).layout == "slices" else array[::-1].T
 
 
 def case_dice(cases: pd.DataFrame, chosen: pd.DataFrame, case: str) -> dict[str, float]:

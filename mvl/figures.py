@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import matplotlib as mpl
@@ -17,31 +15,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.config import ConfigError, named
 from mvl.stats import ONE_PAIR
+from mvl.style import DASHES, STYLE, colour, finish, hole, marker, ordered, styled, title
 
-COLOURS = {
-    "vit_baseline": "#0072B2", "medvisionllama_v3": "#D55E00", "medvisionllama_v3_random": "#009E73",
-    "medvisionllama_v3_mlp": "#CC79A7", "medvisionllama_v3_identity": "#56B4E9", "medvisionllama_v3_linear": "#E69F00",
-    "medvisionllama_v3_r2": "#F2A27A", "medvisionllama_v3_r8": "#9A4400", "medvisionllama_v3_r16": "#5C2900",
-}
-"Okabe and Ito's colour-blind-safe palette; the LoRA ranks are shades of the hybrid's vermilion."
-FALLBACK = ("#7F7F7F", "#AA4499", "#882255", "#44AA99", "#999933", "#332288", "#88CCEE", "#661100")
-DASHES = ("-", "--", ":", "-.")
-MARKERS = {"vit_baseline": "o", "medvisionllama_v3": "s", "medvisionllama_v3_random": "^", "medvisionllama_v3_mlp": "D",
-           "medvisionllama_v3_identity": "v", "medvisionllama_v3_linear": "P"}
 EQUIVALENCE_POINTS = 1.0
 "Half-width of the equivalence band, Dice points."
-CARD, INK, GRID = "#FCFCFA", "#1F2328", "#D9DCE0"
-"Figures are light cards with dark ink, so they read the same on a light and on a dark page."
-STYLE: dict[str, Any] = {
-    "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": "#6E7781",
-    "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
-    "axes.spines.right": False, "font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
-    "legend.fontsize": 10,
-    "lines.linewidth": 1.8, "svg.hashsalt": "mvl", "svg.fonttype": "path", "figure.dpi": 110, "font.family": "DejaVu Sans",
-}
 
 
 @dataclass(frozen=True)
@@ -64,63 +42,6 @@ class Example:
     "Dice of the whole case on its own grid by system name."
 
 
-def colour(system: str) -> str:
-    """The arm's colour, a function of its name alone."""
-    return COLOURS.get(system) or FALLBACK[int(hashlib.sha256(system.encode()).hexdigest(), 16) % len(FALLBACK)]
-
-
-def marker(system: str) -> str:
-    """The arm's marker, so that colour is never the only cue."""
-    return MARKERS.get(system, "X")
-
-
-def title(system: str) -> str:
-    """The arm's name in words, from its YAML; the bare name where it has none."""
-    try:
-        return str(named("systems", system).get("title", system))
-    except ConfigError:
-        return system
-
-
-def ordered(systems: Sequence[str]) -> list[str]:
-    """Distinct systems: those with a colour of their own first, in the palette's order, then the rest by name."""
-    known = list(COLOURS)
-    return sorted(set(systems), key=lambda s: (known.index(s) if s in known else len(known), s))
-
-
-def is_phantom(tasks: Sequence[str]) -> bool:
-    """True when any of the numbers comes from the embedded phantoms."""
-    return "phantoms" in set(tasks)
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw under the project's style, whatever the session's matplotlib settings are."""
-    @wraps(draw)
-    def inside(*args: Any, **kwargs: Any) -> Figure:
-        with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):  # type: ignore[dict-item]
-            return draw(*args, **kwargs)
-    return inside
-
-
-def finish(figure: Figure, tasks: Sequence[str], holes: Sequence[str] = (), caveats: Sequence[str] = ()) -> Figure:
-    """Write the word phantom, the caveats and the holes into the figure, so that none is lost when it is copied out of its page."""
-    notes = ["phantom data: a smoke study, not evidence about scans"] if is_phantom(tasks) else []
-    notes += caveats
-    notes += textwrap.wrap("not yet recorded: " + "; ".join(holes), 84) if holes else []
-    if notes:
-        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5, color="#9A3412", style="italic")
-    return figure
-
-
-@styled
-def hole(message: str, tasks: Sequence[str] = ()) -> Figure:
-    """A card that says what is missing and how to get it, where a figure would stand."""
-    figure = Figure(figsize=(6.4, 1.5), layout="constrained")
-    lines = [line for paragraph in message.split("\n") for line in textwrap.wrap(paragraph, 72)]
-    figure.text(0.5, 0.5, "\n".join(["not yet recorded", *lines]), ha="center", va="center", color="#9A3412")
-    return finish(figure, tasks)
-
-
 @styled
 def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     """Validation Dice and loss by epoch: line = mean over folds and seeds, band = smallest to largest.
@@ -129,7 +50,7 @@ def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     """
     if history.empty:
         return hole("; ".join(holes) or "no training history")
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 5.4 + 0.12 * history["system"].nunique()), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     fractions = sorted(history["fraction"].unique(), reverse=True)
     for (system, fraction), runs in history.groupby(["system", "fraction"], sort=False):
@@ -188,7 +109,8 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
 
     An interval over one pair of runs is dashed and said to leave the variation between runs out; a difference of no runs is a hole.
 
-    differences (as `mvl.stats.table`): task, system, comparison (words), difference, low, high (Dice, 0-1), n_cases (case pairs), n_runs.
+    differences (as `mvl.stats.table`): task, system, comparison (words), difference, low, high (0-1), n_cases (case pairs), n_runs, and
+    metric where it is not Dice alone.
     """
     if differences.empty or not differences["n_runs"].any():
         return hole("; ".join(holes) or "no pairs of finished runs", list(differences.get("task", ())))
@@ -203,9 +125,15 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
     axis.spines["left"].set_visible(False)
     axis.set_ylim(len(rows) - 0.6, -0.75)
     reach = 1.6 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
-    axis.set(xlim=(-reach, reach), xlabel="Dice points (grey: within 1)")
+    axis.set(xlim=(-reach, reach), xlabel=f"{_points(rows)} (grey: within 1)")
     axis.yaxis.grid(False)
     return finish(figure, list(rows["task"]), holes, textwrap.wrap(f"dashed: {ONE_PAIR}", 84) if (rows["n_runs"] == 1).any() else ())
+
+
+def _points(rows: pd.DataFrame) -> str:
+    """What the axis of a forest plot counts."""
+    found = set(rows.get("metric", ["dice"]))
+    return "Dice points" if found == {"dice"} else "IoU points" if found == {"jaccard"} else "points of IoU or F1, 0 to 100"
 
 
 def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
@@ -224,6 +152,42 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     runs = "1 pair of runs (interval over its cases)" if one else f"{row['n_runs']} pairs of runs"
     axis.text(0, y - 0.16, f"n = {row['n_cases']} case pairs, {runs}", ha="left", fontsize=9, color="#57606A", **side)
     axis.text(1, y - 0.16, f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]", ha="right", fontsize=10, **side)
+
+
+@styled
+def overlap_by_class(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
+    """IoU and F1 of every test picture with a lesion by class and system (dot: a picture, mean over seeds; box: quartiles), n under each class;
+    of pictures without one, how many were left empty.
+
+    cases (as `mvl.classes.with_class`): system, task, fold, seed, case, kind, status, jaccard, dice.
+    """
+    if cases.empty:
+        return hole("; ".join(holes) or "no test pictures")
+    lesions, systems = cases[cases["status"].isin(("ok", "missed"))], ordered(list(cases["system"]))
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    dots = lesions.groupby(["kind", "system", "fold", "case"], as_index=False)[["jaccard", "dice"]].mean()
+    kinds, palette = sorted(dots["kind"].unique()), {s: colour(s) for s in systems}
+    for axis, column, word in zip(axes, ("jaccard", "dice"), ("IoU", "F1 (Dice)")):
+        common: dict[str, Any] = {"data": dots, "x": "kind", "y": column, "order": kinds, "hue": "system", "hue_order": systems,
+                                  "palette": palette, "ax": axis, "dodge": True, "legend": False}
+        sns.boxplot(**common, showfliers=False, fill=False, width=0.75, linewidth=1.3)
+        sns.stripplot(**common, size=3.5, alpha=0.6, jitter=0.22)
+        axis.set(xlabel="", ylabel=f"{word}, test picture", ylim=(-0.03, 1.03))
+        axis.xaxis.grid(False)
+    sizes = dots.groupby("kind")["case"].nunique()
+    axes[1].set_xticks(range(len(kinds)), [f"{kind}\nn = {sizes[kind]} pictures" for kind in kinds])
+    handles = [mpl.lines.Line2D([], [], color=palette[s], marker="o", linestyle="", label=title(s)) for s in systems]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    return finish(figure, list(cases["task"]), holes, left_empty(cases))
+
+
+def left_empty(cases: pd.DataFrame) -> list[str]:
+    """One line per system on its pictures without a lesion, whose masks score 1 when left empty and 0 otherwise; none where there are none."""
+    empty = cases[cases["status"].isin(("true_negative", "false_positive"))]
+    counts = {s: (int((rows["status"] == "true_negative").sum()), len(rows)) for s, rows in empty.groupby("system")}
+    return ["pictures without a lesion that were left empty (not drawn above):"] * bool(counts) + [
+        f"    {title(s)}: {counts[s][0]} of {counts[s][1]}" for s in ordered(list(counts))]
 
 
 @styled

@@ -13,6 +13,7 @@ import pandas as pd
 
 from mvl import runs
 from mvl.config import ROOT, Config, ConfigError, to_dict
+from mvl.datasets.tasks import MADE, find_task
 from mvl.evaluate import CASE_COLUMNS, METRICS, mean, run_columns
 
 RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
@@ -229,7 +230,20 @@ PAPER_NAMES = {"vit_baseline": "ViT-Baseline", "medvisionllama_v3": "MedVisionLl
 PAPER_TABLES = {1.0: ("average", "dice", "test, mean of 10 tasks"), 0.3: ("few-shot 30 %", "val_dice", "validation, from a figure"),
                 0.1: ("few-shot 10 %", "val_dice", "validation, from a figure")}
 "Fraction of the training cases: table and metric of the MedVisionLlama paper that come nearest, and what they are."
+SCAN_METRICS, PICTURE_METRICS = {"dice": 3, "nsd": 3, "hd95_mm": 2}, {"jaccard": 3, "dice": 3, "hd95_mm": 1}
+"Columns of the README's tables and their digits."
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+PICTURE_NAMES = {"llm4seg": "LLM4Seg (best)"}
+"Our system on pictures = the name in `data/paper_reported.csv`."
+
+
+def paper_overlaps(reported: list[dict[str, str]], system: str) -> str:
+    """What the LLM4Seg paper reports nearest to this arm, IoU and F1 in percent, with what it is; a dash where it reports nothing."""
+    found = {row["metric"]: row["value"] for row in reported
+             if row["paper"] == "P2" and row["table"] == "average" and row["system"] == PICTURE_NAMES.get(system)}
+    return f"{found['iou_percent']} % / {found['f1_percent']} % (mean of its 2-D data sets)" if len(found) == 2 else "–"
 
 
 def paper_dice(reported: list[dict[str, str]], system: str, fraction: float) -> str:
@@ -242,28 +256,36 @@ def paper_dice(reported: list[dict[str, str]], system: str, fraction: float) -> 
 
 
 def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results") -> str:
-    """Markdown tables of every recorded study: scans beside the paper's numbers; phantoms apart, beside no paper's number.
+    """Markdown tables of every recorded study: scans, then pictures, beside the papers' numbers; generated data apart, beside no paper's number.
 
     Every row is an arm (task, system, fraction) with n and a link to each of its runs under `link`; a hole says so.
     """
     reported = read_rows(Path(paper_csv), PAPER_COLUMNS)
     scans: list[str] = []
+    pictures: list[str] = []
     phantoms: list[str] = []
     for path in sorted(Path(records_dir).glob("*/runs.csv")):
         table, study = read_runs(path.parent.name, Path(records_dir)), path.parent.name
         for _, arm in summary(study, Path(records_dir)).iterrows():
             members = table[(table["task"] == arm["task"]) & (table["system"] == arm["system"]) & (table["fraction"] == arm["fraction"])]
-            paper = [paper_dice(reported, arm["system"], arm["fraction"])] if arm["task"] != "phantoms" else []
-            (phantoms if arm["task"] == "phantoms" else scans).append(readme_row(study, arm, members, paper, link))
-    head = ["Study", "Task", "System", "Training cases", "Dice, native grid", "NSD", "HD95, mm", "n"]
-    blocks = [markdown([*head, "Paper's Dice", "Runs (fold/seed)"], scans)] if scans else ["No run on scans is recorded yet."]
+            if arm["task"] in MADE:
+                phantoms.append(readme_row(study, arm, members, SCAN_METRICS, [], link))
+            elif find_task(arm["task"]).unit == "px":
+                pictures.append(readme_row(study, arm, members, PICTURE_METRICS, [paper_overlaps(reported, arm["system"])], link))
+            else:
+                scans.append(readme_row(study, arm, members, SCAN_METRICS, [paper_dice(reported, arm["system"], arm["fraction"])], link))
+    first, last = ["Study", "Task", "System", "Training cases"], "Runs (fold/seed)"
+    head = [*first, "Dice, native grid", "NSD", "HD95, mm", "n"]
+    blocks = [markdown([*head, "Paper's Dice", last], scans)] if scans else ["No run on scans is recorded yet."]
+    if pictures:
+        blocks.append(markdown([*first, "IoU, native grid", "F1 (Dice)", "HD95, px", "n", "Paper's IoU / F1", last], pictures))
     if phantoms:
         blocks.append("Phantoms (a smoke study that shows the pipeline works; it says nothing about scans):\n\n"
-                      + markdown([*head, "Runs (fold/seed)"], phantoms))
+                      + markdown([*head, last], phantoms))
     return "\n\n".join(blocks)
 
 
-def readme_row(study: str, arm: pd.Series, members: pd.DataFrame, paper: list[str], link: str) -> str:
+def readme_row(study: str, arm: pd.Series, members: pd.DataFrame, metrics: dict[str, int], paper: list[str], link: str) -> str:
     """One arm as a row of the README's table: mean over runs ± sd over runs (where there are several), n and links."""
     show = lambda m, digits: "–" if math.isnan(arm[m]) else f"{arm[m]:.{digits}f}" + (
         "" if math.isnan(arm[f"{m}_sd"]) else f" ± {arm[f'{m}_sd']:.{digits}f}")
@@ -271,7 +293,7 @@ def readme_row(study: str, arm: pd.Series, members: pd.DataFrame, paper: list[st
              for fold, seed, run, state in zip(members["fold"], members["seed"], members["run"], members["state"])]
     n = f"{arm['n_cases']} case scores, {arm['done']} of {arm['planned']} runs"
     cells = [study, arm["task"], f"`{arm['system']}`", f"{100 * arm['fraction']:g} %"]
-    return f"| {' | '.join([*cells, show('dice', 3), show('nsd', 3), show('hd95_mm', 2), n, *paper, ', '.join(links)])} |"
+    return f"| {' | '.join([*cells, *(show(m, digits) for m, digits in metrics.items()), n, *paper, ', '.join(links)])} |"
 
 
 def markdown(head: list[str], rows: list[str]) -> str:

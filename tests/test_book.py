@@ -86,10 +86,60 @@ def test_a_page_that_asks_for_an_unknown_fact_is_an_error(tmp_path):
     assert (tmp_path / "page.md").read_text() == "Dice 1, study quick"
 
 
-def test_pages_of_an_unrecorded_study_show_holes_and_no_other_study(tmp_path, monkeypatch):
+@pytest.fixture
+def quiet(monkeypatch):
+    """Counting the parameters of every system takes seconds and has its own test."""
+    monkeypatch.setattr("mvl.systems.systems_table", lambda: "| system |")
+
+
+def test_pages_of_an_unrecorded_study_show_holes_and_no_other_study(tmp_path, monkeypatch, quiet):
     monkeypatch.setattr("mvl.runs.records_dir", lambda: tmp_path / "results")
-    values = book.facts(tmp_path, "hippocampus", tmp_path / "results")
+    values = book.facts(tmp_path, ("hippocampus", "busi"), tmp_path / "results")
     assert values["study"] == "hippocampus" and values["published"] and not values["smoke"]
     assert "not yet" in (values["answer"] + values["results"]) or "No run" in values["answer"]
-    assert values["holes"] and (tmp_path / "landing.svg").is_file()
-    assert "Nothing is recorded" in values["check"]
+    assert values["holes"] and (tmp_path / "landing.svg").is_file() and values["others"] == []
+    assert "Nothing is recorded of the study `hippocampus`" in values["check"] and "`busi`" in values["check"]
+
+
+def test_each_published_notebook_has_one_study_that_owns_it():
+    owners = [name for study in book.PUBLISHED for name in book.owned_notebooks(study)]
+    assert sorted(owners) == list_notebooks() == list(book.plan(book.PUBLISHED))
+    assert book.plan(book.PUBLISHED)["06_llm4seg"] == "busi" and book.plan(book.PUBLISHED)["01_baseline"] == "hippocampus"
+    assert list(book.plan(("quick",))) == list_notebooks()[:4]
+
+
+def test_a_study_that_names_no_notebook_shows_those_of_its_blocks(tmp_path):
+    (tmp_path / "own.yaml").write_text("title: t\ntasks: [shapes]\ngrid: [{name: llm4seg, systems: [cmunext]}]\ndata: {img_size: [32, 32]}\n")
+    assert book.owned_notebooks(str(tmp_path / "own.yaml")) == ["06_llm4seg"]
+    assert book.main_notebook(str(tmp_path / "own.yaml")) == "06_llm4seg"
+    with open(tmp_path / "own.yaml", "a") as file:
+        file.write("notebooks: [06_lm4seg]")
+    with pytest.raises(book.BookError, match="06_lm4seg"):
+        book.owned_notebooks(str(tmp_path / "own.yaml"))
+
+
+def test_contents_keep_only_what_is_executed(tmp_path):
+    path = tmp_path / "_toc.yml"
+    path.write_text((book.SOURCES / "_toc.yml").read_text())
+    book.keep_contents(path, ["06_llm4seg"])
+    files = [chapter["file"] for part in yaml.safe_load(path.read_text())["parts"] for chapter in part["chapters"]]
+    assert [f for f in files if f.startswith("notebooks/")] == ["notebooks/06_llm4seg"] and "glossary" in files
+    book.keep_contents(path, [])
+    assert [part["caption"] for part in yaml.safe_load(path.read_text())["parts"]] == ["How it was done", "Reference"]
+
+
+@pytest.mark.parametrize(("chapters", "others"), [((), ()), (("02_llm_hybrid", "06_llm4seg"), ("busi",))])
+def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, others):
+    fields = dict.fromkeys(("repository", "study", "title", "tasks", "answer", "results", "colab", "claim"), "x")
+    other = [dict.fromkeys(("title", "claim", "answer", "results"), "y") | {"study": s, "notebook": "06_llm4seg"} for s in others]
+    (tmp_path / "intro.md").write_text((book.SOURCES / "intro.md").read_text())
+    book.fill_pages(tmp_path, fields | {"smoke": False, "chapters": list(chapters), "chapter": "02_llm_hybrid", "others": other})
+    text = (tmp_path / "intro.md").read_text()
+    assert set(re.findall(r"notebooks/(\w+)", text)) == set(chapters) and ("`busi`" in text) == bool(others)
+
+
+def test_the_machine_of_the_bench_is_named_only_where_there_is_a_bench(tmp_path, monkeypatch):
+    monkeypatch.setattr("mvl.systems.BENCH", tmp_path / "bench.json")
+    assert book.bench_machine() == ""
+    (tmp_path / "bench.json").write_text(json.dumps({"environment": {"platform": {"processor": "a cpu"}}, "bars": [], "systems": {}}))
+    assert book.bench_machine() == ", on a cpu (environment in data/bench.json)"

@@ -19,6 +19,7 @@ from torch import nn
 from mvl import evaluate
 from mvl.config import Config, DataConfig
 from mvl.datasets.loaders import CaseStore, NativeCase
+from mvl.datasets.shapes2d import ensure_shapes
 from mvl.datasets.tasks import find_task, list_cases
 from mvl.evaluate import CASE_COLUMNS, MetricError, case_metrics, class_masks, evaluate_store, mean
 
@@ -252,3 +253,18 @@ def test_real_scans_with_the_label_as_prediction(labels: str, classes: int, name
     assert len(rows) == 2 * len(names)
     assert {row["label"].capitalize() for row in rows} == {name.capitalize() for name in names}
     assert all(row["status"] == "ok" and row["dice"] > 0.9 and row["hd95_mm"] <= 1.5 and row["dice_resized"] == 1 for row in rows)
+
+
+def test_pictures_are_scored_on_their_own_grid_in_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resized mask of a picture, taken for the network's output: IoU and F1 per picture, a normal picture is a true negative."""
+    task, data = find_task("shapes"), dataclasses.replace(DataConfig(), img_size=(64, 64))
+    ensure_shapes(tmp_path / "shapes", 10)
+    store = CaseStore(task, ("shape_000", "shape_009"), data, tmp_path)
+    truths = [(store.get(i)[1] > 0).float() for i in range(2)]
+    monkeypatch.setattr(evaluate, "predict_probabilities", lambda model, image: truths.pop(0)[None])
+    rows = evaluate_store(Threshold(1), store, Config(task="shapes", data=data), task)
+    assert [(row["status"], row["nsd_tolerance_mm"]) for row in rows] == [("ok", 2.0), ("true_negative", 2.0)]
+    ok, normal = rows
+    assert 0.9 < ok["dice"] < 1 and ok["jaccard"] == pytest.approx(ok["dice"] / (2 - ok["dice"])) and ok["hd95_mm"] < 3 and ok["nsd"] > 0.95
+    assert normal["dice"] == normal["jaccard"] == 1 and normal["hd95_mm"] == 0 and normal["voxels_label"] == 0
+    assert ok["voxels_label"] == int((store.native(0).label > 0).sum())

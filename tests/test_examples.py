@@ -14,7 +14,7 @@ from mvl import examples, runs, tables
 from mvl.config import load_config
 from mvl.datasets.tasks import find_task, list_cases
 from mvl.figures import Example
-from mvl.report import Chapter
+from mvl.chapters import Chapter
 from mvl.train import train_run
 
 STUDY = """

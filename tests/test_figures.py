@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mvl import figures, stats
-from mvl.config import system_names
+from mvl import figures, stats, style
+from mvl.style import colour
 
 SYSTEMS = ("vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random")
 
@@ -26,6 +23,13 @@ def tables(task="phantoms"):
     differences = pd.DataFrame([{"task": task, "system": s, "reference": "vit_baseline", "comparison": s, "difference": 0.01, "low": -0.02,
                                  "high": 0.03, "n_cases": 6, "n_runs": 2} for s in SYSTEMS[1:]])
     return runs, cases, history, differences
+
+
+def pictures(task="phantoms"):
+    found = {"benign": ("ok", "ok", "missed"), "normal": ("true_negative", "false_positive")}
+    return pd.DataFrame([{"task": task, "system": s, "fold": 0, "seed": 0, "case": f"{kind}_{i}", "kind": kind, "status": status,
+                          "jaccard": 0.5 + 0.1 * i, "dice": 0.6 + 0.1 * i}
+                         for s in SYSTEMS for kind, statuses in found.items() for i, status in enumerate(statuses)])
 
 
 def example(task="phantoms"):
@@ -42,7 +46,7 @@ def drawn(task):
         "paired_differences": figures.paired_differences(differences, ["fold 2"]), "few_shot": figures.few_shot(runs, ["fold 2"]),
         "lora_rank": figures.lora_rank(runs, ["fold 2"]),
         "example_segmentations": figures.example_segmentations([example(task)], ["fold 2"]),
-        "hole": figures.hole("fold 2", [task])}
+        "hole": style.hole("fold 2", [task]), "overlap_by_class": figures.overlap_by_class(pictures(task), ["fold 2"])}
 
 
 def words(figure: Figure) -> str:
@@ -68,23 +72,14 @@ def test_an_empty_table_gives_a_card_with_the_hole():
     assert "no weights" in words(figures.example_segmentations([], ["no weights"]))
 
 
-def test_colours_tell_the_arms_apart_and_never_change():
-    named = [figures.colour(s) for s in system_names()]
-    assert len(set(named)) == len(named)
-    assert figures.colour("vit_baseline") == "#0072B2"
-    ask = "from mvl.figures import colour; print(colour('a_new_arm'))"
-    again = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
-    assert again.stdout.strip() == figures.colour("a_new_arm")
-
-
 def test_one_arm_has_one_colour_in_every_figure():
     from matplotlib.colors import to_hex
 
     runs, _, history, differences = tables()
     lines = lambda figure: {to_hex(line.get_color()).upper() for axis in figure.axes for line in axis.get_lines()}
     for figure in (figures.training_curves(history), figures.few_shot(runs), figures.lora_rank(runs)):
-        assert {figures.colour(s) for s in SYSTEMS} <= lines(figure)
-    assert {figures.colour(s) for s in SYSTEMS[1:]} <= lines(figures.paired_differences(differences))
+        assert {colour(s) for s in SYSTEMS} <= lines(figure)
+    assert {colour(s) for s in SYSTEMS[1:]} <= lines(figures.paired_differences(differences))
 
 
 def test_n_is_printed_and_is_the_number_of_cases():
@@ -97,15 +92,23 @@ def test_interval_is_drawn_where_the_table_says():
     assert any(np.allclose(line.get_xdata(), [-2, 3]) for line in axis.get_lines())
 
 
+def test_empty_pictures_are_counted_and_not_drawn():
+    figure = figures.overlap_by_class(pictures("BUSI"))
+    assert "n = 3 pictures" in words(figure) and words(figure).count(": 1 of 2") == len(SYSTEMS)
+    assert [label.get_text().split()[0] for label in figure.axes[1].get_xticklabels()] == ["benign"]
+    only = figures.overlap_by_class(pictures("BUSI").query("kind == 'benign'"))
+    assert "left empty" not in words(only)
+
+
 def test_svg_is_the_same_bytes_and_on_a_light_card():
     first, second = (figures.svg(figures.few_shot(tables()[0])) for _ in range(2))
     assert first == second
-    assert figures.CARD.lower() in first.lower()
+    assert style.CARD.lower() in first.lower()
 
 
 def test_the_session_style_does_not_leak_in():
     with matplotlib.rc_context({"axes.facecolor": "black", "text.color": "white"}):
-        assert matplotlib.colors.to_hex(figures.few_shot(tables()[0]).axes[0].get_facecolor()).upper() == figures.CARD
+        assert matplotlib.colors.to_hex(figures.few_shot(tables()[0]).axes[0].get_facecolor()).upper() == style.CARD
 
 
 def test_equivalence_band_is_the_statistics_margin():

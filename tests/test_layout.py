@@ -135,7 +135,7 @@ def test_conda_wraps_the_same_install():
 
 
 def test_imports_are_declared():
-    known = {"yaml": "pyyaml", "IPython": "ipykernel", "sphinx": "jupyter-book", "packaging": "packaging"}
+    known = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipykernel", "sphinx": "jupyter-book", "packaging": "packaging"}
     extras = PROJECT["project"]["optional-dependencies"]
     declared = {requirement(line) for line in [*PROJECT["project"]["dependencies"], *itertools.chain(*extras.values())]} | {"packaging"}
     elsewhere = {"google", "src"}  # Colab's own package; the released code that `mvl bench` is pointed at

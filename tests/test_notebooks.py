@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mvl.chapters import TOPICS
 from mvl.config import DataConfig, ModelConfig, TokenBlockConfig, TrainConfig
 from mvl.notebooks import (
     FOLDER,
@@ -25,7 +26,8 @@ from mvl.notebooks import (
     run_notebook,
     set_up_colab,
 )
-from mvl.report import TOPICS, colab_url, repository_url
+from mvl.report import colab_url, repository_url
+from mvl.studies import load_study
 
 NAMES = list_notebooks()
 HYPERPARAMETERS = {f.name for c in (DataConfig, ModelConfig, TokenBlockConfig, TrainConfig) for f in dataclasses.fields(c)}
@@ -39,9 +41,10 @@ def code(notebook):
     return [(cell, "".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def test_the_four_chapters_are_there():
-    assert NAMES == ["01_baseline", "02_llm_hybrid", "03_few_shot", "04_lora_ablation"]
-    assert {name[3:] for name in NAMES} == set(TOPICS)
+def test_the_chapters_are_there():
+    assert NAMES == ["01_baseline", "02_llm_hybrid", "03_few_shot", "04_lora_ablation", "05_controls", "06_llm4seg"]
+    opened = {topic for name in NAMES for _, text in code(load(name)) for topic in re.findall(r'open_chapter\("(\w+)"', text)}
+    assert {name[3:] for name in NAMES} <= opened == set(TOPICS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +79,9 @@ def test_one_setup_and_one_parameters_cell(name):
     notebook = load(name)
     tags = [tag for cell in notebook["cells"] for tag in cell["metadata"].get("tags", ())]
     assert tags.count("setup") == 1 and tags.count("parameters") == 1
-    assert declared_parameters(notebook, name) == {"study": ("str", "quick"), "results_dir": ("str", "data/runs")}
+    declared = declared_parameters(notebook, name)
+    assert declared == {"study": ("str", declared["study"][1]), "results_dir": ("str", "data/runs")}
+    assert name in load_study(declared["study"][1]).notebooks, "the study that a notebook shows by itself owns it"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,3 +59,45 @@ def test_adamw_decays_matrices_alone_and_adam_nothing() -> None:
     assert len(decayed["params"]) + len(exempt["params"]) == trained
     adam = objective.build_optimizer(Config(train=TrainConfig(optimizer="adam")), network)
     assert [group["weight_decay"] for group in adam.param_groups] == [0]
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_bce_dice_is_the_released_formula_and_falls_with_the_error(classes: int) -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, classes, 6, 5, requires_grad=True), torch.randint(0, max(2, classes), (2, 1, 6, 5)).float()
+    loss = objective.build_loss(classes, "bce_dice")(logits, label)
+    if classes == 1:
+        p, y = logits[:, 0].sigmoid(), label[:, 0]
+        entropy = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+        dice = torch.stack([(2 * (a * b).sum() + 1e-5) / (a.sum() + b.sum() + 1e-5) for a, b in zip(p, y)])
+        assert loss.item() == pytest.approx((0.5 * entropy + 1 - dice.mean()).item(), abs=1e-5)
+    assert torch.autograd.grad(loss, logits)[0].abs().min() > 0
+    truth = torch.nn.functional.one_hot(label[:, 0].long(), max(2, classes)).movedim(-1, 1).float()
+    right = (truth if classes > 1 else truth[:, 1:]) * 40 - 20
+    assert objective.build_loss(classes, "bce_dice")(right, label).item() < 0.01 < 0.8 < loss.item()
+
+
+def test_bce_dice_of_parts_of_a_batch_adds_up_to_that_of_the_whole() -> None:
+    logits, label, loss = torch.randn(4, 1, 5, 5), torch.randint(0, 2, (4, 1, 5, 5)).float(), objective.build_loss(1, "bce_dice")
+    label[3] = 0
+    parts = sum(loss(logits[k:k + 1], label[k:k + 1]).item() / 4 for k in range(4))
+    assert loss(logits, label).item() == pytest.approx(parts, rel=1e-5)
+
+
+def test_poly_falls_from_the_first_step_to_nearly_zero() -> None:
+    config = replace(Config(), train=replace(TrainConfig(), schedule="poly", lr=0.01))
+    rates = [objective.learning_rate(config, step, 100) for step in range(100)]
+    assert rates[0] == 0.01 and rates == sorted(rates, reverse=True) and rates[50] == pytest.approx(0.01 * 0.5**0.9) and 0 < rates[-1] < 2e-4
+
+
+def test_sgd_decays_everything_that_is_trained() -> None:
+    config = replace(Config(), train=replace(TrainConfig(), optimizer="sgd", lr=0.1, momentum=0.5, weight_decay=0.2))
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+    model[2].requires_grad_(False)
+    optimizer = objective.build_optimizer(config, model)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == 4 and (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.5, 0.2, False)
+    before = model[0].bias.detach().clone()
+    model[0].bias.grad = torch.zeros(3)
+    optimizer.step()
+    assert torch.allclose(model[0].bias, before * (1 - 0.1 * 0.2))

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mvl import evaluate, figures, report, runs, stats, studies, tables
-from mvl.config import Config
-from mvl.report import HYBRID, RANDOM, VIT, Chapter
+from mvl import figures, report, runs, stats, studies, tables
+from mvl.chapters import CNN, HYBRID, LLM4SEG, LLM4SEG_RANDOM, RANDOM, TOPICS, V1, VIT, Chapter
+from mvl.style import colour, title
 
 CASES = 12
 DICE = {VIT: 0.70, HYBRID: 0.75, RANDOM: 0.702}
@@ -49,66 +49,6 @@ def words(figure: matplotlib.figure.Figure) -> str:
     return " ".join(" ".join(text.get_text().split()) for text in figure.findobj(matplotlib.text.Text))
 
 
-def write_run(results: Path, config: Config) -> None:
-    """A finished run of three cases, as training leaves it."""
-    folder = runs.run_dir(results, config)
-    runs.write_config(folder, config)
-    runs.write_json(folder / "environment.json", {})
-    runs.write_csv(folder / "history.csv", [dict(zip(tables.HISTORY_COLUMNS, (1, 1e-3, 0.5, 0.5, 0.5)))], tables.HISTORY_COLUMNS)
-    fixed = dict.fromkeys(evaluate.CASE_COLUMNS, 0.5) | {k: getattr(config, k) for k in tables.RUN_KEYS} | {"label": "foreground", "status": "ok"}
-    runs.write_csv(folder / "cases.csv", [fixed | {"case": f"c{i}"} for i in range(3)], evaluate.CASE_COLUMNS)
-    runs.atomic_write(folder / "weights.safetensors", runs.run_name(config))
-    parameters = {"trainable": 7, "frozen": 3, "total": 10}
-    runs.seal(folder, {"best_epoch": 1, "runtime_s": 1.0, "runtime_per_epoch_s": 1.0, "peak_memory_mb": 1.0, "parameters": parameters})
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Blocks that a chapter asked to be trained; none is."""
-    blocks: list[str] = []
-    monkeypatch.setattr(report, "ensure_runs", lambda study, block, folder: blocks.append(block))
-    return blocks
-
-
-def test_a_chapter_reads_its_own_runs_and_names_its_holes(asked: list[str], tmp_path: Path) -> None:
-    for config in studies.study_runs("quick"):
-        if config.system in (VIT, "medvisionllama_v3_r2") or (config.system == HYBRID and config.seed == 0):
-            write_run(tmp_path, config)
-    chapter = report.open_chapter("llm_hybrid", "quick", tmp_path)
-    assert asked == ["main"]
-    assert set(chapter.runs["system"]) == {VIT, HYBRID, RANDOM} and set(chapter.runs["fraction"]) == {1.0}
-    assert len(chapter.done) == 4 and len(chapter.cases) == 12 and len(chapter.history) == 4
-    assert chapter.holes == (f"{figures.title(HYBRID)} at 100% of the data: 2 runs", f"{figures.title(RANDOM)} at 100% of the data: 3 runs")
-    few = report.open_chapter("few_shot", "quick", tmp_path)
-    assert set(few.runs["fraction"]) == {0.1, 0.3, 1.0} and set(few.runs["system"]) == {VIT, HYBRID}
-    lora = report.open_chapter("lora_ablation", "quick", tmp_path)
-    assert set(lora.done["system"]) == {"medvisionllama_v3_r2", HYBRID, VIT}
-
-
-def test_records_are_read_and_never_written(asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "records_dir", lambda: tmp_path)
-    chapter = report.open_chapter("baseline", "quick", tmp_path)
-    assert list(tmp_path.iterdir()) == [] and chapter.published
-    assert chapter.holes == (f"{figures.title(VIT)} at 100% of the data: 3 runs",)
-    assert "no answer" in report.answer(chapter)
-    assert report.run_links(chapter) == "No run is recorded yet."
-
-
-def test_a_study_without_the_chapters_block_is_a_hole(asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "collect", lambda study, folder: folder)
-    study = tmp_path / "small.yaml"
-    study.write_text("title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline]}]")
-    chapter = report.open_chapter("lora_ablation", str(study), tmp_path / "runs")
-    assert "block `lora` is not in the grid" in chapter.holes[0]
-
-
-def test_several_labels_of_a_case_become_their_mean() -> None:
-    rows = make_chapter(ONE).cases.iloc[:2].assign(case="c0", label=["left", "right"], dice=[0.2, 0.6])
-    assert report._foreground(rows)["dice"].tolist() == [pytest.approx(0.4)]
-    both = pd.concat([rows, rows.iloc[:1].assign(label="foreground", dice=0.9)])
-    assert report._foreground(both)["dice"].tolist() == [0.9]
-
-
 def test_the_answer_gives_the_difference_and_its_verdict() -> None:
     chapter = make_chapter(ALL)
     table = report.differences(chapter).set_index(["system", "reference"])
@@ -133,7 +73,7 @@ def test_one_pair_of_runs_decides_nothing_and_every_place_says_so() -> None:
     assert "run-to-run variation not measured" in report.answer(replace(chapter, topic="baseline"))
     forest = figures.paired_differences(report.differences(chapter))
     assert stats.ONE_PAIR in words(forest)
-    intervals = [line for line in forest.axes[0].get_lines() if line.get_color() == figures.colour(HYBRID) and len(line.get_xdata()) == 2]
+    intervals = [line for line in forest.axes[0].get_lines() if line.get_color() == colour(HYBRID) and len(line.get_xdata()) == 2]
     assert intervals and all(line.is_dashed() for line in intervals)
 
 
@@ -156,7 +96,7 @@ def test_systems_without_a_common_run_leave_a_hole() -> None:
 def test_no_common_run_at_all_is_a_card_and_means() -> None:
     chapter = make_chapter({VIT: (0, 1), RANDOM: (2,)})
     assert "no pairs of finished runs" in words(figures.paired_differences(report.differences(chapter)))
-    assert f"{figures.title(VIT)} reaches a test Dice of" in report.answer(chapter)
+    assert f"{title(VIT)} reaches a test Dice of" in report.answer(chapter)
     assert report.answer(chapter).count("not yet recorded") == 3
 
 
@@ -172,7 +112,7 @@ def test_a_verdict_needs_interval_and_test(low: float, high: float, p: float, p_
 def test_results_table_has_a_row_for_each_arm_done_or_not() -> None:
     chapter = make_chapter({VIT: (0, 1, 2), HYBRID: (1,)})
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.results_table(chapter).splitlines()[2:5]]
-    assert [row[:3] for row in rows] == [[figures.title(s), "100%", f"{n} of 3"] for s, n in ((VIT, 3), (HYBRID, 1), (RANDOM, 0))]
+    assert [row[:3] for row in rows] == [[title(s), "100%", f"{n} of 3"] for s, n in ((VIT, 3), (HYBRID, 1), (RANDOM, 0))]
     dice = [case_dice(VIT, seed).mean() for seed in (0, 1, 2)]
     assert rows[0][3:5] == [str(CASES), f"{np.mean(dice):.3f} ± {np.std(dice, ddof=1):.3f}"] and rows[0][-1] == "1,234"
     assert "±" not in "".join(rows[1]) and rows[2][3] == "not yet recorded"
@@ -194,7 +134,7 @@ def test_a_claims_numbers_are_the_tables(tmp_path: Path, monkeypatch: pytest.Mon
     table.to_csv(tmp_path / "paper.csv", index=False)
     monkeypatch.setattr(report, "PAPER_TABLE", tmp_path / "paper.csv")
     assert "**0.11**" in report.claim("llm_hybrid")
-    assert all(report.claim(topic) for topic in report.TOPICS)
+    assert all(report.claim(topic) for topic in TOPICS)
     with pytest.raises(KeyError, match=r"0 rows for P1, average, Nobody"):
         report.paper_value("average", "Nobody")
 
@@ -213,3 +153,26 @@ def test_inputs_are_the_hashes_of_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "quick" / "runs.csv").write_text("x")
     lines = report.inputs(make_chapter(ALL, results=tmp_path)).splitlines()
     assert lines == [f"{runs.sha256_bytes(b'x')}  quick/runs.csv", f"{runs.sha256_file(report.PAPER_TABLE)}  data/paper_reported.csv"]
+
+
+def test_llm4seg_is_answered_in_iou_and_f1() -> None:
+    arms = (CNN, LLM4SEG, LLM4SEG_RANDOM)
+    keys = [{"study": "busi", "task": "BUSI", "system": s, "fraction": 1.0, "fold": 0, "seed": 0} for s in arms]
+    score = lambda k, i: {"jaccard": 0.5 + 0.01 * (i + 3 * k), "dice": 0.6 + 0.01 * (i + 2 * k)}
+    cases = pd.DataFrame([key | {"case": f"benign_{i:03d}", "label": "foreground"} | score(k, i) for k, key in enumerate(keys) for i in range(5)])
+    table = pd.DataFrame([key | {"state": "done", "n_test": 5, "trainable": 1, "dice": 0.6, "jaccard": 0.5, "nsd": 0.5, "hd95_mm": 9.0, "run": "r"}
+                          for key in keys], columns=tables.RUN_COLUMNS)
+    chapter = Chapter("llm4seg", "busi", Path("data/runs"), table, cases, pd.DataFrame(), ())
+    found = report.differences(chapter).set_index(["metric", "system", "reference"])["difference"]
+    assert found["jaccard", LLM4SEG, CNN] == pytest.approx(0.03) and found["dice", LLM4SEG, LLM4SEG_RANDOM] == pytest.approx(-0.02)
+    lines = [line for line in report.answer(chapter).splitlines() if line.startswith("- ")]
+    assert len(lines) == 6 and "**+3.0 IoU points**" in lines[0] and "**+2.0 F1 points**" in lines[3]
+    assert all("n = 5 case pairs" in line and "not decided" in line for line in lines)
+    assert "HD95, px" in report.results_table(chapter) and "pictures' own grid" in report.results_table(chapter)
+    assert "points of IoU or F1" in words(figures.paired_differences(report.differences(chapter)))
+    assert "80.6" in report.compare(chapter) and "BUSI on the native grid" in report.compare(chapter)
+
+
+def test_what_the_study_does_not_plan_is_named_in_the_answer() -> None:
+    chapter = make_chapter(ALL, study="quick", topic="version_1")
+    assert f"Not planned in the study `quick`: `{V1}`" in report.answer(chapter)

@@ -167,6 +167,19 @@ def test_readme_shows_scans_beside_the_paper_and_phantoms_beside_nothing(tmp_pat
     assert not any("0.74" in line or "0.87" in line for line in phantom)
 
 
+def test_readme_shows_pictures_in_iou_and_f1_beside_the_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [load_config("busi", "BUSI", system, 1.0, 0, 0) for system in ("cmunext", "llm4seg", "llm4seg_random")]
+    monkeypatch.setattr(tables, "study_runs", lambda name: configs)
+    for config in configs[:2]:
+        make_run(tmp_path, config)
+    collect("busi", tmp_path)
+    text = tables.readme_block(tmp_path, ROOT / "data" / "paper_reported.csv")
+    alone, hybrid, control = [line for line in text.splitlines() if line.startswith("| busi | BUSI")]
+    assert "HD95, px" in text and "| 0.500 |" in alone and f"| {mean(DICE):.3f} |" in hybrid
+    assert "80.63 % / 87.66 %" in hybrid and "80.63" not in alone + control
+    assert "3 case scores, 1 of 1 runs" in hybrid and "0/0 missing" in control
+
+
 def test_readme_without_markers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing here")
     with pytest.raises(TableError, match="results:begin"):

@@ -177,7 +177,7 @@ def bench(args: argparse.Namespace) -> int:
 
     def ask() -> dict[str, Any]:
         names = [name for name in table.system_names() if name not in table.NEVER_TRAINED] if args.system == ["all"] else args.system
-        found = {"bars": [] if names else measure(args.released, tell), "systems": table.measure_systems(names, tell)}
+        found: dict[str, Any] = {"bars": [] if names else measure(args.released, tell), "systems": table.measure_systems(names, tell)}
         if args.record:
             table.record_bench(found["bars"], found["systems"])
         return found

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from mvl import examples, runs, tables
+from mvl.chapters import Chapter
 from mvl.config import load_config
 from mvl.datasets.tasks import find_task, list_cases
 from mvl.figures import Example
-from mvl.chapters import Chapter
 from mvl.train import train_run
 
 STUDY = """

@@ -120,10 +120,13 @@ def cost(row: dict[str, Any] | None) -> str:
 
 def header(name: str) -> list[str]:
     """First lines of a system's YAML: the command that runs it for a few steps, its parameters and its measured cost."""
+    from mvl.models.hub import is_hub_source
+
     row = describe_system(name)
     task = "phantoms" if row["spatial_dims"] == 3 else "shapes"
+    stand_in = " with SmolLM2's layer" if is_hub_source(system_config(name).model.token_block.source) else ""
     return [f"# mvl train --study smoke --task {task} --system {name} --fraction 0.1",
-            f"# {row['trainable']:,} parameters trained, {row['frozen']:,} frozen; {cost(read_bench()['systems'].get(name))}"]
+            f"# {row['trainable']:,} parameters trained, {row['frozen']:,} frozen; {cost(read_bench()['systems'].get(name))}{stand_in}"]
 
 
 def write_header(name: str) -> None:

@@ -204,6 +204,9 @@ def probe_metrics() -> dict[str, float]:
 def probe_layer() -> dict[str, float]:
     """Reading the last SmolLM2 layer: hash, parse, dequantise that layer alone (imports not counted)."""
 
+    import gguf  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
     from mvl.models.llm_sources import load_layer
 
     before, begin = runs.peak_memory_mb(), time.perf_counter()

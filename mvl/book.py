@@ -179,7 +179,7 @@ def bench_machine() -> str:
     from mvl.systems import read_bench
 
     facts = read_bench()["environment"].get("platform")
-    return f", on {facts['processor']} (environment in data/bench.json)" if facts else ""
+    return f", on {facts['processor'].partition(' flags-')[0]} (environment in data/bench.json)" if facts else ""
 
 
 def reproduction(study: str, results: Path, published: bool) -> str:

@@ -154,5 +154,5 @@ def systems_table() -> str:
         text, step, (trained, frozen) = named("systems", name), bench.get(name), listed_parameters(name)
         measured = f"{step['seconds']:.2f} | {step['peak_memory_mb'] / 1000:.1f} | {step['share']:.2f}" if step else "| |"
         changed = "<br>".join(f"`{line}`" for line in switches(name))
-        lines.append(f"| `{name}` | {text['source']} | {changed} | {text['differs']} | {trained} | {frozen} | {measured} |")
+        lines.append(f"| `{name}` | {text['source'].replace('--', chr(92) + '-' + chr(92) + '-')} | {changed} | {text['differs']} | {trained} | {frozen} | {measured} |")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ MINILM: dict[str, Any] = {"family": "bert", "hidden": 384, "layers": 6, "interme
 "Sizes of the MiniLM encoder; hub models have theirs in `data/sources.toml`."
 BATCH = {2: 8, 3: 4}
 "Cases per step of that bench, by spatial dims: LLM4Seg's and MedVisionLlama's."
+COUNTS = ("trainable", "frozen", "total")
 SIZE_3D = (64, 64, 64)
 "Grid of the bench for 3-D systems; 2-D ones are measured at their own."
 
@@ -85,13 +86,14 @@ def measured_size(config: Config) -> tuple[int, ...]:
 
 
 def measure_systems(names: list[str], progress: Callable[[str], None] = lambda text: None) -> dict[str, dict[str, Any]]:
-    """A training step of each system in a process of its own, one thread: seconds, peak memory, GFLOP counted, share of the matmul peak."""
+    """A training step of each system in a process of its own, one thread: parameters, seconds, peak memory, GFLOP counted, share of peak."""
     from mvl.bench import child
 
     out: dict[str, dict[str, Any]] = {}
     for name in names:
-        size = measured_size(system_config(name))
-        out[name] = {"img_size": list(size), "batch_size": BATCH[len(size)], **child("system", name, list(size), BATCH[len(size)])}
+        size, row = measured_size(system_config(name)), describe_system(name)
+        out[name] = {"img_size": list(size), "batch_size": BATCH[len(size)], **{key: row[key] for key in COUNTS},
+                     **child("system", name, list(size), BATCH[len(size)])}
         progress(f"{name}: {cost(out[name])}, {out[name]['share']:.2f} of the matmul peak")
     return out
 
@@ -154,5 +156,6 @@ def systems_table() -> str:
         text, step, (trained, frozen) = named("systems", name), bench.get(name), listed_parameters(name)
         measured = f"{step['seconds']:.2f} | {step['peak_memory_mb'] / 1000:.1f} | {step['share']:.2f}" if step else "| |"
         changed = "<br>".join(f"`{line}`" for line in switches(name))
-        lines.append(f"| `{name}` | {text['source'].replace('--', chr(92) + '-' + chr(92) + '-')} | {changed} | {text['differs']} | {trained} | {frozen} | {measured} |")
+        source = re.sub("(--[a-z_]+)", r"`\1`", text["source"])  # else the two dashes become one long one
+        lines.append(f"| `{name}` | {source} | {changed} | {text['differs']} | {trained} | {frozen} | {measured} |")
     return "\n".join(lines)

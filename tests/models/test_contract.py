@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvl.config import Config, build, check, merge, named, system_names, to_dict
 from mvl.models import build_system, frozen_sha256, own_state
@@ -93,3 +94,25 @@ def test_each_variant_of_version_1_changes_what_its_name_says(name: str, changed
 
 def test_version_1_without_its_parts_is_version_3_with_linear_mappers() -> None:
     assert differences("medvisionllama_v1_plain", "medvisionllama_v3_linear") == {"model.architecture"}
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most values that any tensor made inside it holds."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = function(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in (made if isinstance(made, tuple | list) else [made]) if isinstance(t, torch.Tensor)]
+        self.values = max([self.values, *sizes])
+        return made
+
+
+@pytest.mark.parametrize("name", ["vit_baseline", "medvisionllama_v3", "medvisionllama_v3_mask", "medvisionllama_v3_rotary", "medvisionllama_v1"])
+def test_tokens_by_tokens_is_never_made_at_128_voxels_on_edge(name: str, tiny_llama: Path) -> None:
+    over = {"model": {**SMALL_VIT, "token_block": {"source": str(tiny_llama), "layer": -1}}}
+    config = build(Config, merge({"model": named("systems", name).get("model", {})}, {"data": {"img_size": [128] * 3}}, over), name)
+    network, image = build_system(config, 1, 1).train(), torch.randn(1, 1, 128, 128, 128)
+    with LargestTensor() as largest:
+        network(image).mean().backward()
+    assert image.numel() <= largest.values < 4096**2

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mvl.config import ModelConfig
 from mvl.models.fusion import HybridAttention, MultiScaleFusion
 from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
-from mvl.models.vit import patchify
 from mvl.shapes import Image, Tokens
 
 
@@ -39,11 +38,7 @@ class MedVisionLlamaV1(MedVisionLlamaV3):
 
     def stages(self, image: Image) -> dict[str, Tensor]:
         """Named intermediates on the way from image (B, C, *S) to `logits` (B, K, *S); the others are tokens (B, T, D)."""
-        vit, out = self.vit, dict[str, Tensor]()
-        tokens = vit.embed(patchify(image, vit.patch_size))
-        if self.block_position == "after_embedding":
-            tokens = self.through_block(tokens, out)
-        out["embedding"] = tokens + vit.positions
+        vit, out = self.vit, self.embed(image)
         half, tokens = self.encode(out["embedding"])
         out["encoder_half"], out["encoder"] = half, tokens
         if self.block_position == "bottleneck":

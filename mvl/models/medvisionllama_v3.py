@@ -38,13 +38,18 @@ class MedVisionLlamaV3(nn.Module):
         out["mapper2"] = self.mapper2(out["block"])
         return out["mapper2"]
 
-    def stages(self, image: Image) -> dict[str, Tensor]:
-        """Named intermediates on the way from image (B, C, *S) to `logits` (B, K, *S); the others are tokens (B, T, D)."""
-        vit, out = self.vit, dict[str, Tensor]()
-        tokens = vit.embed(patchify(image, vit.patch_size))
+    def embed(self, image: Image) -> dict[str, Tensor]:
+        """`embedding`: patches with positions, after the block in the released order."""
+        out = dict[str, Tensor]()
+        tokens = self.vit.embed(patchify(image, self.vit.patch_size))
         if self.block_position == "after_embedding":
             tokens = self.through_block(tokens, out)
-        out["embedding"] = tokens + vit.positions
+        out["embedding"] = tokens + self.vit.positions
+        return out
+
+    def stages(self, image: Image) -> dict[str, Tensor]:
+        """Named intermediates on the way from image (B, C, *S) to `logits` (B, K, *S); the others are tokens (B, T, D)."""
+        vit, out = self.vit, self.embed(image)
         out["encoder"] = tokens = vit.encoder(out["embedding"])
         if self.block_position == "bottleneck":
             tokens = self.through_block(tokens, out)

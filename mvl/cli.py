@@ -183,7 +183,7 @@ def add_run(commands: Any) -> None:
 
 
 def add_study(commands: Any) -> None:
-    """study run|status|check|collect|record."""
+    """study run|status|tune|check|collect|record."""
     top = commands.add_parser("study", help="run a study, show how far it is, check and record its results", allow_abbrev=False)
     actions = top.add_subparsers(title="actions", required=True, metavar="ACTION")
     command = add(actions, "run", do.study_run, results_dir, data_dir)
@@ -192,9 +192,11 @@ def add_study(commands: Any) -> None:
     command.add_argument("--profile", default="local", metavar="P", help="folder of workflow/profiles: local, slurm (default: local)")
     status = add(actions, "status", do.study_status, results_dir, as_json)
     status.add_argument("--complete", action="store_true", help="exit 1 unless every run is done")
+    trials = add(actions, "tune", do.study_tune, results_dir, data_dir)
+    trials.add_argument("--systems", nargs="+", metavar="NAME", help="only these systems' trials (default: all)")
     rest = [add(actions, "check", do.study_check, results_dir), add(actions, "collect", do.study_collect, results_dir),
             add(actions, "record", do.study_record, results_dir)]
-    for each in (command, status, *rest):
+    for each in (command, status, trials, *rest):
         each.add_argument("study", metavar="S", help="name in mvl/configs/studies")
 
 

@@ -127,6 +127,14 @@ def show_status(value: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{value['study']}: {value['done']} of {value['total']} runs done" + (f", {counts}" if counts else "")])
 
 
+def study_tune(args: argparse.Namespace) -> int:
+    """`mvl study tune S`: the short trials on validation cases that the study's learning rates come from; writes tuning.csv."""
+    from mvl.tuning import tune
+
+    print(tune(args.study, args.results_dir, args.data_dir, args.systems))
+    return DONE
+
+
 def study_check(args: argparse.Namespace) -> int:
     """`mvl study check S`: every recorded quantity beside the rerun's; exit 1 when one does not reproduce."""
     from mvl.reproduce import main as reproduction_check

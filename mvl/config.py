@@ -35,7 +35,7 @@ class DataConfig:
     augment: bool = True
     "Augment training cases, each draw a function of (seed, epoch, case)."
     augmentation: str = "rotate_intensity"
-    "rotate_intensity: as MedVisionLlama; flip_rot90: flips and quarter turns, as LLM4Seg."
+    "rotate_intensity: as MedVisionLlama; flip_rot90: as LLM4Seg; released_planes, one_plane: the audit's (see datasets/augment.py)."
     rotate_degrees: float = 5.0
     "Largest rotation about each axis, image and label together, degrees."
     intensity_factor: float = 0.1
@@ -48,6 +48,8 @@ class DataConfig:
     "Cap on decoded cases held in memory, GB; past it cases are decoded again on each visit."
     num_workers: int = 0
     "Loader processes; results do not depend on it."
+    split: str = "folds"
+    "folds: the committed lists; copies: versions of each case on both sides, as released, for the audit (see datasets/released.py)."
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class TrainConfig:
     schedule: str = "one_cycle"
     "one_cycle: linear warm-up, then cosine to zero; poly: (1 - step / steps) ** 0.9, as LLM4Seg; constant."
     loss: str = "dice_ce"
-    "dice_ce: Dice + cross-entropy; bce_dice: 0.5 BCE + soft Dice per case with smoothing 1e-5, as LLM4Seg."
+    "dice_ce: Dice + cross-entropy; bce_dice: 0.5 BCE + soft Dice per case with smoothing 1e-5, as LLM4Seg; bce_dice_released: the audit's."
     warmup_fraction: float = 0.1
     "Share of the steps that warm up."
     grad_clip: float = 1.0
@@ -162,6 +164,8 @@ class TrainConfig:
     "Run the network through torch.compile."
     val_interval: int = 1
     "Epochs between validations."
+    select: str = "val"
+    "What chooses the epoch: val; train_loss, as MedVisionLlama; test, as LLM4Seg: the audit's one named look at test cases."
     num_threads: int = 1
     "CPU threads of the process (results are bitwise for a given number)."
 
@@ -194,10 +198,11 @@ CHOICES = {
     "resample": ("resize", "pad_crop"),
     "labels": ("foreground", "all"),
     "kind": ("pretrained", "random", "random_matched", "shuffled", "xavier", "mlp", "identity"),
-    "augmentation": ("rotate_intensity", "flip_rot90"),
+    "augmentation": ("rotate_intensity", "flip_rot90", "released_planes", "one_plane"),
+    "split": ("folds", "copies"), "select": ("val", "train_loss", "test"),
     "label_noise": ("none", "boundary", "region"),
     "backbone": ("cmunext", "unet"),
-    "loss": ("dice_ce", "bce_dice"),
+    "loss": ("dice_ce", "bce_dice", "bce_dice_released"),
     "final_norm": ("unit", "loaded", "none"),
     "block_position": ("bottleneck", "after_embedding"),
     "mapper": ("lora", "linear"),
@@ -295,13 +300,16 @@ def system_names() -> list[str]:
 
 
 def load_config(study: str, task: str, system: str, fraction: float = 1.0, fold: int = 0, seed: int = 0) -> Config:
-    """The run's full config: defaults < system YAML < study YAML < the study's overrides for that task < for that system.
+    """The run's full config: defaults < system YAML < study YAML < overrides for that task < fraction < system < arm.
 
     Raises:
         ConfigError: unknown study or system, unknown key, or a value out of range.
     """
-    plan, who = named("studies", study), named("systems", system)
-    layers = (who, plan, plan.get("task_overrides", {}).get(task, {}), plan.get("overrides", {}).get(system, {}))
+    plan = named("studies", study)
+    arm = plan.get("arms", {}).get(system, {})
+    who = named("systems", arm.get("system", system))
+    layers = (who, plan, plan.get("task_overrides", {}).get(task, {}), plan.get("fraction_overrides", {}).get(fraction, {}),
+              plan.get("overrides", {}).get(system, {}), arm)
     parts = {k: merge({}, *(layer.get(k, {}) for layer in layers)) for k in ("data", "model", "train")}
     extra = set(who) - {"data", "model", "train", "title", "source", "differs"}
     if extra:

@@ -17,7 +17,7 @@ from typing import Any
 from mvl import runs
 from mvl.config import ROOT, Config, ConfigError, did_you_mean, load_config, named
 
-STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "task_overrides", "notebooks"}
+STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "task_overrides", "fraction_overrides", "arms", "notebooks", "tuning"}
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 FAILED = ("failed", "diverged", "oom", "killed")
 "States that need a person; anything else that is not done goes on by itself."
@@ -61,9 +61,10 @@ def load_study(name: str) -> Study:
         raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
     tasks = {*plan["tasks"], *(task for block in plan["grid"] for task in block.get("tasks", ()))}
     systems = {system for block in plan["grid"] for system in block["systems"]}
-    for key, known in (("overrides", systems), ("task_overrides", tasks)):
+    fractions = {float(fraction) for block in plan["grid"] for fraction in block.get("fractions", [1.0])}
+    for key, known in (("overrides", systems), ("arms", systems), ("task_overrides", tasks), ("fraction_overrides", fractions)):
         if unknown := sorted(set(plan.get(key, {})) - known):
-            raise ConfigError(f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{did_you_mean(unknown[0], sorted(known))}")
+            raise ConfigError(f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{did_you_mean(str(unknown[0]), sorted(map(str, known)))}")
     return Study(Path(name).stem, plan.get("title", name), tuple(plan["tasks"]), tuple(plan["grid"]), tuple(plan.get("notebooks", ())))
 
 

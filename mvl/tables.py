@@ -186,6 +186,8 @@ def record(study: str, results_dir: Path, records_dir: Path) -> Path:
     for config, folder in grid:
         if states[folder] == "done":
             copy_record(folder, runs.run_dir(records_dir, config))
+    if (tuning := Path(results_dir) / Path(study).stem / "tuning.csv").is_file():
+        runs.atomic_write(Path(records_dir) / Path(study).stem / "tuning.csv", tuning.read_bytes())
     return collect(study, records_dir)
 
 

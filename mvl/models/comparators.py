@@ -128,7 +128,10 @@ def nnunet_plan(img_size: tuple[int, ...], spacing_mm: tuple[float, ...]) -> tup
 
 
 def build_dynunet(config: Config, num_channels: int, num_classes: int) -> Peer:
-    """DynUNet with the topology of nnU-Net's rules, from `img_size` and, where scans are resampled to it, `spacing_mm`."""
+    """DynUNet with the topology of nnU-Net's rules, from `img_size` and, where scans are resampled to it, `spacing_mm`.
+
+    Widths are `model.channels`, the last one repeated for further stages; none: nnU-Net's, 32 doubling up to 320.
+    """
     from monai.networks.nets import DynUNet
 
     data, dims = config.data, len(config.data.img_size)
@@ -137,7 +140,8 @@ def build_dynunet(config: Config, num_channels: int, num_classes: int) -> Peer:
     if len(strides) < 3:
         raise ConfigError(f"data.img_size {data.img_size} is too small for DynUNet: one axis needs {4 * MIN_EDGE} voxels or more")
     check_multiple(config, tuple(math.prod(axis) for axis in zip(*strides)))
-    network = DynUNet(dims, num_channels, num_classes, kernels, strides, strides[1:])
+    widths = [*config.model.channels, *config.model.channels[-1:] * len(strides)][: len(strides)] or None
+    network = DynUNet(dims, num_channels, num_classes, kernels, strides, strides[1:], filters=widths)
     return Peer(network, network.bottleneck)
 
 

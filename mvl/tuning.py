@@ -1,0 +1,104 @@
+"""Learning rates chosen on validation cases alone: as many trials for every arm, each one logged; test cases are never opened."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mvl import runs
+from mvl.config import Config, ConfigError, check, load_config, named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ["study", "task", "system", "lr", "train_epochs", "fold", "seed", "best_val_dice", "last_val_dice", "best_epoch", "cpu_s"]
+KEYS = {"systems", "lr", "train_epochs"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short training of one arm at one learning rate, with a schedule of its own length."""
+
+    config: Config
+    "Config of the trial: the study's, with `lr`, `train_epochs`, fold and seed of the trial."
+
+    def folder(self, results_dir: Path) -> Path:
+        """Where the trial keeps its checkpoint while it runs and its row, `trial.json`, when it is done."""
+        return Path(results_dir) / self.config.study / "tuning" / self.config.system / f"lr-{self.config.train.lr:g}"
+
+
+def trials(study: str) -> list[Trial]:
+    """The trials that a study's `tuning` lists: fold, seed, and groups of systems with their rates.
+
+    Raises:
+        ConfigError: the study has no `tuning`, a group has other keys, or the arms differ in the number of rates.
+    """
+    plan = named("studies", study)
+    tuning = plan.get("tuning")
+    if not tuning:
+        raise ConfigError(f"studies/{study}.yaml: it has no tuning; nothing to try")
+    for group in tuning["trials"]:
+        if set(group) != KEYS:
+            raise ConfigError(f"studies/{study}.yaml: a group of trials takes {', '.join(sorted(KEYS))}; got {group}")
+    if len({len(set(group["lr"])) for group in tuning["trials"]}) > 1:
+        raise ConfigError(f"studies/{study}.yaml: every arm gets the same number of trials; these differ in the number of rates")
+    return [_trial(study, plan["tasks"][0], tuning, group, system, rate)
+            for group in tuning["trials"] for system, rate in itertools.product(group["systems"], group["lr"])]
+
+
+def _trial(study: str, task: str, tuning: dict[str, Any], group: dict[str, Any], system: str, rate: float) -> Trial:
+    config = load_config(study, task, system, 1.0, tuning["fold"], tuning["seed"])
+    train = replace(config.train, lr=float(rate), train_epochs=group["train_epochs"])
+    return Trial(check(replace(config, train=train)))
+
+
+def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, progress: bool = True) -> dict[str, Any]:
+    """Train and validate one trial, or read it when it is done; an interrupted one goes on where it was. A diverged one scores 0."""
+    from mvl import checkpoints
+    from mvl.datasets import splits, tasks
+    from mvl.datasets.loaders import CaseStore
+    from mvl.train import Diverged, Trainer, fit
+
+    folder, config = trial.folder(results_dir), trial.config
+    done = folder / "trial.json"
+    if done.is_file():
+        row: dict[str, Any] = json.loads(done.read_text())
+        return row
+    with runs.locked(folder):
+        runs.write_config(folder, config)
+        task = tasks.find_task(config.task, data_dir)
+        split = splits.load_split(task, config.fold, config.fraction, data_dir)
+        stores = (CaseStore(task, cases, config.data, data_dir) for cases in (split.train, split.val))
+        trainer = Trainer(config, task, *stores, folder, f"mvl study tune {config.study} --systems {config.system}")
+        try:
+            fit(trainer, progress)
+            p = trainer.progress
+            score = {"best_val_dice": p.best_dice, "last_val_dice": p.history[-1]["val_dice"], "best_epoch": p.best_epoch}
+        except Diverged:
+            score = {"best_val_dice": 0.0, "last_val_dice": 0.0, "best_epoch": -1}
+        who = {key: getattr(config, key) for key in ("study", "task", "system", "fold", "seed")}
+        row = {**who, "lr": config.train.lr, "train_epochs": config.train.train_epochs, **score, "cpu_s": round(trainer.progress.cpu_s, 1)}
+        runs.write_json(done, row)
+        checkpoints.remove(folder)
+    return row
+
+
+def tune(study: str, results_dir: Path, data_dir: Path | None = None, systems: list[str] | None = None) -> Path:
+    """Run the trials that are not done (of some systems, or all), then write `tuning.csv` of all that are; returns its path."""
+    planned = trials(study)
+    for trial in planned:
+        if not systems or trial.config.system in systems:
+            run_trial(trial, results_dir, data_dir)
+    rows = [json.loads(path.read_text()) for path in (trial.folder(results_dir) / "trial.json" for trial in planned) if path.is_file()]
+    out = Path(results_dir) / Path(study).stem / "tuning.csv"
+    runs.write_csv(out, rows, COLUMNS)
+    return out
+
+
+def best_rates(table: pd.DataFrame) -> dict[str, float]:
+    """The rate of the highest validation Dice of each system in `tuning.csv`; the lower rate where two are equal."""
+    ordered = table.sort_values(["best_val_dice", "lr"], ascending=[False, True])
+    return {str(row.system): float(row.lr) for row in ordered.drop_duplicates("system").itertuples()}

@@ -56,16 +56,18 @@ def test_a_config_survives_yaml():
     assert build(Config, yaml.safe_load(yaml.safe_dump(to_dict(config))), "x") == config
 
 
-def test_precedence_is_defaults_system_study_task_override(tmp_path, monkeypatch):
+def test_precedence_is_defaults_system_study_task_fraction_override(tmp_path, monkeypatch):
     (tmp_path / "studies").mkdir()
     (tmp_path / "systems").mkdir()
     (tmp_path / "systems" / "a.yaml").write_text("model: {r: 2, lora_alpha: 3}\n")
     study = "tasks: [phantoms]\nmodel: {r: 8, hidden_size: 32}\noverrides: {a: {model: {hidden_size: 16}}}\n"
-    study += "task_overrides: {phantoms: {model: {hidden_size: 48, mlp_dim: 24}}}\n"
+    study += "task_overrides: {phantoms: {model: {hidden_size: 48, mlp_dim: 24}}}\nfraction_overrides: {0.1: {model: {mlp_dim: 12, hidden_size: 64}}}\n"
     (tmp_path / "studies" / "s.yaml").write_text(study)
     monkeypatch.setattr(room, "CONFIG_DIR", tmp_path)
     model = load_config("s", "phantoms", "a").model
     assert (model.r, model.lora_alpha, model.hidden_size, model.mlp_dim, model.num_heads) == (8, 3, 16, 24, 4)
+    model = load_config("s", "phantoms", "a", fraction=0.1).model
+    assert (model.hidden_size, model.mlp_dim) == (16, 12)
 
 
 def test_merge_leaves_its_arguments_alone():

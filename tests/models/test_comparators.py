@@ -17,7 +17,7 @@ TINY = {
     "unetpp": {"channels": [4, 4, 6, 6, 8, 4]},
     "unetr": {"channels": [4], "hidden_size": 12, "mlp_dim": 16, "num_heads": 3, "dropout_rate": 0.0},
     "swinunetr": {"channels": [12], "dropout_rate": 0.0},
-    "dynunet": {},
+    "dynunet": {"channels": []},
 }
 SIZES = {"unet": (8, 12, 8), "unetpp": (32, 16, 16), "unetr": (32, 16, 16), "swinunetr": (64, 32, 32), "dynunet": (16, 16, 8)}
 
@@ -56,6 +56,12 @@ def test_the_plan_is_nnunets() -> None:
     """nnU-Net's published plan for the hippocampus (patch 40 x 56 x 40 at 1 mm) halves every axis three times."""
     kernels, strides = nnunet_plan((40, 56, 40), (1.0, 1.0, 1.0))
     assert strides == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]] and kernels == [[3, 3, 3]] * 4
+
+
+def test_dynunet_takes_its_widths_from_the_config_or_from_nnunet() -> None:
+    widths = lambda channels: build_system(build(Config, {"model": {"architecture": "dynunet", "channels": channels}, "data": {"img_size": [16, 16, 32]}},
+                                                 "test"), 1, 1).network.filters
+    assert list(widths([4, 6])) == [4, 6, 6, 6][: len(widths([]))] and list(widths([]))[:2] == [32, 64]
 
 
 def test_a_coarse_axis_waits_and_gets_kernel_one() -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mvl import runs
-from mvl.config import ROOT, Config, ConfigError, to_dict
-from mvl.datasets.tasks import MADE, find_task
+from mvl.config import Config, ConfigError, to_dict
 from mvl.evaluate import CASE_COLUMNS, METRICS, mean, run_columns
 
 RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
@@ -224,96 +223,3 @@ def holes(study: str, results_dir: Path) -> list[str]:
     """`<run>: <state>` for each run of the grid that is not done."""
     table = read_runs(study, results_dir)
     return [f"{run}: {state}" for run, state in zip(table["run"], table["state"]) if state != "done"]
-
-
-PAPER_COLUMNS = ["paper", "table", "task", "system", "metric", "value", "sd", "source", "confidence"]
-PAPER_NAMES = {"vit_baseline": "ViT-Baseline", "medvisionllama_v3": "MedVisionLlama"}
-"Our system = the name in `data/paper_reported.csv`."
-PAPER_TABLES = {1.0: ("average", "dice", "test, mean of 10 tasks"), 0.3: ("few-shot 30 %", "val_dice", "validation, from a figure"),
-                0.1: ("few-shot 10 %", "val_dice", "validation, from a figure")}
-"Fraction of the training cases: table and metric of the MedVisionLlama paper that come nearest, and what they are."
-SCAN_METRICS, PICTURE_METRICS = {"dice": 3, "nsd": 3, "hd95_mm": 2}, {"jaccard": 3, "dice": 3, "hd95_mm": 1}
-"Columns of the README's tables and their digits."
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-
-
-PICTURE_NAMES = {"llm4seg": "LLM4Seg (best)"}
-"Our system on pictures = the name in `data/paper_reported.csv`."
-
-
-def paper_overlaps(reported: list[dict[str, str]], system: str) -> str:
-    """What the LLM4Seg paper reports nearest to this arm, IoU and F1 in percent, with what it is; a dash where it reports nothing."""
-    found = {row["metric"]: row["value"] for row in reported
-             if row["paper"] == "P2" and row["table"] == "average" and row["system"] == PICTURE_NAMES.get(system)}
-    return f"{found['iou_percent']} % / {found['f1_percent']} % (mean of its 2-D data sets)" if len(found) == 2 else "–"
-
-
-def paper_dice(reported: list[dict[str, str]], system: str, fraction: float) -> str:
-    """What the MedVisionLlama paper reports nearest to this arm, with what it is; a dash where it reports nothing."""
-    table, metric, words = PAPER_TABLES.get(fraction, ("", "", ""))
-    for row in reported:
-        if [row[k] for k in ("paper", "table", "system", "metric")] == ["P1", table, PAPER_NAMES.get(system), metric]:
-            return f"{row['value']}{' ± ' + row['sd'] if row['sd'] else ''} ({words})"
-    return "–"
-
-
-def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results") -> str:
-    """Markdown tables of every recorded study: scans, then pictures, beside the papers' numbers; generated data apart, beside no paper's number.
-
-    Every row is an arm (task, system, fraction) with n and a link to each of its runs under `link`; a hole says so.
-    """
-    reported = read_rows(Path(paper_csv), PAPER_COLUMNS)
-    scans: list[str] = []
-    pictures: list[str] = []
-    phantoms: list[str] = []
-    for path in sorted(Path(records_dir).glob("*/runs.csv")):
-        table, study = read_runs(path.parent.name, Path(records_dir)), path.parent.name
-        for _, arm in summary(study, Path(records_dir)).iterrows():
-            members = table[(table["task"] == arm["task"]) & (table["system"] == arm["system"]) & (table["fraction"] == arm["fraction"])]
-            if arm["task"] in MADE:
-                phantoms.append(readme_row(study, arm, members, SCAN_METRICS, [], link))
-            elif find_task(arm["task"]).unit == "px":
-                pictures.append(readme_row(study, arm, members, PICTURE_METRICS, [paper_overlaps(reported, arm["system"])], link))
-            else:
-                scans.append(readme_row(study, arm, members, SCAN_METRICS, [paper_dice(reported, arm["system"], arm["fraction"])], link))
-    first, last = ["Study", "Task", "System", "Training cases"], "Runs (fold/seed)"
-    head = [*first, "Dice, native grid", "NSD", "HD95, mm", "n"]
-    blocks = [markdown([*head, "Paper's Dice", last], scans)] if scans else ["No run on scans is recorded yet."]
-    if pictures:
-        blocks.append(markdown([*first, "IoU, native grid", "F1 (Dice)", "HD95, px", "n", "Paper's IoU / F1", last], pictures))
-    if phantoms:
-        blocks.append("Phantoms (a smoke study that shows the pipeline works; it says nothing about scans):\n\n"
-                      + markdown([*head, last], phantoms))
-    return "\n\n".join(blocks)
-
-
-def readme_row(study: str, arm: pd.Series, members: pd.DataFrame, metrics: dict[str, int], paper: list[str], link: str) -> str:
-    """One arm as a row of the README's table: mean over runs ± sd over runs (where there are several), n and links."""
-    show = lambda m, digits: "–" if math.isnan(arm[m]) else f"{arm[m]:.{digits}f}" + (
-        "" if math.isnan(arm[f"{m}_sd"]) else f" ± {arm[f'{m}_sd']:.{digits}f}")
-    links = [f"[{fold}/{seed}]({link}/{run})" if state == "done" else f"{fold}/{seed} {state}"
-             for fold, seed, run, state in zip(members["fold"], members["seed"], members["run"], members["state"])]
-    n = f"{arm['n_cases']} case scores, {arm['done']} of {arm['planned']} runs"
-    cells = [study, arm["task"], f"`{arm['system']}`", f"{100 * arm['fraction']:g} %"]
-    return f"| {' | '.join([*cells, *(show(m, digits) for m, digits in metrics.items()), n, *paper, ', '.join(links)])} |"
-
-
-def markdown(head: list[str], rows: list[str]) -> str:
-    """A markdown table from its header cells and ready rows."""
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
-
-
-def update_readme(path: Path, records_dir: Path | None = None, paper_csv: Path | None = None) -> bool:
-    """Rewrite what stands between the result markers of a README; True when it changed.
-
-    Raises:
-        TableError: the file does not hold each marker once, in order.
-    """
-    text = Path(path).read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise TableError(f"{path}: must hold the lines {BEGIN} and {END} once each, in this order")
-    block = readme_block(records_dir or runs.records_dir(), paper_csv or ROOT / "data" / "paper_reported.csv")
-    new = f"{text[:text.index(BEGIN)]}{BEGIN}\n\n{block}\n\n{text[text.index(END):]}"
-    if new != text:
-        runs.atomic_write(Path(path), new)
-    return new != text

@@ -18,6 +18,9 @@ RUNS := data/runs/$(STUDY)
 # Written last, by a whole book of the study; holds the book's address.
 REPRODUCED := $(RUNS)/.book
 SOURCES := $(shell find book notebooks mvl data/paper_reported.csv data/results/$(STUDY) \( -name _build -o -name __pycache__ -o -name '.*' \) -prune -o -type f -print 2>/dev/null)
+# Not empty when the published book is there and newer than everything it is made of.
+BOOK := book/_build/html/index.html
+FRESH = $(shell test -f $(BOOK) && { find book notebooks mvl data/results \( -name _build -o -name __pycache__ \) -prune -o -type f -newer $(BOOK) -print | grep -q . || echo yes; })
 
 # One thread per process: runs go side by side, and results are bitwise for a given number of threads.
 export OMP_NUM_THREADS ?= 1
@@ -27,7 +30,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MPLBACKEND := agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test smoke check figures notebooks book serve bench doctor clean
+.PHONY: help setup reproduce test smoke check data figures notebooks book serve bench doctor clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -68,9 +71,15 @@ test: setup ## run every test (at most 10 minutes on two cores)
 smoke: setup ## train every system for a few steps (at most 10 minutes)
 	@$(MVL) study run smoke --engine inline
 
-check: setup ## lint and type-check
+check: setup ## lint, type-check, check the built book (links, names, browser) and the Colab set-up
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
+	@test -n "$(FRESH)" || { echo "[check] the book is missing or older than its sources: building it"; $(MVL) book; }
+	$(VENV)/bin/python -m mvl.bookcheck
+	$(VENV)/bin/python -m pytest -q -m colab
+
+data: setup ## get the scans of the published hippocampus study (28 MB), for the qualitative page
+	@$(MVL) fetch Task04_Hippocampus
 
 figures: setup ## draw README's figure and results again from the committed records
 	@$(MVL) figures

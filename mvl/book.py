@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from mvl import runs
+from mvl import run_pages, runs
 from mvl.chapters import Chapter, covered, open_chapter
 from mvl.config import ROOT
 from mvl.notebooks import FOLDER, list_notebooks, run_notebook, write_notebook
@@ -63,6 +63,7 @@ def build_book(study: str | None = None, results_dir: Path | None = None, out_di
         raise BookError("the built pages would ask the network: " + "; ".join(asked[:10]))
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(staging / "records", html / "records")
     shutil.move(html, target)
     return target / "index.html"
 
@@ -96,19 +97,20 @@ def stage(staging: Path, studies: Sequence[str], results: Path) -> None:
         shutil.copytree(SOURCES / folder, staging / folder)
     shown = plan(studies)
     execute_notebooks(staging / "notebooks", shown, results)
-    keep_contents(staging / "_toc.yml", list(shown))
     fill_pages(staging, facts(staging, studies, results))
+    keep_contents(staging / "_toc.yml", list(shown), run_pages.add_runs(staging, studies, results))
     config = yaml.safe_load((staging / "_config.yml").read_text())
     config["repository"]["url"] = repository_url()
     (staging / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def keep_contents(path: Path, notebooks: Sequence[str]) -> None:
-    """Leave only these notebooks in a table of contents; a part without any page goes too."""
+def keep_contents(path: Path, notebooks: Sequence[str], added: Sequence[str] = ()) -> None:
+    """Leave only these notebooks in a table of contents, and put the added pages (of runs) at its end; a part without any page goes."""
     contents = yaml.safe_load(path.read_text())
     shown = lambda file: not file.startswith("notebooks/") or file.removeprefix("notebooks/") in notebooks
     for part in contents["parts"]:
         part["chapters"] = [chapter for chapter in part["chapters"] if shown(chapter["file"])]
+    contents["parts"].append({"caption": "Every run", "chapters": [{"file": name} for name in added]})
     contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
     path.write_text(yaml.safe_dump(contents, sort_keys=False))
 
@@ -137,7 +139,7 @@ def execute_one(name: str, target: Path, study: str, results: Path) -> None:
 
 def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any]:
     """What the pages say by rule: the first study's main chapter, a summary of each further one; writes the landing page's figure."""
-    from mvl import figures, report, systems
+    from mvl import audit, cards, claims_page, figures, report, systems
 
     name = main_notebook(studies[0])
     chapter = open_notebook(name, studies[0], results)
@@ -146,9 +148,22 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
     return {"repository": repository_url(), "study": studies[0], "title": load_study(studies[0]).title, "tasks": ", ".join(chapter.tasks),
             "smoke": chapter.smoke, "published": chapter.published, "answer": report.answer(chapter), "chapter": name,
             "chapters": list(plan(studies)), "results": report.results_table(chapter), "colab": report.colab_url(name),
+            "arms": report.arm_links(chapter),
             "claim": report.claim(chapter.topic), "others": [f for s in studies[1:] if (f := further(s, results))], "holes": chapter.holes,
             "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
-            "bench_machine": bench_machine()}
+            "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),
+            "statistics": statistics(studies, results),
+            **audit.facts(studies, results, repository_url()), "claims": claims_page.facts(studies, results, list(plan(studies)), staging),
+            **cards.facts([task for study in studies for task in load_study(study).tasks])}
+
+
+def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
+    """How often each procedure errs at the variances of each study's runs, and every planned test."""
+    from mvl import calibration, report
+
+    tests = {s: report.all_differences(s, results) for s in studies}
+    return {"calibration": "\n\n".join(calibration.page(open_notebook(main_notebook(s), s, results)) for s in studies),
+            "tests": "\n\n".join(f"### Tests of `{s}`\n\n{calibration.tests_table(t)}" for s, t in tests.items() if not t.empty)}
 
 
 def main_notebook(study: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mvl import runs
@@ -15,10 +17,15 @@ from mvl.studies import ensure_runs, load_study, study_runs
 from mvl.style import title
 
 VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
-CNN, LLM4SEG, LLM4SEG_RANDOM = "cmunext", "llm4seg", "llm4seg_random"
+MLP = "medvisionllama_v3_mlp"
+CNN, LLM4SEG, LLM4SEG_RANDOM, LLM4SEG_TRAINED = "cmunext", "llm4seg", "llm4seg_random", "llm4seg_t"
 V1 = "medvisionllama_v1"
-CONTROLS = ("mlp", "identity", "noresidual", "shuffled", "random_matched", "after_embedding", "trained", "random_trained")
-"Substitutions for what sits between the hybrid's mappers, and where it sits."
+CONTROLS = ("shuffled", "noresidual", "mask_rotary", "after_embedding", "minilm", "layer0", "layer14", "text")
+"What the hybrid's block is replaced by, where it sits and how it is wired, each against the hybrid."
+MAPPERS = ("r2", "r8", "r16", "linear", "lora_block")
+"Ranks of the mappers' adapters other than 4, mappers trained in full, and adapters inside the block."
+PEERS = ("unet", "dynunet", "unetr", "swinunetr", "unetpp")
+NOISES = ("boundary20", "boundary50")
 
 
 @dataclass(frozen=True)
@@ -30,27 +37,41 @@ class Topic:
     fractions: tuple[float, ...] = (1.0,)
     "Shares of the training cases that it shows."
     extra: tuple[str, ...] = ()
-    "Systems of other blocks that stand beside."
+    "Systems that stand beside, over the folds and seeds of the topic's own blocks."
+    beside: tuple[str, ...] = ("main",)
+    "Blocks that hold them."
     only: tuple[str, ...] = ()
     "Systems that it is restricted to; empty: all of the blocks."
     contrasts: tuple[tuple[str, str], ...] = ()
     "(system, reference) pairs whose difference is taken, where the study plans both."
     metrics: tuple[str, ...] = ("dice",)
     "Columns of cases.csv whose differences are taken."
+    compared: tuple[float, ...] = ()
+    "Shares at which they are; empty: all that it shows."
+    question: str = ""
+    "Its contrasts' question in a few words."
 
 
 TOPICS = {
     "baseline": Topic(("main",), only=(VIT,)),
-    "llm_hybrid": Topic(("main",), contrasts=((HYBRID, VIT), (RANDOM, VIT), (HYBRID, RANDOM))),
-    "few_shot": Topic(("few_shot", "main"), fractions=(0.1, 0.3, 1.0), only=(VIT, HYBRID), contrasts=((HYBRID, VIT),)),
-    "lora_ablation": Topic(("lora",), extra=(HYBRID, VIT), contrasts=(
-        ("medvisionllama_v3_r2", HYBRID), ("medvisionllama_v3_r8", HYBRID), ("medvisionllama_v3_r16", HYBRID),
-        ("medvisionllama_v3_linear", HYBRID))),
-    "version_1": Topic(("v1",), extra=(HYBRID, VIT), contrasts=(
-        (V1, VIT), (V1, HYBRID), (V1, f"{V1}_plain"), (f"{V1}_hybrid", f"{V1}_plain"), (f"{V1}_fusion", f"{V1}_plain"), (V1, f"{V1}_noblock"))),
-    "controls": Topic(("controls",), extra=(HYBRID, RANDOM, VIT), contrasts=(
-        *((f"{HYBRID}_{control}", HYBRID) for control in CONTROLS), ("vit_depth", HYBRID), ("vit_mlp", HYBRID))),
-    "llm4seg": Topic(("llm4seg",), metrics=("jaccard", "dice"), contrasts=((LLM4SEG, CNN), (LLM4SEG_RANDOM, CNN), (LLM4SEG, LLM4SEG_RANDOM))),
+    "llm_hybrid": Topic(("main",), contrasts=((HYBRID, VIT), (RANDOM, VIT), (MLP, VIT), (HYBRID, RANDOM), (HYBRID, MLP)),
+                        question="The frozen block"),
+    "qualitative": Topic(("main",)),
+    "few_shot": Topic(("few_shot",), fractions=(0.1, 0.3, 1.0), extra=(HYBRID, VIT),
+                      contrasts=((HYBRID, VIT), (RANDOM, VIT), (HYBRID, RANDOM)), compared=(0.1, 0.3), question="Few training cases"),
+    "lora_ablation": Topic(("lora",), extra=(HYBRID, VIT), question="The mappers",
+                           contrasts=tuple((f"{HYBRID}_{mapper}", HYBRID) for mapper in MAPPERS)),
+    "version_1": Topic(("v1",), extra=(HYBRID, VIT), question="Version 1", contrasts=(
+        (V1, VIT), (V1, HYBRID), (V1, f"{V1}_plain"), (f"{V1}_hybrid", f"{V1}_plain"), (f"{V1}_fusion", f"{V1}_plain"))),
+    "controls": Topic(("controls",), extra=(HYBRID, VIT), question="What of the block matters", contrasts=(
+        *((f"{HYBRID}_{control}", HYBRID) for control in CONTROLS), ("vit_depth", HYBRID), ("vit_depth", VIT))),
+    "comparators": Topic(("peers", "peers_large"), extra=(HYBRID, VIT), question="Other networks", contrasts=(
+        *((peer, VIT) for peer in PEERS), *((peer, HYBRID) for peer in PEERS))),
+    "llm4seg": Topic(("llm4seg",), metrics=("jaccard", "dice"), question="LLM4Seg", contrasts=(
+        (LLM4SEG, CNN), (LLM4SEG_RANDOM, CNN), (LLM4SEG_TRAINED, CNN), (LLM4SEG, LLM4SEG_RANDOM), (LLM4SEG, LLM4SEG_TRAINED))),
+    "label_noise": Topic(("label_noise",), metrics=("jaccard", "dice"), extra=(CNN, LLM4SEG, LLM4SEG_RANDOM), beside=("llm4seg",),
+                         question="Damaged labels", contrasts=tuple(
+        (f"{system}_{noise}", f"{CNN}_{noise}") for noise in NOISES for system in (LLM4SEG, LLM4SEG_RANDOM))),
 }
 
 
@@ -119,17 +140,25 @@ def open_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
     """
     from mvl import tables
 
-    folder, spec = ROOT / results_dir, TOPICS[topic]
-    for block in used_blocks(study, spec):
+    folder = ROOT / results_dir
+    for block in used_blocks(study, TOPICS[topic]):
         ensure_runs(study, block, folder)
     if folder.resolve() != runs.records_dir().resolve():
         tables.collect(study, folder)
+    return read_chapter(topic, study, folder)
+
+
+def read_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
+    """The chapter from the study's tables as they are; trains and writes nothing."""
+    from mvl import tables
+
+    folder, spec = ROOT / results_dir, TOPICS[topic]
     recorded = (folder / Path(study).stem / "runs.csv").is_file()
     read = lambda reader, columns: reader(study, folder) if recorded else pd.DataFrame(columns=columns)
     frames = read(tables.read_runs, tables.RUN_COLUMNS), read(tables.read_cases, tables.CASE_COLUMNS), \
         read(tables.read_history, [*tables.RUN_KEYS, *tables.HISTORY_COLUMNS])
     systems = systems_of(study, spec)
-    kept = [frame[frame["system"].isin(systems) & frame["fraction"].isin(spec.fractions)].reset_index(drop=True) for frame in frames]
+    kept = [_restricted(frame, systems, spec, units_of(study, spec)) for frame in frames]
     return Chapter(topic, study, folder, kept[0], _foreground(kept[1]), kept[2], tuple(_holes(study, spec, systems, kept[0])))
 
 
@@ -142,13 +171,39 @@ def covered(study: str) -> list[str]:
 def used_blocks(study: str, spec: Topic) -> list[str]:
     """Blocks of the study's grid that the topic reads."""
     known = [str(block["name"]) for block in load_study(study).grid]
-    return [b for b in dict.fromkeys([*spec.blocks, *(["main"] if spec.extra else [])]) if b in known]
+    return [b for b in dict.fromkeys([*spec.blocks, *(spec.beside if spec.extra else ())]) if b in known]
 
 
 def systems_of(study: str, spec: Topic) -> list[str]:
-    """Systems of the chapter, in the study's order."""
-    found = [str(s) for block in used_blocks(study, spec) if block in spec.blocks for s in load_study(study).block(block)["systems"]]
-    return [s for s in dict.fromkeys([*found, *spec.extra]) if not spec.only or s in spec.only]
+    """Systems of the chapter that the study plans, those of the topic's own blocks first."""
+    plan, used = load_study(study), used_blocks(study, spec)
+    own, beside = ([str(s) for b in used if (b in spec.blocks) == mine for s in plan.block(b)["systems"]] for mine in (True, False))
+    return [s for s in dict.fromkeys([*own, *(s for s in spec.extra if s in (*own, *beside))]) if not spec.only or s in spec.only]
+
+
+def units_of(study: str, spec: Topic) -> set[tuple[str, int, int]]:
+    """(task, fold, seed) of the topic's own blocks, over which its systems are compared; empty where the study has none of the blocks."""
+    plan = load_study(study)
+    blocks = [block for block in plan.grid if block["name"] in spec.blocks]
+    return {unit for b in blocks for unit in itertools.product(b.get("tasks", plan.tasks), b.get("folds", [0]), b.get("seeds", [0]))}
+
+
+def planned_pairs(study: str, spec: Topic, system: str, reference: str, task: str, fraction: float) -> tuple[tuple[int, int], ...]:
+    """(fold, seed) at which the study's grid has both systems on the task and share, among those that the topic compares."""
+    plan, units = load_study(study), units_of(study, spec)
+    have: dict[str, set[tuple[int, int]]] = {system: set(), reference: set()}
+    for block in plan.grid:
+        if task in block.get("tasks", plan.tasks) and fraction in map(float, block.get("fractions", [1.0])):
+            for name in {system, reference} & set(block["systems"]):
+                have[name] |= set(itertools.product(block.get("folds", [0]), block.get("seeds", [0])))
+    return tuple(sorted(u for u in have[system] & have[reference] if not units or (task, *u) in units))
+
+
+def _restricted(frame: pd.DataFrame, systems: Sequence[str], spec: Topic, units: set[tuple[str, int, int]]) -> pd.DataFrame:
+    """The rows of the chapter's systems and shares, over its own (task, fold, seed)."""
+    rows = frame[frame["system"].isin(systems) & frame["fraction"].isin(spec.fractions)]
+    inside = [not units or unit in units for unit in zip(rows["task"], rows["fold"], rows["seed"])]
+    return rows[np.array(inside, dtype=bool)].reset_index(drop=True)
 
 
 def _holes(study: str, spec: Topic, systems: Sequence[str], table: pd.DataFrame) -> list[str]:
@@ -156,8 +211,9 @@ def _holes(study: str, spec: Topic, systems: Sequence[str], table: pd.DataFrame)
     used = used_blocks(study, spec)
     absent = [f"block `{b}` is not in the grid of study `{study}`" for b in spec.blocks[:1] if b not in used]
     done = set(map(tuple, table.loc[table["state"] == "done", ["system", "fraction", "fold", "seed"]].itertuples(index=False)))
-    planned = {(r.system, r.fraction, r.fold, r.seed) for b in used for r in study_runs(study, b)}
-    wanted = {p for p in planned if p[0] in systems and p[1] in spec.fractions}
+    units = units_of(study, spec)
+    planned = {(r.task, r.system, r.fraction, r.fold, r.seed) for b in used for r in study_runs(study, b)}
+    wanted = {p[1:] for p in planned if p[1] in systems and p[2] in spec.fractions and (not units or (p[0], *p[3:]) in units)}
     arms: dict[tuple[str, float], int] = {}
     for system, fraction, *_ in sorted(wanted - done):
         arms[system, fraction] = arms.get((system, fraction), 0) + 1

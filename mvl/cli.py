@@ -183,7 +183,7 @@ def add_run(commands: Any) -> None:
 
 
 def add_study(commands: Any) -> None:
-    """study run|status|tune|check|collect|record."""
+    """study run|status|tune|maps|check|collect|record."""
     top = commands.add_parser("study", help="run a study, show how far it is, check and record its results", allow_abbrev=False)
     actions = top.add_subparsers(title="actions", required=True, metavar="ACTION")
     command = add(actions, "run", do.study_run, results_dir, data_dir)
@@ -194,14 +194,22 @@ def add_study(commands: Any) -> None:
     status.add_argument("--complete", action="store_true", help="exit 1 unless every run is done")
     trials = add(actions, "tune", do.study_tune, results_dir, data_dir)
     trials.add_argument("--systems", nargs="+", metavar="NAME", help="only these systems' trials (default: all)")
+    maps = add(actions, "maps", do.study_maps, results_dir, data_dir)
+    maps.add_argument("--cases", type=whole(1, 10**6), default=24, metavar="N", help="test cases per run, evenly spaced (default: 24)")
     rest = [add(actions, "check", do.study_check, results_dir), add(actions, "collect", do.study_collect, results_dir),
             add(actions, "record", do.study_record, results_dir)]
-    for each in (command, status, trials, *rest):
+    for each in (command, status, trials, maps, *rest):
         each.add_argument("study", metavar="S", help="name in mvl/configs/studies")
 
 
 def add_shown(commands: Any) -> None:
-    """systems, bench, notebook, book, figures, doctor."""
+    """claims, audit, systems, bench, notebook, book, figures, doctor."""
+    command = add(commands, "claims", do.claims, as_json)
+    command.add_argument("--study", metavar="S", help="the claims that this study can speak of (default: all, each by its own published study)")
+    command.add_argument("--results-dir", type=Path, metavar="D", help="folder of collected results (default: data/results, the published records)")
+    command = add(commands, "audit", do.audit, as_json, data_dir)
+    command.add_argument("--released", type=Path, metavar="CLONE", help="clone of a paper's code: its text is read, never executed")
+    command.add_argument("--measure", action="store_true", help="measure the surfaces of scans again (data/audit.json)")
     add(commands, "systems", do.systems, as_json)
     command = add(commands, "bench", do.bench, as_json)
     command.add_argument("system", nargs="*", metavar="SYSTEM", help="measure a training step of these systems (`all`) in place of the bars")

@@ -160,6 +160,44 @@ def study_record(args: argparse.Namespace) -> int:
     return DONE
 
 
+def claims(args: argparse.Namespace) -> int:
+    """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule computes from the records."""
+    from mvl import claims as room
+    from mvl.book import PUBLISHED
+    from mvl.runs import records_dir
+
+    entries = room.ledger((args.study,) if args.study else PUBLISHED, args.results_dir or records_dir())
+    answer(args, lambda: room.as_json(entries), lambda value: room.show(entries))
+    return DONE
+
+
+def study_maps(args: argparse.Namespace) -> int:
+    """`mvl study maps S`: measures activations before and after the block from weights, writes activations.csv and .npz into data/results."""
+    from pathlib import Path
+
+    from mvl.activation_records import record
+    from mvl.runs import records_dir
+
+    target = records_dir() / Path(args.study).stem
+    found = record(args.study, args.results_dir, target, args.data_dir, args.cases, lambda line: print(line, file=sys.stderr, flush=True))
+    for name, why in found["absent"].items():
+        print(f"not measured: {name}: {why}", file=sys.stderr)
+    print(f"{target / 'activations.csv'}: {found['rows']} rows of {found['runs']} runs" if found["runs"] else "no run could be measured")
+    return DONE if found["runs"] else BAD
+
+
+def audit(args: argparse.Namespace) -> int:
+    """`mvl audit`: what the papers' code does against what the papers say, with figures; what a clone of it shows; what each fault is worth."""
+    from mvl import audit as room
+    from mvl.audit_measures import measure_surfaces
+    from mvl.runs import records_dir
+
+    if args.measure:
+        measure_surfaces(args.data_dir)
+    answer(args, lambda: room.report(args.released, records_dir()), room.show)
+    return DONE
+
+
 def systems(args: argparse.Namespace) -> int:
     """`mvl systems`: each system's name, source, spatial dims and parameter counts at the released sizes."""
     from mvl.systems import describe_systems
@@ -222,7 +260,7 @@ def book(args: argparse.Namespace) -> int:
 
 def figures(args: argparse.Namespace) -> int:
     """`mvl figures`: draws README's figure and results again from the published records."""
-    from mvl import book, report, runs, tables
+    from mvl import book, readme, report, runs
     from mvl.chapters import open_chapter
     from mvl.config import ROOT
     from mvl.figures import paired_differences, svg
@@ -230,7 +268,7 @@ def figures(args: argparse.Namespace) -> int:
     chapter = open_chapter("llm_hybrid", book.PUBLISHED[0], runs.records_dir())
     target = runs.records_dir() / book.PUBLISHED[0] / "figure.svg"
     runs.atomic_write(target, svg(paired_differences(report.differences(chapter), chapter.holes)))
-    changed = tables.update_readme(ROOT / "README.md")
+    changed = readme.update_readme(ROOT / "README.md")
     print(f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}")
     return DONE
 

@@ -281,7 +281,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise ConfigError(f"{path}: no such file{did_you_mean(path.stem, known)}; known: {', '.join(known)}")
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the same in C: 10 times faster
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(loaded, dict):

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mvl.stats import ONE_PAIR
-from mvl.style import DASHES, STYLE, colour, finish, hole, marker, ordered, styled, title
+from mvl.style import DASHES, LABEL, STYLE, colour, finish, hole, marker, ordered, styled, title
 
 EQUIVALENCE_POINTS = 1.0
 "Half-width of the equivalence band, Dice points."
@@ -44,26 +44,44 @@ class Example:
 
 @styled
 def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Validation Dice and loss by epoch: line = mean over folds and seeds, band = smallest to largest.
+    """Validation Dice and loss by epoch: line = mean over folds and seeds, band = smallest to largest, ticks = the runs' selected epochs.
 
     history: system, task, fraction, fold, seed, epoch, val_dice, val_loss.
     """
     if history.empty:
         return hole("; ".join(holes) or "no training history")
     figure = Figure(figsize=(6.4, 5.4 + 0.12 * history["system"].nunique()), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
+    axes = figure.subplots(2, 2, sharex="col")
     fractions = sorted(history["fraction"].unique(), reverse=True)
     for (system, fraction), runs in history.groupby(["system", "fraction"], sort=False):
         line: dict[str, Any] = {"color": colour(system), "linestyle": DASHES[fractions.index(fraction) % 4]}
-        for axis, column in zip(axes, ("val_dice", "val_loss")):
-            curve = runs.groupby("epoch")[column].agg(["mean", "min", "max"])
-            axis.plot(curve.index, curve["mean"], **line)
-            axis.fill_between(curve.index, curve["min"], curve["max"], color=line["color"], alpha=0.15, linewidth=0)
-    axes[0].set(ylabel="validation Dice")
-    axes[1].set(ylabel="validation loss", xlabel="epoch (line: mean of runs; band: their range)")
-    axes[1].xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        late = runs[runs["epoch"] >= runs["epoch"].max() / 2]
+        for row, column in zip(axes, ("val_dice", "val_loss")):
+            band(row[0], runs, column, **line)
+            curve = band(row[1], late, column, **line)
+            picked = curve["mean"].reindex(selected_epochs(runs)["epoch"].unique())
+            row[1].plot(picked, linestyle="", marker="|", markersize=9, markeredgewidth=1.3, color=line["color"])
+    axes[0, 0].set(ylabel="validation Dice")
+    axes[1, 0].set(ylabel="validation loss", xlabel="epoch, all")
+    axes[1, 1].set(xlabel="epoch, last half, enlarged")
+    for axis in axes[1]:
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
     figure.legend(handles=_curve_keys(history, fractions), loc="outside upper left", ncols=2)
-    return finish(figure, list(history["task"]), holes)
+    return finish(figure, list(history["task"]), holes, key="line: mean of runs; band: their range; ticks: epochs whose weights were kept")
+
+
+def band(axis: Axes, runs: pd.DataFrame, column: str, **line: Any) -> pd.DataFrame:
+    """Draw the mean over runs by epoch and the range of the runs behind it; returns mean, min and max by epoch that was validated."""
+    curve = runs.dropna(subset=[column]).groupby("epoch")[column].agg(["mean", "min", "max"])
+    axis.fill_between(curve.index, curve["min"], curve["max"], color=line["color"], alpha=0.13, linewidth=0)
+    axis.plot(curve.index, curve["mean"], **line)
+    return curve
+
+
+def selected_epochs(history: pd.DataFrame) -> pd.DataFrame:
+    """The row of each run's history whose weights were kept: the first of highest validation Dice."""
+    validated = history.dropna(subset=["val_dice"])
+    return validated.loc[validated.groupby(["task", "system", "fraction", "fold", "seed"])["val_dice"].idxmax()]
 
 
 def _curve_keys(history: pd.DataFrame, fractions: Sequence[float]) -> list[Any]:
@@ -139,7 +157,8 @@ def _points(rows: pd.DataFrame) -> str:
 def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     """One row of the forest plot: its words, n, and its interval, or that it is not yet recorded."""
     side: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
-    axis.text(0, y - 0.42, str(row["comparison"]).replace("\n", " "), ha="left", **side)
+    words = str(row["comparison"]).replace("\n", " ")
+    axis.text(0, y - 0.42, words, ha="left", fontsize=min(11, 11 * 62 / len(words)), **side)
     if not row["n_runs"]:
         words = textwrap.fill(f"not yet recorded: {row.get('hole') or 'no pair of finished runs'}", 78)
         axis.text(0, y + 0.2, words, ha="left", fontsize=9, color="#9A3412", style="italic", **side)
@@ -149,9 +168,17 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     look: dict[str, Any] = {"linestyle": (0, (2, 1)), "dash_capstyle": "butt"} if one else {"solid_capstyle": "butt"}
     axis.plot([low, high], [y, y], color=colour(row["system"]), linewidth=2.4, **look)
     axis.plot(mid, y, marker=marker(row["system"]), color=colour(row["system"]), markersize=8)
-    runs = "1 pair of runs (interval over its cases)" if one else f"{row['n_runs']} pairs of runs"
+    there, planned = row["n_runs"], row.get("planned", row["n_runs"])
+    runs = f"{there} of {planned} planned pairs of runs" if planned > there else "1 pair of runs" if one else f"{there} pairs of runs"
+    runs += " (interval over its cases)" if one else ""
     axis.text(0, y - 0.16, f"n = {row['n_cases']} case pairs, {runs}", ha="left", fontsize=9, color="#57606A", **side)
-    axis.text(1, y - 0.16, f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]", ha="right", fontsize=10, **side)
+    axis.text(1, y - 0.16, in_points(mid, low, high), ha="right", fontsize=10, **side)
+
+
+def in_points(mid: float, low: float, high: float) -> str:
+    """A difference and its interval with signs; what rounds to nothing has a plus."""
+    mid, low, high = (round(value, 1) + 0.0 for value in (mid, low, high))
+    return f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 @styled
@@ -198,22 +225,20 @@ def few_shot(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     """
     if runs.empty:
         return hole("; ".join(holes) or "no finished runs")
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axis = figure.subplots()
-    for place, system in enumerate(ordered(list(runs["system"]))):
+    figure = Figure(figsize=(6.4, 4.3), layout="constrained")
+    axis, systems = figure.subplots(), ordered(list(runs["system"]))
+    for place, system in enumerate(systems):
         points = runs[runs["system"] == system].groupby("fraction")["dice"].agg(["mean", "min", "max", "size"]).reset_index()
-        x = points["fraction"] * 1.03 ** (place - 0.5)
+        x = points["fraction"] * 1.05 ** (place - (len(systems) - 1) / 2)
         reach = [points["mean"] - points["min"], points["max"] - points["mean"]]
-        look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": title(system)}
+        sizes = "/".join(map(str, points["size"])) if points["size"].nunique() > 1 else str(points["size"].iloc[0])
+        look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": f"{title(system)} (n = {sizes})"}
         axis.errorbar(x, points["mean"], yerr=reach, markersize=7, capsize=3, **look)
-        side: dict[str, Any] = {"ha": "right" if place % 2 == 0 else "left", "va": "center", "textcoords": "offset points"}
-        for x_, y, size in zip(x, points["mean"], points["size"]):
-            axis.annotate(f"n={size}", (x_, y), (-8 if place % 2 == 0 else 8, 0), fontsize=9, color=colour(system), **side)
     fractions = sorted(runs["fraction"].unique())
     axis.set_xscale("log")
     axis.set_xticks(fractions, [f"{f:.0%}" for f in fractions])
     axis.minorticks_off()
-    axis.set(xlabel="share of the training cases (n: runs; bar: their range)", ylabel="test Dice, native grid",
+    axis.set(xlabel="share of the training cases (marker: mean of n runs; bar: their range)", ylabel="test Dice, native grid",
              xlim=(min(fractions) / 1.3, max(fractions) * 1.3))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return finish(figure, list(runs["task"]), holes)
@@ -229,12 +254,14 @@ def lora_rank(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
         return hole("; ".join(holes) or "no finished runs")
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
+    for _, unit in runs.groupby(["task", "fold", "seed"]):
+        axis.plot(unit.sort_values("trainable")["trainable"] / 1e3, unit.sort_values("trainable")["dice"], color="#8C959F", linewidth=0.8, zorder=0)
     for system, rows in runs.groupby("system"):
         x, mean = float(rows["trainable"].iloc[0]) / 1e3, rows["dice"].mean()
         axis.scatter([x] * len(rows), rows["dice"], s=16, color=colour(system), alpha=0.5)
         look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": f"{title(system)} (n = {len(rows)})"}
         axis.plot(x, mean, markersize=9, linestyle="", **look)
-    axis.set(xlabel="trainable parameters, thousands", ylabel="test Dice, native grid")
+    axis.set(xlabel="trainable parameters, thousands (thin line: one fold and seed)", ylabel="test Dice, native grid")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
@@ -259,9 +286,9 @@ def example_segmentations(examples: Sequence[Example], holes: Sequence[str] = ()
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
         axes[0].set_ylabel(f"{example.rank}\n{example.case}", fontsize=9.5)
-        _outline(axes[1], example.label, "#F0E442", 1.8)
+        _outline(axes[1], example.label, LABEL, 1.8)
         for axis, system in zip(axes[2:], systems):
-            _outline(axis, example.label, "#F0E442", 0.9)
+            _outline(axis, example.label, LABEL, 0.9)
             _outline(axis, example.predictions[system], colour(system), 1.8)
             axis.set_xlabel(f"Dice {example.dice[system]:.2f}", fontsize=9.5)
     for axis, word in zip(grid[0], ["scan", "label", *map(title, systems)]):

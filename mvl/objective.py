@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +43,31 @@ class BCEDice(nn.Module):
         return 0.5 * entropy + 1 - dice.mean()
 
 
+class ReleasedLoss(nn.Module):
+    """0.5 BCE + 0.5 (1 - Dice of the thresholded mask), one class, Dice over the whole batch with smoothing 1: only BCE has a gradient.
+
+    For the audit alone. Source: MedVisionLlama, released `losses.py` (DiceBCELoss).
+    """
+
+    def hard_dice(self, logits: Tensor, label: Tensor) -> Tensor:
+        """1 - Dice of `probability > 0.5`, a scalar that no weight has a part in."""
+        mask = (logits > 0).float()
+        return 1 - (2 * (mask * label).sum() + 1) / (mask.sum() + label.sum() + 1)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        return 0.5 * F.binary_cross_entropy_with_logits(logits, label) + 0.5 * self.hard_dice(logits, label)
+
+
 def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
-    """dice_ce: Dice + BCE (one class) or Dice + cross-entropy, mean over cases, with a gradient through both; bce_dice: see `BCEDice`.
+    """dice_ce: Dice + BCE (one class) or Dice + cross-entropy, mean over cases, with a gradient through both; the others by their class.
 
     Source: arXiv 2410.02458 v3, loss. Differs: Dice of probabilities, not of thresholded output, whose gradient is zero.
     """
     if name == "bce_dice":
         return BCEDice()
+    if name == "bce_dice_released":
+        return ReleasedLoss()
     if classes == 1:
         return DiceCELoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
     return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0)
@@ -83,6 +102,12 @@ def predict_probabilities(model: nn.Module, image: Image) -> Logits:
     """Class probabilities (B, K, *S): sigmoid for one class, softmax for several."""
     logits = model(image).float()
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def is_better(row: dict[str, Any], before: list[dict[str, Any]], select: str) -> bool:
+    """True when an epoch's row beats every validated one before it: highest Dice of the watched cases or, for `train_loss`, lowest training loss."""
+    key, sign = ("train_loss", -1) if select == "train_loss" else ("val_dice", 1)
+    return all(sign * row[key] > sign * old[key] for old in before if "val_dice" in old)
 
 
 def foreground_dice(logits: Logits, label: Labels) -> Tensor:

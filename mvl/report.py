@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
 from mvl import runs
-from mvl.chapters import TOPICS, Chapter, unplanned
+from mvl.chapters import TOPICS, Chapter, covered, planned_pairs, read_chapter, unplanned
 from mvl.config import ROOT
 from mvl.figures import EQUIVALENCE_POINTS
 from mvl.style import title
@@ -35,36 +37,61 @@ def colab_url(name: str) -> str:
 def differences(chapter: Chapter) -> pd.DataFrame:
     """Paired differences of the topic's metrics for the chapter's contrasts: `mvl.stats.table`, the comparison in words and `hole`.
 
-    A contrast that cannot be taken keeps its row: NaN, no runs, and why in `hole` (empty elsewhere).
+    A contrast that cannot be taken keeps its row: NaN, no runs, and why in `hole` (empty elsewhere). The rows of one metric are the family
+    of `p_holm`, holes included; `planned` counts the pairs of runs in the study's grid.
     """
     from mvl import stats
 
     spec = TOPICS[chapter.topic]
     rows = [_difference(chapter, *pair, task, fraction, metric)
-            for metric, pair, fraction, task in itertools.product(spec.metrics, chapter.contrasts, spec.fractions, chapter.tasks)]
-    table = pd.DataFrame(rows, columns=[*stats.table([]).columns, "hole"])
+            for metric, pair, fraction, task in itertools.product(spec.metrics, chapter.contrasts, spec.compared or spec.fractions, chapter.tasks)]
+    table = stats.adjust(pd.DataFrame(rows, columns=[*stats.table([]).columns, "hole"]))
     share = lambda row: f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
     what = lambda row: f"{OVERLAPS[row.metric]}: " if len(spec.metrics) > 1 else ""
-    table["comparison"] = [f"{what(row)}{title(row.system)}\nminus {title(row.reference)}{share(row)}" for row in table.itertuples()]
+    table["comparison"] = [f"{what(row)}{minus(row.system, row.reference)}{share(row)}" for row in table.itertuples()]
     return table
+
+
+def minus(system: str, reference: str) -> str:
+    """`<system>` over `minus <reference>` in words; what both titles end with, after a comma, is said once."""
+    parts = [title(name).split(", ") for name in (system, reference)]
+    both = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(parts[0][1:]), reversed(parts[1][1:])))))
+    first, second = (", ".join(part[: len(part) - both]) for part in parts)
+    return f"{first}\nminus {second}" + (f" ({', '.join(parts[0][-both:])})" if both else "")
+
+
+def all_differences(study: str, results_dir: str | Path) -> pd.DataFrame:
+    """`differences` of every chapter that the study covers, with its question in words as `question`; nothing is trained."""
+    chapters = [read_chapter(topic, study, results_dir) for topic in covered(study) if TOPICS[topic].contrasts]
+    found = [differences(chapter).assign(question=TOPICS[chapter.topic].question) for chapter in chapters]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _difference(chapter: Chapter, system: str, reference: str, task: str, fraction: float, metric: str) -> dict[str, Any]:
     from mvl import stats
 
+    planned = planned_pairs(chapter.study, TOPICS[chapter.topic], system, reference, task, fraction)
     try:
-        return stats.table([stats.compare(chapter.cases, system, reference, task, fraction, metric)]).iloc[0].to_dict() | {"hole": ""}
+        if not planned:
+            raise stats.StatsError(f"not planned in the study `{chapter.study}`")
+        found = stats.compare(chapter.cases, system, reference, task, fraction, metric, planned=planned)
+        return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
     except stats.StatsError as error:
         return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": metric, "n_cases": 0, "n_runs": 0,
-                "hole": str(error)}
+                "n_folds": 0, "planned": len(planned), "complete": False, "unpaired": 0, "hole": str(error)}
 
 
-def verdict(low: float, high: float, p_difference: float = math.nan, p_equivalence: float = math.nan, word: str = "Dice") -> str:
-    """What a 95 % interval of a difference of Dice (or IoU) says, with the consent of the test over runs at 5 %.
+def verdict(low: float, high: float, p_difference: float = math.nan, p_equivalence: float = math.nan, word: str = "Dice",
+            complete: bool = True) -> str:
+    """What a 95 % interval of a difference of Dice (or IoU) says, with the consent at 5 % of the test over folds: for a difference the p
+    adjusted by Holm, for equivalence the larger of the two one-sided ones.
 
-    Without a test (p is NaN: one pair of runs) the interval leaves the variation between runs out, and nothing is decided.
+    Without a test (p is NaN: one fold) the interval leaves out what varies between folds, and nothing is decided; nor is it while a
+    planned pair of runs is missing: which runs are there may depend on how they went.
     """
     band = EQUIVALENCE_POINTS / 100
+    if not complete:
+        return "not decided, incomplete"
     if -band <= low and high <= band and p_equivalence < 0.05:
         return f"equivalent within 1 {word} point"
     if low <= 0 <= high or not p_difference < 0.05:
@@ -83,26 +110,27 @@ def answer(chapter: Chapter) -> str:
         lines.append(f"\nNot planned in the study `{chapter.study}`: {', '.join(f'`{s}`' for s in absent)}.")
     if not table["n_runs"].any():
         return "\n".join([lead + _means(chapter), *([""] if lines else []), *lines])
-    few = sorted({int(n) for n in table["n_runs"] if n in (2, 3)})
-    if few:
-        lines.append(f"\n*With {' or '.join(map(str, few))} pairs of runs the interval is too narrow; "
-                     "the corrected t-test takes the few runs into account.*")
+    if few := " or ".join(str(n) for n in sorted({int(n) for n in table["n_folds"] if 2 <= n <= 5})):
+        lines.append(f"\n*With {few} folds the interval is too narrow; the corrected t-test takes the few folds into account.*")
     return "\n".join([f"{lead.strip()}\n"] * bool(lead) + lines)
 
 
 def _sentence(row: dict[str, Any], metric: str) -> str:
-    from mvl.stats import ONE_PAIR
+    from mvl.stats import ONE_FOLD, ONE_PAIR
 
     words = " ".join(str(row["comparison"]).removeprefix(f"{metric}: ").split("\n"))
     if row["hole"]:
-        return f"{words}: not yet recorded ({row['hole']})."
+        return f"{words}: not yet recorded ({row['n_runs']} of {row['planned']} planned pairs of runs; {row['hole']})."
     low, mid, high = (100 * row[k] for k in ("low", "difference", "high"))
     interval = f"95 % interval {low:+.1f} to {high:+.1f}"
-    word = verdict(row["low"], row["high"], row["p_t"], row["p_equivalence"], metric)
+    word = verdict(row["low"], row["high"], row["p_holm"], row["p_equivalence"], metric, bool(row["complete"]))
+    pairs = f"{row['n_runs']} pairs of runs" if row["complete"] else f"{row['n_runs']} of {row['planned']} planned pairs of runs"
     if row["n_runs"] == 1:
-        return f"{words}: {word}; **{mid:+.1f} {metric} points** in the one pair of runs ({interval}, n = {row['n_cases']} case pairs: {ONE_PAIR})."
-    return (f"{words}: **{mid:+.1f} {metric} points** ({interval}; corrected t-test p = {row['p_t']:.2g}; n = {row['n_cases']} case pairs "
-            f"from {row['n_runs']} pairs of runs): {word}.")
+        there = "the one pair of runs" if row["complete"] else pairs
+        return f"{words}: {word}; **{mid:+.1f} {metric} points** in {there} ({interval}, n = {row['n_cases']} case pairs: {ONE_PAIR})."
+    adjusted = f", {row['p_holm']:.2g} after Holm" if row["complete"] else ""
+    test = f"corrected t-test p = {row['p_t']:.2g}{adjusted}" if row["n_folds"] > 1 else f"no test: {ONE_FOLD}"
+    return f"{words}: **{mid:+.1f} {metric} points** ({interval}; {test}; n = {row['n_cases']} case pairs from {pairs}): {word}."
 
 
 def _means(chapter: Chapter) -> str:
@@ -122,7 +150,7 @@ def results_table(chapter: Chapter) -> str:
         numbers = ["not yet recorded", "", "", "", "", ""] if done.empty else [
             str(int(done["n_test"].max())), *(_mean_sd(done[m], d) for m, d in (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("jaccard", 3))),
             f"{int(done['trainable'].iloc[0]):,}"]
-        lines.append(f"| {title(str(system))} | {fraction:.0%} | {len(done)} of {len(arm)} | {' | '.join(numbers)} |")
+        lines.append(f"| {title(str(system))} | {fraction:.0%} | {_runs_done(chapter, arm)} | {' | '.join(numbers)} |")
     if len(lines) == 1:
         return f"No run of this chapter is planned or recorded in the study `{chapter.study}`: {'; '.join(chapter.holes)}."
     label = "Generated data. " if chapter.smoke and "phantoms" not in chapter.tasks else "Phantom data. " if chapter.smoke else ""
@@ -131,6 +159,49 @@ def results_table(chapter: Chapter) -> str:
     if (chapter.done.groupby(["system", "fraction"]).size() == 1).any():
         note += " **An arm with one run done has no ±: its run-to-run variation is not measured.**"
     return "\n".join(lines) + f"\n\n{label}{note}"
+
+
+def convergence_table(chapter: Chapter) -> str:
+    """Markdown table: what the validation Dice of each arm still gains in the last quarter of the training, and which epoch is kept.
+
+    The gain is the rise of the least-squares line through a run's last quarter, from its start to its end, in Dice points.
+    """
+    from mvl.figures import selected_epochs
+
+    if chapter.history.empty:
+        return f"No training history of this chapter is recorded in the study `{chapter.study}` yet."
+    lines = ["| system | data | runs | epochs | gain in the last quarter, Dice points: mean (smallest to largest) | epoch kept, median |",
+             "|---|---:|---:|---:|---:|---:|"]
+    for (system, fraction), arm in chapter.history.groupby(["system", "fraction"], sort=False):
+        gains = pd.Series([last_quarter_gain(run) for _, run in arm.groupby(["task", "fold", "seed"])])
+        kept, count = selected_epochs(arm)["epoch"].median() + 1, int(arm["epoch"].max()) + 1
+        spread = f"{gains.mean():+.2f}" + (f" ({gains.min():+.2f} to {gains.max():+.2f})" if len(gains) > 1 else "")
+        lines.append(f"| {title(str(system))} | {fraction:.0%} | {len(gains)} | {count} | {spread} | {kept:g} |")
+    return "\n".join(lines)
+
+
+def last_quarter_gain(run: pd.DataFrame) -> float:
+    """Dice points by which the line through the validated epochs of a run's last quarter rises; NaN with fewer than two of them."""
+    end = run["epoch"].max() + 1
+    last = run[run["epoch"] >= 0.75 * end].dropna(subset=["val_dice"])
+    if len(last) < 2:
+        return math.nan
+    return 100 * float(np.polyfit(last["epoch"], last["val_dice"], 1)[0]) * float(last["epoch"].max() - last["epoch"].min())
+
+
+def _runs_done(chapter: Chapter, arm: pd.DataFrame) -> str:
+    """`3 of 5`, linked to the arm's runs."""
+    first, done = arm.iloc[0], (arm["state"] == "done").sum()
+    place = f"{Path(chapter.study).stem}/runs/{first['task']}/{first['system']}#fraction-{first['fraction']}"
+    return f"[{done} of {len(arm)}]({run_address(chapter.results_dir, place)})"
+
+
+def arm_links(chapter: Chapter) -> str:
+    """One sentence: each arm of the chapter, and how many of its planned runs are done, linked to them."""
+    arms = chapter.runs.groupby(["system", "fraction"], sort=False)
+    share = lambda f: "" if f == 1 else f" at {f:.0%} of the data"
+    listed = [f"{title(str(system))}{share(fraction)} {_runs_done(chapter, arm)}" for (system, fraction), arm in arms]
+    return f"The runs behind it: {'; '.join(listed)}." if listed else ""
 
 
 def _mean_sd(values: pd.Series, digits: int) -> str:
@@ -173,8 +244,28 @@ def _claim_llm4seg() -> str:
             "frozen random layer; no result of it was found.")
 
 
-OTHER_CLAIMS = {"version_1": _claim_version_1, "controls": _claim_controls, "llm4seg": _claim_llm4seg}
-THEIRS = {"version_1": "the abstract's tasks are not stated and its grid is not known",
+def _claim_comparators() -> str:
+    peers = ("UNETR", "UNet++", "nnU-Net", "Swin-UNet")
+    ours, numbers = paper_value("comparators", "MedVisionLlama"), {peer: paper_value("comparators", peer) for peer in peers}
+    return (f"MedVisionLlama v3 reports a mean test Dice of **{ours:.2f}** against {', '.join(f'{n:.2f} ({p})' for p, n in numbers.items())}, over "
+            "the ten Decathlon tasks. How the other networks were trained is not stated.")
+
+
+def _claim_label_noise() -> str:
+    return ("A summary says that LLM4Seg loses less than its CNN when training labels are damaged; how they were damaged, the rates and the numbers "
+            "could not be recovered. A frozen layer of random weights under the same damage is not reported.")
+
+
+def _claim_qualitative() -> str:
+    return ("MedVisionLlama v3 shows one slice of each task and one row of activation maps per arm, and is summarised as giving smoother masks and "
+            "sharper maps. No number for either was found, nor how the slices were chosen.")
+
+
+OTHER_CLAIMS = {"version_1": _claim_version_1, "controls": _claim_controls, "llm4seg": _claim_llm4seg, "comparators": _claim_comparators,
+                "label_noise": _claim_label_noise, "qualitative": _claim_qualitative}
+THEIRS = {"qualitative": "the paper shows single slices of ten tasks",
+          "version_1": "the abstract's tasks are not stated and its grid is not known",
+          "comparators": "the paper averages ten tasks on a resized grid, and ours have other sizes and shorter training",
           "llm4seg": "the paper averages its 2-D data sets, 256x256 pixels and 300 epochs, on a random 70/30 split whose 30 % also chose the epoch"}
 "What the paper's number is, by topic, where it is not the average of version 3."
 
@@ -219,20 +310,28 @@ def run_links(chapter: Chapter) -> str:
         return "No run is recorded yet."
     lines = ["| run | config | environment | cases |", "|---|---|---|---|"]
     for run in chapter.done["run"]:
-        place = f"data/results/{run}" if chapter.published else f"{chapter.results_dir.name}/{run}"
-        files = [_file_link(place, name, chapter.published) for name in ("config.yaml", "environment.json", "cases.csv")]
-        lines.append(f"| `{str(run).split('/runs/')[-1]}` | {' | '.join(files)} |")
+        files = [f"[{name}]({run_address(chapter.results_dir, f'{run}/{name}')})" for name in ("config.yaml", "environment.json", "cases.csv")]
+        lines.append(f"| [`{str(run).split('/runs/')[-1]}`]({run_address(chapter.results_dir, str(run))}) | {' | '.join(files)} |")
     return "\n".join(lines)
 
 
-def _file_link(place: str, name: str, published: bool) -> str:
-    return f"[{name}]({repository_url()}/blob/main/{quote(f'{place}/{name}')})" if published else f"`{name}`"
+def run_address(results_dir: Path, place: str) -> str:
+    """Address of a run's folder or file, or of an arm's (`<study>/runs/<task>/<system>#fraction-<f>`): on the repository where it is published.
+
+    Else relative to the notebooks. The book turns either into its own page or copy (`mvl.run_pages.book_links`).
+    """
+    if results_dir.resolve() != runs.records_dir().resolve():
+        return quote(f"{os.path.relpath(results_dir, ROOT / 'notebooks')}/{place}", safe="/#")
+    kind = "blob" if place.endswith((".yaml", ".json", ".csv")) else "tree"
+    return f"{repository_url()}/{kind}/main/data/results/{quote(place, safe='/#')}"
 
 
 def inputs(chapter: Chapter) -> str:
     """sha256 of each table that the chapter read, one line each."""
     folder = chapter.folder
-    tables = [path for path in (folder / "runs.csv", folder / "cases.csv", folder / "history.csv", PAPER_TABLE) if path.is_file()]
+    drawn = ("examples.npz", "masks.csv", "activations.csv", "activations.npz") if chapter.topic == "qualitative" else ()
+    names = [folder / name for name in ("runs.csv", "cases.csv", "history.csv", *drawn)]
+    tables = [path for path in (*names, PAPER_TABLE) if path.is_file()]
     name = lambda path: path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(chapter.study) / path.name
     return "\n".join(f"{runs.sha256_file(path)}  {name(path)}" for path in tables)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from mvl.config import ROOT, Config, build, read_yaml, to_dict
+from mvl.config import ROOT, Config, build, merge, read_yaml, to_dict
 
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 "What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
@@ -183,13 +183,13 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Write `config.yaml`, or check that the one there says the same.
+    """Write `config.yaml`, or check that the one there says the same (a setting that it does not name has its default).
 
     Raises:
         RunError: the folder was begun with another config; names the keys that differ and the remedy.
     """
     path, wanted = folder / "config.yaml", to_dict(config)
-    if path.is_file() and (changed := differences(yaml.safe_load(path.read_text()) or {}, wanted)):
+    if path.is_file() and (changed := differences(merge(to_dict(Config()), yaml.safe_load(path.read_text()) or {}), wanted)):
         raise RunError(f"{path} was begun with other settings: {'; '.join(changed)}. Restore them, or delete {folder} to start anew")
     atomic_write(path, yaml.safe_dump(wanted, sort_keys=False))
 

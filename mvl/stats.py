@@ -1,10 +1,14 @@
-"""Paired comparisons of two systems: interval first, then tests, each saying over what it counts (cases, or (fold, seed) runs)."""
+"""Paired comparisons of two systems: interval first, then tests, each saying over what it counts (cases, runs or folds).
+
+The unit of a test is the fold, the mean over its seeds and cases: runs of one fold share training set and test cases.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -13,12 +17,15 @@ from scipy import stats
 MARGIN = 0.01
 "Equivalence margin in Dice: one point."
 TEST_OVER_TRAIN = 1 / 7
-"Cases of a fold's test set over those of its full training set (10 % and 70 %)."
+"Test over training cases of a fold (10 % and 70 %), for every share: with fewer training cases two folds have less in common, not more."
+LEVEL = 0.05
+"Level of every test."
 ONE_RUN = "one (fold, seed) pair: what varies between runs cannot be estimated"
+ONE_FOLD = "one fold: what varies between training sets and test cases cannot be estimated"
 ONE_PAIR = "interval over cases of one run pair; run-to-run variation not measured"
 "What a reader has to know of an interval with one (fold, seed)."
 CHUNK = 4_000_000
-"Random draws held at once by the bootstrap."
+"Weights held at once by the bootstrap."
 
 
 class StatsError(ValueError):
@@ -45,11 +52,34 @@ class Pairs:
     "Per unit, one difference per case (mean over labels), cases in order."
     unpaired: tuple[tuple[int, int], ...]
     "(fold, seed) that only one of the two has: holes, not used."
+    planned: tuple[tuple[int, int], ...] = ()
+    "(fold, seed) at which the study's grid has both; empty: it was not said, and those of either are taken."
 
     @property
     def unit_means(self) -> np.ndarray:
         """Mean difference of each (fold, seed)."""
         return np.array([d.mean() for d in self.differences])
+
+    @cached_property
+    def folds(self) -> tuple[np.ndarray, ...]:
+        """Per fold, in order, the differences (seeds, cases)."""
+        order = sorted({fold for fold, _ in self.units})
+        return tuple(np.stack([d for (f, _), d in zip(self.units, self.differences) if f == fold]) for fold in order)
+
+    @property
+    def fold_means(self) -> np.ndarray:
+        """Mean difference of each fold over its seeds and cases: the units of the tests."""
+        return np.array([d.mean() for d in self.folds])
+
+    @property
+    def n_planned(self) -> int:
+        """Pairs of runs that there should be."""
+        return len(self.planned) or len(self.units) + len(self.unpaired)
+
+    @property
+    def complete(self) -> bool:
+        """True when every planned pair is there."""
+        return len(self.units) == self.n_planned
 
     @property
     def cases(self) -> np.ndarray:
@@ -62,7 +92,7 @@ class Interval:
     """A bootstrap interval of the mean difference."""
 
     difference: float
-    "Mean over (fold, seed) of the mean over cases."
+    "Mean over folds of the mean over their seeds and cases."
     low: float
     "Lower end."
     high: float
@@ -116,103 +146,123 @@ class Comparison:
     interval: Interval
     "Hierarchical bootstrap."
     t_test: Test
-    "Corrected resampled t-test over runs."
+    "Corrected resampled t-test over folds."
     equivalence: Test
-    "Two one-sided tests over runs."
+    "Two one-sided tests over folds."
     wilcoxon: Test
     "The papers' way."
     effect: Effect
-    "Cohen's dz over runs."
+    "Cohen's dz over folds."
 
 
-def pair(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice") -> Pairs:
-    """Pair two systems' rows of `cases.csv` by (fold, seed, case).
+def pair(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice",
+         planned: Sequence[tuple[int, int]] = ()) -> Pairs:
+    """Pair two systems' rows of `cases.csv` by (fold, seed, case); of the planned (fold, seed) alone where they are given.
 
     Raises:
-        StatsError: a (fold, seed) that both have holds other cases in each, a value is not finite, or nothing pairs.
+        StatsError: the runs of a fold were not all scored on the same cases, a value is not finite, or nothing pairs.
     """
     chosen = cases[(cases["task"] == task) & (cases["fraction"] == fraction)]
-    ours, theirs = (_by_unit(chosen[chosen["system"] == name], metric) for name in (system, reference))
+    ours, theirs = (_by_unit(chosen[chosen["system"] == name], metric, set(planned)) for name in (system, reference))
     units = sorted(set(ours) & set(theirs))
     if not units:
         raise StatsError(f"{system} and {reference} share no finished (fold, seed) on {task} at fraction {fraction}")
+    of_fold = {fold: ours[fold, seed].index for fold, seed in reversed(units)}
     for unit in units:
-        if not ours[unit].index.equals(theirs[unit].index):
-            odd = sorted(set(ours[unit].index) ^ set(theirs[unit].index))
-            raise StatsError(f"{task} fold {unit[0]} seed {unit[1]}: {system} and {reference} were not scored on the same cases: {odd[:5]}")
+        for odd in (set(arm[unit].index) ^ set(of_fold[unit[0]]) for arm in (ours, theirs)):
+            if odd:
+                raise StatsError(f"{task} fold {unit[0]} seed {unit[1]}: {system} and {reference} were not scored on the same cases: "
+                                 f"{sorted(odd)[:5]}")
     differences = tuple((ours[u] - theirs[u]).to_numpy(dtype=np.float64) for u in units)
     if not all(np.isfinite(d).all() for d in differences):
         raise StatsError(f"{metric} of {system} or {reference} on {task} holds values that are not finite")
-    return Pairs(system, reference, task, float(fraction), metric, tuple(units), differences, tuple(sorted(set(ours) ^ set(theirs))))
+    return Pairs(system, reference, task, float(fraction), metric, tuple(units), differences, tuple(sorted(set(ours) ^ set(theirs))),
+                 tuple(sorted(set(planned))))
 
 
-def _by_unit(rows: pd.DataFrame, metric: str) -> dict[tuple[int, int], pd.Series]:
+def _by_unit(rows: pd.DataFrame, metric: str, planned: set[tuple[int, int]]) -> dict[tuple[int, int], pd.Series]:
     if rows[metric].isna().any():
         raise StatsError(f"{metric} is empty or NaN in {int(rows[metric].isna().sum())} rows; a mean would leave them out in silence")
-    return {(int(f), int(s)): unit.groupby("case")[metric].mean().sort_index() for (f, s), unit in rows.groupby(["fold", "seed"])}
+    found = {(int(f), int(s)): unit for (f, s), unit in rows.groupby(["fold", "seed"])}
+    return {u: unit.groupby("case")[metric].mean().sort_index() for u, unit in found.items() if not planned or u in planned}
 
 
 def bootstrap(pairs: Pairs, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile interval of the mean difference: draw (fold, seed) pairs with replacement, then cases within each.
+    """Percentile interval of the mean difference: draw folds with replacement, then seeds and cases within each.
 
-    With one (fold, seed) only the cases are drawn, and `over` says so: that interval leaves the variation between runs out. With few
-    units it is too narrow (two or three: by far); read it beside the t-test.
+    With one fold only its seeds and cases are drawn, with one (fold, seed) only the cases, and `over` says so: that interval leaves out
+    what varies between folds, or runs. With few folds it is too narrow (two or three: by far); read it beside the t-test.
     """
-    means = hierarchical_means(pairs.differences, resamples, np.random.default_rng(seed))
+    means = hierarchical_means(pairs.folds, resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    over = "(fold, seed) and cases" if len(pairs.units) > 1 else f"cases only ({ONE_RUN})"
-    return Interval(float(pairs.unit_means.mean()), float(low), float(high), level, over, len(pairs.units), len(pairs.cases))
+    drawn = "folds, seeds and cases" if len(pairs.folds) > 1 else "seeds and cases" if len(pairs.units) > 1 else "cases only"
+    over = drawn if len(pairs.folds) > 1 else f"{drawn} ({_too_few(pairs)})"
+    return Interval(float(pairs.fold_means.mean()), float(low), float(high), level, over, len(pairs.units), len(pairs.cases))
 
 
-def hierarchical_means(differences: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap distribution (resamples,) of the mean over units of the mean over cases."""
-    sizes = np.array([len(d) for d in differences])
-    table = np.zeros((len(differences), sizes.max()))
-    for row, values in zip(table, differences):
-        row[: len(values)] = values
-    step = max(1, CHUNK // table.size)
-    return np.concatenate([_one_chunk(table, sizes, min(step, resamples - start), rng) for start in range(0, resamples, step)])
+def hierarchical_means(folds: Sequence[np.ndarray], resamples: int, seed: int = 0) -> np.ndarray:
+    """Bootstrap distribution (resamples,) of the mean over folds of the mean over seeds and cases; `folds` are (seeds, cases) each."""
+    values, shapes = np.concatenate([d.ravel() for d in folds]), tuple(d.shape for d in folds)
+    step = max(1, CHUNK // len(values))
+    return np.concatenate([_drawn(shapes, min(step, resamples - start), seed, start) @ values for start in range(0, resamples, step)])
 
 
-def _one_chunk(table: np.ndarray, sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    units = rng.integers(len(sizes), size=(count, len(sizes), 1))
-    drawn = sizes[units]
-    index = (rng.random((count, *table.shape), dtype=np.float32) * drawn).astype(np.int32)
-    index = np.minimum(index, drawn - 1)
-    kept = np.arange(table.shape[1]) < drawn
-    sums = np.where(kept, table.ravel()[units * table.shape[1] + index], 0).sum(-1)
-    return (sums / drawn[..., 0]).mean(-1)
+@lru_cache(maxsize=2)
+def _drawn(shapes: tuple[tuple[int, ...], ...], count: int, seed: int, start: int) -> np.ndarray:
+    return resample_weights(shapes, count, np.random.default_rng([seed, start]))
+
+
+def resample_weights(shapes: Sequence[tuple[int, ...]], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights (count, values) that resamples give to the differences of folds with (seeds, cases) `shapes`, folds one after another.
+
+    A drawn fold draws its seeds and its cases; a case drawn is drawn for all its seeds, since they share it.
+    """
+    weights = [np.zeros((count, *shape)) for shape in shapes]
+    for drawn in rng.integers(len(shapes), size=(len(shapes), count)):
+        for fold, ((seeds, cases), weight) in enumerate(zip(shapes, weights)):
+            rows = np.flatnonzero(drawn == fold)
+            weight[rows] += _share(seeds, len(rows), rng)[:, :, None] * _share(cases, len(rows), rng)[:, None, :] / len(shapes)
+    return np.concatenate([weight.reshape(count, -1) for weight in weights], axis=1)
+
+
+def _share(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Share (count, size) of each of `size` things in `count` draws of `size` with replacement."""
+    index = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+    return np.bincount(index.ravel(), minlength=count * size).reshape(count, size) / size
 
 
 def wilcoxon(pairs: Pairs) -> Test:
-    """Wilcoxon signed-rank over all case pairs, as the papers would do it: it takes the runs' own variation for an effect."""
-    name, note = "Wilcoxon over cases (the papers' way)", "treats cases of one training run as independent of it; too many false positives"
-    values = pairs.cases
+    """Wilcoxon signed-rank over the cases of the first pair of runs, as the papers would do it: it takes the run's own luck for an effect."""
+    (fold, seed), values = pairs.units[0], pairs.differences[0]
+    name = f"Wilcoxon over the cases of one run, fold {fold} seed {seed} (the papers' way)"
     if not values.any():
         return Test(name, 0.0, 1.0, len(values), "every difference is zero")
     result = stats.wilcoxon(values)
+    note = "treats cases of one training run as independent of it; too many false positives"
     return Test(name, float(result.statistic), float(result.pvalue), len(values), note)
 
 
-def corrected_t(pairs: Pairs, test_over_train: float | None = None) -> Test:
-    """Corrected resampled t-test over (fold, seed) mean differences: folds share training cases, so the variance is 1/n + test/train.
-
-    `test_over_train` defaults to the protocol's 1/7 over the fraction used. None with one (fold, seed).
+def corrected_t(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> Test:
+    """Corrected resampled t-test over fold means: folds share training cases, so the variance is 1/n + test/train. None with one fold.
 
     Source: Nadeau and Bengio, Inference for the generalization error, Machine Learning 52 (2003).
     """
-    name = "corrected resampled t-test over (fold, seed)"
+    name, n = "corrected resampled t-test over folds (means over seeds)", len(pairs.folds)
     spread = standard_error(pairs, test_over_train)
     if spread is None:
-        return Test(name, None, None, 1, ONE_RUN)
-    t, p = _t_and_p(float(pairs.unit_means.mean()), spread, len(pairs.units))
-    return Test(name, t, min(1.0, 2 * min(p, 1 - p)), len(pairs.units))
+        return Test(name, None, None, n, _too_few(pairs))
+    t, p = _t_and_p(float(pairs.fold_means.mean()), spread, n)
+    return Test(name, t, min(1.0, 2 * min(p, 1 - p)), n)
 
 
-def standard_error(pairs: Pairs, test_over_train: float | None = None) -> float | None:
-    """Nadeau and Bengio's standard error of the mean difference; None with one (fold, seed)."""
-    means, ratio = pairs.unit_means, TEST_OVER_TRAIN / pairs.fraction if test_over_train is None else test_over_train
-    return None if len(means) < 2 else float(means.std(ddof=1)) * math.sqrt(1 / len(means) + ratio)
+def _too_few(pairs: Pairs) -> str:
+    return ONE_RUN if len(pairs.units) == 1 else ONE_FOLD
+
+
+def standard_error(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> float | None:
+    """Nadeau and Bengio's standard error of the mean difference; None with one fold."""
+    means = pairs.fold_means
+    return None if len(means) < 2 else float(means.std(ddof=1)) * math.sqrt(1 / len(means) + test_over_train)
 
 
 def _t_and_p(distance: float, spread: float, n: int) -> tuple[float, float]:
@@ -221,72 +271,79 @@ def _t_and_p(distance: float, spread: float, n: int) -> tuple[float, float]:
     return t, float(stats.t.sf(t, n - 1))
 
 
-def tost(pairs: Pairs, margin: float = MARGIN, test_over_train: float | None = None) -> Test:
-    """Two one-sided corrected t-tests: a small p says that the mean difference lies within +-margin. None with one (fold, seed).
+def tost(pairs: Pairs, margin: float = MARGIN, test_over_train: float = TEST_OVER_TRAIN) -> Test:
+    """Two one-sided corrected t-tests: a small p says that the mean difference lies within +-margin. None with one fold.
 
     Raises:
         StatsError: the margin is not positive.
     """
     if not margin > 0:
         raise StatsError(f"the equivalence margin must be positive, got {margin}")
-    name, spread = f"equivalence within ±{margin:g} over (fold, seed)", standard_error(pairs, test_over_train)
+    name, spread, n = f"equivalence within ±{margin:g} over folds", standard_error(pairs, test_over_train), len(pairs.folds)
     if spread is None:
-        return Test(name, None, None, 1, ONE_RUN)
-    centre, n = float(pairs.unit_means.mean()), len(pairs.units)
+        return Test(name, None, None, n, _too_few(pairs))
+    centre = float(pairs.fold_means.mean())
     t, p = max((_t_and_p(distance, spread, n) for distance in (margin + centre, margin - centre)), key=lambda pair: pair[1])
     return Test(name, t, p, n)
 
 
 def cohens_dz(values: np.ndarray) -> Effect:
-    """Cohen's dz of paired differences; None for fewer than two or without spread."""
+    """Cohen's dz of paired differences over folds; None for fewer than two or without spread."""
     if len(values) < 2:
-        return Effect(None, len(values), ONE_RUN)
+        return Effect(None, len(values), ONE_FOLD)
     spread = float(values.std(ddof=1))
     return Effect(float(values.mean()) / spread, len(values)) if spread else Effect(None, len(values), "the differences do not vary")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: valid for any dependence within the family.
+    """Holm's adjusted p-values (statsmodels), in the order given: valid for any dependence within the family.
+
+    NaN is a planned test without a result: it counts towards the family as p = 1 and stays NaN. Whatever it becomes later, the
+    other values cannot rise.
 
     Raises:
-        StatsError: a value outside [0, 1] (NaN too): a family is corrected whole or not at all.
+        StatsError: a value outside [0, 1].
     """
-    if not all(0 <= p <= 1 for p in p_values):
+    values = np.asarray(p_values, dtype=np.float64)
+    if not len(values):
+        return []
+    if ((values < 0) | (values > 1)).any():
         raise StatsError(f"p-values must lie in [0, 1], got {list(p_values)}")
-    order, adjusted, largest = sorted(range(len(p_values)), key=lambda i: p_values[i]), [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = float(largest)
-    return adjusted
+    if len(values) == 1:
+        return [float(values[0])]
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = multipletests(np.nan_to_num(values, nan=1.0), alpha=LEVEL, method="holm")[1]
+    return [float(p) for p in np.where(np.isnan(values), np.nan, adjusted)]
 
 
 def compare(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice",
-            margin: float = MARGIN) -> Comparison:
-    """Interval, tests and effect size of system minus reference on one task at one fraction."""
-    pairs = pair(cases, system, reference, task, fraction, metric)
-    return Comparison(pairs, bootstrap(pairs), corrected_t(pairs), tost(pairs, margin), wilcoxon(pairs), cohens_dz(pairs.unit_means))
-
-
-def paired_difference(cases: pd.DataFrame, system: str, reference: str, metric: str = "dice") -> dict[str, float | int]:
-    """Mean difference, 95 % interval and n of two systems in rows of one task and fraction: difference, low, high, n_cases, n_runs.
-
-    Raises:
-        StatsError: the rows hold several tasks or fractions, or do not pair.
-    """
-    arms = cases[["task", "fraction"]].drop_duplicates()
-    if len(arms) != 1:
-        raise StatsError(f"expected rows of one task and fraction, got {arms.to_dict('records')}")
-    found = bootstrap(pair(cases, system, reference, str(arms["task"].iloc[0]), float(arms["fraction"].iloc[0]), metric))
-    return {"difference": found.difference, "low": found.low, "high": found.high, "n_cases": found.n_cases, "n_runs": found.n_units}
+            margin: float = MARGIN, planned: Sequence[tuple[int, int]] = ()) -> Comparison:
+    """Interval, tests and effect size of system minus reference on one task at one fraction, over the planned (fold, seed) where given."""
+    pairs = pair(cases, system, reference, task, fraction, metric, planned)
+    return Comparison(pairs, bootstrap(pairs), corrected_t(pairs), tost(pairs, margin), wilcoxon(pairs), cohens_dz(pairs.fold_means))
 
 
 def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """One row per comparison for figures and the book; p-values that one run cannot give are NaN."""
-    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_runs",
-               "unpaired", "interval_over", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
+    """One row per comparison for figures and the book; p-values that one fold cannot give are NaN. Its rows of one metric are a family."""
+    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_runs", "n_folds",
+               "planned", "complete", "unpaired", "interval_over", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
     number = lambda value: math.nan if value is None else value
-    return pd.DataFrame([[
+    return adjust(pd.DataFrame([[
         c.pairs.task, c.pairs.system, c.pairs.reference, c.pairs.fraction, c.pairs.metric, f"{c.pairs.system} - {c.pairs.reference}",
-        c.interval.difference, c.interval.low, c.interval.high, c.interval.n_cases, c.interval.n_units, len(c.pairs.unpaired),
-        c.interval.over, number(c.t_test.p), number(c.equivalence.p), number(c.wilcoxon.p), number(c.effect.dz),
-    ] for c in comparisons], columns=columns)
+        c.interval.difference, c.interval.low, c.interval.high, c.interval.n_cases, c.interval.n_units, len(c.pairs.folds), c.pairs.n_planned,
+        c.pairs.complete, len(c.pairs.unpaired), c.interval.over, *map(number, (c.t_test.p, c.equivalence.p, c.wilcoxon.p, c.effect.dz)),
+    ] for c in comparisons], columns=columns))
+
+
+def adjust(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add `p_holm`: Holm over the rows of one metric, which are the family's planned contrasts.
+
+    A row that is not complete counts towards the family's size and has no adjusted p: an interim value decides nothing. A row of no
+    planned pair is not of the family.
+    """
+    out = rows.assign(p_holm=math.nan)
+    final = out["p_t"].where(out["complete"].eq(True)).astype(float)
+    for _, family in out[out["planned"] > 0].groupby("metric"):
+        out.loc[family.index, "p_holm"] = holm(final[family.index].tolist())
+    return out

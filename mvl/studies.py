@@ -64,7 +64,8 @@ def load_study(name: str) -> Study:
     fractions = {float(fraction) for block in plan["grid"] for fraction in block.get("fractions", [1.0])}
     for key, known in (("overrides", systems), ("arms", systems), ("task_overrides", tasks), ("fraction_overrides", fractions)):
         if unknown := sorted(set(plan.get(key, {})) - known):
-            raise ConfigError(f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{did_you_mean(str(unknown[0]), sorted(map(str, known)))}")
+            hint = did_you_mean(str(unknown[0]), sorted(map(str, known)))
+            raise ConfigError(f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{hint}")
     return Study(Path(name).stem, plan.get("title", name), tuple(plan["tasks"]), tuple(plan["grid"]), tuple(plan.get("notebooks", ())))
 
 

@@ -24,16 +24,37 @@ COLOURS = {
     "medvisionllama_v3_noresidual": "#808000", "medvisionllama_v3_shuffled": "#332288", "medvisionllama_v3_random_matched": "#8BC34A",
     "medvisionllama_v3_after_embedding": "#661100", "medvisionllama_v3_trained": "#AA33CC", "medvisionllama_v3_random_trained": "#D4B106",
     "vit_depth": "#3D4651", "vit_mlp": "#F0027F",
-    "cmunext": "#2F6DB5", "llm4seg": "#C8501E", "llm4seg_random": "#1E8F6B",
+    "medvisionllama_v3_lora_block": "#7A4988", "medvisionllama_v3_mask_rotary": "#B0306A", "medvisionllama_v3_minilm": "#2AA198",
+    "medvisionllama_v3_layer0": "#B58900", "medvisionllama_v3_layer14": "#8C564B", "medvisionllama_v3_text": "#6A51A3",
+    "unet": "#117733", "dynunet": "#44AA99", "unetr": "#AA4499", "swinunetr": "#999933", "unetpp": "#882255",
+    "cmunext": "#2F6DB5", "llm4seg": "#C8501E", "llm4seg_random": "#1E8F6B", "llm4seg_t": "#8A6FBF",
+    "cmunext_boundary20": "#6F9BD1", "llm4seg_boundary20": "#E9805A", "llm4seg_random_boundary20": "#5FB894",
+    "cmunext_boundary50": "#173E6E", "llm4seg_boundary50": "#7A2B0B", "llm4seg_random_boundary50": "#0C4A35",
 }
-"Okabe and Ito's colour-blind-safe palette first; the LoRA ranks are shades of the hybrid's vermilion; LLM4Seg's arms have the hues of their roles."
+"Okabe and Ito's colour-blind-safe palette first, Tol's for the peers; the LoRA ranks are shades of the hybrid's vermilion; LLM4Seg's arms have the \
+hues of their roles, lighter with the boundaries of 20 % of the labels damaged, darker with those of 50 %."
+FRACTION_COLOURS = {0.1: "#3B5BDB", 0.3: "#5C940D", 1.0: "#495057"}
+"Blue 10 %, green 30 %, as in MedVisionLlama's figure; for the one figure where colour tells the share and the dash tells the arm."
 DASHES = ("-", "--", ":", "-.")
 MARKERS = {"vit_baseline": "o", "medvisionllama_v3": "s", "medvisionllama_v3_random": "^", "medvisionllama_v3_mlp": "D",
            "medvisionllama_v3_identity": "v", "medvisionllama_v3_linear": "P", "cmunext": "o", "llm4seg": "s", "llm4seg_random": "^",
            "medvisionllama_v1": "*", "medvisionllama_v1_plain": "h", "medvisionllama_v1_hybrid": "<", "medvisionllama_v1_fusion": ">",
-           "medvisionllama_v1_noblock": "d", "vit_depth": "p", "vit_mlp": "H"}
-CARD, INK, GRID = "#FCFCFA", "#1F2328", "#D9DCE0"
+           "medvisionllama_v1_noblock": "d", "vit_depth": "p", "vit_mlp": "H", "unet": "P", "dynunet": "X", "unetr": "^", "swinunetr": "v",
+           "unetpp": "D", "medvisionllama_v3_r2": "<", "medvisionllama_v3_r8": ">", "medvisionllama_v3_r16": "^",
+           "medvisionllama_v3_lora_block": "d", "medvisionllama_v3_shuffled": "^", "medvisionllama_v3_noresidual": "v",
+           "medvisionllama_v3_mask_rotary": "<", "medvisionllama_v3_after_embedding": ">", "medvisionllama_v3_minilm": "D",
+           "medvisionllama_v3_layer0": "d", "medvisionllama_v3_layer14": "P", "medvisionllama_v3_text": "*", "llm4seg_t": "D"}
+LABEL = "#F0E442"
+"Ink of the label's outline."
+CARD, INK, GRID, MUTED, WARN = "#FCFCFA", "#1F2328", "#D9DCE0", "#57606A", "#9A3412"
 "Figures are light cards with dark ink, so they read the same on a light and on a dark page."
+TRAINED, FROZEN, MIXED, NEUTRAL = ("#B4470A", "#FDEBDD"), ("#1D5F96", "#E1EEF8"), ("#57606A", "#F0EDE6"), ("#6E7781", "#F6F6F3")
+"Edge and fill of a drawing's boxes: every parameter trained, every one frozen, some of each, none at all."
+VERDICTS = {"reproduced": ("#0072B2", "o"), "not reproduced": ("#8A5A00", "s"), "contradicted": ("#A4133C", "X"), "inconclusive": ("#57606A", "D"),
+            "not testable here": ("#57606A", "_")}
+"Ink and marker of a verdict's word; those that decide nothing are drawn hollow, so that neither colour nor marker is the only cue."
+SEQUENTIAL = "cividis"
+"Colour map of pictures: even in lightness and safe for colour-blind readers."
 STYLE: dict[str, Any] = {
     "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": "#6E7781",
@@ -86,13 +107,17 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return inside
 
 
-def finish(figure: Figure, tasks: Sequence[str], holes: Sequence[str] = (), caveats: Sequence[str] = ()) -> Figure:
-    """Write the word phantom or shape, the caveats and the holes into the figure, so that none is lost when it is copied out of its page."""
+def finish(figure: Figure, tasks: Sequence[str], holes: Sequence[str] = (), caveats: Sequence[str] = (), key: str = "") -> Figure:
+    """Write the word phantom or shape, the caveats and the holes into the figure, so that none is lost when it is copied out of its page.
+
+    key: what lines and marks mean; alone, it is no warning and is written in grey.
+    """
     notes = [f"{generated(tasks)} data: a smoke study, not evidence about scans"] if generated(tasks) else []
     notes += caveats
-    notes += textwrap.wrap("not yet recorded: " + "; ".join(holes), 84) if holes else []
-    if notes:
-        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=9.5, color="#9A3412", style="italic")
+    notes += textwrap.wrap("not yet recorded: " + "; ".join(holes), 84, break_on_hyphens=False) if holes else []
+    if notes or key:
+        look = {"color": WARN, "style": "italic"} if notes else {"color": MUTED}
+        figure.supxlabel("\n".join([*textwrap.wrap(key, 84), *notes]), x=0.01, ha="left", fontsize=9.5, **look)
     return figure
 
 

@@ -21,7 +21,9 @@ BENCH = ROOT / "data" / "bench.json"
 NEVER_TRAINED = ("vit_depth_released", "vit_mlp_released")
 "Released sizes of two controls: counted, not run (253 million and 5.7 billion trained parameters)."
 MINILM: dict[str, Any] = {"family": "bert", "hidden": 384, "layers": 6, "intermediate": 1536, "heads": 12, "kv_heads": 12}
-"Sizes of the MiniLM encoder; hub models have theirs in `data/sources.toml`."
+SMOLLM2: dict[str, Any] = {"family": "llama", "hidden": 576, "layers": 30, "intermediate": 1536, "heads": 9, "kv_heads": 3}
+SIZES = {"minilm-l6": MINILM, "smollm2-135m": SMOLLM2}
+"Sizes of the models that packages carry; hub models have theirs in `data/sources.toml`."
 BATCH = {2: 8, 3: 4}
 "Cases per step of that bench, by spatial dims: LLM4Seg's and MedVisionLlama's."
 COUNTS = ("trainable", "frozen", "total")
@@ -53,12 +55,19 @@ def describe_system(name: str) -> dict[str, Any]:
     return facts | count_parameters(config, 1, 1)
 
 
+def has_listed_sizes(name: str) -> bool:
+    """Whether a model's layer can be built without any file of it."""
+    from mvl.models.hub import is_hub_source
+
+    return name in SIZES or is_hub_source(name)
+
+
 @cache
 def described(name: str) -> Path:
     """A folder with a `config.json` of a model from its listed sizes: enough to count its layer without fetching it."""
     from mvl.models.hub import HubSource, find_source
 
-    hub = HubSource(name, "", "", **MINILM) if name == "minilm-l6" else find_source(name)
+    hub = HubSource(name, "", "", **SIZES[name]) if name in SIZES else find_source(name)
     facts = {"model_type": hub.family, "hidden_size": hub.hidden, "intermediate_size": hub.intermediate, "num_hidden_layers": hub.layers,
              "num_attention_heads": hub.heads, "num_key_value_heads": hub.kv_heads}
     folder = Path(tempfile.mkdtemp(prefix="mvl-config-"))

@@ -18,7 +18,7 @@ from mvl.evaluate import CASE_COLUMNS, METRICS, mean, run_columns
 RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
 HISTORY_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
 RUN_COLUMNS = [*RUN_KEYS, "state", "n_test", "dice", "dice_sd", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm", "dice_resized",
-               "missed", "best_epoch", "trainable", "frozen", "total", "runtime_s", "runtime_per_epoch_s", "peak_memory_mb", "run",
+               "missed", "best_epoch", "trainable", "frozen", "total", "runtime_s", "cpu_s", "runtime_per_epoch_s", "peak_memory_mb", "run",
                "weights_sha256", "cases_sha256", "history_sha256"]
 NEUTRAL = ("data.cache_gb", "data.num_workers")
 "Settings that change no result, so a run made with others is not stale."
@@ -96,7 +96,7 @@ def run_row(folder: Path, config: Config, state: str, cases: list[dict[str, str]
         raise TableError(f"{folder / 'cases.csv'}: holds no case; score the run again with `mvl evaluate {folder}`")
     status = runs.read_status(folder)
     row |= case_means(cases, folder / "cases.csv")
-    row |= {key: status.get(key, "") for key in ("best_epoch", "runtime_s", "runtime_per_epoch_s", "peak_memory_mb")}
+    row |= {key: status.get(key, "") for key in ("best_epoch", "runtime_s", "cpu_s", "runtime_per_epoch_s", "peak_memory_mb")}
     row |= {key: status.get("parameters", {}).get(key, "") for key in ("trainable", "frozen", "total")}
     return row | {f"{name}_sha256": status["files"].get(file, "") for name, file in
                   (("weights", "weights.safetensors"), ("cases", "cases.csv"), ("history", "history.csv"))}

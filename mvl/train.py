@@ -25,8 +25,9 @@ from mvl.datasets import splits, tasks
 from mvl.datasets.loaders import CaseStore, steps_per_epoch, training_loader
 from mvl.datasets.noise import label_damage
 from mvl.datasets.own import task_facts, task_of_run
+from mvl.datasets.released import audited
 from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
-from mvl.objective import build_loss, build_optimizer, foreground_dice, learning_rate, num_classes
+from mvl.objective import build_loss, build_optimizer, foreground_dice, is_better, learning_rate, num_classes
 
 HISTORY_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
 
@@ -164,7 +165,7 @@ class Trainer:
             row["val_loss"], row["val_dice"] = self.validate()
             if not math.isfinite(row["val_loss"]):
                 raise Diverged(f"{self.folder}: validation loss {row['val_loss']} after epoch {p.epoch}; lower train.lr")
-            if row["val_dice"] > p.best_dice:
+            if is_better(row, p.history, train.select):
                 p.best_dice, p.best_epoch = row["val_dice"], p.epoch
                 self.best = {n: t.detach().clone() for n, t in own_state(self.network).items()}
         p.history.append(row)
@@ -293,7 +294,8 @@ def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Pat
     runs.write_config(folder, config)
     store = lambda cases, damage=None: CaseStore(task, cases, config.data, data_dir, damage)
     noisy = store(split.train, label_damage(config, split.train))
-    trainer = Trainer(config, task, noisy, store(split.val), folder, runs.command(config, results_dir, data_dir))
+    seen, watched, split = audited(config, split, noisy, store)
+    trainer = Trainer(config, task, seen, watched, folder, runs.command(config, results_dir, data_dir))
     runs.write_json(folder / "environment.json", runs.environment())
     write_state(trainer, "running")
     fit(trainer, progress)

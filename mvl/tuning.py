@@ -71,8 +71,8 @@ def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, pro
         runs.write_config(folder, config)
         task = tasks.find_task(config.task, data_dir)
         split = splits.load_split(task, config.fold, config.fraction, data_dir)
-        stores = (CaseStore(task, cases, config.data, data_dir) for cases in (split.train, split.val))
-        trainer = Trainer(config, task, *stores, folder, f"mvl study tune {config.study} --systems {config.system}")
+        seen, watched = (CaseStore(task, cases, config.data, data_dir) for cases in (split.train, split.val))
+        trainer = Trainer(config, task, seen, watched, folder, f"mvl study tune {config.study} --systems {config.system}")
         try:
             fit(trainer, progress)
             p = trainer.progress

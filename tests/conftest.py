@@ -87,3 +87,28 @@ def dicom_series():
         return paths
 
     return write
+
+
+@pytest.fixture(scope="session")
+def evidence():
+    """A maker of a study's tables for the claims' rules: per arm, one mean Dice per fold; every arm's cases vary alike around it."""
+    import pandas as pd
+
+    from mvl.claims_evidence import Evidence
+
+    task, keys = "Task04_Hippocampus", ["task", "system", "fraction", "fold", "seed"]
+
+    def make(arms: dict, folds: int = 5, lost: tuple = (), fractions: tuple = (1.0,), trainable: dict | None = None, **more: object) -> Evidence:
+        plan = [(task, system, f, fold, 0) for system in arms for f in fractions for fold in range(folds)]
+        done = [row for row in plan if row not in [(task, *hole) for hole in lost]]
+        cases = [(*row, f"case_{row[3]}_{i}", arms[row[1]][row[3] % len(arms[row[1]])] + 0.01 * i) for row in done for i in range(4)]
+        state, place = lambda row: "done" if row in done else "missing", "hippocampus/runs/{}/{}/fraction-{}_fold-{}_seed-{}"
+        runs = [(*row, state(row), (trainable or {}).get(row[1], 100), place.format(*row)) for row in plan]
+        scores = pd.DataFrame(cases, columns=[*keys, "case", "dice"])
+        scores = scores.assign(jaccard=scores["dice"] - 0.1, nsd=scores["dice"], sensitivity=scores["dice"], specificity=scores["dice"],
+                               hd95_mm=3 - scores["dice"])
+        history = [(*row, epoch, arms[row[1]][row[3] % len(arms[row[1]])] * min(1, epoch / 10)) for row in done for epoch in range(12)]
+        return Evidence("hippocampus", pd.DataFrame(plan, columns=keys), pd.DataFrame(runs, columns=[*keys, "state", "trainable", "run"]), scores,
+                        pd.DataFrame(history, columns=[*keys, "epoch", "val_dice"]), limit="a small model stands in", **more)
+
+    return make

@@ -105,7 +105,7 @@ def test_each_published_notebook_has_one_study_that_owns_it():
     owners = [name for study in book.PUBLISHED for name in book.owned_notebooks(study)]
     assert sorted(owners) == list_notebooks() == list(book.plan(book.PUBLISHED))
     assert book.plan(book.PUBLISHED)["06_llm4seg"] == "busi" and book.plan(book.PUBLISHED)["01_baseline"] == "hippocampus"
-    assert list(book.plan(("quick",))) == list_notebooks()[:4]
+    assert list(book.plan(("quick",))) == [*list_notebooks()[:4], "08_qualitative"]
 
 
 def test_a_study_that_names_no_notebook_shows_those_of_its_blocks(tmp_path):
@@ -125,17 +125,19 @@ def test_contents_keep_only_what_is_executed(tmp_path):
     files = [chapter["file"] for part in yaml.safe_load(path.read_text())["parts"] for chapter in part["chapters"]]
     assert [f for f in files if f.startswith("notebooks/")] == ["notebooks/06_llm4seg"] and "glossary" in files
     book.keep_contents(path, [])
-    assert [part["caption"] for part in yaml.safe_load(path.read_text())["parts"]] == ["How it was done", "Reference"]
+    assert [part["caption"] for part in yaml.safe_load(path.read_text())["parts"]] == ["The verdicts", "How it was done", "Reference"]
 
 
 @pytest.mark.parametrize(("chapters", "others"), [((), ()), (("02_llm_hybrid", "06_llm4seg"), ("busi",))])
 def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, others):
-    fields = dict.fromkeys(("repository", "study", "title", "tasks", "answer", "results", "colab", "claim"), "x")
+    fields: dict[str, object] = dict.fromkeys(("repository", "study", "title", "tasks", "answer", "results", "colab", "claim", "arms"), "x")
+    fields["claims"] = {"judged": bool(others), "headline": "- a verdict", "summary": "9 claims", "alt": "figure"}
     other = [dict.fromkeys(("title", "claim", "answer", "results"), "y") | {"study": s, "notebook": "06_llm4seg"} for s in others]
     (tmp_path / "intro.md").write_text((book.SOURCES / "intro.md").read_text())
     book.fill_pages(tmp_path, fields | {"smoke": False, "chapters": list(chapters), "chapter": "02_llm_hybrid", "others": other})
     text = (tmp_path / "intro.md").read_text()
     assert set(re.findall(r"notebooks/(\w+)", text)) == set(chapters) and ("`busi`" in text) == bool(others)
+    assert ("(claims.svg)" in text) == ("- a verdict" in text) == bool(others)
 
 
 def test_the_machine_of_the_bench_is_named_only_where_there_is_a_bench(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mvl import chapters, evaluate, report, runs, studies, tables
-from mvl.chapters import CNN, HYBRID, LLM4SEG, LLM4SEG_RANDOM, RANDOM, TOPICS, V1, VIT
+from mvl.chapters import CNN, HYBRID, LLM4SEG, LLM4SEG_RANDOM, MLP, RANDOM, TOPICS, V1, VIT
 from mvl.config import Config, system_names
 from mvl.style import title
 
@@ -94,7 +94,7 @@ def test_only_planned_contrasts_are_taken_and_the_others_are_named(asked: list[s
     (tmp_path / "small.yaml").write_text(SMALL)
     chapter = chapters.open_chapter("version_1", str(tmp_path / "small.yaml"), tmp_path)
     assert chapter.contrasts == [(V1, VIT), (V1, HYBRID)]
-    assert set(chapters.unplanned(chapter)) == {f"{V1}_{part}" for part in ("plain", "hybrid", "fusion", "noblock")}
+    assert set(chapters.unplanned(chapter)) == {f"{V1}_{part}" for part in ("plain", "hybrid", "fusion")}
     assert set(chapter.runs["system"]) == {V1, VIT, HYBRID}
     controls = chapters.open_chapter("controls", str(tmp_path / "small.yaml"), tmp_path)
     assert controls.contrasts == [] and controls.holes[0].startswith("block `controls` is not in the grid")
@@ -106,6 +106,79 @@ def test_a_chapter_has_the_tasks_and_the_unit_of_its_blocks(asked: list[str], tm
     flat, deep = (chapters.open_chapter(topic, study, tmp_path) for topic in ("llm4seg", "llm_hybrid"))
     assert (flat.tasks, flat.unit, flat.smoke) == (["shapes"], "px", True)
     assert (deep.tasks, deep.unit, deep.smoke) == (["phantoms"], "mm", True)
-    assert flat.contrasts == [(LLM4SEG, CNN), (LLM4SEG_RANDOM, CNN), (LLM4SEG, LLM4SEG_RANDOM)]
-    assert chapters.covered(study) == ["baseline", "llm_hybrid", "version_1", "llm4seg"]
+    assert flat.contrasts == [(LLM4SEG, CNN), (LLM4SEG_RANDOM, CNN), (LLM4SEG, LLM4SEG_RANDOM)] and "llm4seg_t" in chapters.unplanned(flat)
+    assert chapters.covered(study) == ["baseline", "llm_hybrid", "qualitative", "version_1", "llm4seg"]
     assert flat.folder == tmp_path / "small" and (flat.folder / "runs.csv").is_file()
+
+
+GRID = """
+title: t
+tasks: [phantoms]
+grid:
+  - {name: main, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random, medvisionllama_v3_mlp], folds: [0, 1, 2], seeds: [0, 1]}
+  - {name: few_shot, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random], fractions: [0.1, 0.3], folds: [0, 1, 2], seeds: [0]}
+  - {name: lora, systems: [medvisionllama_v3_r2, medvisionllama_v3_lora_block], folds: [0, 1], seeds: [0]}
+  - {name: peers, systems: [unet, unetr], folds: [0, 1], seeds: [0]}
+  - {name: peers_large, systems: [unetpp], folds: [0], seeds: [0]}
+  - {name: llm4seg, tasks: [shapes], systems: [cmunext, llm4seg, llm4seg_random, llm4seg_t], folds: [0, 1], seeds: [0]}
+  - {name: label_noise, tasks: [shapes], systems: [cmunext_boundary50, llm4seg_boundary50, llm4seg_random_boundary50], folds: [0], seeds: [0]}
+task_overrides: {shapes: {data: {img_size: [32, 32]}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of every block, each of its runs done."""
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "grid.yaml").write_text(GRID)
+    for config in studies.study_runs(str(folder / "grid.yaml")):
+        write_run(folder, config)
+    return folder
+
+
+def test_arms_that_stand_beside_have_the_folds_and_seeds_of_the_topics_own(asked: list[str], grid: Path) -> None:
+    lora, few, peers = (chapters.open_chapter(topic, str(grid / "grid.yaml"), grid) for topic in ("lora_ablation", "few_shot", "comparators"))
+    at = ["fraction", "fold", "seed"]
+    units = lambda chapter, system: set(chapter.done.loc[chapter.done["system"] == system, at].itertuples(index=False, name=None))
+    assert units(lora, HYBRID) == units(lora, "medvisionllama_v3_r2") == {(1.0, 0, 0), (1.0, 1, 0)}
+    assert units(few, HYBRID) == units(few, RANDOM) == {(share, fold, 0) for share in (0.1, 0.3, 1.0) for fold in (0, 1, 2)}
+    assert units(peers, "unetpp") == {(1.0, 0, 0)} and units(peers, VIT) == {(1.0, 0, 0), (1.0, 1, 0)}
+    assert not lora.holes and not few.holes and not peers.holes
+    table = report.differences(lora)
+    assert set(table["n_runs"]) == {2} and set(table["unpaired"]) == {0} and set(table["reference"]) == {HYBRID}
+    counted = report.differences(peers).set_index(["system", "reference"])["n_runs"].to_dict()
+    assert counted == {(peer, reference): n for peer, n in (("unet", 2), ("unetr", 2), ("unetpp", 1)) for reference in (VIT, HYBRID)}
+
+
+def test_a_run_that_is_planned_beside_and_not_there_is_a_hole(asked: list[str], tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    for config in studies.study_runs(str(tmp_path / "grid.yaml"), "lora"):
+        write_run(tmp_path, config)
+    lora = chapters.open_chapter("lora_ablation", str(tmp_path / "grid.yaml"), tmp_path)
+    assert lora.holes == (f"{title(HYBRID)} at 100% of the data: 2 runs", f"{title(VIT)} at 100% of the data: 2 runs")
+
+
+def test_noise_is_compared_at_each_rate_with_the_clean_arms_beside(asked: list[str], grid: Path) -> None:
+    noise = chapters.open_chapter("label_noise", str(grid / "grid.yaml"), grid)
+    assert noise.contrasts == [("llm4seg_boundary50", "cmunext_boundary50"), ("llm4seg_random_boundary50", "cmunext_boundary50")]
+    assert set(noise.done["system"]) >= {CNN, LLM4SEG, LLM4SEG_RANDOM} and set(noise.done["fold"]) == {0} and noise.tasks == ["shapes"]
+    assert {"llm4seg_boundary20", "cmunext_boundary20"} <= set(chapters.unplanned(noise))
+
+
+def test_the_hybrid_stands_against_baseline_random_block_and_matched_mlp(asked: list[str], grid: Path) -> None:
+    main = chapters.open_chapter("llm_hybrid", str(grid / "grid.yaml"), grid)
+    assert main.contrasts == [(HYBRID, VIT), (RANDOM, VIT), (MLP, VIT), (HYBRID, RANDOM), (HYBRID, MLP)]
+    assert len(main.done) == 24 and not main.holes
+
+
+@pytest.mark.parametrize(("topic", "pair", "fraction"), [
+    ("llm_hybrid", (HYBRID, VIT), 1.0), ("few_shot", (RANDOM, VIT), 0.1), ("lora_ablation", ("medvisionllama_v3_r2", HYBRID), 1.0),
+    ("comparators", ("swinunetr", VIT), 1.0)])
+def test_planned_pairs_are_those_of_the_grid(topic: str, pair: tuple[str, str], fraction: float) -> None:
+    grid = studies.study_runs("hippocampus")
+    of_arm = [{(r.fold, r.seed) for r in grid if (r.system, r.fraction) == (system, fraction)} for system in pair]
+    own = {(fold, seed) for _, fold, seed in chapters.units_of("hippocampus", TOPICS[topic])}
+    found = chapters.planned_pairs("hippocampus", TOPICS[topic], *pair, "Task04_Hippocampus", fraction)
+    assert found == tuple(sorted(of_arm[0] & of_arm[1] & own)) and found
+    assert chapters.planned_pairs("hippocampus", TOPICS[topic], *pair, "phantoms", fraction) == ()
+    assert chapters.planned_pairs("hippocampus", TOPICS[topic], pair[0], "nobody", "Task04_Hippocampus", fraction) == ()

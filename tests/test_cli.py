@@ -68,9 +68,11 @@ def test_your_own_data_are_given_by_path_or_name_and_named_when_broken(own_data,
 def test_every_command_of_the_contract_is_there():
     for line in (
             "fetch hippocampus", "fetch weights", "verify hippocampus --data-dir x --json", "study run quick", "study status quick --json",
-            "study check quick", "study collect quick", "study record quick", "systems --json", "bench --json", "doctor --json",
+            "study check quick", "study collect quick", "study record quick", "study maps quick --cases 3", "study tune quick --systems a b",
+            "systems --json", "bench --json", "doctor --json",
             "notebook 01_baseline -p study quick", "book --study quick", "book", "evaluate some/run", "figures",
-            "predict some/run a.nii b --output d --json"):
+            "predict some/run a.nii b --output d --json", "claims", "claims --study paper --results-dir r --json",
+            "audit --json", "audit --released clone --measure"):
         assert callable(cli.parser().parse_args(line.split()).handler)
     args = cli.parser().parse_args([*TRAIN, "--fraction", "0.1", "--fold", "3", "--seed", "2", "--results-dir", "r", "--data-dir", "d"])
     assert (args.fraction, args.fold, args.seed, str(args.results_dir), str(args.data_dir)) == (0.1, 3, 2, "r", "d")

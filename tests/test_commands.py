@@ -93,6 +93,19 @@ def test_study_run_writes_tables_unless_interrupted(monkeypatch, tmp_path, code,
     assert calls == (["quick"] if collected else [])
 
 
+@pytest.mark.parametrize(("measured", "code", "said"), [(1, 0, "9 rows of 1 runs"), (0, 1, "no run could be measured")])
+def test_study_maps_names_what_it_could_not_measure(monkeypatch, capsys, tmp_path, measured, code, said):
+    from mvl import activation_records, runs
+
+    asked = []
+    found = {"study": "quick", "runs": measured, "rows": 9, "absent": {"some/run": "its weights are not there"}}
+    monkeypatch.setattr(activation_records, "record", lambda *words: asked.append(words[:5]) or found)
+    assert cli.main(["study", "maps", "quick", "--results-dir", str(tmp_path), "--data-dir", "d", "--cases", "3"]) == code
+    assert asked == [("quick", tmp_path, runs.records_dir() / "quick", Path("d"), 3)]
+    words = capsys.readouterr()
+    assert said in words.out and "not measured: some/run: its weights are not there" in words.err
+
+
 def test_an_unknown_notebook_parameter_is_wrong_usage(capsys):
     from mvl.notebooks import list_notebooks
 

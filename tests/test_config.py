@@ -61,7 +61,8 @@ def test_precedence_is_defaults_system_study_task_fraction_override(tmp_path, mo
     (tmp_path / "systems").mkdir()
     (tmp_path / "systems" / "a.yaml").write_text("model: {r: 2, lora_alpha: 3}\n")
     study = "tasks: [phantoms]\nmodel: {r: 8, hidden_size: 32}\noverrides: {a: {model: {hidden_size: 16}}}\n"
-    study += "task_overrides: {phantoms: {model: {hidden_size: 48, mlp_dim: 24}}}\nfraction_overrides: {0.1: {model: {mlp_dim: 12, hidden_size: 64}}}\n"
+    study += "task_overrides: {phantoms: {model: {hidden_size: 48, mlp_dim: 24}}}\n"
+    study += "fraction_overrides: {0.1: {model: {mlp_dim: 12, hidden_size: 64}}}\n"
     (tmp_path / "studies" / "s.yaml").write_text(study)
     monkeypatch.setattr(room, "CONFIG_DIR", tmp_path)
     model = load_config("s", "phantoms", "a").model

@@ -14,7 +14,7 @@ from mvl import examples, runs, tables
 from mvl.chapters import Chapter
 from mvl.config import load_config
 from mvl.datasets.tasks import find_task, list_cases
-from mvl.figures import Example
+from mvl.examples import Drawn
 from mvl.train import train_run
 
 STUDY = """
@@ -45,10 +45,10 @@ def chapter(done: pd.DataFrame, cases: pd.DataFrame, results: Path, study: str =
     return Chapter("llm_hybrid", study, results, done, cases, pd.DataFrame(), ())
 
 
-def drawn(systems: tuple[str, ...] = ARMS) -> list[Example]:
-    rng = np.random.default_rng(0)
-    mask = lambda: rng.random((9, 7)) > 0.5
-    return [Example("phantoms", f"c{i}", rank, rng.normal(100, 20, (9, 7)), mask(), {s: mask() for s in systems}, dict.fromkeys(systems, 0.1 * i))
+def drawn(systems: tuple[str, ...] = ARMS) -> list[Drawn]:
+    rng, affine = np.random.default_rng(0), tuple(map(tuple, np.diag([1.5, 1, 2, 1.0]).tolist()))
+    mask = lambda: rng.random((9, 7, 5)) > 0.5
+    return [Drawn("phantoms", f"c{i}", rank, i, affine, {s: mask() for s in systems}, dict.fromkeys(systems, 0.1 * i))
             for i, rank in enumerate(examples.RANKS)]
 
 
@@ -60,38 +60,53 @@ def test_the_run_that_most_arms_share_is_shown() -> None:
     assert tie[["fold", "seed"]].values.tolist() == [[0, 2]]
 
 
-def test_best_median_and_worst_are_picked_by_the_shown_runs() -> None:
+def test_best_median_and_worst_are_picked_by_the_first_arm() -> None:
     chosen = table(("vit_baseline", 1.0, 0, 0), ("medvisionllama_v3", 1.0, 0, 0))
-    cases = scores(chosen, {"a": 0.5, "b": 0.9, "c": 0.1, "d": 0.7, "e": 0.9})
-    other = scores(table(("vit_baseline", 1.0, 0, 1)), {"c": 1.0, "b": 0.0})
-    picked = examples.pick_cases(pd.concat([other, cases]), chosen)
-    assert picked == [("b", "best"), ("d", "median"), ("c", "worst")]
+    cases = scores(chosen.iloc[:1], {"a": 0.5, "b": 0.9, "c": 0.1, "d": 0.7, "e": 0.9})
+    others = [scores(chosen.iloc[1:], {"a": 0.99, "b": 0.0}), scores(table(("vit_baseline", 1.0, 0, 1)), {"c": 1.0, "b": 0.0})]
+    assert examples.pick_cases(pd.concat([*others, cases]), chosen) == [("b", "best"), ("d", "median"), ("c", "worst")]
     assert len(examples.pick_cases(scores(chosen, {"a": 0.5}), chosen)) == 1
 
 
-def test_what_is_kept_is_what_was_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan = np.ones((9, 7))
-    monkeypatch.setattr(examples, "slices", lambda *_: (scan, scan > 0, 3))
+def test_kept_masks_read_back_bit_for_bit_and_hold_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "read_volume", lambda *_: pytest.fail("masks need no scans"))
     chosen, before = table(*((s, 1.0, 0, 0) for s in ARMS)), drawn()
     (tmp_path / examples.FILE).write_bytes(examples.packed(before, chosen))
-    after = examples.read_examples(tmp_path / examples.FILE, chosen)
-    assert [(e.task, e.case, e.rank, e.dice) for e in after] == [(e.task, e.case, e.rank, e.dice) for e in before]
+    after = examples.read_drawn(tmp_path / examples.FILE, chosen)
+    assert [replace(e, predictions={}) for e in after] == [replace(e, predictions={}) for e in before]
     for old, new in zip(before, after):
-        assert np.array_equal(new.scan, scan) and all(np.array_equal(old.predictions[s], new.predictions[s]) for s in ARMS)
-    assert all("mask" in name or name == "facts" for name in np.load(tmp_path / examples.FILE).files), "scans are never kept"
-    one = examples.read_examples(tmp_path / examples.FILE, chosen.iloc[:1])
+        assert all(np.array_equal(old.predictions[s], new.predictions[s]) for s in ARMS)
+    assert all("_bits_" in name or name == "facts" for name in np.load(tmp_path / examples.FILE).files), "scans are never kept"
+    one = examples.read_drawn(tmp_path / examples.FILE, chosen.iloc[:1])
     assert [list(e.predictions) for e in one] == [["vit_baseline"]] * 3 and list(one[0].dice) == ["vit_baseline"]
     assert examples.packed(before, chosen) == examples.packed(before, chosen)
 
 
-def test_pictures_of_other_weights_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examples, "slices", lambda *_: (np.ones((9, 7)), np.ones((9, 7), dtype=bool), 3))
+def test_the_file_of_three_cases_and_four_arms_is_small() -> None:
+    x, y, z = np.indices((40, 52, 40))
+    blob = (x - 20) ** 2 / 64 + (y - 26) ** 2 / 400 + (z - 20) ** 2 / 64 < 1
+    arms = (*ARMS, "medvisionllama_v3_random", "medvisionllama_v3_mlp")
+    many = [replace(one, predictions={s: np.roll(blob, i, 1) for i, s in enumerate(arms)}) for one in drawn(arms)]
+    assert len(examples.packed(many, table(*((s, 1.0, 0, 0) for s in arms)))) < 100_000
+
+
+def test_a_slice_is_taken_from_scan_label_and_masks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = drawn()[2]
+    scan = np.random.default_rng(1).normal(size=(9, 7, 5))
+    monkeypatch.setattr(examples, "read_volume", lambda *_: (scan, scan > 0, np.eye(4)))
+    shown = examples.example(one)
+    assert np.array_equal(shown.scan, scan[..., 2]) and np.array_equal(shown.label, scan[..., 2] > 0)
+    assert np.array_equal(shown.predictions["vit_baseline"], one.predictions["vit_baseline"][..., 2])
+
+
+def test_masks_of_other_weights_or_another_ranking_are_not_shown(tmp_path: Path) -> None:
     chosen = table(("vit_baseline", 1.0, 0, 0))
     (tmp_path / examples.FILE).write_bytes(examples.packed(drawn(("vit_baseline",)), chosen))
-    assert len(examples.read_examples(tmp_path / examples.FILE, chosen)) == 3
-    assert examples.read_examples(tmp_path / examples.FILE, chosen.assign(weights_sha256="0" * 64)) == []
-    assert examples.read_examples(tmp_path / examples.FILE, table(("vit_baseline", 1.0, 0, 1))) == []
-    assert examples.read_examples(tmp_path / "none.npz", chosen) == []
+    read = lambda wanted: examples.read_drawn(tmp_path / examples.FILE, wanted)
+    assert len(read(chosen)) == 3
+    assert read(chosen.assign(weights_sha256="0" * 64)) == [] and read(chosen.assign(system="medvisionllama_v3")) == []
+    assert read(table(("vit_baseline", 1.0, 0, 1))) == []
+    assert examples.read_drawn(tmp_path / "none.npz", chosen) == []
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,5 +175,14 @@ def test_published_records_take_pictures_only_when_told(trained: Chapter, tmp_pa
     records = replace(trained, results_dir=tmp_path)
     assert len(examples.load_examples(records)[0]) == 3 and list(tmp_path.rglob("*.npz")) == []
     assert examples.save_examples(records) == tmp_path / records.study / examples.FILE
-    assert len(examples.read_examples(tmp_path / records.study / examples.FILE, records.done)) == 3
+    assert len(examples.read_drawn(tmp_path / records.study / examples.FILE, records.done)) == 3
     assert examples.save_examples(replace(records, runs=records.runs.iloc[:0])) is None
+
+
+def test_the_command_keeps_masks_and_roughness_of_the_published_study(trained: Chapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "records_dir", lambda: tmp_path)
+    asked = []
+    monkeypatch.setattr(examples, "open_chapter", lambda topic, study, results: asked.append((topic, study)) or replace(trained, results_dir=results))
+    examples.main(["quick", "--weights", str(trained.results_dir)])
+    assert asked == [("qualitative", "quick")]
+    assert sorted(p.name for p in (tmp_path / trained.study).iterdir()) == ["examples.npz", "masks.csv"]

@@ -42,7 +42,8 @@ def code(notebook):
 
 
 def test_the_chapters_are_there():
-    assert NAMES == ["01_baseline", "02_llm_hybrid", "03_few_shot", "04_lora_ablation", "05_controls", "06_llm4seg"]
+    assert NAMES == ["01_baseline", "02_llm_hybrid", "03_few_shot", "04_lora_ablation", "05_controls", "06_llm4seg", "07_comparators",
+                     "08_qualitative"]
     opened = {topic for name in NAMES for _, text in code(load(name)) for topic in re.findall(r'open_chapter\("(\w+)"', text)}
     assert {name[3:] for name in NAMES} <= opened == set(TOPICS)
 

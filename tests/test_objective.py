@@ -21,6 +21,22 @@ def test_both_halves_of_the_loss_have_a_gradient(classes: int) -> None:
         assert torch.autograd.grad(part, logits, retain_graph=True)[0].abs().sum() > 0
 
 
+def test_the_released_loss_follows_cross_entropy_alone() -> None:
+    logits, label = torch.randn(2, 1, 4, 4, 4, requires_grad=True), torch.randint(0, 2, (2, 1, 4, 4, 4)).float()
+    loss = objective.build_loss(1, "bce_dice_released")
+    assert isinstance(loss, objective.ReleasedLoss) and not loss.hard_dice(logits, label).requires_grad
+    half = 0.5 * torch.nn.functional.binary_cross_entropy_with_logits(logits, label)
+    assert torch.equal(torch.autograd.grad(loss(logits, label), logits)[0], torch.autograd.grad(half, logits)[0])
+    assert loss.hard_dice(20 * (2 * label - 1), label) == 0 and loss(logits, label) > half
+
+
+def test_the_epoch_is_chosen_by_the_highest_dice_or_the_lowest_training_loss() -> None:
+    rows = [{"train_loss": 0.3, "val_dice": 0.5}, {"train_loss": 0.1}, {"train_loss": 0.2, "val_dice": 0.4}]
+    assert objective.is_better(rows[0], [], "val") and not objective.is_better(rows[2], rows[:2], "val")
+    assert objective.is_better(rows[2], rows[:2], "train_loss") and objective.is_better(rows[0], rows[1:], "test")
+    assert not objective.is_better(rows[0], rows[:1], "val")
+
+
 def test_schedule_warms_up_and_ends_at_zero() -> None:
     config = Config()
     rates = [objective.learning_rate(config, step, 100) for step in range(100)]

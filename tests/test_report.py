@@ -20,22 +20,28 @@ DICE = {VIT: 0.70, HYBRID: 0.75, RANDOM: 0.702}
 WEIGHED = ("higher", "lower", "equivalent")
 
 
-def case_dice(system: str, seed: int) -> np.ndarray:
+@pytest.fixture(autouse=True)
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contrast is planned over folds 0, 1 and 2 at seed 0, whatever the grid of the named study is."""
+    monkeypatch.setattr(report, "planned_pairs", lambda *_: ((0, 0), (1, 0), (2, 0)))
+
+
+def case_dice(system: str, fold: int) -> np.ndarray:
     """Dice of each test case: the arm's mean, a spread over cases that all arms share, and a little of the run's own."""
-    own = np.random.default_rng([seed, *system.encode()]).normal(0, 0.001, CASES)
+    own = np.random.default_rng([fold, *system.encode()]).normal(0, 0.001, CASES)
     return DICE[system] + 0.05 * np.sin(np.arange(CASES)) + own
 
 
 def make_chapter(done: dict[str, tuple[int, ...]], study: str = "quick", topic: str = "llm_hybrid", results: Path = Path("data/runs")) -> Chapter:
-    """A chapter of seeds (0, 1, 2) on all the data, of which `done` lists those that each system has."""
+    """A chapter of folds (0, 1, 2) on all the data, of which `done` lists those that each system has."""
     task = studies.load_study(study).tasks[0]
-    keys = [{"study": study, "task": task, "system": s, "fraction": 1.0, "fold": 0, "seed": n} for s in DICE for n in (0, 1, 2)]
+    keys = [{"study": study, "task": task, "system": s, "fraction": 1.0, "fold": n, "seed": 0} for s in DICE for n in (0, 1, 2)]
     rows = [key | ({"state": "done", "n_test": CASES, "trainable": 1234, "nsd": 0.5, "hd95_mm": 2.0, "jaccard": 0.6,
-                    "dice": case_dice(key["system"], key["seed"]).mean()}
-                   if key["seed"] in done.get(key["system"], ()) else {"state": "missing"})
-            | {"run": f"{study}/runs/{task}/{key['system']}/fraction-1.0_fold-0_seed-{key['seed']}"} for key in keys]
+                    "dice": case_dice(key["system"], key["fold"]).mean()}
+                   if key["fold"] in done.get(key["system"], ()) else {"state": "missing"})
+            | {"run": f"{study}/runs/{task}/{key['system']}/fraction-1.0_fold-{key['fold']}_seed-0"} for key in keys]
     cases = [key | {"case": f"c{i}", "label": "foreground", "dice": d}
-             for key in keys if key["seed"] in done.get(key["system"], ()) for i, d in enumerate(case_dice(key["system"], key["seed"]))]
+             for key in keys if key["fold"] in done.get(key["system"], ()) for i, d in enumerate(case_dice(key["system"], key["fold"]))]
     case_columns = [*tables.RUN_KEYS, "case", "label", "dice"]
     history = pd.DataFrame(columns=[*tables.RUN_KEYS, *tables.HISTORY_COLUMNS])
     return Chapter(topic, study, results, pd.DataFrame(rows, columns=tables.RUN_COLUMNS), pd.DataFrame(cases, columns=case_columns), history, ())
@@ -59,13 +65,47 @@ def test_the_answer_gives_the_difference_and_its_verdict() -> None:
     assert first.endswith("higher.") and f"**{100 * (mean(HYBRID) - mean(VIT)):+.1f} Dice points**" in first
     assert "n = 36 case pairs from 3 pairs of runs" in first and "p = " in first
     assert second.endswith("equivalent within 1 Dice point.") and third.endswith("higher.")
-    assert "With 3 pairs of runs the interval is too narrow" in report.answer(chapter)
+    assert f"p = {table.loc[(HYBRID, VIT), 'p_t']:.2g}, {table.loc[(HYBRID, VIT), 'p_holm']:.2g} after Holm" in first
+    assert "With 3 folds the interval is too narrow" in report.answer(chapter)
     assert stats.ONE_PAIR not in report.answer(chapter)
+
+
+def test_a_dropped_run_changes_sentence_and_verdict() -> None:
+    whole, dropped = (next(line for line in report.answer(make_chapter(done)).splitlines() if line.startswith("- "))
+                      for done in (ALL, ALL | {VIT: (0, 1)}))
+    assert whole.endswith("from 3 pairs of runs): higher.")
+    assert dropped.endswith("from 2 of 3 planned pairs of runs): not decided, incomplete.") and "after Holm" not in dropped
+    table = report.differences(make_chapter(ALL | {VIT: (0, 1)}))
+    assert table["complete"].tolist() == [False, False, True] and table["p_holm"].isna().tolist() == [True, True, False]
+    assert report.answer(make_chapter(ALL | {VIT: (0,)})).count("1 of 3 planned pairs of runs") == 2
+
+
+def test_the_family_is_what_was_planned_not_what_is_there() -> None:
+    whole, holes = (report.differences(make_chapter(done)).set_index(["system", "reference"]) for done in (ALL, ALL | {VIT: ()}))
+    p = whole.loc[(HYBRID, RANDOM), "p_t"]
+    assert whole["p_holm"].tolist() == pytest.approx(stats.holm(whole["p_t"].tolist()))
+    assert holes.loc[(HYBRID, RANDOM), "p_holm"] == pytest.approx(3 * p) and holes["planned"].tolist() == [3, 3, 3]
+    assert "not yet recorded (0 of 3 planned pairs of runs" in report.answer(make_chapter(ALL | {VIT: ()}))
+
+
+def test_several_seeds_of_one_fold_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    chapter = make_chapter(ALL)
+    seeds = replace(chapter, cases=chapter.cases.assign(seed=chapter.cases["fold"], fold=0))
+    monkeypatch.setattr(report, "planned_pairs", lambda *_: ((0, 0), (0, 1), (0, 2)))
+    lines = [line for line in report.answer(seeds).splitlines() if line.startswith("- ")]
+    assert len(lines) == 3 and all("no test: one fold" in line and line.endswith("not decided.") for line in lines)
+
+
+def test_what_the_grid_does_not_plan_is_no_smaller_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "planned_pairs", lambda *names: ((0, 0), (1, 0), (2, 0)) if VIT in names else ())
+    table = report.differences(make_chapter(ALL))
+    assert table["hole"].tolist()[:2] == ["", ""] and "not planned in the study" in table["hole"][2]
+    assert table["p_holm"][:2].tolist() == pytest.approx(stats.holm(table["p_t"][:2].tolist()))
 
 
 def test_one_pair_of_runs_decides_nothing_and_every_place_says_so() -> None:
     chapter = make_chapter(ONE, study="hippocampus")
-    lines = [line for line in report.answer(chapter).splitlines() if line.startswith("- ")]
+    lines = [line for line in report.answer(chapter).splitlines() if line.startswith("- ") and "not yet recorded" not in line]
     assert len(lines) == 3
     for line in lines:
         assert "not decided" in line and stats.ONE_PAIR in line and not any(word in line for word in WEIGHED)
@@ -107,14 +147,17 @@ def test_no_common_run_at_all_is_a_card_and_means() -> None:
     (-0.002, 0.003, math.nan, math.nan, "not decided")])
 def test_a_verdict_needs_interval_and_test(low: float, high: float, p: float, p_equivalence: float, word: str) -> None:
     assert report.verdict(low, high, p, p_equivalence) == word
+    assert report.verdict(low, high, p, p_equivalence, complete=False) == "not decided, incomplete"
 
 
 def test_results_table_has_a_row_for_each_arm_done_or_not() -> None:
     chapter = make_chapter({VIT: (0, 1, 2), HYBRID: (1,)})
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.results_table(chapter).splitlines()[2:5]]
-    assert [row[:3] for row in rows] == [[title(s), "100%", f"{n} of 3"] for s, n in ((VIT, 3), (HYBRID, 1), (RANDOM, 0))]
+    assert [row[:2] for row in rows] == [[title(s), "100%"] for s in (VIT, HYBRID, RANDOM)]
+    assert [row[2].partition("](")[0] for row in rows] == [f"[{n} of 3" for n in (3, 1, 0)] and f"/{VIT}#fraction-1.0)" in rows[0][2]
     dice = [case_dice(VIT, seed).mean() for seed in (0, 1, 2)]
     assert rows[0][3:5] == [str(CASES), f"{np.mean(dice):.3f} ± {np.std(dice, ddof=1):.3f}"] and rows[0][-1] == "1,234"
+    assert rows[2][2] in report.arm_links(chapter) and rows[0][2] in report.arm_links(chapter)
     assert "±" not in "".join(rows[1]) and rows[2][3] == "not yet recorded"
     assert "Phantom data." in report.results_table(chapter)
 
@@ -165,7 +208,7 @@ def test_llm4seg_is_answered_in_iou_and_f1() -> None:
     chapter = Chapter("llm4seg", "busi", Path("data/runs"), table, cases, pd.DataFrame(), ())
     found = report.differences(chapter).set_index(["metric", "system", "reference"])["difference"]
     assert found["jaccard", LLM4SEG, CNN] == pytest.approx(0.03) and found["dice", LLM4SEG, LLM4SEG_RANDOM] == pytest.approx(-0.02)
-    lines = [line for line in report.answer(chapter).splitlines() if line.startswith("- ")]
+    lines = [line for line in report.answer(chapter).splitlines() if line.startswith("- ") and "not yet recorded" not in line]
     assert len(lines) == 6 and "**+3.0 IoU points**" in lines[0] and "**+2.0 F1 points**" in lines[3]
     assert all("n = 5 case pairs" in line and "not decided" in line for line in lines)
     assert "HD95, px" in report.results_table(chapter) and "pictures' own grid" in report.results_table(chapter)
@@ -176,3 +219,42 @@ def test_llm4seg_is_answered_in_iou_and_f1() -> None:
 def test_what_the_study_does_not_plan_is_named_in_the_answer() -> None:
     chapter = make_chapter(ALL, study="quick", topic="version_1")
     assert f"Not planned in the study `quick`: `{V1}`" in report.answer(chapter)
+
+
+def curve(rise: float, epochs: int = 8, step: int = 1) -> pd.DataFrame:
+    """A run that is flat but for the last quarter, where validation Dice rises by `rise` in all."""
+    start = int(0.75 * epochs)
+    value = lambda e: 0.5 + (rise * (e - start) / (epochs - 1 - start) if e > start else 0)
+    return pd.DataFrame([{"task": "t", "system": VIT, "fraction": 1.0, "fold": 0, "seed": 0, "epoch": e,
+                          "val_dice": value(e) if (e + 1) % step == 0 else math.nan} for e in range(epochs)])
+
+
+def test_the_last_quarters_gain_is_that_of_its_line() -> None:
+    assert report.last_quarter_gain(curve(0.03, 40)) == pytest.approx(3)
+    assert report.last_quarter_gain(curve(0.03, 40, step=3)) == pytest.approx(3 * 6 / 9), "only epochs that were validated count"
+    assert math.isnan(report.last_quarter_gain(curve(0.03, 40, step=40)))
+
+
+def test_convergence_has_a_row_for_each_arm_with_its_range() -> None:
+    history = pd.concat([curve(0.02, 40), curve(0.04, 40).assign(seed=1), curve(0.01, 40).assign(system=HYBRID)])
+    rows = report.convergence_table(replace(make_chapter(ALL), history=history)).splitlines()[2:]
+    assert rows == [f"| {title(VIT)} | 100% | 2 | 40 | +3.00 (+2.00 to +4.00) | 40 |", f"| {title(HYBRID)} | 100% | 1 | 40 | +1.00 | 40 |"]
+    assert "No training history" in report.convergence_table(make_chapter(ALL))
+
+
+def test_what_both_names_end_with_is_said_once() -> None:
+    both = title("cmunext_boundary20").split(", ", 1)[1]
+    assert report.minus("llm4seg_random_boundary20", "cmunext_boundary20") == f"LLM4Seg, random frozen layer\nminus CMUNeXt ({both})"
+    assert report.minus(HYBRID, VIT) == f"{title(HYBRID)}\nminus {title(VIT)}"
+
+
+def test_claims_of_the_new_chapters_have_the_tables_numbers() -> None:
+    words = report.claim("comparators")
+    assert all(f"{report.paper_value('comparators', peer):.2f} ({peer})" in words for peer in ("UNETR", "UNet++", "nnU-Net", "Swin-UNet"))
+    assert "random weights" in report.claim("label_noise")
+
+
+def test_every_difference_of_a_study_has_its_question(tmp_path: Path) -> None:
+    found = report.all_differences("quick", tmp_path)
+    assert {"The frozen block", "Few training cases", "The mappers"} == set(found["question"]) and not found["n_runs"].any()
+    assert set(found.loc[found["question"] == "Few training cases", "fraction"]) == {0.1, 0.3}

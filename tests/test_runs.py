@@ -127,6 +127,15 @@ def test_a_folder_begun_with_other_settings_is_refused_by_key(tmp_path):
     assert runs.read_config(tmp_path).model.r == 4
 
 
+def test_a_setting_that_an_older_record_does_not_name_has_its_default(tmp_path):
+    config = load_config("quick", "phantoms", "vit_baseline")
+    runs.write_config(tmp_path, config)
+    path = tmp_path / "config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "select:" not in line and "split:" not in line))
+    runs.write_config(tmp_path, config)
+    assert "select: val" in path.read_text()
+
+
 def test_csv_numbers_read_back_the_same(tmp_path):
     value = 0.1 + 0.2
     write_csv(tmp_path / "x.csv", [{"a": value, "b": "c,d"}], ["a", "b"])

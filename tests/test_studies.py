@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mvl import runs, studies
-from mvl.config import CONFIG_DIR, Config, ConfigError, system_names
+from mvl.config import CONFIG_DIR, Config, ConfigError, named, system_names
 
 
 def pretend_done(folder: Path) -> None:
@@ -41,7 +41,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_study_is_well_formed(name: str) -> None:
     configs = studies.study_runs(name)
     assert len({runs.run_name(c) for c in configs}) == len(configs) > 0
-    assert {c.system for c in configs} <= set(system_names())
+    assert {c.system for c in configs} <= {*system_names(), *named("studies", name).get("arms", {})}
     blocks = [block["name"] for block in studies.load_study(name).grid]
     assert {runs.run_name(c) for c in configs} == {runs.run_name(c) for block in blocks for c in studies.study_runs(name, block)}
 

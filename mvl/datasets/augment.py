@@ -24,8 +24,8 @@ class Augment:
     Rotation is about each axis of the network's grid, uniform within +-`rotate_degrees`; contrast is a factor around the mean, brightness a
     shift in standard deviations, each uniform within +-`intensity_factor`.
 
-    Source: MedVisionLlama, released `datasets.py`. Differs: all three axes at once and fresh draws in each epoch (released: one plane, two
-    fixed copies beside each case, made before the split into training and validation cases).
+    Source: MedVisionLlama, released `datasets.py`. Differs: all three axes at once and fresh draws in each epoch (released: one plane, and
+    each case stands three times, as it is, turned, and with other intensity, before the split into training and validation cases).
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -36,12 +36,17 @@ class Augment:
 
     def __call__(self, image: Volume, label: Mask, seed: int) -> tuple[Volume, Mask]:
         """The changed copies, a function of the case and `seed` alone."""
-        for shift, draw in enumerate((self.rotate, self.contrast, self.brightness)):
-            draw.set_random_state(seed=(seed + shift) % 2**32)
+        self.rotate.set_random_state(seed=seed % 2**32)
         self.rotate(image.shape[1:], lazy=True)
         image, label = resample(image, label, torch.as_tensor(self.rotate.get_transformation_matrix(), dtype=torch.float64))
+        return self.intensity(image, seed), label
+
+    def intensity(self, image: Volume, seed: int) -> Volume:
+        """The image with other contrast and brightness."""
+        for shift, draw in enumerate((self.contrast, self.brightness), start=1):
+            draw.set_random_state(seed=(seed + shift) % 2**32)
         changed = self.brightness(self.contrast(image))
-        return changed.as_tensor() if isinstance(changed, MetaTensor) else torch.as_tensor(changed), label
+        return changed.as_tensor() if isinstance(changed, MetaTensor) else torch.as_tensor(changed)
 
 
 class FlipRotate:
@@ -66,8 +71,43 @@ class FlipRotate:
         return change(image).contiguous(), change(label).contiguous()
 
 
+class Versions(Augment):
+    """One of the three versions of a case that the released code trains on: 0 as it is; 1 turned in one plane; 2 other contrast and brightness.
+
+    `one_plane` turns image and label together in the sagittal plane. `released_planes` turns the image in that plane and the label by the
+    same angle in the axial one: the released code gives one pair of axes to an image with a channel axis and a label without.
+    For the audit alone. Source: MedVisionLlama, released `datasets.py` (RotatedDataset, IntensityAdjustedDataset). Differs: linear and nearest
+    interpolation and repeated borders (there cubic, zeros outside); changes of intensity as in `Augment`.
+    """
+
+    count = 3
+
+    def __init__(self, data: DataConfig) -> None:
+        super().__init__(data)
+        self.degrees, self.label_plane = data.rotate_degrees, (1, 0) if data.augmentation == "released_planes" else (2, 1)
+
+    def __call__(self, image: Volume, label: Mask, seed: int, version: int | None = None) -> tuple[Volume, Mask]:
+        """The version asked for, or one of the three by chance; its change is a function of the case and `seed` alone."""
+        draw = np.random.default_rng(seed)
+        version = int(draw.integers(self.count)) if version is None else version
+        if version == 1:
+            angle = math.radians(draw.uniform(-self.degrees, self.degrees))
+            return resample(image, label, turn(angle, (2, 1)))[0], resample(image, label, turn(angle, self.label_plane))[1]
+        return (self.intensity(image, seed), label) if version == 2 else (image, label)
+
+
+def turn(angle: float, plane: tuple[int, int]) -> Tensor:
+    """The 4 x 4 matrix of a rotation by `angle` (radians) in the plane of two spatial axes."""
+    (a, b), matrix = plane, torch.eye(4, dtype=torch.float64)
+    matrix[a, a] = matrix[b, b] = math.cos(angle)
+    matrix[a, b], matrix[b, a] = math.sin(angle), -math.sin(angle)
+    return matrix
+
+
 def augmentation(data: DataConfig) -> Augment | FlipRotate:
     """What `data.augmentation` names."""
+    if data.augmentation in ("released_planes", "one_plane"):
+        return Versions(data)
     return FlipRotate(data) if data.augmentation == "flip_rot90" else Augment(data)
 
 

@@ -138,6 +138,10 @@ class CaseStore:
             self.kept[index], self.kept_bytes = pair, self.kept_bytes + size
         return self.kept[index]
 
+    def version(self, index: int) -> tuple[int, ...]:
+        """Which of the released code's versions of its case an item is: none here (see released.py)."""
+        return ()
+
     def native(self, index: int) -> NativeCase:
         """The case's label as drawn, on the scan's own grid."""
         if self.task.dims == 2:
@@ -248,7 +252,7 @@ class TrainingBatches(Dataset):
         """`image` (C, *spatial) float32, `label` (1, *spatial) uint8 and `case`."""
         case, (image, label) = self.store.case_ids[index], self.store.get(index)
         if self.config.data.augment:
-            image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", self.epoch, case))
+            image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", self.epoch, case), *self.store.version(index))
         return {"image": image, "label": label, "case": case}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -59,9 +59,11 @@ def test_the_plan_is_nnunets() -> None:
 
 
 def test_dynunet_takes_its_widths_from_the_config_or_from_nnunet() -> None:
-    widths = lambda channels: build_system(build(Config, {"model": {"architecture": "dynunet", "channels": channels}, "data": {"img_size": [16, 16, 32]}},
-                                                 "test"), 1, 1).network.filters
-    assert list(widths([4, 6])) == [4, 6, 6, 6][: len(widths([]))] and list(widths([]))[:2] == [32, 64]
+    def widths(channels: list[int]) -> list[int]:
+        config = {"model": {"architecture": "dynunet", "channels": channels}, "data": {"img_size": [16, 16, 32]}}
+        return list(build_system(build(Config, config, "test"), 1, 1).network.filters)
+
+    assert widths([4, 6]) == [4, 6, 6, 6][: len(widths([]))] and widths([])[:2] == [32, 64]
 
 
 def test_a_coarse_axis_waits_and_gets_kernel_one() -> None:

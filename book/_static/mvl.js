@@ -1,0 +1,31 @@
+// What the pages need beyond the theme: search without a server, tables that a keyboard can scroll, names for buttons, a filter for tables of runs.
+document.addEventListener("DOMContentLoaded", () => {
+  // Names that differ from what the button says confuse speech control; the visible words name it.
+  document.querySelectorAll("summary[aria-label], .search-button-field[aria-label]").forEach((e) => e.removeAttribute("aria-label"));
+
+  // A box that scrolls can be reached by the keyboard, and only then.
+  const boxes = document.querySelectorAll(".pst-scrollable-table-container, .bd-content table, .bd-content pre");
+  const reach = () => boxes.forEach((box) => {
+    const scrolls = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX !== "visible";
+    if (scrolls) { box.tabIndex = 0; } else { box.removeAttribute("tabindex"); }
+  });
+  reach();
+  addEventListener("resize", reach);
+  addEventListener("load", reach);
+
+  // A table of runs shows the rows that hold every word typed; a link to a row shows all.
+  document.querySelectorAll("div.runs").forEach((box) => {
+    const field = document.createElement("input");
+    Object.assign(field, { type: "search", className: "form-control runs-filter", placeholder: "Filter runs: random fold seed ..." });
+    field.setAttribute("aria-label", "Filter the runs");
+    field.addEventListener("input", () => {
+      const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      box.querySelectorAll("tr[id]").forEach((row) => { row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word)); });
+      box.querySelectorAll("tr.block").forEach((row) => { row.hidden = words.length > 0; });
+    });
+    box.before(field);
+  });
+});
+
+// From file:// a page cannot be fetched for the excerpt under a search result; the results themselves come from the index.
+if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") { DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false; }

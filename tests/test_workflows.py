@@ -1,0 +1,59 @@
+"""GitHub's workflows parse, call nothing but make's targets, and publish the book."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from mvl.config import ROOT
+
+FOLDER = ROOT / ".github" / "workflows"
+TARGETS = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
+
+
+def read(name):
+    return yaml.load((FOLDER / name).read_text(), yaml.BaseLoader)  # plain words: `on` stays `on`
+
+
+def steps(workflow):
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yml")), ids=lambda path: path.name)
+def test_a_workflow_calls_only_make_targets_that_there_are(path):
+    workflow = read(path.name)
+    assert {"name", "on", "permissions", "jobs"} <= set(workflow)
+    for job in workflow["jobs"].values():
+        assert int(job.get("timeout-minutes", 10)) <= 60 and job["runs-on"] == "ubuntu-latest"
+    for step in steps(workflow):
+        assert ("uses" in step) != ("run" in step)
+        if "run" in step:
+            made = re.fullmatch(r"make (\w+)(?: [A-Z_]+=\S+)*", step["run"])
+            assert made and made[1] in TARGETS, step["run"]
+        else:
+            assert re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
+    [python] = [step["with"] for step in steps(workflow) if "setup-python" in step.get("uses", "")]
+    assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).is_file()
+
+
+def test_the_book_is_built_with_the_scans_and_published():
+    workflow = read("book.yml")
+    assert [step["run"].split()[1] for step in steps(workflow) if "run" in step] == ["setup", "data", "book"]
+    [upload] = [step for step in steps(workflow) if "upload-pages-artifact" in step.get("uses", "")]
+    assert upload["with"]["path"] == "book/_build/html"
+    assert workflow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+    assert workflow["jobs"]["deploy"]["needs"] == "build" and workflow["on"]["push"]["branches"] == ["main"]
+
+
+def test_ci_runs_everything():
+    assert [step["run"].split()[1] for step in steps(read("ci.yml")) if "run" in step] == ["setup", "smoke", "test", "book", "check"]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.findall(r"^make (\w+)", script, re.M) == ["smoke", "test", "book", "check"]
+
+
+def test_make_check_covers_the_built_book_and_the_colab_set_up():
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert all(part in recipe for part in ("ruff check", "mypy", "mvl.bookcheck", "-m colab"))
+    assert "fetch Task04_Hippocampus" in re.search(r"^data:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]

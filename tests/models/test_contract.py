@@ -13,7 +13,7 @@ from mvl.config import Config, build, check, merge, named, system_names, to_dict
 from mvl.models import build_system, frozen_sha256, own_state
 from mvl.systems import system_config
 
-PARENTS = {"medvisionllama_v3_random_trained": "medvisionllama_v3_random"}
+PARENTS = {"medvisionllama_v3_mask_rotary": "medvisionllama_v3_mask", "medvisionllama_v3_random_trained": "medvisionllama_v3_random"}
 "Controls that are one step from another control; all others are one step from medvisionllama_v3."
 V3 = [name for name in system_names() if name.startswith("medvisionllama_v3_")]
 SMALL_VIT = {"hidden_size": 16, "num_heads": 2, "mlp_dim": 32, "encoder_layers": 2, "decoder_layers": 1}

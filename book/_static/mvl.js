@@ -3,6 +3,9 @@ document.addEventListener("DOMContentLoaded", () => {
   // Names that differ from what the button says confuse speech control; the visible words name it.
   document.querySelectorAll("summary[aria-label], .search-button-field[aria-label]").forEach((e) => e.removeAttribute("aria-label"));
 
+  // The entries of the references are no list items, so their box is no list.
+  document.querySelectorAll(".citation-list[role=list]").forEach((e) => e.removeAttribute("role"));
+
   // A box that scrolls can be reached by the keyboard, and only then.
   const boxes = document.querySelectorAll(".pst-scrollable-table-container, .bd-content table, .bd-content pre");
   const reach = () => boxes.forEach((box) => {

@@ -5,6 +5,8 @@ STUDY ?= quick
 JOBS ?= 2
 PROFILE ?= local
 PORT ?= 8000
+KILLS ?= 1000
+KILLED_RUNS ?= 20
 # An index of CPU wheels of torch, for Linux machines without a GPU (see README); empty: what pip is configured to use.
 TORCH_INDEX ?=
 
@@ -30,7 +32,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MPLBACKEND := agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test smoke check data figures notebooks book serve bench doctor clean
+.PHONY: help setup reproduce test faults smoke check data figures notebooks book serve bench doctor clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -67,6 +69,10 @@ $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
 
 test: setup ## run every test (at most 10 minutes on two cores)
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+faults: setup ## kill, flip, fill and cut on purpose, hours (KILLS=1000 over KILLED_RUNS=20 runs; goes on where it was)
+	@MVL_FAULT_FIGURES=data/faults.json MVL_FAULT_KILLS=$(KILLS) MVL_FAULT_RUNS=$(KILLED_RUNS) MVL_FAULT_STATE=data/runs/faults \
+	    $(VENV)/bin/python -m pytest -q -s -m faults tests/faults $(ARGS); code=$$?; $(VENV)/bin/python -m mvl.faults; exit $$code
 
 smoke: setup ## train every system for a few steps (at most 10 minutes)
 	@$(MVL) study run smoke --engine inline

@@ -6,6 +6,7 @@ What a job declares as its output is a stamp, never a file of the run: Snakemake
 its own checkpoints and knows by `status.json` whether it is done. Stamps follow the runs' own state each time the graph is read.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -19,9 +20,15 @@ RESULTS = Path(config.get("results_dir") or default_results_dir()).absolute()
 OPTIONS = f"--results-dir '{RESULTS}'"
 DATA = f" --data-dir '{Path(config['data_dir']).absolute()}'" if config.get("data_dir") else ""
 MVL = f"'{sys.executable}' -m mvl.cli"
-HOME = RESULTS / STUDY
+HOME = RESULTS / Path(STUDY).stem
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 RUNS = {run_name(run): run for run in study_runs(STUDY)}
+NEEDS = json.loads((HOME / "needs.json").read_text()) if (HOME / "needs.json").is_file() else {}
+
+
+def need(name, what, otherwise):
+    """What the planner says that a run needs (`mvl study run` asks it for any profile but `local`)."""
+    return NEEDS.get(name, {}).get(what, otherwise)
 
 
 def stamp(name):
@@ -61,7 +68,10 @@ rule train:
         run=lambda wildcards: RUNS[wildcards.run],
     wildcard_constraints:
         run="[^/]+/[^/]+/fraction-[^/]+",
-    threads: 1
+    threads: lambda wildcards: RUNS[wildcards.run].train.num_threads
+    resources:
+        mem_mb=lambda wildcards: need(wildcards.run, "mem_mb", 16000),
+        runtime=lambda wildcards: need(wildcards.run, "minutes", 240),
     shell:
         "OMP_NUM_THREADS=1 {MVL} train --study '{STUDY}' --task {params.run.task} --system {params.run.system}"
         " --fraction {params.run.fraction} --fold {params.run.fold} --seed {params.run.seed} {OPTIONS}{DATA} >> {log} 2>&1"

@@ -221,6 +221,11 @@ def probe_hub_layer() -> dict[str, float]:
     return probe_load_layer()
 
 
+def probe_peak() -> dict[str, float]:
+    """The matmul peak alone."""
+    return {"peak_gflops": matmul_peak_gflops()}
+
+
 def probe_help() -> dict[str, float]:
     """`mvl --help`, best of five."""
     words = [sys.executable, "-m", "mvl.cli", "--help"]
@@ -229,7 +234,7 @@ def probe_help() -> dict[str, float]:
 
 PROBES: dict[str, Callable[..., dict[str, float]]] = {
     "vit": probe_vit, "released": probe_released, "system": probe_system, "hybrid": probe_hybrid, "loop": probe_loop,
-    "metrics": probe_metrics, "layer": probe_layer, "hub_layer": probe_hub_layer, "help": probe_help}
+    "metrics": probe_metrics, "layer": probe_layer, "hub_layer": probe_hub_layer, "help": probe_help, "peak": probe_peak}
 
 
 def child(probe: str, *arguments: Any) -> dict[str, float]:

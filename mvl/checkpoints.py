@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -43,11 +44,20 @@ def load(folder: Path) -> dict[str, Any] | None:
     for path in found(folder):
         data = path.read_bytes()
         if path.stem.endswith(runs.sha256_bytes(data)[:16]):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return _opened(path, data)
         print(f"{path}: bytes differ from the hash in its name; going on from the one before", file=sys.stderr)
     if found(folder):
         raise runs.RunError(f"{folder}: no checkpoint is whole; delete the checkpoint-*.pt files there to start the run anew")
     return None
+
+
+def _opened(path: Path, data: bytes) -> dict[str, Any]:
+    """What a checkpoint holds; `weights_only` is said outright, which no environment variable overrides."""
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise runs.RunError(f"{path}: is no checkpoint of mvl (it holds more than tensors and plain values, or is no archive) and was not "
+                            f"opened; delete it, and start the run anew if no other is left") from error
 
 
 def remove(folder: Path) -> None:

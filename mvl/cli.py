@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mvl import commands as do
-from mvl.commands import BAD, USAGE
+from mvl.commands import BAD, NO_SPACE, USAGE
 from mvl.config import ConfigError
+from mvl.runs import FULL
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BAD
+    except ModuleNotFoundError as error:
+        if (error.name or "mvl").split(".")[0] == "mvl":
+            raise
+        return say(lacking(error.name or ""), BAD)
     except Exception as error:
         code = exit_code(error)
         if code is None:
@@ -43,7 +48,17 @@ def exit_code(error: Exception) -> int | None:
     """Exit code of an error that the package raises on purpose, None for a fault of the package itself (which keeps its traceback)."""
     if isinstance(error, ConfigError):
         return USAGE
+    if isinstance(error, OSError) and error.errno in FULL:
+        return NO_SPACE
     return BAD if type(error).__module__.split(".")[0] == "mvl" or isinstance(error, OSError) else None
+
+
+def lacking(module: str) -> str:
+    """What to do about a package that is not installed: the extra of `pyproject.toml` that brings it, else the install itself."""
+    from mvl.doctor import EXTRAS
+
+    extra = next((f"[{name}]" for name, modules in EXTRAS.items() if module.split(".")[0] in modules), "")
+    return f"the package {module} is not installed; run `pip install -c constraints.txt -e '.{extra}'` in the clone"
 
 
 def say(text: str, code: int) -> int:
@@ -170,6 +185,7 @@ def add_run(commands: Any) -> None:
     command.add_argument("--fraction", type=fraction, default=1.0, metavar="F", help="share of training cases, in (0, 1] (default: 1.0)")
     command.add_argument("--fold", type=whole(0, 9), default=0, metavar="K", help="test block, 0-9 (default: 0)")
     command.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="N", help="seed of the run (default: 0)")
+    command.add_argument("--allow-drift", action="store_true", help="go on although packages or processor changed; the run is marked")
     add(commands, "evaluate", do.evaluate, data_dir).add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
     command = add(commands, "predict", do.predict, as_json)
     command.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run, with its weights")
@@ -183,7 +199,10 @@ def add_run(commands: Any) -> None:
 
 
 def add_study(commands: Any) -> None:
-    """study run|status|tune|maps|check|collect|record."""
+    """plan, study run|status|tune|maps|check|collect|record."""
+    command = add(commands, "plan", do.plan, results_dir, data_dir, as_json)
+    command.add_argument("study", metavar="S", help="name in mvl/configs/studies")
+    command.add_argument("--device", default="cpu", metavar="NAME", help="cpu (one core), h100, a100, t4, or several: 8xh100 (default: cpu)")
     top = commands.add_parser("study", help="run a study, show how far it is, check and record its results", allow_abbrev=False)
     actions = top.add_subparsers(title="actions", required=True, metavar="ACTION")
     command = add(actions, "run", do.study_run, results_dir, data_dir)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-DONE, BAD, USAGE = 0, 1, 2
-"Exit codes: done; the data or the run is bad; wrong usage. Interrupted and resumable: 128 + signal (130, 143)."
+DONE, BAD, USAGE, NO_SPACE = 0, 1, 2, 28
+"Exit codes: done; the data or the run is bad; wrong usage; the disk is full. Interrupted and resumable: 128 + signal (130, 143)."
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> int:
     config = load_config(args.study, args.task, args.system, args.fraction, args.fold, args.seed)
     from mvl.train import train_run
 
-    print(train_run(config, args.results_dir, args.data_dir), flush=True)
+    print(train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift), flush=True)
     return DONE
 
 
@@ -122,9 +122,20 @@ def study_status(args: argparse.Namespace) -> int:
 def show_status(value: dict[str, Any]) -> str:
     """One line per run, then the counts."""
     lines = [f"{run['state']:<12}{run['run']}" + (f"  epoch {run['epoch']}/{run['epochs']}" if run["state"] == "running" else "")
+             + (f"  held by {run['held']}" if run.get("held") else "")
              + (f"  {run['error']}" if run.get("error") else "") for run in value["runs"]]
     counts = ", ".join(f"{value[key]} {key}" for key in ("running", "failed", "missing") if value[key])
     return "\n".join([*lines, f"{value['study']}: {value['done']} of {value['total']} runs done" + (f", {counts}" if counts else "")])
+
+
+def plan(args: argparse.Namespace) -> int:
+    """`mvl plan S`: what a study will cost before it starts: runs, hours, memory, bytes; exit 1 when the disk is too small."""
+    from mvl import plan as planner
+
+    value = answer(args, lambda: planner.plan(args.study, args.device, args.results_dir, args.data_dir), planner.show)
+    if refused := planner.refusal(value):
+        print(f"mvl: {refused}", file=sys.stderr)
+    return BAD if refused else DONE
 
 
 def study_tune(args: argparse.Namespace) -> int:

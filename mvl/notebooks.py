@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 NAME = re.compile(r"[a-z_]\w*", re.ASCII)
 CASTS = {"str": str, "int": int, "float": float, "bool": bool}
+CELL_TIMEOUT_S = 24 * 3600
+"Seconds after which a cell is given up; one cell may train a whole study."
 LAST_WORDS = "mvl: this notebook ran to its end"
 UNTOUCHED = ("torch", "numpy", "matplotlib")
 "What Colab brings and the set-up cell never replaces."
@@ -122,6 +123,7 @@ def run_notebook(name: str, parameters: dict[str, Any] | None = None, output: Pa
     """
     source = notebook_path(name, folder)
     notebook = json.loads(source.read_text())
+    check_sources(notebook, source.name)
     values = check_parameters(parameters or {}, declared_parameters(notebook, source.name), source.name)
     target = Path(output) if output else ROOT / "book" / "_build" / "notebooks" / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +135,24 @@ def run_notebook(name: str, parameters: dict[str, Any] | None = None, output: Pa
     check_executed(finished, source.name)
     write_notebook(target, tidied(finished))
     return target
+
+
+def check_sources(notebook: dict[str, Any], where: str) -> None:
+    """Nothing when every code cell is plain Python that hides no failure.
+
+    Raises:
+        NotebookError: a `!` or `%` line, whose exit code nobody sees, or an `except` that swallows every exception.
+    """
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for place, cell in enumerate(cells, start=1):
+        try:
+            nodes = list(ast.walk(ast.parse("".join(cell["source"]))))
+        except SyntaxError as error:
+            raise NotebookError(f"{where}: code cell {place}, line {error.lineno} is not plain Python; in place of a `!` or `%` line, whose failure "
+                                f"nobody sees, call subprocess.run(..., check=True)") from error
+        for node in nodes:
+            if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")):
+                raise NotebookError(f"{where}: code cell {place} catches every exception, failures too; name the one that is expected")
 
 
 def with_last_words(notebook: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +169,8 @@ def execute(begun: Path, ended: Path, values: dict[str, Any], where: str) -> Non
 
     try:
         papermill.execute_notebook(str(begun), str(ended), values, kernel_name="python3", language="python", start_timeout=300,
-                                   progress_bar=False, cwd=str(ROOT))
-    except (papermill.exceptions.PapermillException, CellExecutionError, DeadKernelError, RuntimeError) as error:
+                                   progress_bar=False, cwd=str(ROOT), execution_timeout=CELL_TIMEOUT_S)
+    except (papermill.exceptions.PapermillException, CellExecutionError, DeadKernelError, RuntimeError, TimeoutError) as error:
         raise NotebookError(f"{where}: {error}") from error
 
 
@@ -171,20 +191,34 @@ def check_executed(notebook: dict[str, Any], where: str) -> None:
 
 
 def tidied(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The executed notebook without the last-words cell and without papermill's times and temporary paths."""
+    """The executed notebook without the last-words cell, without papermill's times and temporary paths, and without this machine's folders."""
     cells = notebook["cells"][:-1]
     for cell in cells:
+        unplaced(cell)
         for key in ("papermill", "execution"):
             cell["metadata"].pop(key, None)
     metadata = {key: value for key, value in notebook["metadata"].items() if key != "papermill"}
     return {**notebook, "cells": cells, "metadata": metadata}
 
 
+def unplaced(cell: dict[str, Any]) -> None:
+    """Take this machine's folders, name and tokens out of a cell's printed text and injected parameters."""
+    from mvl.doctor import redact
+
+    clean = lambda text: [redact(line) for line in text] if isinstance(text, list) else redact(text)
+    if "injected-parameters" in cell["metadata"].get("tags", ()):
+        cell["source"] = clean(cell["source"])
+    for out in cell.get("outputs", ()):
+        for holder, key in ((out, "text"), (out, "evalue"), (out, "traceback"), (out.get("data", {}), "text/plain")):
+            if key in holder:
+                holder[key] = clean(holder[key])
+
+
 def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     """Write a notebook so that it is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    from mvl.runs import atomic_write
+
+    atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
 def kept_versions() -> list[str]:

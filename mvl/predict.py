@@ -24,7 +24,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from torch import Tensor
 
 from mvl import runs
-from mvl.datasets.inputs import Failure, NewScan, check_scan, find_scans, nifti_like, series_as_nifti
+from mvl.datasets import limited
+from mvl.datasets.inputs import Failure, NewScan, find_scans, nifti_like, series_as_nifti
 from mvl.datasets.loaders import NativeProbabilities, preprocessing, to_scan_grid
 from mvl.datasets.nifti import FileFault
 from mvl.datasets.own import task_of_run
@@ -168,7 +169,10 @@ def predict_run(run_dir: Path, inputs: Sequence[Path], output: Path, options: Op
     predictor = Predictor(run_dir, options)
     scans, failures = find_scans(inputs, predictor.task)
     sources = {path.resolve() for scan in scans for path in scan.files}
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PredictError(f"{output}: cannot be made ({error.strerror}); choose another folder with --output") from error
     outputs = []
     with stoppable():
         for number, scan in enumerate(scans, 1):
@@ -208,7 +212,7 @@ def segment(predictor: Predictor, scan: NewScan, output: Path, sources: set[Path
     with tempfile.TemporaryDirectory() as folder:
         files = as_nifti(scan, predictor, Path(folder))
         if scan.kind != "picture":
-            check_scan(files, predictor.task)
+            limited.check_scan(files, predictor.task)
         probabilities = predictor.probabilities(files)
         mask = predictor.mask(probabilities)
         if options.probabilities:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +27,8 @@ from mvl.config import ROOT, Config, build, merge, read_yaml, to_dict
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 "What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
 PACKAGES = ("torch", "numpy", "monai", "transformers", "peft", "accelerate", "safetensors", "nibabel", "scipy", "pandas")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"Error numbers of a full disk and of a spent quota."
 
 
 class RunError(RuntimeError):
@@ -93,11 +97,20 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        remedy = "the previous file is kept; free space or fix permissions, then run again"
-        raise OSError(error.errno, f"could not write {path}: {error.strerror} ({remedy})") from error
+        what = remedy(error, path, len(data), temporary.exists())
+        raise OSError(error.errno, f"could not write {path}: {error.strerror} ({what})") from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remedy(error: OSError, path: Path, size: int, kept: bool) -> str:
+    """What became of the file that could not be written, and what to do."""
+    what, space = "the previous file is kept" if kept else "the new file is there, but a power cut may still undo it", ""
+    if error.errno in FULL:
+        with suppress(OSError):
+            space = f"; needs {size / 1e6:.1f} MB, free {shutil.disk_usage(path.parent).free / 1e6:.1f} MB"
+    return f"{what}{space}; free space or fix permissions, then run again"
 
 
 def sync_folder(folder: Path) -> None:
@@ -138,15 +151,21 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder's lock; the kernel frees it when the process ends, however it ends.
 
     Raises:
-        RunError: another live process holds it; names its pid and start.
+        RunError: another live process holds it (names its pid and start), or nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}); choose a writable folder with --results-dir") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise RunError(f"{folder} is held by {file.read().strip() or 'another process'}; wait for it or stop it") from None
+        except OSError as error:
+            raise RunError(f"{folder}: the file system has no locks ({error.strerror}); choose a local disk with --results-dir") from error
         file.seek(0)
         file.truncate()
         file.write(f"pid {os.getpid()} since {now()}")
@@ -163,7 +182,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     """The run's `status.json`; `{"state": "new"}` where there is none or it is not JSON."""
     try:
         return json.loads((folder / "status.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {"state": "new"}
 
 

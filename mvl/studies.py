@@ -21,6 +21,8 @@ STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 FAILED = ("failed", "diverged", "oom", "killed")
 "States that need a person; anything else that is not done goes on by itself."
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory")
+"What the error of a run says that ran out of memory: Python's and PyTorch's words, on a GPU and on a CPU."
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def is_held(folder: Path) -> bool:
 
 
 def run_state(config: Config, results_dir: Path) -> dict[str, Any]:
-    """One run's line of `study_status`: state is done, running, failed, diverged, interrupted or missing."""
+    """One run's line of `study_status`: state is done, running, failed, diverged, oom, interrupted or missing; `held`: by which process."""
     folder = runs.run_dir(results_dir, config)
     status = runs.read_status(folder)
     state = status["state"]
@@ -104,8 +106,11 @@ def run_state(config: Config, results_dir: Path) -> dict[str, Any]:
         state = "running"
     elif state in ("new", "running"):
         state = "missing" if state == "new" else "interrupted"
+    elif state == "failed" and any(words in str(status.get("error")) for words in OUT_OF_MEMORY):
+        state = "oom"
+    held = (folder / ".lock").read_text() if state == "running" else None
     keep = ("epoch", "epochs", "runtime_s", "error")
-    return {"run": runs.run_name(config), "state": state, **{k: status.get(k) for k in keep}}
+    return {"run": runs.run_name(config), "state": state, "held": held, **{k: status.get(k) for k in keep}}
 
 
 def study_status(name: str, results_dir: Path) -> dict[str, Any]:
@@ -206,9 +211,11 @@ def _run_inline(name: str, results_dir: Path, data_dir: Path | None) -> int:
 
 def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str) -> list[str]:
     """The Snakemake call that runs a study's graph up to its runs."""
-    settings = [f"study={name}", f"results_dir={Path(results_dir).resolve()}"]
+    study = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
+    settings = [f"study={study}", f"results_dir={Path(results_dir).resolve()}"]
+    many = "--cores" if profile == "local" else "--jobs"
     settings += [f"data_dir={Path(data_dir).resolve()}"] if data_dir else []
-    return [sys.executable, "-m", "snakemake", "all_runs", "--snakefile", str(ROOT / "Snakefile"), "--quiet", "all", "--cores", str(jobs),
+    return [sys.executable, "-m", "snakemake", "all_runs", "--snakefile", str(ROOT / "Snakefile"), "--quiet", "all", many, str(jobs),
             "--directory", str(Path(results_dir).resolve() / Path(name).stem), "--profile", str(ROOT / "workflow" / "profiles" / profile),
             "--config", *settings]
 
@@ -216,6 +223,10 @@ def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, jobs:
 def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str) -> int:
     log = Path(results_dir) / Path(name).stem / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    if profile != "local":
+        from mvl.plan import write_needs
+
+        write_needs(name, log.parent / "needs.json")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     with open(log, "ab") as out:
         engine = subprocess.Popen(snakemake_command(name, results_dir, data_dir, jobs, profile), stdout=out, stderr=out, env=environment,

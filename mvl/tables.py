@@ -75,6 +75,8 @@ def gather(study: str, results_dir: Path) -> tuple[list[dict[str, Any]], list[di
     table: list[dict[str, Any]] = []
     cases: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
+    splits: dict[tuple[Any, ...], tuple[str, Path]] = {}
+    frozen = Fingerprints()
     for config in study_runs(study):
         folder = runs.run_dir(results_dir, config)
         state = run_state(folder, config)
@@ -82,8 +84,53 @@ def gather(study: str, results_dir: Path) -> tuple[list[dict[str, Any]], list[di
         table.append(run_row(folder, config, state, scores))
         cases += scores
         if state == "done":
+            frozen.check(config, runs.read_status(folder), folder)
+            check_split(folder, config, splits)
             history += [run_columns(config) | row for row in read_rows(folder / "history.csv", HISTORY_COLUMNS)]
     return table, cases, history
+
+
+class Fingerprints:
+    """What the runs of a study say of their frozen tensors, so that an arm that is not what its name says is refused."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, tuple[tuple[str, str], Path]] = {}
+        self.arms: dict[tuple[Any, ...], tuple[str, Path]] = {}
+
+    def check(self, config: Config, status: dict[str, Any], folder: Path) -> None:
+        """Take in one done run.
+
+        Raises:
+            TableError: its frozen tensors moved in training, are those of an arm with other weights, or are not those of its own arm.
+        """
+        before, after = status.get("frozen_sha256_before"), status.get("frozen_sha256_after")
+        if not before or not status.get("parameters", {}).get("frozen"):
+            return
+        block, again = config.model.token_block, "delete the run's folder and train it again"
+        if after != before:
+            raise TableError(f"{folder / 'status.json'}: its frozen tensors changed in training; {again}")
+        weights, other = self.weights.setdefault(before, ((block.kind, block.source), folder))
+        if weights != (block.kind, block.source):
+            raise TableError(f"{folder / 'status.json'}: an arm with {block.kind} weights of {block.source} has the frozen tensors of {other}, "
+                             f"whose weights are {weights[0]} of {weights[1]}; delete whichever is wrong and train it again")
+        known, other = self.arms.setdefault((config.task, config.system, config.seed), (before, folder))
+        if known != before:
+            raise TableError(f"{folder / 'status.json'}: its frozen tensors are not those of {other}, which is the same system and seed; {again}")
+
+
+def check_split(folder: Path, config: Config, seen: dict[tuple[Any, ...], tuple[str, Path]]) -> None:
+    """Nothing when the run had the split of the runs `seen` before on its task, fraction and fold; notes it there.
+
+    Raises:
+        TableError: it had another, so that the two cannot be compared.
+    """
+    digest = runs.read_status(folder).get("split_sha256")
+    if not digest:
+        return
+    first, other = seen.setdefault((config.task, config.fraction, config.fold, config.data.split), (digest, folder))
+    if first != digest:
+        raise TableError(f"{folder} and {other} were made with different splits (sha256 {digest[:12]}..., {first[:12]}...) and cannot be compared; "
+                         f"restore data/splits/{config.task}.json, delete the run that has another and train it again")
 
 
 def run_row(folder: Path, config: Config, state: str, cases: list[dict[str, str]]) -> dict[str, Any]:

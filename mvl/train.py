@@ -19,21 +19,18 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mvl import checkpoints, runs
+from mvl import checkpoints, drift, endings, runs
 from mvl.config import Config
-from mvl.datasets import splits, tasks
+from mvl.datasets import splits, tasks, trust
 from mvl.datasets.loaders import CaseStore, steps_per_epoch, training_loader
 from mvl.datasets.noise import label_damage
 from mvl.datasets.own import task_facts, task_of_run
 from mvl.datasets.released import audited
+from mvl.endings import Diverged
 from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
 from mvl.objective import build_loss, build_optimizer, foreground_dice, is_better, learning_rate, num_classes
 
 HISTORY_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
-
-
-class Diverged(RuntimeError):
-    """A loss, gradient or validation metric is not finite; names step and cases."""
 
 
 class Interrupted(SystemExit):
@@ -121,17 +118,18 @@ class Trainer:
         """The steps of the current epoch that are not done yet."""
         p, config, rank, world = self.progress, self.config, self.accelerator.process_index, self.accelerator.num_processes
         self.model.train()
-        for batch in training_loader(self.train, config, p.epoch, p.step, rank, world):
-            done = p.epoch * self.steps + p.step
-            torch.manual_seed(runs.draw_seed(config.seed, "dropout", done, rank))
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config, done, config.train.train_epochs * self.steps)
-            cases = min(config.train.batch_size, len(self.train) - p.step * config.train.batch_size)
-            p.losses.append(self.update(batch, len(batch["cases"]) * world / cases))
-            p.step += 1
-            bar.update()
-            if caught:
-                self.stop(caught[0])
+        with endings.cases_named(config, self.train.case_ids, p):
+            for batch in training_loader(self.train, config, p.epoch, p.step, rank, world):
+                done = p.epoch * self.steps + p.step
+                torch.manual_seed(runs.draw_seed(config.seed, "dropout", done, rank))
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(config, done, config.train.train_epochs * self.steps)
+                cases = min(config.train.batch_size, len(self.train) - p.step * config.train.batch_size)
+                p.losses.append(self.update(batch, len(batch["cases"]) * world / cases))
+                p.step += 1
+                bar.update()
+                if caught:
+                    self.stop(caught[0])
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
@@ -163,8 +161,8 @@ class Trainer:
         row = {"epoch": p.epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": sum(p.losses) / len(p.losses)}
         if (p.epoch + 1) % train.val_interval == 0 or p.epoch + 1 == train.train_epochs:
             row["val_loss"], row["val_dice"] = self.validate()
-            if not math.isfinite(row["val_loss"]):
-                raise Diverged(f"{self.folder}: validation loss {row['val_loss']} after epoch {p.epoch}; lower train.lr")
+            if not (math.isfinite(row["val_loss"]) and math.isfinite(row["val_dice"])):
+                raise Diverged(f"{self.folder}: validation loss {row['val_loss']}, Dice {row['val_dice']} after epoch {p.epoch}; lower train.lr")
             if is_better(row, p.history, train.select):
                 p.best_dice, p.best_epoch = row["val_dice"], p.epoch
                 self.best = {n: t.detach().clone() for n, t in own_state(self.network).items()}
@@ -259,13 +257,13 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
                 trainer.stop(caught[0])
 
 
-def train_run(config: Config, results_dir: Path, data_dir: Path | None = None, progress: bool = True) -> Path:
+def train_run(config: Config, results_dir: Path, data_dir: Path | None = None, progress: bool = True, allow_drift: bool = False) -> Path:
     """Train or go on with a run, evaluate it on its test cases, seal it; returns its folder. A finished run is left alone.
 
     Raises:
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
         Diverged: a value is not finite; the run is recorded as diverged.
-        RunError: the folder is held by another process, was begun with other settings, or frozen weights moved.
+        RunError: the folder is held by another process, was begun with other settings or elsewhere, memory or a loader process was lost, ...
     """
     folder = runs.run_dir(results_dir, config)
     if runs.is_done(folder, need_weights=True):
@@ -273,10 +271,9 @@ def train_run(config: Config, results_dir: Path, data_dir: Path | None = None, p
     with runs.locked(folder) if first_process() else nullcontext():
         runs.sweep(folder)
         try:
-            _train_locked(config, folder, results_dir, data_dir, progress)
+            _train_locked(config, folder, results_dir, data_dir, progress, allow_drift)
         except Exception as error:
-            state = "diverged" if isinstance(error, Diverged) else "failed"
-            runs.write_json(folder / "status.json", {"state": state, "error": f"{type(error).__name__}: {error}", "updated": runs.now()})
+            endings.close(error, folder, config)
             raise
     return folder
 
@@ -286,19 +283,21 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Path | None, progress: bool) -> None:
+def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Path | None, progress: bool, allow: bool) -> None:
     from mvl.evaluate import CASE_COLUMNS, evaluate_store
 
     task = tasks.find_task(config.task, data_dir)
     split = splits.load_split(task, config.fold, config.fraction, data_dir)
     runs.write_config(folder, config)
+    trust.check_inputs(task, split, folder, data_dir)
     store = lambda cases, damage=None: CaseStore(task, cases, config.data, data_dir, damage)
     noisy = store(split.train, label_damage(config, split.train))
     seen, watched, split = audited(config, split, noisy, store)
     trainer = Trainer(config, task, seen, watched, folder, runs.command(config, results_dir, data_dir))
-    runs.write_json(folder / "environment.json", runs.environment())
+    runs.write_json(folder / "environment.json", drift.environment(folder, allow))
     write_state(trainer, "running")
-    fit(trainer, progress)
+    with trust.closed(task, split.test, data_dir):
+        fit(trainer, progress)
     finish(trainer, split)
     if trainer.accelerator.is_main_process:
         network = trainer.network.eval()

@@ -103,7 +103,7 @@ OddError.__module__ = "mvl.train"
 
 @pytest.mark.parametrize(("error", "code", "words"), [
     (ConfigError("bad key"), 2, "mvl: bad key"), (OddError("loss is nan"), 1, "mvl: loss is nan"),
-    (OSError(28, "No space left"), 1, "No space left"),
+    (OSError(28, "No space left"), 28, "No space left"), (OSError(5, "Input/output error"), 1, "Input/output"),
     (KeyboardInterrupt(), 130, "interrupted"), (stop_with("mvl train again"), 143, "go on with: mvl train again")])
 def test_each_kind_of_error_has_its_code_and_message(monkeypatch, capsys, error, code, words):
     monkeypatch.setattr(cli.do, "doctor", raising(error))

@@ -50,7 +50,7 @@ def test_doctor_json_from_the_shell_is_one_document():
 def test_train_prints_the_run_folder_last(monkeypatch, capsys, tmp_path):
     import mvl.train
 
-    def train_run(config, results_dir: Path, data_dir: Path | None = None, progress: bool = True) -> Path:
+    def train_run(config, results_dir: Path, data_dir: Path | None = None, progress: bool = True, allow_drift: bool = False) -> Path:
         print("epoch 1")
         return results_dir / config.task / str(config.fraction)
 

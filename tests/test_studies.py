@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,23 @@ def test_states_are_what_is_on_disk(tmp_path: Path) -> None:
     pretend_done(third)
     (third / "cases.csv").write_text("tampered")
     with runs.locked(fourth):
-        states = [row["state"] for row in studies.study_status("quick", tmp_path)["runs"][:5]]
+        rows = studies.study_status("quick", tmp_path)["runs"][:5]
+    states = [row["state"] for row in rows]
+    assert rows[3]["held"].startswith(f"pid {os.getpid()} since 20") and rows[0]["held"] is None
     assert states == ["done", "interrupted", "failed", "running", "missing"]
     json.dumps(studies.study_status("quick", tmp_path))
+
+
+@pytest.mark.parametrize(("error", "state"), [
+    ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "oom"),
+    ("RuntimeError: [enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory: you tried", "oom"),
+    ("MemoryError: ", "oom"),
+    ("TaskError: label is empty", "failed"),
+])
+def test_a_run_that_ran_out_of_memory_is_told_from_another_failure(tmp_path: Path, error: str, state: str) -> None:
+    first = studies.study_runs("quick")[0]
+    runs.write_json(runs.run_dir(tmp_path, first) / "status.json", {"state": "failed", "error": error})
+    assert studies.run_state(first, tmp_path)["state"] == state
 
 
 def test_remaining_time_comes_from_the_runs_so_far() -> None:
@@ -111,6 +126,9 @@ def test_remaining_time_comes_from_the_runs_so_far() -> None:
 def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:
     words = studies.snakemake_command("quick", tmp_path, None, 2, "local")
     assert "study=quick" in words and "all_runs" in words and words[words.index("--cores") + 1] == "2"
+    queued = studies.snakemake_command("own/four.yaml", tmp_path, None, 8, "slurm")
+    assert queued[queued.index("--jobs") + 1] == "8" and "--cores" not in queued
+    assert f"study={Path('own/four.yaml').resolve()}" in queued  # Snakemake and its jobs run in another folder
 
 
 def test_a_studys_data_are_fetched_where_they_are_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def extract(archive: Path, folder: Path) -> Path:
     """
     try:
         with tarfile.open(archive, "r:") as tar:
-            members = [member for member in tar.getmembers() if not is_stray(PurePosixPath(member.name).name)]
+            members = [member for member in _listed(tar) if not is_stray(PurePosixPath(member.name).name)]
             check_members(members, archive, folder)
             folder.mkdir(parents=True)
             for member in members:
@@ -26,6 +26,14 @@ def extract(archive: Path, folder: Path) -> Path:
     except tarfile.TarError as error:
         raise TaskError(f"{archive}: damaged or not a tar archive ({error}); delete it and fetch again") from error
     return folder
+
+
+def _listed(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """Every member; a size that leads nowhere is damage like any other."""
+    try:
+        return tar.getmembers()
+    except (OSError, ValueError, OverflowError) as error:
+        raise tarfile.ReadError(f"a member's header is wrong: {error}") from error
 
 
 def check_members(members: list[tarfile.TarInfo], archive: Path, folder: Path) -> None:

@@ -112,7 +112,11 @@ def download(url: str, target: Path, md5: str, size: int = 0, report: Report = l
         part.unlink()
         raise TaskError(f"{url}: what arrived has md5 {found}, expected {md5}, and was deleted; fetch again. "
                         f"If it repeats, the published file has changed")
-    part.replace(target)
+    try:
+        part.replace(target)
+    except OSError as error:
+        raise TaskError(f"{target}: what arrived is whole but could not be moved there from {part.name} ({error.strerror}); free that name or "
+                        f"fix the folder's permissions, then run the same command again") from error
     return target
 
 

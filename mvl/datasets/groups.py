@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from mvl.datasets.tasks import Case, Task
+from mvl.datasets.tasks import Case, Task, TaskError
 from mvl.runs import draw_seed
 
 RULE = ("groups of near duplicates (see mvl/datasets/duplicates.py) stay whole; larger groups first, then by sha256 of (seed, 'blocks', task, "
         "first case), each to the block with the smallest share of its kinds, then the fewest cases; a fold's training list takes each kind's "
         "groups by sha256 of (seed, 'train', task, fold, first case), the kinds interleaved in proportion")
 
+PATIENT_RULE = RULE.replace("near duplicates (see mvl/datasets/duplicates.py)", "scans of one patient (`patients` in dataset.json)")
 
-def find_groups(task: Task, cases: Sequence[Case]) -> list[list[str]]:
-    """Groups of two and more near duplicates among the cases of a picture task; none for scans."""
+
+def find_groups(task: Task, cases: Sequence[Case], folder: Path) -> list[list[str]]:
+    """Groups of two and more near duplicates among the cases of a picture task; of scans, those of one patient."""
     if task.layout not in ("busi", "pairs"):
-        return []
+        held: dict[str, list[str]] = {}
+        for case, key in patients(folder).items():
+            held.setdefault(key, []).append(case)
+        known = {case.case_id for case in cases}
+        return sorted(group for names in held.values() if len(group := sorted(known.intersection(names))) > 1)
     from mvl.datasets.duplicates import duplicate_groups
 
     return duplicate_groups([case.case_id for case in cases], [case.image for case in cases])
+
+
+def patients(folder: Path) -> dict[str, str]:
+    """Case id -> patient, from `patients` in the folder's dataset.json; nothing where it says none.
+
+    Raises:
+        TaskError: it is not a mapping of words to words.
+    """
+    path = folder / "dataset.json"
+    keys = json.loads(path.read_text()).get("patients", {}) if path.is_file() else {}
+    if not isinstance(keys, dict) or not all(isinstance(key, str) and key for key in keys.values()):
+        raise TaskError(f'{path}: `patients` is not a mapping of cases to patients; write e.g. "patients": {{"case_a_0": "a", "case_a_1": "a"}}')
+    return keys
 
 
 def kind_of(case_id: str) -> str:

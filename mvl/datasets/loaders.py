@@ -40,7 +40,7 @@ from mvl.datasets.augment import Mask, Volume, augmentation
 from mvl.datasets.phantoms import nifti_bytes
 from mvl.datasets.pictures import png_bytes
 from mvl.datasets.tasks import Case, Task, TaskError, list_cases, read_manifest, task_dir
-from mvl.datasets.verify import check_case
+from mvl.datasets.trust import files_of, refuse_closed, sound_voxels
 from mvl.runs import atomic_write, draw_seed, sha256_file
 
 Probabilities = Float[Tensor, "K *spatial"]
@@ -96,6 +96,9 @@ def _same(label: Tensor) -> Tensor:
 class CaseStore:
     """Cases of one task on the network's grid, decoded once and kept in memory up to `data.cache_gb`."""
 
+    opened = False
+    "True gives test cases to training: for the audit of the released code alone (released.py)."
+
     def __init__(self, task: Task, case_ids: tuple[str, ...], data: DataConfig, data_dir: Path | None = None,
                  damage: Damage | None = None) -> None:
         """Find the cases' files; nothing is decoded yet. `damage` is label noise: it changes what `get` gives, never what `native` gives.
@@ -118,7 +121,6 @@ class CaseStore:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.traces: dict[int, tuple[Any, Any]] = {}
         self.kept_bytes = 0
-        self.checked: set[str] = set()
 
     def __len__(self) -> int:
         """Number of cases."""
@@ -130,6 +132,8 @@ class CaseStore:
         Raises:
             TaskError: the file differs from its manifest or cannot be used; names it and the remedy.
         """
+        if not self.opened:
+            refuse_closed(self.cases[index])
         if index not in self.kept:
             pair = self._decode(index)
             size = sum(t.numel() * t.element_size() for t in pair)
@@ -144,6 +148,8 @@ class CaseStore:
 
     def native(self, index: int) -> NativeCase:
         """The case's label as drawn, on the scan's own grid."""
+        if not self.opened:
+            refuse_closed(self.cases[index])
         if self.task.dims == 2:
             _, flat, unit = planes.read_plane(self.task, self.cases[index])
             return NativeCase(flat, np.diag([*unit, 1.0, 1.0]), unit)
@@ -184,10 +190,10 @@ class CaseStore:
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         case = self.cases[index]
-        for path in (*case.images, case.label, *case.more_labels):
+        for path in files_of(case):
             self._check_bytes(path)
-        if self.task.own and self.task.dims == 3:
-            self._check_own(case)
+        if self.task.own and self.task.dims == 3:  # no publisher vouches for your own files: each is looked at whole before its first use
+            sound_voxels(self.task, [case], self.folder, self.manifest, {path: sha256_file(path) for path in files_of(case)})
         try:
             out = self.transform(self._source(case))
         except TaskError:
@@ -213,13 +219,6 @@ class CaseStore:
             raise TaskError(f"{case.image}: NaN or infinite voxels; {self._remedy()}")
         if not set(label.unique().tolist()) <= {0, 1, *self.task.labels}:
             raise TaskError(f"{case.label}: values {label.unique().tolist()}, expected 0 and {sorted(self.task.labels)}; {self._remedy()}")
-
-    def _check_own(self, case: Case) -> None:
-        """No publisher vouches for your own files: each is looked at whole before its first use."""
-        if case.case_id not in self.checked:
-            for path, fault in check_case(self.task, case, self.folder, self.manifest)[0].items():
-                raise TaskError(f"{path}: {fault}; put the file right, or take its case out of the folder ({self._remedy()} for all such files)")
-            self.checked.add(case.case_id)
 
     def _check_bytes(self, path: Path) -> None:
         wanted = self.manifest.get(path.relative_to(self.folder).as_posix())
@@ -250,9 +249,15 @@ class TrainingBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`image` (C, *spatial) float32, `label` (1, *spatial) uint8 and `case`."""
-        case, (image, label) = self.store.case_ids[index], self.store.get(index)
-        if self.config.data.augment:
-            image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", self.epoch, case), *self.store.version(index))
+        case, task = self.store.case_ids[index], self.store.task.name
+        try:
+            image, label = self.store.get(index)
+            if self.config.data.augment:
+                image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", self.epoch, case), *self.store.version(index))
+        except TaskError:
+            raise
+        except Exception as error:  # some cannot leave a loader process, which would wait for ever
+            raise TaskError(f"{task}, case {case}: {type(error).__name__}: {error}; look at its files with `mvl verify {task}`") from error
         return {"image": image, "label": label, "case": case}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def audited(config: Config, split: Split, train: CaseStore, make: Callable[[tupl
         ConfigError: `data.split: copies` without an augmentation that has versions, or on a part of the data.
     """
     if config.data.split == "folds":
-        return train, make(split.test if config.train.select == "test" else split.val), split
+        store = make(split.test if config.train.select == "test" else split.val)
+        store.opened = config.train.select == "test"
+        return train, store, split
     if config.fraction != 1 or config.data.augmentation not in ("released_planes", "one_plane"):
         raise ConfigError(f"{config.study}/{config.system}: data.split copies needs fraction 1 and data.augmentation released_planes or one_plane")
     seen, watched = deal_versions((*split.train, *split.val), f"{config.task} {config.fold}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from mvl.config import ROOT
 from mvl.datasets import groups as grouping
-from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, waiting_lock, whole_task
+from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, task_dir, waiting_lock, whole_task
 from mvl.runs import draw_seed, sha256_bytes, write_json
 
 NUM_FOLDS = 10
@@ -32,8 +32,9 @@ class Split:
     sha256: str
 
 
-def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[list[str]] | None = None) -> dict[str, Any]:
-    """The whole split of a task, a function of the case ids, the seed and, for pictures, the groups that must stay together.
+def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[list[str]] | None = None,
+               rule: str = grouping.RULE) -> dict[str, Any]:
+    """The whole split of a task, a function of the case ids, the seed and the groups that must stay together, which `rule` describes.
 
     Raises:
         TaskError: fewer cases than blocks, or a case given twice.
@@ -42,7 +43,7 @@ def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[
         raise TaskError(f"{task_name}: {len(case_ids)} cases ({len(set(case_ids))} distinct) cannot be dealt to {NUM_FOLDS} blocks; "
                         f"add cases until there are {NUM_FOLDS}, each under one name")
     if groups is not None:
-        return _make_grouped(task_name, case_ids, groups, seed)
+        return {**_make_grouped(task_name, case_ids, groups, seed), "rule": rule}
     order = sorted(case_ids, key=lambda case: draw_seed(seed, "blocks", task_name, case))
     blocks = [sorted(order[k::NUM_FOLDS]) for k in range(NUM_FOLDS)]
     folds = [_fold(task_name, blocks, fold, seed) for fold in range(NUM_FOLDS)]
@@ -57,7 +58,7 @@ def _make_grouped(task_name: str, case_ids: list[str], groups: list[list[str]], 
         test, *val = roles(fold)
         members = [case for k, block in enumerate(blocks) if k not in (test, *val) for case in block]
         folds.append({"test": test, "val": val, "train": grouping.training_order(task_name, members, units, fold, seed)})
-    return {"task": task_name, "seed": seed, "rule": grouping.RULE, "groups": groups, "blocks": blocks, "folds": folds}
+    return {"task": task_name, "seed": seed, "groups": groups, "blocks": blocks, "folds": folds}
 
 
 def _fold(task_name: str, blocks: list[list[str]], fold: int, seed: int) -> dict[str, Any]:
@@ -97,8 +98,9 @@ def split_file(task: Task, data_dir: Path | None = None) -> Path:
     case_ids = [case.case_id for case in cases]
     path = split_path(task, data_dir)
     if not path.is_file():
-        together = grouping.find_groups(task, cases) if task.layout in ("busi", "pairs") else None
-        write_split_file(task.name, case_ids, path, groups=together)
+        together, pictures = grouping.find_groups(task, cases, task_dir(task, data_dir)), task.layout in ("busi", "pairs")
+        write_split_file(task.name, case_ids, path, groups=together if together or pictures else None,
+                         rule=grouping.RULE if pictures else grouping.PATIENT_RULE)
     check_cases(read_split(path), case_ids, path)
     return path
 
@@ -110,12 +112,13 @@ def split_path(task: Task, data_dir: Path | None = None) -> Path:
     return ours if not task.own and (ours.is_file() or writable) else data_root(data_dir) / "splits" / ours.name
 
 
-def write_split_file(task_name: str, case_ids: list[str], path: Path, seed: int = 0, groups: list[list[str]] | None = None) -> Path:
+def write_split_file(task_name: str, case_ids: list[str], path: Path, seed: int = 0, groups: list[list[str]] | None = None,
+                     rule: str = grouping.RULE) -> Path:
     """Write the split once; a file that another process wrote meanwhile stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(path.parent):
         if not path.is_file():
-            write_json(path, make_split(task_name, case_ids, seed, groups))
+            write_json(path, make_split(task_name, case_ids, seed, groups, rule))
     return path
 
 
@@ -155,7 +158,7 @@ def _check_groups(groups: list[list[str]], blocks: list[list[str]], path: Path) 
     home = {case: k for k, block in enumerate(blocks) for case in block}
     for group in groups:
         if len({home.get(case) for case in group}) > 1:
-            raise TaskError(f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks; {_remedy(path)}")
+            raise TaskError(f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks (or scans of one patient); {_remedy(path)}")
 
 
 def _check_fold(blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path) -> None:

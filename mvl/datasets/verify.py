@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mvl.datasets import limited
 from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm, decode, read_whole
 from mvl.datasets.picture_faults import picture_faults
 from mvl.datasets.tasks import MADE, Case, Task, TaskError, is_stray, read_layout, read_manifest, task_dir, whole_task
-from mvl.runs import sha256_bytes
+from mvl.runs import sha256_bytes, sha256_file
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,18 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
     findings = _listing(task, folder, cases, again)
     seen: dict[str, Path] = {}
     for case in cases:
-        faults, digest = check_case(task, case, folder, manifest)
+        faults, digest = look_at(task, case, folder, manifest)
         if digest and (twin := seen.setdefault(digest, case.image)) != case.image and case.image not in faults:
             faults[case.image] = f"the same voxels as {twin.name}: one scan under two names would leak from training into test"
         findings += [Finding(str(path), text, again) for path, text in faults.items()]
     return findings
+
+
+def look_at(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[dict[Path, str], str | None]:
+    """`check_case`, in this process where the publisher's manifest vouches for each byte, else in a bounded one."""
+    paths = (*case.images, case.label)
+    vouched = not task.own and all(path.is_file() and manifest.get(path.relative_to(folder).as_posix()) == sha256_file(path) for path in paths)
+    return (check_case if vouched else limited.check_case)(task, case, folder, manifest)
 
 
 def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[dict[Path, str], str | None]:
@@ -97,6 +105,8 @@ def check_image(voxels: np.ndarray, task: Task) -> None:
     """
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise FileFault(f"{int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
+    if voxels.dtype == np.float64 and (most := float(np.abs(voxels).max())) > np.finfo(np.float32).max:
+        raise FileFault(f"values up to {most:.3g} lie beyond float32, in which a network computes")
     for channel in np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else [voxels]:
         if channel.min() == channel.max():
             raise FileFault(f"constant image: every voxel is {channel.flat[0]}")

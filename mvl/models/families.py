@@ -105,11 +105,14 @@ def make_config(settings: dict[str, Any], where: str) -> PreTrainedConfig:
     """The config of transformers from what `config.json` holds; dropout inside the layer is off.
 
     Raises:
-        SourceError: a model type that is not known.
+        SourceError: a model type that is not known, or one whose layers are code in the repository.
     """
     from transformers import CONFIG_MAPPING
 
     find_family(str(settings.get("model_type")), where)
+    if settings.get("auto_map"):
+        raise SourceError(f"{where}: asks for code of its repository (auto_map: {', '.join(map(str, settings['auto_map']))}), which is never run; "
+                          f"use a checkpoint whose layers are transformers' own, or take auto_map out of its config.json")
     config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     for name in DROPOUTS:
         if hasattr(config, name):

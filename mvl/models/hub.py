@@ -89,8 +89,8 @@ def source_dir(source: HubSource) -> Path:
     return weights_dir() / "hub" / source.repo.replace("/", "--") / source.revision
 
 
-def fetch_file(source: HubSource, name: str, say: Say = tell) -> Path:
-    """One small file of the model, e.g. config.json or tokenizer.json, fetched on first use.
+def fetch_file(source: HubSource, name: str, say: Say = tell, beside: str = "") -> Path:
+    """One small file of the model, e.g. config.json or tokenizer.json, fetched on first use; `beside`: what else will be wanted.
 
     Raises:
         SourceError: refused, missing, offline or damaged; says what to do.
@@ -98,7 +98,7 @@ def fetch_file(source: HubSource, name: str, say: Say = tell) -> Path:
     if (found := _kept(source, name)) is not None:
         return found
     with _lock(source):
-        return _file(source, name, lambda: _connected(source, say))
+        return _file(source, name, lambda: _connected(source, say, " and ".join(filter(None, (name, beside)))))
 
 
 def fetch_layer(source: HubSource, layer: int, say: Say = tell) -> Path:
@@ -107,7 +107,7 @@ def fetch_layer(source: HubSource, layer: int, say: Say = tell) -> Path:
     Raises:
         SourceError: no such layer, or as `fetch_part`.
     """
-    path = fetch_file(source, "config.json", say)
+    path = fetch_file(source, "config.json", say, f"the tensors of layer {layer}")
     config = make_config(json.loads(path.read_text()), str(path))
     count = config.num_hidden_layers
     if not -count <= layer < count:
@@ -147,7 +147,7 @@ def _fetch(source: HubSource, names: Names, what: str, plan: Callable[[HubClient
     with _lock(source):
         if _whole(folder, names):
             return folder
-        hub, info = _connected(source, say)
+        hub, info = _connected(source, say, what if _kept(source, "config.json") else f"config.json and {what}")
         config = _file(source, "config.json", lambda: (hub, info))
         checkpoint = find_checkpoint(hub, source.revision, info)
         todo = plan(hub, checkpoint)
@@ -156,10 +156,19 @@ def _fetch(source: HubSource, names: Names, what: str, plan: Callable[[HubClient
         digest = write_planned(hub, checkpoint, todo, partial / SINGLE)
         atomic_write(partial / "config.json", config.read_bytes())
         write_json(partial / "manifest.json", _manifest(source, checkpoint, todo, digest, sha256_file(partial / "config.json")))
+        _move(partial, folder)
+    return folder
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """What is whole, under its name."""
+    try:
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
         sync_folder(folder.parent)
-    return folder
+    except OSError as error:
+        raise SourceError(f"{folder}: what arrived is whole but could not be moved there from {partial.name} ({error.strerror}); free that name "
+                          f"or fix the folder's permissions, then run the same command again") from error
 
 
 def _announced(source: HubSource, checkpoint: Checkpoint, plan: Plan, what: str) -> str:
@@ -168,13 +177,13 @@ def _announced(source: HubSource, checkpoint: Checkpoint, plan: Plan, what: str)
             f"({len(plan.tensors)} of {len(checkpoint.files)} tensors)")
 
 
-def _connected(source: HubSource, say: Say) -> tuple[HubClient, dict[str, Any]]:
+def _connected(source: HubSource, say: Say, lacking: str) -> tuple[HubClient, dict[str, Any]]:
     """A client and what the hub says of the pinned revision.
 
     Raises:
         SourceError: the revision is a branch, or the hub answers with another commit.
     """
-    hub = connect(source.repo, say)
+    hub = connect(source.repo, say, lacking)
     info = hub.json(f"/revision/{source.revision.replace('/', '%2F')}")
     commit = str(info.get("sha"))
     if commit != source.revision and re.fullmatch("[0-9a-f]{40}", source.revision):

@@ -275,14 +275,14 @@ for _handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib
     OPENER.add_handler(_handler())
 
 
-def connect(repo: str, say: Callable[[str], Any] = lambda text: None) -> HubClient:
-    """A client for `repo` at `HF_ENDPOINT` with the user's token (`HF_TOKEN`, else the token file).
+def connect(repo: str, say: Callable[[str], Any] = lambda text: None, lacking: str = "something of it") -> HubClient:
+    """A client for `repo` at `HF_ENDPOINT` with the user's token (`HF_TOKEN`, else the token file); `lacking`: what it is for.
 
     Raises:
         SourceError: `HF_HUB_OFFLINE` is set, or the token cannot be one.
     """
     if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
-        raise SourceError(f"{repo}: something of it is not fetched yet, and HF_HUB_OFFLINE is set: unset it and fetch, "
+        raise SourceError(f"{repo}: {lacking} is not fetched yet, and HF_HUB_OFFLINE is set: unset it and fetch, "
                           f"or copy the weights folder of a machine that has it here and set MVL_WEIGHTS to it")
     from huggingface_hub import get_token
 

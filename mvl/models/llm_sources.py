@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 CHECKED_AT_ONCE = 1 << 22
 "Values looked at together, so that a check holds little beside the tensor."
+LARGEST = 65504.0
+"Largest number of float16, in which language models are kept too: what lies above is a flipped bit, not a weight."
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,8 @@ def check_layer(weights: LayerWeights, config: PreTrainedConfig, where: str) -> 
             faults.append(f"{name} is stored as {tensor.dtype}, not as floats")
         elif not all(torch.isfinite(part).all() for part in tensor.flatten().split(CHECKED_AT_ONCE)):
             faults.append(f"{name} is not finite")
+        elif (top := max(float(part.float().abs().max()) for part in tensor.flatten().split(CHECKED_AT_ONCE))) > LARGEST:
+            faults.append(f"{name} holds {top:.3g}, more than any trained weight")
         elif len(tensor.shape) == 2 and not any(part.any() for part in tensor.flatten().split(CHECKED_AT_ONCE)):
             faults.append(f"{name} is all zero")
     if faults:

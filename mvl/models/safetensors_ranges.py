@@ -162,6 +162,10 @@ def local_places(folder: Path, names: Callable[[str], bool]) -> dict[str, Place]
         shards = sorted({file for name, file in index.items() if names(name)})
     else:
         shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        if not shards:
+            pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+            held = f" but {pickles[0]}, a pickle, which is never opened" if pickles else ""
+            raise SourceError(f"{folder}: holds no safetensors{held}; use a checkpoint in safetensors, or convert it on a machine that you trust")
     found: dict[str, Place] = {}
     for shard in shards:
         found |= {name: place for name, place in read_places(str(folder / shard), _read_file).items() if names(name)}

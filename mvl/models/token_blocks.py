@@ -95,6 +95,8 @@ REDRAWN = ("random_matched", "shuffled", "xavier")
 def build_token_block(block: TokenBlockConfig, seed: int, words: str = "") -> LanguageLayer | MatchedMLP | Nothing:
     """The block that the config names. `seed` decides the weights of the kinds that are drawn; `words` are what text guidance looks up.
 
+    On torch's meta device (`mvl plan`) the tensors are neither read nor drawn.
+
     Raises:
         SourceError: the source is missing, or a tensor of the layer is missing, extra, misshapen or not finite.
         ConfigError: switches that contradict each other or that the family does not have.
@@ -105,11 +107,13 @@ def build_token_block(block: TokenBlockConfig, seed: int, words: str = "") -> La
         return Nothing(config.hidden_size)
     if block.kind == "mlp":
         return MatchedMLP(config.hidden_size, block.residual)
+    sketch = torch.get_default_device().type == "meta"
     with torch.device("meta"):
         built = LanguageLayer(config, block)
     with torch.device("cpu"):
         built.rotary = families.make_rotary(config) if block.rotary else None
-        assign(built, make_weights(block, config, seed), block.final_norm, families.family_of(config).unit_gain)
+        if not sketch:
+            assign(built, make_weights(block, config, seed), block.final_norm, families.family_of(config).unit_gain)
         if block.text_guidance:
             built.words = nn.Parameter(word_rows(block.source, words), requires_grad=False)
     built.layer.requires_grad_(block.trainable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -69,4 +70,4 @@ def test_units_order_and_kinds():
     order = training_order("T", ["a", "c", "d"], all_units, 0, 0)
     assert sorted(order) == ["a", "c", "d"] and abs(order.index("a") - order.index("c")) == 1
     assert [kind_of(case) for case in ("benign_003", "patient_3", "x")] == ["benign", "case", "case"]
-    assert find_groups(find_task("hippocampus"), []) == []
+    assert find_groups(find_task("hippocampus"), [], Path("nowhere")) == []

@@ -32,13 +32,7 @@ def test_names_and_norm_of_a_layer(smollm2: Path) -> None:
 
 
 def test_another_kind_of_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Field:
-        def contents(self) -> str:
-            return "other"
-
-    class Reader:
-        fields = {"tokenizer.ggml.model": Field(), "tokenizer.ggml.pre": Field()}
-
-    monkeypatch.setattr(gguf_source, "open_gguf", lambda path: Reader())
+    fields = {"tokenizer.ggml.model": "other", "tokenizer.ggml.pre": "other"}
+    monkeypatch.setattr(gguf_source, "open_gguf", lambda path: gguf_source.Gguf(path, fields, {}, [], None))
     with pytest.raises(SourceError, match="other/other is not supported"):
         gguf_tokenizer(Path("a.gguf"))

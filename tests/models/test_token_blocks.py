@@ -183,6 +183,10 @@ def test_switches_that_contradict_are_refused(tiny_llama: Path, switches: dict[s
 def test_a_model_can_be_counted_without_its_memory(tiny: Callable[[str], Path]) -> None:
     folder = str(tiny("qwen3"))
     for kind in ("pretrained", "random", "shuffled"):
+        config = TokenBlockConfig(source=folder, kind=kind, rotary=True)
         with torch.device("meta"):
-            block = build_token_block(TokenBlockConfig(source=folder, kind=kind, rotary=True), 0)
+            sketch = build_token_block(config, 0)
+        assert all(tensor.is_meta for tensor in sketch.layer.parameters())
+        block = build_token_block(config, 0)
+        assert [p.shape for p in sketch.parameters()] == [p.shape for p in block.parameters()]
         assert torch.isfinite(block(torch.randn(1, 5, 32))).all()

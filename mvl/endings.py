@@ -1,0 +1,92 @@
+"""How a run that does not finish is recorded, and what it tells its reader: diverged, oom, killed or failed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from mvl import runs
+from mvl.config import Config
+from mvl.datasets.loaders import epoch_order
+from mvl.doctor import redact
+
+LOADER = re.compile(r"DataLoader worker \(pid|DataLoader timed out")
+MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA error: out of memory")
+PREFETCH = 2
+"Batches that each loader process reads ahead (the default of torch)."
+
+
+@runtime_checkable
+class Place(Protocol):
+    """Where a run is; `train.Progress` is one."""
+
+    epoch: int
+    step: int
+
+
+class Diverged(RuntimeError):
+    """A loss, gradient or validation metric is not finite; names step and cases."""
+
+
+class OutOfMemory(runs.RunError):
+    """A step needs more memory than there is; names the sizes and what to lower."""
+
+
+class WorkerLost(runs.RunError):
+    """A process that reads cases died or answers nothing; names the cases it may have been reading."""
+
+
+def state_of(error: Exception) -> str:
+    """The state of a run that an error ended."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory) or (isinstance(error, RuntimeError) and MEMORY.search(str(error))):
+        return "oom"
+    return "diverged" if isinstance(error, Diverged) else "killed" if isinstance(error, WorkerLost) else "failed"
+
+
+def close(error: Exception, folder: Path, config: Config) -> None:
+    """Record in `status.json` how a run ended; its checkpoints stay. A status that cannot be written hides no error.
+
+    Raises:
+        OutOfMemory: in place of an error that says less.
+    """
+    state = state_of(error)
+    told = memory_words(folder, config, error) if state == "oom" else f"{type(error).__name__}: {error}"
+    with suppress(OSError):
+        runs.write_json(folder / "status.json", {"state": state, "error": redact(told), "updated": runs.now()})
+    if state == "oom" and not isinstance(error, OutOfMemory):
+        raise OutOfMemory(told) from error
+
+
+def memory_words(folder: Path, config: Config, error: Exception) -> str:
+    """What was asked for, and which settings to lower."""
+    peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else runs.peak_memory_mb()
+    size, patch = ("x".join(map(str, sizes)) for sizes in (config.data.img_size, config.model.patch_size))
+    said, train = str(error).splitlines()[0] if str(error) else type(error).__name__, config.train
+    return (f"{folder}: out of memory at batch_size {train.batch_size}, img_size {size}, patch_size {patch}, precision {train.precision}, "
+            f"peak {peak:,.0f} MB ({said}); use a larger device, or in the study set train.accumulate above {train.accumulate} (smaller parts, "
+            "same step) or a smaller train.batch_size, and delete the folder. Nothing is tried again with other settings by itself")
+
+
+@contextmanager
+def cases_named(config: Config, case_ids: tuple[str, ...], place: Place) -> Iterator[None]:
+    """Turn the loss of a loader process while the block runs into an error that names the cases that were being read.
+
+    Raises:
+        WorkerLost: a loader process died, or none answered in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOADER.search(str(error)):
+            raise
+        workers, size = config.data.num_workers, config.train.batch_size
+        ahead = epoch_order(case_ids, config.seed, place.epoch)[place.step * size:][:max(1, workers * PREFETCH) * size]
+        cases = ", ".join(case_ids[index] for index in ahead)
+        raise WorkerLost(
+            f"epoch {place.epoch}, step {place.step}: {error} Being read: {cases}. If memory or /dev/shm is full, lower data.num_workers (0 reads "
+            "in the run's own process) or data.cache_gb; else look at these cases with `mvl verify`. The same command goes on") from error

@@ -1,0 +1,325 @@
+"""`mvl plan`: what a study will cost before anything starts: runs, hours, memory and bytes, from FLOPs counted on networks without weights.
+
+Hours are counted work over (share of peak x peak). On a CPU the share is the one that `mvl bench` measured for the system (data/bench.json) and what
+is no matrix product is added per case; a named GPU is taken at its published peak and a share that is assumed and said.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mvl import runs, studies, systems
+from mvl.config import ROOT, Config, ConfigError, DataConfig, did_you_mean
+
+CASE_S = 0.005
+"Seconds of one core per visit of a case beside the products (batches, optimiser, Python); fitted once, on vit_baseline of `quick` and `hippocampus`."
+AUGMENT_S = 110e-9
+"Seconds of one core per voxel that is rotated and recoloured; from the same fit. `mvl bench` measures 94e-9 in its loop."
+BASE_MB, LAYER_MB = 530, 60
+"Memory of a process before it has a case (Python, torch, MONAI), and of reading a language layer (transformers); CPU runs of `quick`."
+CUDA_MB = 1500
+"Assumed for a CUDA context and its kernels' workspace."
+GPU_SHARE = 0.25
+"Assumed share of a GPU's published peak: the networks are narrow (64 channels), and no run of this project has measured one."
+DECATHLON_BYTES, SMALL = 80e9, {"Task04_Hippocampus": 28e6}
+"The ten archives together, about; the registry does not know them one by one, so that each of the other nine is taken for a ninth."
+
+
+class PlanError(RuntimeError):
+    """A study cannot be planned; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that runs are computed on: dense peaks in GFLOP/s."""
+
+    name: str
+    fp32: float
+    bf16: float
+    memory_mb: float
+    count: int = 1
+
+
+GPUS = {gpu.name: gpu for gpu in (Device("h100", 67e3, 989e3, 80e3), Device("a100", 19.5e3, 312e3, 80e3), Device("t4", 8.1e3, 8.1e3, 15e3))}
+"NVIDIA's data sheets (H100 SXM, A100 SXM 80 GB, T4): fp32 outside the tensor cores, as PyTorch multiplies fp32 by default. A T4 has no bf16."
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one case costs a network: GFLOP trained and GFLOP seen, MB kept for the backward pass, parameters."""
+
+    trained: float
+    seen: float
+    saved_mb: float
+    trainable: int
+    frozen: int
+
+
+def find_device(text: str) -> Device:
+    """`cpu`, or `h100`, or `8xh100`.
+
+    Raises:
+        ConfigError: no such device; lists those there are.
+    """
+    count, name = re.fullmatch(r"(?:(\d+)x)?(.*)", text.lower()).groups()  # type: ignore[union-attr]
+    if name == "cpu":
+        return Device("cpu", cpu_peak(), cpu_peak(), math.inf, int(count or 1))
+    if name not in GPUS or count == "0":
+        raise ConfigError(f"unknown device {text!r}{did_you_mean(name, list(GPUS))}; known: cpu, {', '.join(GPUS)}, and several as in 8xh100")
+    return replace(GPUS[name], count=int(count or 1))
+
+
+@cache
+def cpu_peak() -> float:
+    """GFLOP/s of a matrix product on one core: recorded by `mvl bench` if this is the bench's processor, else measured now."""
+    record = systems.read_bench()
+    peaks = sorted(row["peak_gflops"] for row in record["systems"].values())
+    if peaks and record["environment"].get("platform", {}).get("processor") == runs.platform_facts()["processor"]:
+        return peaks[len(peaks) // 2]
+    from mvl.bench import child
+
+    return child("peak")["peak_gflops"]
+
+
+def sketched(config: Config) -> Config:
+    """The config with a block of the same shapes whose files are not needed."""
+    block = config.model.token_block
+    if systems.has_listed_sizes(block.source):
+        norm = "unit" if block.final_norm == "loaded" else block.final_norm
+        block = replace(block, source=str(systems.described(block.source)), layer=-1, final_norm=norm)
+    return replace(config, model=replace(config.model, token_block=replace(block, text_guidance=False, words="")))
+
+
+@cache
+def count_work(config: Config, channels: int, classes: int) -> Work:
+    """Count a training step and a forward pass of two cases on the meta device: nothing is computed, nothing is held.
+
+    Raises:
+        PlanError: the network cannot be run there.
+    """
+    import torch
+
+    from mvl.bench import counted_gflops, dice_bce
+    from mvl.models import SYSTEMS, parameter_counts
+
+    saved: dict[int, tuple[Any, int]] = {}
+
+    def keep(tensor: Any) -> Any:
+        saved[tensor.untyped_storage()._cdata] = (tensor, tensor.untyped_storage().nbytes())
+        return tensor
+
+    try:
+        with torch.device("meta"):
+            network = SYSTEMS[config.model.architecture](sketched(config), channels, classes).to("meta").train()
+            image, label = torch.empty(2, channels, *config.data.img_size), torch.empty(2, classes, *config.data.img_size)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                trained = counted_gflops(lambda: dice_bce(network(image), label).backward())
+            with torch.no_grad():
+                seen = counted_gflops(lambda: network.eval()(image))
+    except RuntimeError as error:  # e.g. a network that asks a tensor for its value
+        raise PlanError(f"{config.model.architecture}: its FLOPs cannot be counted ({str(error).splitlines()[0]})") from error
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    held = sum(size for key, (_, size) in saved.items() if key not in weights)
+    counts = parameter_counts(network)
+    return Work(trained / 2, seen / 2, held / 2e6, counts["trainable"], counts["frozen"])
+
+
+def cases(config: Config) -> dict[str, int]:
+    """Numbers of training, validation and test cases, as `datasets.splits` deals the registry's number of cases to ten blocks."""
+    from mvl.datasets.splits import NUM_FOLDS, roles
+    from mvl.datasets.tasks import find_task
+
+    number = find_task(config.task).num_cases
+    blocks = [len(range(k, number, NUM_FOLDS)) for k in range(NUM_FOLDS)]
+    test, *val = roles(config.fold)
+    seen = sum(blocks[k] for k in val)
+    train = number - blocks[test] - seen
+    return {"train": max(1, round(config.fraction * train)), "val": seen, "test": blocks[test]}
+
+
+def visits(config: Config) -> tuple[int, int]:
+    """Cases trained on and cases looked at, over the whole run."""
+    n, train = cases(config), config.train
+    looks = math.ceil(train.train_epochs / train.val_interval)
+    return n["train"] * train.train_epochs, n["val"] * looks + n["test"]
+
+
+def work_of(config: Config) -> Work:
+    """`count_work` of a run; runs that differ in fold, seed, fraction or epochs share it."""
+    from mvl.datasets.tasks import find_task
+
+    task = find_task(config.task)
+    classes = 1 if config.data.labels == "foreground" else len(task.labels) + 1
+    block = config.model.token_block
+    kind = block.kind if block.kind in ("mlp", "identity") else "random"
+    model = replace(config.model, token_block=replace(block, kind=kind, layer=-1))
+    same = Config(system="", task="", data=DataConfig(img_size=config.data.img_size), model=model)
+    return count_work(same, len(task.channels), classes)
+
+
+@cache
+def share_of_peak(system: str) -> float:
+    """Share of the matmul peak that `mvl bench` measured for a system; of one that it did not, the lowest of all."""
+    measured = systems.read_bench()["systems"]
+    if not measured:
+        raise PlanError(f"{systems.BENCH}: no system was measured; run `mvl bench all --record`")
+    return measured[system]["share"] if system in measured else min(row["share"] for row in measured.values())
+
+
+def seconds(config: Config, device: Device) -> float:
+    """Seconds of one core, or of one GPU, that a run's training takes."""
+    work, (trained, seen) = work_of(config), visits(config)
+    gflop = trained * work.trained + seen * work.seen
+    if device.name != "cpu":
+        return gflop / (GPU_SHARE * (device.bf16 if config.train.precision == "bf16" else device.fp32))
+    turned = trained * math.prod(config.data.img_size) if config.data.augment and config.data.augmentation == "rotate_intensity" else 0
+    return gflop / (share_of_peak(config.system) * device.fp32) + CASE_S * (trained + seen) + AUGMENT_S * turned
+
+
+def memory_mb(config: Config, device: Device) -> float:
+    """Peak memory of a run: on a GPU of the GPU, else of the process with its decoded cases."""
+    work = work_of(config)
+    held = 4 * (4 * work.trainable + work.frozen) / 1e6  # weights, gradients and two moments
+    kept = work.saved_mb * math.ceil(config.train.batch_size / config.train.accumulate)
+    if device.name != "cpu":
+        return CUDA_MB + held + kept
+    layer = config.model.architecture.startswith(("medvisionllama", "llm4seg")) and config.model.token_block.kind not in ("mlp", "identity")
+    return BASE_MB + LAYER_MB * layer + held + kept + host_mb(config)
+
+
+def host_mb(config: Config) -> float:
+    """Decoded cases that a run keeps in memory: image in float32, label in bytes, at most `data.cache_gb`."""
+    from mvl.datasets.tasks import find_task
+
+    n, voxels = cases(config), math.prod(config.data.img_size) * (4 * len(find_task(config.task).channels) + 1)
+    return min(1e3 * config.data.cache_gb, (n["train"] + n["val"]) * voxels / 1e6)
+
+
+def download_bytes(configs: Sequence[Config], data_dir: Path | None = None) -> dict[str, float]:
+    """What must travel: archives that are not in the data folder, and one layer in 16 bits of each hub model."""
+    from mvl.datasets.tasks import MADE, data_root, find_task
+    from mvl.models.hub import is_hub_source
+
+    tasks = {task.name: task for task in (find_task(name, data_dir) for name in dict.fromkeys(config.task for config in configs))}
+    absent = [t for t in tasks.values() if t.name not in MADE and not (data_root(data_dir) / (t.folder or t.name)).is_dir()]
+    ninth = DECATHLON_BYTES / 9
+    out = {task.name: float(task.bytes or SMALL.get(task.name, ninth if task.url else 0)) for task in absent}
+    layers = {(b.source, b.layer): config for config in configs if is_hub_source((b := config.model.token_block).source)
+              and b.kind not in ("random", "mlp", "identity")}
+    return out | {f"{source}, layer {layer}": 2.0 * work_of(config).frozen for (source, layer), config in layers.items()}
+
+
+def keep_bytes(configs: Sequence[Config]) -> tuple[float, float]:
+    """Bytes that stay (weights and records of every run), and those of the two checkpoints of one run at its time."""
+    trained = [4 * work_of(config).trainable for config in configs]
+    return sum(trained) + 3e5 * len(trained), 8.0 * max(trained)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is, or would be."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def plan(study: str, device: str = "cpu", results_dir: Path | None = None, data_dir: Path | None = None) -> dict[str, Any]:
+    """What the study costs: runs, hours, memory, bytes, per system and in all, with every assumption.
+
+    Raises:
+        ConfigError: no such study or device.
+        PlanError: FLOPs cannot be counted, or nothing was measured here.
+    """
+    return price(studies.study_runs(study), find_device(device), results_dir, data_dir)
+
+
+def price(configs: Sequence[Config], on: Device, results_dir: Path | None = None, data_dir: Path | None = None) -> dict[str, Any]:
+    """`plan` of these runs on this device."""
+    rows: list[dict[str, Any]] = [{"system": c.system, "hours": seconds(c, on) / 3600, "peak_memory_mb": memory_mb(c, on)} for c in configs]
+    down, (keep, checkpoints) = download_bytes(configs, data_dir), keep_bytes(configs)
+    archives = [size for name, size in down.items() if ", layer" not in name]
+    need = sum(down.values()) + max(archives, default=0) + keep + checkpoints * on.count
+    hours, peak = sum(row["hours"] for row in rows), max(row["peak_memory_mb"] for row in rows)
+    free = free_bytes(Path(results_dir or runs.default_results_dir()))
+    return {
+        "study": configs[0].study, "device": on.name, "devices": on.count, "runs": len(rows), "hours": hours, "wall_hours": hours / on.count,
+        "peak_memory_mb": peak, "device_memory_mb": None if math.isinf(on.memory_mb) else on.memory_mb, "memory_fits": peak <= on.memory_mb,
+        "host_memory_mb": max(host_mb(c) for c in configs), "download_bytes": sum(down.values()), "downloads": down, "keep_bytes": keep,
+        "disk_need_bytes": need, "disk_free_bytes": free, "disk_fits": need <= free, "assumptions": assumptions(configs, on),
+        "systems": by_system(rows)}
+
+
+def by_system(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs, hours and peak memory of each system, in the study's order."""
+    out = []
+    for name in dict.fromkeys(row["system"] for row in rows):
+        mine = [row for row in rows if row["system"] == name]
+        out.append({"system": name, "runs": len(mine), "hours": sum(row["hours"] for row in mine),
+                    "peak_memory_mb": max(row["peak_memory_mb"] for row in mine)})
+    return out
+
+
+def assumptions(configs: Sequence[Config], device: Device) -> list[str]:
+    """What the hours rest on, in words."""
+    if device.name == "cpu":
+        return [f"one core does {device.fp32:.0f} GFLOP/s of a matrix product; each system reaches its share of data/bench.json",
+                f"{CASE_S * 1e3:.0f} ms per visit of a case and {AUGMENT_S * 1e9:.0f} ns per augmented voxel beside that "
+                "(fitted on vit_baseline of quick and hippocampus)"]
+    kinds = sorted({c.train.precision for c in configs})
+    peaks = ", ".join(f"{kind} {getattr(device, kind) / 1e3:g} TFLOP/s" for kind in kinds)
+    return [f"{GPU_SHARE:.0%} of the published peak ({peaks}) is assumed, not measured", "cases arrive as fast as they are used",
+            "runs are independent: several devices share them out"]
+
+
+def show(value: dict[str, Any]) -> str:
+    """The plan as text."""
+    unit = "core-hours" if value["device"] == "cpu" else "GPU-hours"
+    size = lambda number: f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+    lines = [f"{row['system']:<34}{row['runs']:>4} runs {row['hours']:>10.2f} {unit} {row['peak_memory_mb'] / 1e3:>7.1f} GB"
+             for row in value["systems"]]
+    verdict = "" if value["memory_fits"] else f"; a {value['device']} has {value['device_memory_mb'] / 1e3:.0f} GB: raise train.accumulate"
+    return "\n".join([*lines, f"{value['study']}: {value['runs']} runs, {value['hours']:.1f} {unit}, {value['wall_hours']:.1f} hours on "
+                      f"{value['devices']} {value['device']}", f"memory: {value['peak_memory_mb'] / 1e3:.1f} GB at most per run{verdict}",
+                      f"disk: {size(value['download_bytes'])} to download, {size(value['keep_bytes'])} to keep; "
+                      f"{size(value['disk_need_bytes'])} needed at most, {size(value['disk_free_bytes'])} free",
+                      *(f"assumed: {line}" for line in value["assumptions"])])
+
+
+def refusal(value: dict[str, Any]) -> str:
+    """Why the study cannot start here; empty: it can."""
+    if value["disk_fits"]:
+        return ""
+    return (f"{value['study']} needs {value['disk_need_bytes'] / 1e9:.1f} GB of disk and {value['disk_free_bytes'] / 1e9:.1f} GB are free; "
+            "free space, or name a larger disk by --results-dir and --data-dir")
+
+
+def write_needs(study: str, path: Path) -> None:
+    """What each run asks a cluster for, read by the Snakefile: memory with a quarter and the scheduler's processes on top; three times the minutes.
+
+    At least an hour and at most a day: a run that is stopped by its limit is sent again and goes on from its checkpoint.
+    """
+    on = find_device("cpu")
+    need = lambda c: {"mem_mb": math.ceil(1.25 * memory_mb(c, on) + 700), "minutes": math.ceil(min(1440, max(60, seconds(c, on) / 20)))}
+    runs.write_json(path, {runs.run_name(config): need(config) for config in studies.study_runs(study)})
+
+
+def page(study: str = "paper", devices: Sequence[str] = ("h100", "8xh100", "t4")) -> dict[str, str]:
+    """What the book shows: the study's plan on each device, and its systems on the first."""
+    configs = studies.study_runs(study)
+    plans = {device: price(configs, find_device(device), data_dir=ROOT / "book") for device in devices}  # as where no data are yet
+    head = "| device | runs | GPU-hours | hours | memory per run, GB | fits | to download, GB | to keep, GB |\n|---|--:|--:|--:|--:|---|--:|--:|"
+    fits = lambda p: "yes" if p["memory_fits"] else "no: raise `train.accumulate`"
+    rows = [f"| {p['devices']} x {p['device'].upper()} | {p['runs']} | {p['hours']:,.1f} | {p['wall_hours']:,.1f} | "
+            f"{p['peak_memory_mb'] / 1e3:.1f} | {fits(p)} | {p['download_bytes'] / 1e9:.1f} | {p['keep_bytes'] / 1e9:.2f} |" for p in plans.values()]
+    first = plans[devices[0]]
+    each = [f"| `{row['system']}` | {row['runs']} | {row['hours']:,.2f} | {row['peak_memory_mb'] / 1e3:.1f} |" for row in first["systems"]]
+    said = dict.fromkeys(f"- {p['device'].upper()}: {line}" for p in plans.values() for line in p["assumptions"])
+    table = "\n".join(["| system | runs | GPU-hours | memory, GB |", "|---|--:|--:|--:|", *each])
+    return {"plan": "\n".join([head, *rows]), "plan_systems": table, "plan_assumptions": "\n".join(said), "plan_study": study}

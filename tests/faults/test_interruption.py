@@ -1,0 +1,208 @@
+"""F: runs that are killed, signalled, resumed elsewhere, or find their checkpoints damaged."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvl import checkpoints, drift, runs, train
+from mvl.config import ROOT, Config
+from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.datasets.splits import load_split
+from mvl.datasets.tasks import find_task
+from tests.faults.figures import record_figure
+from tests.faults.injection import layer
+from tests.faults.kills import kill_runs, kill_writers
+
+NOT_HERE = {"F11": "nothing that is preprocessed is kept on disk: cases are decoded into memory, after their sha256 was checked, in each process"}
+Patch = pytest.MonkeyPatch
+
+
+def dying(act: Callable[[], object]) -> int:
+    """Signal that ended a forked process in which `act` was called, 0 when it came to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] & 0x7F
+
+
+def row_F1(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """kill -9 at random moments: the end is the undisturbed one's, to the byte."""
+    found = kill_runs(folder / "kills", 2, 1, 5, "fork")
+    assert found["kills"] >= 2 and found["ends"] >= 1 and found["differing"] == 0 and found["good"] == found["kills"]
+
+
+def row_F2(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGTERM, then SIGINT: the step is finished and checkpointed, exit code 143 and 130, the command to go on is said."""
+    update, done = train.Trainer.update, []
+
+    def update_then_signal(self: train.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+        done.append(self.progress.epoch * self.steps + self.progress.step)
+        if len(done) in (2, 4):
+            os.kill(os.getpid(), signal.SIGTERM if len(done) == 2 else signal.SIGINT)
+        return update(self, batch, weight)
+
+    patch.setattr(train.Trainer, "update", update_then_signal)
+    for code in (143, 130):
+        with pytest.raises(train.Interrupted) as stopped:
+            train.train_run(tiny, folder / "runs", data, progress=False)
+        assert stopped.value.code == code and "mvl train --study tiny --task Toy" in stopped.value.command
+        assert runs.read_status(runs.run_dir(folder / "runs", tiny))["state"] == "interrupted"
+    ended = train.train_run(tiny, folder / "runs", data, progress=False)
+    assert done == list(range(8)), "no step twice, none left out"
+    epochs = [line.split(",")[0] for line in (ended / "history.csv").read_text().splitlines()[1:]]
+    assert epochs == ["0", "1", "2", "3"]
+
+
+def row_F3(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that dies at each write, fsync and rename of a checkpoint: the one before is there and is whole."""
+    with layer(folder / "count") as seen:
+        checkpoints.save(folder / "count", 1, {"step": 1})
+    for kind, at in [(name, number) for name in ("write", "fsync", "replace") for number in range(seen.count(name))]:
+        place = folder / f"{kind}-{at}"
+        checkpoints.save(place, 1, {"step": 1})
+
+        def save(place: Path = place, kind: str = kind, at: int = at) -> None:
+            with layer(place, kind, at, die=True):
+                checkpoints.save(place, 2, {"step": 2})
+
+        assert dying(save) == signal.SIGKILL
+        assert checkpoints.load(place) in ({"step": 1}, {"step": 2})
+        runs.sweep(place)
+        assert {p.suffix for p in place.iterdir()} == {".pt"}
+
+
+def row_F4(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flipped bit, a cut end, an empty file: named, and the one before is taken; with none whole it is an error, never a new start."""
+    first = checkpoints.save(folder, 1, {"step": 1})
+    path = checkpoints.save(folder, 2, {"step": 2, "x": torch.ones(100)})
+    good = path.read_bytes()
+    for bad in (good[:300] + bytes([good[300] ^ 4]) + good[301:], good[:-3], b""):
+        path.write_bytes(bad)
+        assert checkpoints.load(folder) == {"step": 1}
+        assert path.name in capsys.readouterr().err
+    first.write_bytes(b"")
+    with pytest.raises(runs.RunError, match=rf"{folder}.*no checkpoint is whole; delete the checkpoint"):
+        checkpoints.load(folder)
+
+
+def row_F5(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed with another setting, package or processor: refused with the difference; --allow-drift marks the run."""
+    runs.write_config(folder, tiny)
+    with pytest.raises(runs.RunError, match=r"config.yaml.*train.lr: [\d.]+ -> 0.5.*delete"):
+        runs.write_config(folder, replace(tiny, train=replace(tiny.train, lr=0.5)))
+    runs.write_json(folder / "environment.json", drift.environment(folder))
+    checkpoints.save(folder, 1, {"step": 1})
+    now = runs.environment()
+    other = now | {"packages": now["packages"] | {"torch": "1.0"}, "platform": now["platform"] | {"device": "NVIDIA T4"}}
+    patch.setattr(runs, "environment", lambda: other)
+    with pytest.raises(runs.RunError, match=r"environment.json.*packages.torch: .* -> '1.0'; platform.device: .*NVIDIA T4.*--allow-drift"):
+        drift.environment(folder)
+    assert len(drift.environment(folder, allow=True)["drift"]) == 2
+
+
+def row_F6(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resumed with another number of loader processes: the same batches to the bit, from any step on."""
+    task = find_task("Toy", data)
+    store = CaseStore(task, load_split(task, 0, 1.0, data).train, tiny.data, data)
+    alone, pair = (list(training_loader(store, replace(tiny, data=replace(tiny.data, num_workers=n)), 3, 1)) for n in (0, 2))
+    assert len(alone) == len(pair) == 1 and alone[0]["cases"] == pair[0]["cases"]
+    assert torch.equal(alone[0]["image"], pair[0]["image"]) and torch.equal(alone[0]["label"], pair[0]["label"])
+
+
+def row_F7(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Dead after a checkpoint and before its line of progress: the history stands in the checkpoint, so no row is lost or doubled."""
+    original = train.write_state
+
+    def die(trainer: train.Trainer, state: str) -> None:
+        if trainer.progress.epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(trainer, state)
+
+    patch.setattr(train, "write_state", die)
+    assert dying(lambda: train.train_run(tiny, folder / "runs", data, progress=False)) == signal.SIGKILL
+    patch.undo()
+    ended = train.train_run(tiny, folder / "runs", data, progress=False)
+    assert [line.split(",")[0] for line in (ended / "history.csv").read_text().splitlines()[1:]] == ["0", "1", "2", "3"]
+
+
+def row_F8(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clock is put back by a year: durations come from the monotonic clock, in every module."""
+    calls = [f"{path.name}:{node.lineno}" for path in (ROOT / "mvl").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Attribute) and node.attr == "time" and getattr(node.value, "id", "") == "time"]
+    assert calls == [], "time.time() in place of time.monotonic()"
+    patch.setattr(time, "time", itertools.count(2e9, -1e6).__next__)
+    folder = train.train_run(replace(tiny, train=replace(tiny.train, train_epochs=1)), folder / "runs", data, progress=False)
+    assert 0 <= runs.read_status(folder)["runtime_s"] < 600
+
+
+def row_F9(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Power loss: each file is synced before its rename, and its folder after it."""
+    with layer(folder) as seen:
+        checkpoints.save(folder, 1, {"step": 1})
+        runs.write_json(folder / "status.json", {})
+    kinds = [kind for kind, _ in seen.events if kind != "write"]
+    assert kinds == ["fsync", "replace", "fsync"] * 2
+    assert [os.path.realpath(path) for kind, path in seen.events if kind == "fsync"][1::2] == [os.path.realpath(folder)] * 2
+
+
+def row_F10(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Temporary files of a hundred killed writers: gone at the next start, under the run's lock."""
+    place = runs.run_dir(folder, tiny)
+    place.mkdir(parents=True)
+    for index in range(100):
+        (place / f".weights.safetensors.{index}-ab.tmp").write_text("half")
+    patch.setattr(train, "_train_locked", lambda *_: None)
+    train.train_run(tiny, folder, data, progress=False)
+    assert [p.name for p in place.iterdir()] == [".lock"]
+
+
+ROWS = {name[4:]: act for name, act in list(globals().items()) if name.startswith("row_")}
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row) for row in ROWS])
+def test_row(row: str, tmp_path: Path, tiny: Config, case_folder: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    ROWS[row](place, tiny, case_folder.parent, monkeypatch, capsys)
+
+
+def test_every_row_is_here() -> None:
+    assert {*ROWS, *NOT_HERE} == {f"F{number}" for number in range(1, 12)}
+
+
+SEED = int(os.environ.get("MVL_FAULT_SEED", "0"))
+KILLS = int(os.environ.get("MVL_FAULT_KILLS", "24"))
+
+
+@pytest.mark.faults
+def test_killed_at_random_moments_every_run_ends_the_same(tmp_path: Path) -> None:
+    count, place = int(os.environ.get("MVL_FAULT_RUNS", "2")), Path(os.environ.get("MVL_FAULT_STATE", tmp_path)).absolute()
+    print(f"kills: seed {SEED}, {KILLS} kills over {count} runs, in {place}", flush=True)
+    found = kill_runs(place, KILLS, count, SEED)
+    print(json.dumps(found), flush=True)
+    record_figure("kills", found["good"], found["kills"],
+                  f"{found['runs']} runs ended {found['ends']} times, {found['differing']} with other bytes; seed {SEED}")
+    assert found["good"] == found["kills"] >= KILLS and found["differing"] == 0
+
+
+@pytest.mark.faults
+def test_killed_inside_a_checkpoint_write_what_is_left_loads(tmp_path: Path) -> None:
+    print(f"kills of checkpoint writers: seed {SEED}, {KILLS} kills", flush=True)
+    found = kill_writers(tmp_path / "run", KILLS, SEED)
+    record_figure("checkpoint_kills", found["loadable"], found["kills"],
+                  f"{found['cut']} left a half file, {found['stale']} of them stayed after the next start; 1 MB each; seed {SEED}")
+    assert found["loadable"] == found["kills"] == KILLS and found["stale"] == 0

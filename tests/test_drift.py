@@ -1,0 +1,37 @@
+"""A run goes on where it was begun, or says where it went on instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mvl import checkpoints, drift, runs
+
+HERE = {"mvl": {"commit": "a", "dirty": False}, "python": "3.11.7", "packages": {"torch": "2.13.0"}, "platform": {"machine": "x86_64"},
+        "started": "now"}
+
+
+def test_a_first_start_has_nothing_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "environment", lambda: HERE)
+    runs.write_json(tmp_path / "environment.json", HERE | {"python": "3.10"})
+    assert drift.environment(tmp_path) == HERE
+
+
+def test_what_differs_is_refused_unless_it_is_allowed_and_then_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.save(tmp_path, 1, {"step": 1})
+    runs.write_json(tmp_path / "environment.json", HERE | {"python": "3.10", "packages": {"torch": "2.12.0", "gone": "1"}})
+    monkeypatch.setattr(runs, "environment", lambda: HERE)
+    with pytest.raises(runs.RunError, match=r"python: '3.10' -> '3.11.7'; packages.torch: '2.12.0' -> '2.13.0'. .*--allow-drift"):
+        drift.environment(tmp_path)
+    allowed = drift.environment(tmp_path, allow=True)
+    assert allowed["drift"] == ["python: '3.10' -> '3.11.7'", "packages.torch: '2.12.0' -> '2.13.0'"]
+    runs.write_json(tmp_path / "environment.json", allowed)
+    assert drift.environment(tmp_path)["drift"] == allowed["drift"], "the mark stays"
+
+
+def test_another_commit_goes_on_and_both_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.save(tmp_path, 1, {"step": 1})
+    runs.write_json(tmp_path / "environment.json", HERE | {"mvl": {"commit": "older", "dirty": False}})
+    monkeypatch.setattr(runs, "environment", lambda: HERE)
+    assert drift.environment(tmp_path)["commits"] == [{"commit": "older", "dirty": False}]

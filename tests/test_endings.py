@@ -1,0 +1,41 @@
+"""How a run ended is told by the error that ended it, and a status that cannot be written hides no error."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvl import endings, runs
+from mvl.config import Config
+from mvl.datasets.tasks import TaskError
+from mvl.train import Progress
+
+
+@pytest.mark.parametrize(("error", "state"), [
+    (torch.OutOfMemoryError("CUDA out of memory"), "oom"), (MemoryError(), "oom"), (endings.OutOfMemory("x"), "oom"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "oom"),
+    (endings.Diverged("loss nan"), "diverged"), (endings.WorkerLost("x"), "killed"), (RuntimeError("shape"), "failed"), (TaskError("x"), "failed")])
+def test_each_error_has_its_state(error: Exception, state: str, tmp_path: Path) -> None:
+    assert endings.state_of(error) == state
+    with pytest.raises(endings.OutOfMemory) if state == "oom" and not isinstance(error, endings.OutOfMemory) else nullcontext():
+        endings.close(error, tmp_path, Config())
+    assert runs.read_status(tmp_path)["state"] == state and runs.read_status(tmp_path)["error"]
+
+
+def test_a_full_disk_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "write_json", full)
+    endings.close(RuntimeError("the first"), tmp_path, Config())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_loss_of_a_process_is_renamed() -> None:
+    with pytest.raises(RuntimeError, match="^shape"), endings.cases_named(Config(), ("a",), Progress()):
+        raise RuntimeError("shape")
+    with pytest.raises(TaskError, match="^Caught TaskError in DataLoader worker process 0"), endings.cases_named(Config(), ("a",), Progress()):
+        raise TaskError("Caught TaskError in DataLoader worker process 0.")

@@ -1,0 +1,101 @@
+"""The planner counts what is computed, agrees with the recorded runs, and refuses a disk that is too small."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mvl import cli, plan, runs, studies, systems
+from mvl.config import ROOT, ConfigError, load_config
+
+CHECKED = {"hippocampus": ("vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random", "medvisionllama_v3_mlp"),
+           "busi": ("cmunext", "llm4seg", "llm4seg_random")}
+
+
+@pytest.fixture(autouse=True)
+def recorded_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine of the records, whatever this one is."""
+    peaks = sorted(row["peak_gflops"] for row in systems.read_bench()["systems"].values())
+    monkeypatch.setattr(plan, "cpu_peak", lambda: peaks[len(peaks) // 2])
+
+
+def recorded(study: str) -> dict[str, list[dict[str, str]]]:
+    """Finished runs on all the training cases, by system."""
+    rows = defaultdict(list)
+    with open(runs.records_dir() / study / "runs.csv") as file:
+        for row in csv.DictReader(file):
+            if row["state"] == "done" and row["cpu_s"] and float(row["fraction"]) == 1 and row["system"] in CHECKED[study]:
+                rows[row["system"]].append(row)
+    return rows
+
+
+@pytest.mark.parametrize("study", CHECKED)
+def test_the_prediction_is_within_a_quarter_of_the_recorded_runs(study: str) -> None:
+    cpu, rows = plan.find_device("cpu"), recorded(study)
+    assert rows
+    for system, done in rows.items():
+        config = load_config(study, done[0]["task"], system)
+        mean = lambda column, done=done: sum(float(row[column]) for row in done) / len(done)
+        assert plan.seconds(config, cpu) == pytest.approx(mean("cpu_s"), rel=0.25), system
+        assert plan.memory_mb(config, cpu) == pytest.approx(mean("peak_memory_mb"), rel=0.25), system
+
+
+def test_cases_are_those_of_the_committed_split() -> None:
+    split = json.loads((ROOT / "data" / "splits" / "Task04_Hippocampus.json").read_text())
+    fold, blocks = split["folds"][0], [len(block) for block in split["blocks"]]
+    assert plan.cases(load_config("hippocampus", "Task04_Hippocampus", "vit_baseline")) == {
+        "train": len(fold["train"]), "val": sum(blocks[k] for k in fold["val"]), "test": blocks[fold["test"]]}
+
+
+def test_hours_follow_epochs_cases_and_device() -> None:
+    config, cpu = load_config("quick", "phantoms", "vit_baseline"), plan.find_device("cpu")
+    longer = replace(config, train=replace(config.train, train_epochs=2 * config.train.train_epochs))
+    assert plan.seconds(longer, cpu) == pytest.approx(2 * plan.seconds(config, cpu), rel=0.02)
+    assert plan.seconds(replace(config, fraction=0.1), cpu) < plan.seconds(config, cpu) / 2
+    h100, t4 = plan.find_device("h100"), plan.find_device("t4")
+    assert plan.seconds(config, t4) / plan.seconds(config, h100) == pytest.approx(h100.fp32 / t4.fp32)
+    assert plan.find_device("8xH100").count == 8
+
+
+def test_the_papers_block_is_counted_without_its_files() -> None:
+    work = plan.work_of(load_config("paper", "Task02_Heart", "medvisionllama_v3"))
+    assert work.frozen == pytest.approx(218e6, rel=0.01)  # 436 MB in 16 bits
+    tokens = (128 // 8) ** 3
+    assert work.seen > 2 * work.frozen * tokens / 1e9  # two operations per weight and token, before attention
+
+
+@pytest.mark.parametrize("name", ["h10", "0xh100", "cuda"])
+def test_an_unknown_device_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match="unknown device .*known: cpu, h100, a100, t4"):
+        plan.find_device(name)
+
+
+def test_a_disk_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "quick", "--results-dir", str(tmp_path), "--json"]
+    assert cli.main(words) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["runs"] == len(studies.study_runs("quick")) and value["download_bytes"] == 0 and value["disk_fits"]
+    monkeypatch.setattr(plan, "free_bytes", lambda folder: 1_000_000)
+    assert cli.main(["plan", "quick", "--results-dir", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "core-hours" in shown.out and "0.0 GB are free; free space" in shown.err
+
+
+def test_what_a_cluster_is_asked_for(tmp_path: Path) -> None:
+    plan.write_needs("quick", tmp_path / "needs.json")
+    needs = json.loads((tmp_path / "needs.json").read_text())
+    assert set(needs) == {runs.run_name(config) for config in studies.study_runs("quick")}
+    assert all(500 < need["mem_mb"] < 4000 and need["minutes"] == 60 for need in needs.values())
+
+
+def test_memory_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plan.GPUS, "t4", replace(plan.GPUS["t4"], memory_mb=100.0))
+    value = plan.plan("quick", "2xt4")
+    assert not value["memory_fits"] and "raise train.accumulate" in plan.show(value)
+    assert value["wall_hours"] == pytest.approx(value["hours"] / 2) and not math.isnan(value["hours"])

@@ -109,9 +109,10 @@ class Fingerprints:
         block, again = config.model.token_block, "delete the run's folder and train it again"
         if after != before:
             raise TableError(f"{folder / 'status.json'}: its frozen tensors changed in training; {again}")
-        weights, other = self.weights.setdefault(before, ((block.kind, block.source), folder))
-        if weights != (block.kind, block.source):
-            raise TableError(f"{folder / 'status.json'}: an arm with {block.kind} weights of {block.source} has the frozen tensors of {other}, "
+        layer = (block.kind, block.source) if block.kind not in ("mlp", "identity") and not block.trainable else ("no frozen layer", "none")
+        weights, other = self.weights.setdefault(before, (layer, folder))
+        if weights != layer:
+            raise TableError(f"{folder / 'status.json'}: an arm with {layer[0]} weights of {layer[1]} has the frozen tensors of {other}, "
                              f"whose weights are {weights[0]} of {weights[1]}; delete whichever is wrong and train it again")
         known, other = self.arms.setdefault((config.task, config.system, config.seed), (before, folder))
         if known != before:

@@ -138,3 +138,12 @@ def test_reading_refuses_gaps_twins_and_other_columns(study: list[Config], tmp_p
     path.unlink()
     with pytest.raises(TableError, match="no such file"):
         read_cases("hippocampus", tmp_path)
+
+
+def test_arms_without_a_frozen_layer_may_share_their_frozen_mappers(tmp_path: Path) -> None:
+    status = {"frozen_sha256_before": "a", "frozen_sha256_after": "a", "parameters": {"frozen": 8}}
+    seen, arm = tables.Fingerprints(), lambda name: load_config("smoke", "phantoms", f"medvisionllama_v3{name}")
+    for name in ("_identity", "_mlp", "_trained"):
+        seen.check(arm(name), status, tmp_path / name)
+    with pytest.raises(TableError, match="pretrained weights of smollm2-135m"):
+        seen.check(arm(""), status, tmp_path / "pretrained")

@@ -185,9 +185,13 @@ def browse(folder: Path, pages: Sequence[Path]) -> list[str]:
         return [fault for page in pages for width, height in SCREENS for fault in page_faults(browser, page, width, height)]
 
 
+SENT_ON = re.compile(r'<meta[^>]+http-equiv="refresh"', re.I)
+"A page that only sends its reader on; the one it leads to is looked at."
+
+
 def browser_faults(folder: Path) -> list[str]:
     """What browsers find in a whole book, `BROWSERS` of them side by side."""
-    pages = sorted(read_pages(folder), key=lambda path: -path.stat().st_size)
+    pages = sorted((path for path in read_pages(folder) if not SENT_ON.search(path.read_text())), key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(BROWSERS + 1) as pool:
         jobs = [pool.submit(browse, folder, pages[start::BROWSERS]) for start in range(BROWSERS)]
         with Browser() as browser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 import pytest
@@ -94,3 +95,13 @@ def test_what_only_a_browser_sees_is_found(tmp_path):
     assert "scrolls sideways, 608 px" in faults
     assert "dark: the theme is 'light'" in faults and "light: the theme" not in faults
     assert "axe-core: html-has-lang" in faults and "axe-core: button-name" in faults
+
+
+def test_a_page_that_only_sends_on_is_not_opened(book, monkeypatch):
+    opened = []
+    monkeypatch.setattr(bookcheck, "browse", lambda folder, pages: opened.extend(page.name for page in pages) or [])
+    monkeypatch.setattr(bookcheck, "search_faults", lambda browser, folder: [])
+    monkeypatch.setattr(bookcheck, "Browser", contextlib.nullcontext)
+    (book / "index.html").write_text('<meta http-equiv="Refresh" content="0; url=runs_s.html" />')
+    assert bookcheck.browser_faults(book) == []
+    assert sorted(opened) == ["01_a.html", "runs_s.html", "search.html"]

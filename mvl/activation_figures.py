@@ -154,8 +154,10 @@ def _place(axis: Axes, table: pd.DataFrame, systems: Sequence[str]) -> None:
 
 def _chance(axis: Axes, rows: pd.DataFrame) -> None:
     """The IoU of as many voxels drawn at random, mean over the cases."""
+    from mvl.activations import chance_iou
+
     share = rows.drop_duplicates(["task", "case"])["label_share"]
-    chance = float((share / (2 - share)).mean())
+    chance = math.fsum(map(chance_iou, share)) / len(share)
     axis.axhline(chance, color=INK, linestyle=":", linewidth=1.2)
     axis.annotate(f"chance {chance:.2f}", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9.5)
     axis.set_ylim(bottom=0)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
@@ -131,12 +130,6 @@ class Browser:
         if fault := done.get("exceptionDetails"):
             raise BrowserError(f"{fault.get('exception', {}).get('description', fault['text'])}")
         return done["result"].get("value")
-
-    def screenshot(self, path: Path) -> None:
-        """Write what the page shows as a PNG."""
-        import base64
-
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
     def faults(self) -> list[str]:
         """Errors on the console and requests that left the machine, since the page was opened or this was asked last."""

@@ -55,11 +55,6 @@ class Pairs:
     planned: tuple[tuple[int, int], ...] = ()
     "(fold, seed) at which the study's grid has both; empty: it was not said, and those of either are taken."
 
-    @property
-    def unit_means(self) -> np.ndarray:
-        """Mean difference of each (fold, seed)."""
-        return np.array([d.mean() for d in self.differences])
-
     @cached_property
     def folds(self) -> tuple[np.ndarray, ...]:
         """Per fold, in order, the differences (seeds, cases)."""

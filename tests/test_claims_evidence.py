@@ -36,7 +36,7 @@ def test_the_difference_is_that_of_the_statistics(evidence):
     records = evidence(ARMS, folds=3)
     found = room.of_cases(records, HYBRID, VIT, TASK, 1.0, "dice")
     direct = stats.pair(records.cases, HYBRID, VIT, TASK)
-    assert found.pairs is not None and found.pairs.unit_means.tolist() == direct.unit_means.tolist()
+    assert found.pairs is not None and found.pairs.fold_means.tolist() == direct.fold_means.tolist()
     assert found.base == pytest.approx(sum(ARMS[VIT]) / 3 + 0.015)
     assert room.of_cases(records, HYBRID, VIT, TASK, 1.0, "dice") is found
 

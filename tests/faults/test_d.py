@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mvl import runs, train
-from mvl.config import DataConfig, load_config
+from mvl.config import Config, DataConfig
 from mvl.datasets import trust
 from mvl.datasets.loaders import CaseStore
 from mvl.datasets.splits import Split, load_split, make_split, read_split, select, split_path
@@ -26,14 +26,6 @@ ROWS = [f"D{k}" for k in range(1, 14)]
 NOT_HERE: dict[str, str] = {}
 ELSEWHERE = {"D4", "D5", "D6", "D7", "D8", "D9", "D10", "D11", "D12", "D13"}
 DATA = DataConfig(img_size=(8, 8, 8))
-TINY = """
-title: tiny
-tasks: [Toy]
-grid: [{name: main, systems: [vit_baseline]}]
-data: {img_size: [16, 16, 16]}
-model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 16, mlp_dim: 16}
-train: {train_epochs: 1, batch_size: 4}
-"""
 
 
 def value(number: float, kind: type) -> Change:
@@ -186,24 +178,16 @@ def test_nothing_is_fitted_on_other_cases(row: str, toy: Path) -> None:
     assert among.get(1)[0].equal(alone)
 
 
-@pytest.fixture
-def config(tmp_path: Path):
-    """A tiny run on the task."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
-    return load_config(str(path), "Toy", "vit_baseline")
-
-
 @pytest.mark.parametrize("row", ["D10"])
-def test_training_cannot_read_test_cases(row: str, toy: Path, config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_cannot_read_test_cases(row: str, toy: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def peek(trainer: train.Trainer, progress: bool = True) -> None:
         test = load_split(trainer.train.task, 0, 1.0, toy.parent).test
-        CaseStore(trainer.train.task, test, config.data, toy.parent).get(0)
+        CaseStore(trainer.train.task, test, tiny.data, toy.parent).get(0)
 
     monkeypatch.setattr(train, "fit", peek)
     with pytest.raises(TaskError, match=r"toy_\d+.nii.gz: a test case, closed until the run's weights are chosen; train and select on"):
-        train.train_run(config, tmp_path / "out", toy.parent, progress=False)
-    assert runs.read_status(runs.run_dir(tmp_path / "out", config))["state"] == "failed"
+        train.train_run(tiny, tmp_path / "out", toy.parent, progress=False)
+    assert runs.read_status(runs.run_dir(tmp_path / "out", tiny))["state"] == "failed"
 
 
 @pytest.mark.parametrize("row", ["D10-exception"])
@@ -213,21 +197,21 @@ def test_only_the_audit_of_the_released_code_opens_them(row: str) -> None:
 
 
 @pytest.mark.parametrize("row", ["D11"])
-def test_an_edited_split_is_refused(row: str, toy: Path, config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_split_is_refused(row: str, toy: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two training cases swapped, which leaves every list whole; then a case removed."""
     def stop(trainer: train.Trainer, progress: bool = True) -> None:
         raise train.Interrupted(15, "again")
 
     monkeypatch.setattr(train, "fit", stop)
     with pytest.raises(train.Interrupted):
-        train.train_run(config, tmp_path / "out", toy.parent, progress=False)
+        train.train_run(tiny, tmp_path / "out", toy.parent, progress=False)
     path = split_path(find_task("Toy", toy.parent), toy.parent)
     split = json.loads(path.read_text())
     order = split["folds"][0]["train"]
     order[0], order[1] = order[1], order[0]
     path.write_text(json.dumps(split))
     with pytest.raises(runs.RunError, match=r"split.json: the run was begun with another split .*restore data/splits, or delete .* to start anew"):
-        train.train_run(config, tmp_path / "out", toy.parent, progress=False)
+        train.train_run(tiny, tmp_path / "out", toy.parent, progress=False)
     order.pop()
     path.write_text(json.dumps(split))
     with pytest.raises(TaskError, match=r"Toy.json: case toy_\d+ and the training list of fold 0 do not belong together; restore"):

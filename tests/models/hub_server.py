@@ -106,8 +106,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if hub.cuts and count > 1000:
             count = min(count, hub.cuts.pop(0))
         while count and (chunk := file.read(min(2**20, count))):
+            hub.served += len(chunk)  # before they leave: whoever has them may ask at once
             self.wfile.write(chunk)
-            hub.served += len(chunk)
             count -= len(chunk)
         self.close_connection = True
 
@@ -122,8 +122,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
-        self.wfile.write(data if self.command == "GET" else b"")
         self.server.hub.served += len(data)
+        self.wfile.write(data if self.command == "GET" else b"")
 
     def log_message(self, *_):
         pass

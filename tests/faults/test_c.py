@@ -283,7 +283,7 @@ def test_hostile_files_at_length(tmp_path: Path, pristine_task: Path) -> None:
         start = time.monotonic()
         faults, _ = limited.check_case(task, case, case_folder, {}, by)
         slowest = max(slowest, time.monotonic() - start)
-        refusals += list(faults) == [case.image] and bool(re.search(pattern, faults[case.image]))
+        refusals += list(faults) == [case.image] and bool(re.search(f"{pattern}|damaged gzip", faults[case.image]))  # a flip, without a manifest
     by.close()
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     record_figure("hostile_inputs", refusals, len(FAULTS), f"scans of group C without a manifest; slowest {slowest:.1f} s, peak {peak:.2f} GB")

@@ -64,7 +64,7 @@ def writers(outside: Path, case_folder: Path) -> dict[str, Callable[[Path], obje
         "records": lambda to: record(str(study), outside / "results", to), "notebook": lambda to: write_notebook(to / "n.ipynb", {"cells": []}),
         "split": lambda to: write_split_file("Toy", [f"c{i}" for i in range(12)], to / "Toy.json"),
         "prediction": lambda to: store.save_native(0, mask, to / "mask.nii.gz"), "phantoms": lambda to: write_phantoms(to / "phantoms", 1),
-        "figures": lambda to: keep_figure(to / "faults.json", "kills", 1, 1, ""),
+        "figures": lambda to: keep_figure(to / "faults.json", "kills", 1.0, 1, ""),
     }
 
 

@@ -36,7 +36,7 @@ def found(folder: Path) -> list[Path]:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint whose bytes have the hash in its name; an older one is taken with a word on stderr; None when there is none.
+    """The newest checkpoint whose bytes have the hash in its name, with a word on stderr about it and each damaged one; None when there is none.
 
     Raises:
         RunError: there are checkpoints and none is whole.
@@ -44,6 +44,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     for path in found(folder):
         data = path.read_bytes()
         if path.stem.endswith(runs.sha256_bytes(data)[:16]):
+            print(f"{path}: going on from here", file=sys.stderr)
             return _opened(path, data)
         print(f"{path}: bytes differ from the hash in its name; going on from the one before", file=sys.stderr)
     if found(folder):
@@ -63,7 +64,7 @@ def _opened(path: Path, data: bytes) -> dict[str, Any]:
 def remove(folder: Path) -> None:
     """Delete the checkpoints of a finished run."""
     for path in found(folder):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:

@@ -180,7 +180,11 @@ def run_study(name: str, results_dir: Path, data_dir: Path | None = None, jobs: 
 
     A failed run is recorded as failed and does not stop the others.
     """
-    if not missing_runs(name, results_dir):
+    missing = missing_runs(name, results_dir)
+    for folder in (runs.run_dir(results_dir, config) for config in study_runs(name) if config not in missing):
+        for path in folder.glob("checkpoint-*.pt"):
+            path.unlink(missing_ok=True)  # the run was killed right after its seal
+    if not missing:
         print(f"[{name}] all {len(study_runs(name))} runs are done; nothing to do", file=sys.stderr)
         return 0
     ensure_data(name, data_dir)

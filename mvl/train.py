@@ -267,6 +267,7 @@ def train_run(config: Config, results_dir: Path, data_dir: Path | None = None, p
     """
     folder = runs.run_dir(results_dir, config)
     if runs.is_done(folder, need_weights=True):
+        checkpoints.remove(folder)  # a kill between the seal and this line leaves them
         return folder
     with runs.locked(folder) if first_process() else nullcontext():
         runs.sweep(folder)

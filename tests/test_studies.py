@@ -81,7 +81,9 @@ def test_a_failed_run_does_not_stop_the_others_and_is_counted(trained: list[str]
 def test_nothing_to_do_is_said(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for config in studies.study_runs("quick"):
         pretend_done(runs.run_dir(tmp_path, config))
-    assert studies.run_study("quick", tmp_path) == 0 and not trained
+    left = runs.run_dir(tmp_path, studies.study_runs("quick")[0]) / "checkpoint-000000001-0123456789abcdef.pt"
+    left.write_text("of a run that was killed right after its seal")
+    assert studies.run_study("quick", tmp_path) == 0 and not trained and not left.exists()
     assert "nothing to do" in capsys.readouterr().err
 
 

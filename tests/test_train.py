@@ -66,8 +66,10 @@ def test_a_finished_run_is_whole(whole: Path) -> None:
 def test_a_finished_run_is_left_alone(config: Config, whole: Path) -> None:
     before = (whole / "status.json").stat().st_mtime_ns
     results = whole.parents[4]
+    checkpoints.save(whole, 3, {"step": 3})
     assert train.train_run(config, results, progress=False) == whole
     assert (whole / "status.json").stat().st_mtime_ns == before
+    assert not checkpoints.found(whole), "left by a kill between the seal and their removal"
 
 
 def test_loaded_run_predicts_what_was_recorded(whole: Path, config: Config) -> None:

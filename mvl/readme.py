@@ -91,8 +91,8 @@ def markdown(head: list[str], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
 
 
-def update_readme(path: Path, records_dir: Path | None = None, paper_csv: Path | None = None) -> bool:
-    """Rewrite what stands between the result markers of a README; True when it changed.
+def update_readme(path: Path, records_dir: Path | None = None, paper_csv: Path | None = None, verdicts: str = "") -> bool:
+    """Rewrite what stands between the result markers of a README, `verdicts` (Markdown) first; True when it changed.
 
     Raises:
         TableError: the file does not hold each marker once, in order.
@@ -101,6 +101,7 @@ def update_readme(path: Path, records_dir: Path | None = None, paper_csv: Path |
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise TableError(f"{path}: must hold the lines {BEGIN} and {END} once each, in this order")
     block = readme_block(records_dir or runs.records_dir(), paper_csv or ROOT / "data" / "paper_reported.csv")
+    block = f"{verdicts}\n\n{block}" if verdicts else block
     new = f"{text[:text.index(BEGIN)]}{BEGIN}\n\n{block}\n\n{text[text.index(END):]}"
     if new != text:
         runs.atomic_write(Path(path), new)

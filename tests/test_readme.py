@@ -42,6 +42,7 @@ def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(tmp_path: Path
     page.write_text(f"before\n{readme.BEGIN}\nstale words\n{readme.END}\nafter\n")
     assert update_readme(page, tmp_path)
     assert not update_readme(page, tmp_path)
+    assert update_readme(page, tmp_path, verdicts="- *first.* **Not reproduced.**") and f"{readme.BEGIN}\n\n- *first.*" in page.read_text()
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale words" not in text
     scans, phantoms = text.split("<details>")

@@ -17,6 +17,8 @@ from typing import Any
 from mvl import runs
 from mvl.config import ROOT, Config, ConfigError, did_you_mean, load_config, named
 
+WAIT_S = 5.0
+"Seconds between two looks at runs that other processes hold."
 STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "task_overrides", "fraction_overrides", "arms", "notebooks", "tuning"}
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 FAILED = ("failed", "diverged", "oom", "killed")
@@ -207,9 +209,17 @@ def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None) ->
 
 
 def _run_inline(name: str, results_dir: Path, data_dir: Path | None) -> int:
-    for config in missing_runs(name, results_dir):
+    """One run after another, each tried once. Machines that share the folder may do so together: each takes what no other holds, then waits."""
+    tried: set[str] = set()
+    while todo := [config for config in missing_runs(name, results_dir) if runs.run_name(config) not in tried]:
+        free = [config for config in todo if not is_held(runs.run_dir(results_dir, config))]
         print(progress_line(study_status(name, results_dir), 1), file=sys.stderr, flush=True)
-        _train_recorded(config, results_dir, data_dir)
+        if not free:
+            time.sleep(WAIT_S)
+            continue
+        _train_recorded(free[0], results_dir, data_dir)
+        if not is_held(runs.run_dir(results_dir, free[0])):
+            tried.add(runs.run_name(free[0]))
     return 0
 
 

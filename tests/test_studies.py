@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from mvl import runs, studies
-from mvl.config import CONFIG_DIR, Config, ConfigError, named, system_names
+from mvl.config import CONFIG_DIR, ROOT, Config, ConfigError, named, system_names
 
 
 def pretend_done(folder: Path) -> None:
     """A sealed run of empty files."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in (*runs.RECORD_FILES, "weights.safetensors"):
         (folder / name).write_text("x")
     runs.seal(folder, {"runtime_s": 10.0})
@@ -76,6 +76,21 @@ def test_a_failed_run_does_not_stop_the_others_and_is_counted(trained: list[str]
     trained.clear()
     studies.run_study("quick", tmp_path, engine="inline")
     assert trained == ["phantoms/vit_baseline/fraction-1.0_fold-0_seed-1"]
+
+
+def test_a_run_that_another_process_holds_is_left_to_it_and_waited_for(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, waited = runs.run_dir(tmp_path, studies.study_runs("quick")[0]), []
+    holder = runs.locked(other)
+    holder.__enter__()
+
+    def other_ends(seconds: float) -> None:
+        waited.append(seconds)
+        pretend_done(other)
+        holder.__exit__(None, None, None)
+
+    monkeypatch.setattr(studies.time, "sleep", other_ends)
+    studies.run_study("quick", tmp_path, engine="inline")
+    assert waited == [studies.WAIT_S] and trained == [runs.run_name(config) for config in studies.study_runs("quick")[1:]]
 
 
 def test_nothing_to_do_is_said(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,3 +162,17 @@ def test_a_studys_data_are_fetched_where_they_are_absent(tmp_path: Path, monkeyp
     assert fetched == ["Task04_Hippocampus"]
     studies.ensure_data("quick", tmp_path)
     assert fetched == ["Task04_Hippocampus"] and (tmp_path / "phantoms" / "dataset.json").is_file()
+
+
+def test_the_kubernetes_workers_call_a_command_that_exists() -> None:
+    import yaml
+
+    from mvl.cli import parser
+
+    pod = yaml.safe_load((ROOT / "workflow" / "kubernetes.yaml").read_text())["spec"]["template"]["spec"]
+    worker, mounted = pod["containers"][0], {volume["name"] for volume in pod["volumes"]}
+    args = parser().parse_args(worker["command"][1:])
+    assert args.study in {p.stem for p in (CONFIG_DIR / "studies").glob("*.yaml")} and args.engine == "inline"
+    assert {mount["name"] for mount in worker["volumeMounts"]} == mounted
+    places = (args.results_dir, args.data_dir, worker["env"][0]["value"])
+    assert all(str(place).startswith(worker["volumeMounts"][0]["mountPath"]) for place in places)

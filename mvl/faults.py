@@ -13,6 +13,8 @@ from mvl.config import ROOT
 RECORD = ROOT / "data" / "faults.json"
 FIGURES = {
     "kills": ("training processes killed at random moments, whose run still ended with the bytes of an undisturbed one", "1,000 kills over 20 runs"),
+    "study_kills": ("kills, at random moments, of a study with all its processes, whose records still ended with the bytes of an undisturbed one",
+                    "50 kills, 12 runs, same bytes"),
     "checkpoint_kills": ("kills inside the writing of a checkpoint, loadable afterwards", "1,000 of 1,000"),
     "bit_flips": ("flipped bits in `.nii.gz` files, refused with the file's name", "600 of 600"),
     "holes": ("zeroed blocks of 512 bytes in `.nii.gz` files, refused", "150 of 150"),

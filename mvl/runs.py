@@ -122,9 +122,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> int:
-    """Remove temporary files that killed writers left in `folder`; call it under the run's lock. Returns how many."""
-    stale = list(Path(folder).glob(".*.tmp"))
+def sweep(folder: Path, name: str = "*") -> int:
+    """Remove temporary files that killed writers of `name` left in `folder`; call it under the folder's lock. Returns how many."""
+    stale = list(Path(folder).glob(f".{name}.*.tmp"))
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
@@ -147,8 +147,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> Non
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock; the kernel frees it when the process ends, however it ends.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the folder's lock; the kernel frees it when the process ends, however it ends. `wait`: until another that holds it is done.
 
     Raises:
         RunError: another live process holds it (names its pid and start), or nothing can be written there.
@@ -160,7 +160,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder}: cannot be written ({error.strerror}); choose a writable folder with --results-dir") from error
     with lock as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             raise RunError(f"{folder} is held by {file.read().strip() or 'another process'}; wait for it or stop it") from None

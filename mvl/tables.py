@@ -63,7 +63,14 @@ def collect(study: str, results_dir: Path) -> Path:
 
     Every number is that of the run's own files, digit for digit; the same runs give the same bytes.
     """
+    with runs.locked(Path(results_dir) / Path(study).stem, wait=True):
+        return _collect_locked(study, results_dir)
+
+
+def _collect_locked(study: str, results_dir: Path) -> Path:
     folder, (table, cases, history) = Path(results_dir) / Path(study).stem, gather(study, results_dir)
+    for name in ("cases.csv", "history.csv", "runs.csv"):
+        runs.sweep(folder, name)
     runs.write_csv(folder / "cases.csv", cases, CASE_COLUMNS)
     runs.write_csv(folder / "history.csv", history, [*RUN_KEYS, *HISTORY_COLUMNS])
     runs.write_csv(folder / "runs.csv", table, RUN_COLUMNS)
@@ -230,16 +237,20 @@ def record(study: str, results_dir: Path, records_dir: Path) -> Path:
     states = {folder: run_state(folder, config) for config, folder in grid}
     if bad := [f"{folder} is {state}" for folder, state in states.items() if state in ("damaged", "stale")]:
         raise TableError(f"nothing recorded: {'; '.join(bad)}. Delete each and run `mvl study run {study}` again")
-    for config, folder in grid:
-        if states[folder] == "done":
-            copy_record(folder, runs.run_dir(records_dir, config))
-    if (tuning := Path(results_dir) / Path(study).stem / "tuning.csv").is_file():
-        runs.atomic_write(Path(records_dir) / Path(study).stem / "tuning.csv", tuning.read_bytes())
-    return collect(study, records_dir)
+    target, tuning = (Path(place) / Path(study).stem for place in (records_dir, results_dir))
+    with runs.locked(target, wait=True):
+        runs.sweep(target, "tuning.csv")
+        for config, folder in grid:
+            if states[folder] == "done":
+                copy_record(folder, runs.run_dir(records_dir, config))
+        if (tuning / "tuning.csv").is_file():
+            runs.atomic_write(target / "tuning.csv", (tuning / "tuning.csv").read_bytes())
+        return _collect_locked(study, records_dir)
 
 
 def copy_record(folder: Path, target: Path) -> None:
-    """Copy one run's record, `status.json` last, and check the copy."""
+    """Copy one run's record, `status.json` last, and check the copy; call it under the lock of the study's folder."""
+    runs.sweep(target)
     for name in (*runs.RECORD_FILES, "status.json"):
         if not (target / name).is_file() or (target / name).read_bytes() != (folder / name).read_bytes():
             runs.atomic_write(target / name, (folder / name).read_bytes())

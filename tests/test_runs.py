@@ -59,8 +59,19 @@ def test_a_writer_killed_at_any_moment_leaves_one_whole_file(tmp_path):
 def test_sweep_removes_what_killed_writers_left(tmp_path):
     (tmp_path / ".history.csv.1-ab.tmp").write_text("half")
     (tmp_path / "history.csv").write_text("whole")
+    (tmp_path / ".cases.csv.2-ab.tmp").write_text("half")
+    assert sweep(tmp_path, "history.csv") == 1
     assert sweep(tmp_path) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_a_lock_that_waits_is_had_when_the_holder_is_done(tmp_path):
+    holder = python("import sys, time; from pathlib import Path; from mvl.runs import locked\n"
+                    "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(0.2)\n    print('over', flush=True)", tmp_path)
+    assert holder.stdout.readline() == "held\n"
+    with locked(tmp_path, wait=True):
+        assert holder.stdout.readline() == "over\n"
+    holder.communicate()
 
 
 def test_the_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):

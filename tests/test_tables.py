@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from mvl import runs, tables
 from mvl.config import Config, load_config
 from mvl.evaluate import CASE_COLUMNS, mean
 from mvl.tables import TableError, collect, read_cases, read_history, read_runs, record, summary
+from tests.faults.injection import layer
 
 DICE = (0.8123456789012345, 0.1 + 0.2, 1 / 3)
 
@@ -115,6 +118,26 @@ def test_record_refuses_damage_and_copies_nothing(study: list[Config], tmp_path:
     with pytest.raises(TableError, match="damaged"):
         record("hippocampus", tmp_path / "work", tmp_path / "records")
     assert not (tmp_path / "records").exists()
+
+
+def test_a_recorder_that_is_killed_at_any_write_leaves_nothing_behind_once_recorded_again(study: list[Config], tmp_path: Path) -> None:
+    make_run(tmp_path / "work", study[0])
+    runs.atomic_write(tmp_path / "work" / "hippocampus" / "tuning.csv", "rate\n")
+    done = lambda place: record("hippocampus", tmp_path / "work", place)
+    with layer(tmp_path / "whole") as seen:
+        done(tmp_path / "whole")
+    whole = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    for kind, at in [(name, at) for name in ("write", "replace") for at in range(seen.count(name))]:
+        place = tmp_path / f"{kind}-{at}"
+        if (child := os.fork()) == 0:
+            with layer(place, kind, at, die=True):
+                done(place)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] & 0x7F == signal.SIGKILL
+        assert any(path.name.endswith(".tmp") for path in place.rglob("*")), "the killed writer's half file"
+        done(place)
+        found = {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        assert {p: b for p, b in found.items() if p.name != ".lock"} == {p: b for p, b in whole.items() if p.name != ".lock"}
 
 
 def test_nan_in_a_run_stops_the_collection(study: list[Config], tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ start() {
     done
     [ ! -e /etc/slurm/slurm.conf ] || { echo "slurm.sh: /etc/slurm/slurm.conf exists: this machine has a Slurm; it is left alone" >&2; exit 2; }
     rm -f /etc/slurm/slurm.conf
-    mkdir -p "$home"/{log,spool,state,munge} /run/munge
-    chown munge: /run/munge "$home/munge"
-    chmod 755 "$home" /run/munge
+    mkdir -p "$home"/{log,spool,state} /run/munge
+    chown munge: /run/munge
+    chmod 755 /run/munge
     [ -f /etc/munge/munge.key ] || { mungekey --create --bits 1024 && chown munge: /etc/munge/munge.key; }
+    # munged is another user, who may not reach FOLDER (pytest's folders are its owner's alone): its files go to /run/munge
     [ -S /run/munge/munge.socket.2 ] && munge -n >/dev/null 2>&1 || {
-        runuser -u munge -- munged --force --pid-file="$home/munge/munged.pid" --log-file="$home/munge/munged.log" --seed-file="$home/munge/seed"; }
+        runuser -u munge -- munged --force --pid-file=/run/munge/munged.pid --log-file=/run/munge/munged.log --seed-file=/run/munge/munged.seed
+        ln -sf /run/munge/munged.pid "$home/munged.pid"; }
     cat > "$home/slurm.conf" <<CONF
 ClusterName=mvltest
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
@@ -62,7 +64,7 @@ CONF
 }
 
 stop() {
-    for daemon in slurmd slurmctld munge/munged; do
+    for daemon in slurmd slurmctld munged; do
         [ -f "$home/$daemon.pid" ] && kill "$(cat "$home/$daemon.pid")" 2>/dev/null || true
     done
     [ "$(readlink /etc/slurm/slurm.conf)" != "$home/slurm.conf" ] || rm /etc/slurm/slurm.conf

@@ -72,6 +72,8 @@ def test_a_cancelled_job_is_sent_again_and_the_study_ends_with_the_same_bytes(cl
     engine = subprocess.Popen(words)
     job = cancel_one(engine, study, queued)
     assert engine.wait(LIMIT_S) == 0
+    logs = [path.read_text() for path in (queued / "four" / "logs").rglob("*.log")]
+    assert len(logs) == 4 and sum("going on from here" in text for text in logs) == 1, "only the cancelled run went on from a checkpoint"
     for config in studies.study_runs(study):
         ours, theirs = (runs.read_status(runs.run_dir(folder, config))["files"] for folder in (queued, inline))
         assert {n: h for n, h in ours.items() if n != "environment.json"} == {n: h for n, h in theirs.items() if n != "environment.json"}

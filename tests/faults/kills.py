@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ FILLED = 250_000
 "Numbers in each checkpoint that a killed writer writes, 1 MB."
 
 
-def context(start: str) -> Any:
-    """Processes that are cheap to start: forked, or from a server that has imported the package already."""
+def context(start: str, more: Sequence[str] = ()) -> Any:
+    """Processes that are cheap to start: forked, or from a server that has imported the package, and the modules `more`, already."""
     made = multiprocessing.get_context(start)
     if start == "forkserver":
-        made.set_forkserver_preload(["mvl.train", "mvl.evaluate"])
+        made.set_forkserver_preload(["mvl.train", "mvl.evaluate", *more])
     first = made.Process(target=os.getpid)  # the server imports the package before it starts its first process; that is no part of a run's time
     first.start()
     first.join()

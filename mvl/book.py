@@ -139,8 +139,8 @@ def execute_one(name: str, target: Path, study: str, results: Path) -> None:
 
 def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any]:
     """What the pages say by rule: the first study's main chapter, a summary of each further one; writes the landing page's figure."""
-    from mvl import audit, cards, claims_page, faults, figures, report, systems
-    from mvl import plan as planner
+    from mvl import audit, cards, claims_page, faults, figures, overhead, plan_page, report, systems
+    from mvl.datasets import loader_bench
 
     name = main_notebook(studies[0])
     chapter = open_notebook(name, studies[0], results)
@@ -153,7 +153,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
             "claim": report.claim(chapter.topic), "others": [f for s in studies[1:] if (f := further(s, results))], "holes": chapter.holes,
             "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
             "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),
-            "statistics": statistics(studies, results), **faults.facts(), **planner.page(),
+            "statistics": statistics(studies, results), **faults.facts(), **plan_page.page(), **overhead.facts(), **loader_bench.facts(),
             **audit.facts(studies, results, repository_url()), "claims": claims_page.facts(studies, results, list(plan(studies)), staging),
             **cards.facts([task for study in studies for task in load_study(study).tasks])}
 

@@ -166,7 +166,7 @@ def as_json(command: argparse.ArgumentParser) -> None:
 
 
 def add_data(commands: Any) -> None:
-    """fetch, verify."""
+    """fetch, verify, cache."""
     command = add(commands, "fetch", do.fetch, data_dir)
     command.add_argument("task", type=task_or_weights, metavar="TASK", help="Task04_Hippocampus, hippocampus, phantoms, ..., or weights")
     command.add_argument("--source", default="smollm2-135m", help="with weights: smollm2-135m, minilm-l6, a name of data/sources.toml such as "
@@ -174,6 +174,7 @@ def add_data(commands: Any) -> None:
     command.add_argument("--layer", type=whole(-999, 999), default=-1, metavar="L",
                          help="with weights of a hub model: which layer travels, negative from the end (default: -1)")
     add(commands, "verify", do.verify, data_dir, as_json).add_argument("task", type=task_name, metavar="TASK", help="as for fetch")
+    add(commands, "cache", do.cache, as_json).add_argument("--clear", action="store_true", help="delete every decoded case there")
 
 
 def add_run(commands: Any) -> None:
@@ -186,6 +187,7 @@ def add_run(commands: Any) -> None:
     command.add_argument("--fold", type=whole(0, 9), default=0, metavar="K", help="test block, 0-9 (default: 0)")
     command.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="N", help="seed of the run (default: 0)")
     command.add_argument("--allow-drift", action="store_true", help="go on although packages or processor changed; the run is marked")
+    command.add_argument("--tensorboard", action="store_true", help="write event files into the run's folder (MVL_TENSORBOARD=1: every run does)")
     add(commands, "evaluate", do.evaluate, data_dir).add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
     command = add(commands, "predict", do.predict, as_json)
     command.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run, with its weights")
@@ -203,6 +205,9 @@ def add_study(commands: Any) -> None:
     command = add(commands, "plan", do.plan, results_dir, data_dir, as_json)
     command.add_argument("study", metavar="S", help="name in mvl/configs/studies")
     command.add_argument("--device", default="cpu", metavar="NAME", help="cpu (one core), h100, a100, t4, or several: 8xh100 (default: cpu)")
+    command.add_argument("--epochs", type=whole(1, 10**6), metavar="N", help="for so many epochs (default: the study's)")
+    command.add_argument("--every-system", action="store_true", help="with every system of the study's dims, on all its tasks and folds")
+    command.add_argument("--record", action="store_true", help="write data/plan.json, the plan that the book shows (one and eight H100, one T4)")
     top = commands.add_parser("study", help="run a study, show how far it is, check and record its results", allow_abbrev=False)
     actions = top.add_subparsers(title="actions", required=True, metavar="ACTION")
     command = add(actions, "run", do.study_run, results_dir, data_dir)
@@ -230,9 +235,14 @@ def add_shown(commands: Any) -> None:
     command.add_argument("--released", type=Path, metavar="CLONE", help="clone of a paper's code: its text is read, never executed")
     command.add_argument("--measure", action="store_true", help="measure the surfaces of scans again (data/audit.json)")
     add(commands, "systems", do.systems, as_json)
-    command = add(commands, "bench", do.bench, as_json)
+    command = add(commands, "bench", do.bench, as_json, data_dir)
+    which = command.add_mutually_exclusive_group()
+    for part, text in (("loader", "volumes per second of the loader beside what a planned GPU asks for"),
+                       ("overhead", "processor time of a run with and without its checks, locks and checkpoints")):
+        which.add_argument(f"--{part}", dest="part", action="store_const", const=part, help=f"measure {text}")
     command.add_argument("system", nargs="*", metavar="SYSTEM", help="measure a training step of these systems (`all`) in place of the bars")
-    command.add_argument("--record", action="store_true", help="write data/bench.json and the first lines of each system's YAML")
+    command.add_argument("--record", action="store_true",
+                         help="write what was measured: data/bench.json and the heads of the systems' YAML, data/loader.json or data/overhead.json")
     command.add_argument("--released", type=Path, metavar="CLONE", help="clone of MedVisionLlama's released code, measured beside ours")
     command = add(commands, "notebook", do.notebook)
     command.add_argument("name", metavar="NAME", help="e.g. 01_baseline")

@@ -67,11 +67,23 @@ def verify(args: argparse.Namespace) -> int:
     return BAD if answer(args, ask, show)["findings"] else DONE
 
 
+def cache(args: argparse.Namespace) -> int:
+    """`mvl cache`: how many decoded cases MVL_CACHE keeps on disk, and with --clear none."""
+    from mvl.datasets import decoded
+
+    answer(args, lambda: decoded.describe(args.clear), decoded.show)
+    return DONE
+
+
 def train(args: argparse.Namespace) -> int:
     """`mvl train`: trains or goes on with one run, evaluates it, prints its folder last."""
     from mvl.config import load_config
 
     config = load_config(args.study, args.task, args.system, args.fraction, args.fold, args.seed)
+    if args.tensorboard:
+        import tensorboard  # noqa: F401  # absent: said before anything starts
+
+        os.environ["MVL_TENSORBOARD"] = "1"
     from mvl.train import train_run
 
     print(train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift), flush=True)
@@ -132,7 +144,12 @@ def plan(args: argparse.Namespace) -> int:
     """`mvl plan S`: what a study will cost before it starts: runs, hours, memory, bytes; exit 1 when the disk is too small."""
     from mvl import plan as planner
 
-    value = answer(args, lambda: planner.plan(args.study, args.device, args.results_dir, args.data_dir), planner.show)
+    words = (args.study, args.device, args.results_dir, args.data_dir, args.epochs, args.every_system)
+    value = answer(args, lambda: planner.plan(*words), planner.show)
+    if args.record:
+        from mvl.plan_page import record
+
+        record(args.study, args.epochs, args.every_system)
     if refused := planner.refusal(value):
         print(f"mvl: {refused}", file=sys.stderr)
     return BAD if refused else DONE
@@ -166,8 +183,7 @@ def study_record(args: argparse.Namespace) -> int:
     from mvl.runs import records_dir
     from mvl.tables import record
 
-    record(args.study, args.results_dir, records_dir())
-    print(records_dir() / args.study)
+    print(record(args.study, args.results_dir, records_dir()))
     return DONE
 
 
@@ -230,6 +246,9 @@ def bench(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if args.part:
+        return bench_part(args, tell)
+
     bar = lambda row: f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
 
     def ask() -> dict[str, Any]:
@@ -244,6 +263,19 @@ def bench(args: argparse.Namespace) -> int:
         return "\n".join(lines + [f"{row['share']:>6.2f} of the matmul peak  {name}: {table.cost(row)}" for name, row in found["systems"].items()])
 
     answer(args, ask, show)
+    return DONE
+
+
+def bench_part(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
+    """`mvl bench --loader` and `mvl bench --overhead`; --record writes data/loader.json or data/overhead.json."""
+    import importlib
+
+    from mvl.runs import write_json
+
+    room = importlib.import_module({"loader": "mvl.datasets.loader_bench", "overhead": "mvl.overhead"}[args.part])
+    value = answer(args, lambda: room.bench(tell, args.data_dir), room.show)
+    if args.record:
+        write_json(room.RECORD, value)
     return DONE
 
 
@@ -271,7 +303,7 @@ def book(args: argparse.Namespace) -> int:
 
 def figures(args: argparse.Namespace) -> int:
     """`mvl figures`: draws README's figure and results again from the published records."""
-    from mvl import book, readme, report, runs
+    from mvl import book, claims, claims_page, readme, report, runs
     from mvl.chapters import open_chapter
     from mvl.config import ROOT
     from mvl.figures import paired_differences, svg
@@ -279,7 +311,8 @@ def figures(args: argparse.Namespace) -> int:
     chapter = open_chapter("llm_hybrid", book.PUBLISHED[0], runs.records_dir())
     target = runs.records_dir() / book.PUBLISHED[0] / "figure.svg"
     runs.atomic_write(target, svg(paired_differences(report.differences(chapter), chapter.holes)))
-    changed = readme.update_readme(ROOT / "README.md")
+    verdicts = claims_page.headline(entries := claims.ledger(book.PUBLISHED, runs.records_dir()))
+    changed = readme.update_readme(ROOT / "README.md", verdicts=f"{verdicts}\n\n{claims_page.summary(entries)} `mvl claims` lists them.")
     print(f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}")
     return DONE
 

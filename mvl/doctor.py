@@ -20,6 +20,7 @@ EXTRAS = {
     "notebooks": ("papermill", "ipykernel", "nbclient", "nbformat"),
     "docs": ("jupyter_book", "sphinx_book_theme"),
     "workflow": ("snakemake",),
+    "tensorboard": ("tensorboard",),
     "dev": ("pytest", "ruff", "mypy", "beartype"),
 }
 "Modules that each extra of pyproject.toml brings."

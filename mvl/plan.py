@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl import runs, studies, systems
-from mvl.config import ROOT, Config, ConfigError, DataConfig, did_you_mean
+from mvl.config import Config, ConfigError, DataConfig, did_you_mean, load_config, system_names
 
 CASE_S = 0.005
 "Seconds of one core per visit of a case beside the products (batches, optimiser, Python); fitted once, on vit_baseline of `quick` and `hippocampus`."
@@ -211,9 +211,13 @@ def download_bytes(configs: Sequence[Config], data_dir: Path | None = None) -> d
     absent = [t for t in tasks.values() if t.name not in MADE and not (data_root(data_dir) / (t.folder or t.name)).is_dir()]
     ninth = DECATHLON_BYTES / 9
     out = {task.name: float(task.bytes or SMALL.get(task.name, ninth if task.url else 0)) for task in absent}
-    layers = {(b.source, b.layer): config for config in configs if is_hub_source((b := config.model.token_block).source)
-              and b.kind not in ("random", "mlp", "identity")}
-    return out | {f"{source}, layer {layer}": 2.0 * work_of(config).frozen for (source, layer), config in layers.items()}
+    layers: dict[str, float] = {}
+    for config in configs:
+        block = config.model.token_block
+        if is_hub_source(block.source) and block.kind not in ("random", "mlp", "identity"):
+            name, work = f"{block.source}, layer {block.layer}", work_of(config)
+            layers[name] = max(layers.get(name, 0.0), 2.0 * work.frozen)  # a system that trains the layer has none of it frozen
+    return out | layers
 
 
 def keep_bytes(configs: Sequence[Config]) -> tuple[float, float]:
@@ -230,18 +234,34 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def plan(study: str, device: str = "cpu", results_dir: Path | None = None, data_dir: Path | None = None) -> dict[str, Any]:
-    """What the study costs: runs, hours, memory, bytes, per system and in all, with every assumption.
+def chosen(study: str, epochs: int | None = None, every_system: bool = False) -> list[Config]:
+    """The study's runs, for `epochs` in place of their own; `every_system`: and each other system of the same dims on its tasks and folds.
+
+    Raises:
+        ConfigError: no such study.
+    """
+    configs = studies.study_runs(study)
+    if every_system:
+        dims, places = len(configs[0].data.img_size), dict.fromkeys((c.task, c.fold) for c in configs)
+        names = [n for n in system_names() if n not in systems.NEVER_TRAINED and len(systems.system_config(n).data.img_size) == dims]
+        more = [load_config(study, task, name, fold=fold) for name in names for task, fold in places]
+        configs = list({runs.run_name(c): c for c in [*configs, *more]}.values())
+    return [replace(c, train=replace(c.train, train_epochs=epochs or c.train.train_epochs)) for c in configs]
+
+
+def plan(study: str, device: str = "cpu", results_dir: Path | None = None, data_dir: Path | None = None, epochs: int | None = None,
+         every_system: bool = False) -> dict[str, Any]:
+    """What the study costs: `price` of its `chosen` runs.
 
     Raises:
         ConfigError: no such study or device.
         PlanError: FLOPs cannot be counted, or nothing was measured here.
     """
-    return price(studies.study_runs(study), find_device(device), results_dir, data_dir)
+    return price(chosen(study, epochs, every_system), find_device(device), results_dir, data_dir)
 
 
 def price(configs: Sequence[Config], on: Device, results_dir: Path | None = None, data_dir: Path | None = None) -> dict[str, Any]:
-    """`plan` of these runs on this device."""
+    """What these runs cost on this device: runs, hours, memory, bytes, per system and in all, with every assumption."""
     rows: list[dict[str, Any]] = [{"system": c.system, "hours": seconds(c, on) / 3600, "peak_memory_mb": memory_mb(c, on)} for c in configs]
     down, (keep, checkpoints) = download_bytes(configs, data_dir), keep_bytes(configs)
     archives = [size for name, size in down.items() if ", layer" not in name]
@@ -249,7 +269,8 @@ def price(configs: Sequence[Config], on: Device, results_dir: Path | None = None
     hours, peak = sum(row["hours"] for row in rows), max(row["peak_memory_mb"] for row in rows)
     free = free_bytes(Path(results_dir or runs.default_results_dir()))
     return {
-        "study": configs[0].study, "device": on.name, "devices": on.count, "runs": len(rows), "hours": hours, "wall_hours": hours / on.count,
+        "study": configs[0].study, "epochs": sorted({c.train.train_epochs for c in configs}), "runs": len(rows),
+        "device": on.name, "devices": on.count, "hours": hours, "wall_hours": hours / on.count,
         "peak_memory_mb": peak, "device_memory_mb": None if math.isinf(on.memory_mb) else on.memory_mb, "memory_fits": peak <= on.memory_mb,
         "host_memory_mb": max(host_mb(c) for c in configs), "download_bytes": sum(down.values()), "downloads": down, "keep_bytes": keep,
         "disk_need_bytes": need, "disk_free_bytes": free, "disk_fits": need <= free, "assumptions": assumptions(configs, on),
@@ -285,8 +306,9 @@ def show(value: dict[str, Any]) -> str:
     lines = [f"{row['system']:<34}{row['runs']:>4} runs {row['hours']:>10.2f} {unit} {row['peak_memory_mb'] / 1e3:>7.1f} GB"
              for row in value["systems"]]
     verdict = "" if value["memory_fits"] else f"; a {value['device']} has {value['device_memory_mb'] / 1e3:.0f} GB: raise train.accumulate"
-    return "\n".join([*lines, f"{value['study']}: {value['runs']} runs, {value['hours']:.1f} {unit}, {value['wall_hours']:.1f} hours on "
-                      f"{value['devices']} {value['device']}", f"memory: {value['peak_memory_mb'] / 1e3:.1f} GB at most per run{verdict}",
+    return "\n".join([*lines, f"{value['study']}: {value['runs']} runs of {' or '.join(map(str, value['epochs']))} epochs, "
+                      f"{value['hours']:.1f} {unit}, {value['wall_hours']:.1f} hours on {value['devices']} {value['device']}",
+                      f"memory: {value['peak_memory_mb'] / 1e3:.1f} GB at most per run{verdict}",
                       f"disk: {size(value['download_bytes'])} to download, {size(value['keep_bytes'])} to keep; "
                       f"{size(value['disk_need_bytes'])} needed at most, {size(value['disk_free_bytes'])} free",
                       *(f"assumed: {line}" for line in value["assumptions"])])
@@ -308,18 +330,3 @@ def write_needs(study: str, path: Path) -> None:
     on = find_device("cpu")
     need = lambda c: {"mem_mb": math.ceil(1.25 * memory_mb(c, on) + 700), "minutes": math.ceil(min(1440, max(60, seconds(c, on) / 20)))}
     runs.write_json(path, {runs.run_name(config): need(config) for config in studies.study_runs(study)})
-
-
-def page(study: str = "paper", devices: Sequence[str] = ("h100", "8xh100", "t4")) -> dict[str, str]:
-    """What the book shows: the study's plan on each device, and its systems on the first."""
-    configs = studies.study_runs(study)
-    plans = {device: price(configs, find_device(device), data_dir=ROOT / "book") for device in devices}  # as where no data are yet
-    head = "| device | runs | GPU-hours | hours | memory per run, GB | fits | to download, GB | to keep, GB |\n|---|--:|--:|--:|--:|---|--:|--:|"
-    fits = lambda p: "yes" if p["memory_fits"] else "no: raise `train.accumulate`"
-    rows = [f"| {p['devices']} x {p['device'].upper()} | {p['runs']} | {p['hours']:,.1f} | {p['wall_hours']:,.1f} | "
-            f"{p['peak_memory_mb'] / 1e3:.1f} | {fits(p)} | {p['download_bytes'] / 1e9:.1f} | {p['keep_bytes'] / 1e9:.2f} |" for p in plans.values()]
-    first = plans[devices[0]]
-    each = [f"| `{row['system']}` | {row['runs']} | {row['hours']:,.2f} | {row['peak_memory_mb'] / 1e3:.1f} |" for row in first["systems"]]
-    said = dict.fromkeys(f"- {p['device'].upper()}: {line}" for p in plans.values() for line in p["assumptions"])
-    table = "\n".join(["| system | runs | GPU-hours | memory, GB |", "|---|--:|--:|--:|", *each])
-    return {"plan": "\n".join([head, *rows]), "plan_systems": table, "plan_assumptions": "\n".join(said), "plan_study": study}

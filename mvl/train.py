@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mvl import checkpoints, drift, endings, runs
+from mvl import checkpoints, drift, endings, events, runs
 from mvl.config import Config
 from mvl.datasets import splits, tasks, trust
 from mvl.datasets.loaders import CaseStore, steps_per_epoch, training_loader
@@ -245,10 +245,14 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
     p, epochs = trainer.progress, trainer.config.train.train_epochs
     wall, cpu = p.runtime_s - time.monotonic(), p.cpu_s - time.process_time()
     quiet = None if progress else True
-    with signals() as caught, tqdm(total=epochs * trainer.steps, initial=p.epoch * trainer.steps + p.step, disable=quiet, unit="step") as bar:
+    board = events.opened(trainer.folder, p.epoch * trainer.steps, trainer.accelerator.is_main_process)
+    bars = tqdm(total=epochs * trainer.steps, initial=p.epoch * trainer.steps + p.step, disable=quiet, unit="step")
+    with signals() as caught, bars as bar, board as tell:
         while p.epoch < epochs:
             trainer.train_epoch(caught, bar)
+            losses = p.losses
             trainer.close_epoch()
+            tell(p.history[-1], losses)
             p.runtime_s, p.cpu_s = wall + time.monotonic(), cpu + time.process_time()
             bar.set_postfix(epoch=f"{p.epoch}/{epochs}", val_dice=f"{p.history[-1].get('val_dice', p.best_dice):.3f}")
             trainer.save()

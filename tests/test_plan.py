@@ -99,3 +99,26 @@ def test_memory_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     value = plan.plan("quick", "2xt4")
     assert not value["memory_fits"] and "raise train.accumulate" in plan.show(value)
     assert value["wall_hours"] == pytest.approx(value["hours"] / 2) and not math.isnan(value["hours"])
+
+
+def test_every_system_and_epochs_enlarge_the_plan_and_not_the_study() -> None:
+    own, larger = plan.chosen("paper"), plan.chosen("paper", 200, True)
+    assert {c.train.train_epochs for c in own} == {100} and {c.train.train_epochs for c in larger} == {200}
+    names = [runs.run_name(c) for c in larger]
+    assert len(set(names)) == len(names) and {runs.run_name(c) for c in own} < set(names)
+    full = {(c.task, c.system, c.fold) for c in larger if c.fraction == 1}
+    dims = {name: len(systems.system_config(name).data.img_size) for name in systems.system_names()}
+    wanted = {name for name, axes in dims.items() if axes == 3} - set(systems.NEVER_TRAINED)
+    assert {system for _, system, _ in full} == wanted and len(full) == len(wanted) * 10 * 5
+    assert {c.model.token_block.source for c in larger} == {"llama-3.1-8b"} and all(c.data.img_size == (128, 128, 128) for c in larger)
+    flat = plan.chosen("busi", every_system=True)
+    assert {dims[system] for system in {c.system for c in flat} & set(dims)} == {2}
+
+
+def test_the_options_of_the_command_reach_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hours = []
+    for words in ([], ["--epochs", "40"]):
+        assert cli.main(["plan", "quick", "--results-dir", str(tmp_path), "--json", *words]) == 0
+        value = json.loads(capsys.readouterr().out)
+        hours.append((value["epochs"], value["hours"]))
+    assert hours[1][0] == [40] and hours[1][1] > hours[0][1]

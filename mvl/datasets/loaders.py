@@ -10,6 +10,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvl.config import Config, DataConfig
-from mvl.datasets import planes
+from mvl.datasets import decoded, planes
 from mvl.datasets.augment import Mask, Volume, augmentation
 from mvl.datasets.phantoms import nifti_bytes
 from mvl.datasets.pictures import png_bytes
@@ -94,7 +96,7 @@ def _same(label: Tensor) -> Tensor:
 
 
 class CaseStore:
-    """Cases of one task on the network's grid, decoded once and kept in memory up to `data.cache_gb`."""
+    """Cases of one task on the network's grid, decoded once and kept in memory up to `data.cache_gb` (and on disk, see decoded.py)."""
 
     opened = False
     "True gives test cases to training: for the audit of the released code alone (released.py)."
@@ -170,6 +172,8 @@ class CaseStore:
         """
         if index not in self.traces:
             self.get(index)
+        if index not in self.traces:  # it came from disk, which keeps no way back
+            self._transformed(index, self._digests(index))
         return to_scan_grid(self.transform, prediction, *self.traces[index])
 
     def save_native(self, index: int, mask: np.ndarray, path: Path) -> Path:
@@ -189,11 +193,17 @@ class CaseStore:
                     return
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
+        case, digests = self.cases[index], self._digests(index)
+        image, label = decoded.kept(self.task, case, self.data, tuple(digests.values()), lambda: self._transformed(index, digests))
+        return image, label if self.damage is None else self.damage(case.case_id, label)
+
+    def _digests(self, index: int) -> dict[Path, str]:
+        return {path: self._check_bytes(path) for path in files_of(self.cases[index])}
+
+    def _transformed(self, index: int, digests: dict[Path, str]) -> tuple[Tensor, Tensor]:
         case = self.cases[index]
-        for path in files_of(case):
-            self._check_bytes(path)
         if self.task.own and self.task.dims == 3:  # no publisher vouches for your own files: each is looked at whole before its first use
-            sound_voxels(self.task, [case], self.folder, self.manifest, {path: sha256_file(path) for path in files_of(case)})
+            sound_voxels(self.task, [case], self.folder, self.manifest, digests)
         try:
             out = self.transform(self._source(case))
         except TaskError:
@@ -204,8 +214,7 @@ class CaseStore:
         self.traces[index] = (out["image"].applied_operations, out["image"].affine)
         image, label = out["image"].as_tensor().float().contiguous(), out["label"].as_tensor()
         self._check_values(case, image, label)
-        label = label.to(torch.uint8).contiguous()
-        return image, label if self.damage is None else self.damage(case.case_id, label)
+        return image, label.to(torch.uint8).contiguous()
 
     def _source(self, case: Case) -> dict[str, Any]:
         if self.task.dims == 2:
@@ -217,13 +226,14 @@ class CaseStore:
             raise TaskError(f"{case.image}: {len(image)} channels, {self.task.name} has {', '.join(self.task.channels)}; {self._remedy()}")
         if not torch.isfinite(image).all():
             raise TaskError(f"{case.image}: NaN or infinite voxels; {self._remedy()}")
-        if not set(label.unique().tolist()) <= {0, 1, *self.task.labels}:
+        if not reduce(or_, (label == value for value in {0, 1, *self.task.labels})).all():  # `unique` would sort the voxels
             raise TaskError(f"{case.label}: values {label.unique().tolist()}, expected 0 and {sorted(self.task.labels)}; {self._remedy()}")
 
-    def _check_bytes(self, path: Path) -> None:
-        wanted = self.manifest.get(path.relative_to(self.folder).as_posix())
-        if wanted and sha256_file(path) != wanted:
+    def _check_bytes(self, path: Path) -> str:
+        wanted, digest = self.manifest.get(path.relative_to(self.folder).as_posix()), sha256_file(path)
+        if wanted and digest != wanted:
             raise TaskError(f"{path}: its bytes differ from the manifest's sha256; {self._remedy()}")
+        return digest
 
     def _remedy(self) -> str:
         return f"run `mvl verify {self.task.name}`"

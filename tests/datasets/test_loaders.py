@@ -106,6 +106,16 @@ def test_store_refuses_unknown_repeated_altered_and_non_finite_cases(toy):
         store_of(toy).get(0)
 
 
+@pytest.mark.parametrize(("value", "told"), [(7, r"values \[0.0, 7.0\], expected 0 and"), (-1, r"values \[-1.0, 0.0\]"), (0.5, "expected 0 and")])
+def test_a_label_that_the_task_does_not_know_is_refused(toy, value, told):
+    store = store_of(toy, dataclasses.replace(SMALL, labels="all"))
+    label = torch.zeros(1, 24, 32, 24)
+    store._check_values(store.cases[0], torch.zeros(1, 24, 32, 24), torch.stack([label, label + 1, label + 2]))
+    label[0, 3, 4, 5] = value
+    with pytest.raises(TaskError, match=told):
+        store._check_values(store.cases[0], torch.zeros(1, 24, 32, 24), label)
+
+
 def config_of(**data):
     return Config(data=dataclasses.replace(SMALL, **data), train=TrainConfig(batch_size=5))
 

@@ -148,7 +148,8 @@ def row_G2(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """Full while anything else is written: every writer of the package ends in atomic_write, but for what is made aside and swapped in whole."""
     staged = {"book.py", "run_pages.py", "claims_page.py", "phantoms.py", "shapes2d.py", "inputs.py", "archive.py", "notebooks.py"}
     others = {"runs.py": "atomic_write itself", "faults.py": "a lock", "studies.py": "a log", "browser.py": "a picture for a person",
-              "layer_bench.py": "a model of no value, made for a measurement", "loader_bench.py": "scans of no value", "events.py": "a log, made of whole records"}
+              "layer_bench.py": "a model of no value, made for a measurement", "loader_bench.py": "scans of no value",
+              "events.py": "a log, made of whole records"}
     found = {path.name for path in (ROOT / "mvl").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) if writes(node)}
     assert found <= {*staged, *others}, "writes to a final name without runs.atomic_write"
 

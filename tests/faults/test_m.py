@@ -103,9 +103,14 @@ def golden_cells() -> list[tuple[bool, str]]:
 
 @pytest.mark.parametrize("row", ["M5"])
 def test_metrics_agree_with_the_golden_table(row: str) -> None:
+    assert [name for ok, name in golden_cells() if not ok] == []
+
+
+@pytest.mark.faults
+def test_cells_of_the_golden_table_are_counted() -> None:
     cells = golden_cells()
     record_figure("metric_table", sum(ok for ok, _ in cells), len(cells), "9 empty cells, 27 whole ones against MONAI, 2 that are no masks")
-    assert [name for ok, name in cells if not ok] == []
+    assert all(ok for ok, _ in cells)
 
 
 @pytest.fixture

@@ -170,14 +170,17 @@ def show(value: dict[str, Any]) -> str:
 
 
 def over_the_study(value: dict[str, Any]) -> str:
-    """What the counted parts come to in the study's own runs, whose epochs and processor time are recorded."""
-    with open(runs.records_dir() / value["study"] / "runs.csv") as file:
-        done = [row for row in csv.DictReader(file) if row["system"] == value["system"] and float(row["fraction"]) == 1 and row["cpu_s"]]
+    """What the counted parts come to in the study's own runs, whose epochs and processor time are recorded: computed, not measured."""
+    table = runs.records_dir() / value["study"] / "runs.csv"
+    rows = csv.DictReader(table.read_text().splitlines()) if table.is_file() else ()
+    done = [row for row in rows if row["system"] == value["system"] and float(row["fraction"]) == 1 and row["cpu_s"]]
+    if not done:
+        return "What they come to over a run of the study's own length is not said: none is recorded"
     epochs = load_config(value["study"], value["task"], value["system"]).train.train_epochs
     total = sum(pair["with"] for pair in value["pairs"]) / len(value["pairs"])
     spent = sum(share * total * (epochs / value["epochs"] if name in EACH_EPOCH else 1) for name, share in value["parts"].items())
     mean = sum(float(row["cpu_s"]) for row in done) / len(done)
-    return f"Over the {epochs} epochs of the study's own runs they come to {spent:.2f} s, {spent / mean:.2%} of the {mean:.0f} s that those took"
+    return f"Over the {epochs} epochs of the study's own runs they come to {spent:.2f} s, {spent / mean:.2%} of the {mean:.0f} s that those took (computed)"
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:

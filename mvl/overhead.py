@@ -180,7 +180,8 @@ def over_the_study(value: dict[str, Any]) -> str:
     total = sum(pair["with"] for pair in value["pairs"]) / len(value["pairs"])
     spent = sum(share * total * (epochs / value["epochs"] if name in EACH_EPOCH else 1) for name, share in value["parts"].items())
     mean = sum(float(row["cpu_s"]) for row in done) / len(done)
-    return f"Over the {epochs} epochs of the study's own runs they come to {spent:.2f} s, {spent / mean:.2%} of the {mean:.0f} s that those took (computed)"
+    return (f"Over the {epochs} epochs of the study's own runs they come to {spent:.2f} s, {spent / mean:.2%} of the {mean:.0f} s that those took "
+            "(computed from these shares, not measured)")
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:

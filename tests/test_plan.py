@@ -14,7 +14,9 @@ import pytest
 from mvl import cli, plan, runs, studies, systems
 from mvl.config import ROOT, ConfigError, load_config
 
-CHECKED = {"hippocampus": ("vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random", "medvisionllama_v3_mlp"),
+CHECKED = {"hippocampus": ("vit_baseline", "vit_depth", "medvisionllama_v3", "medvisionllama_v3_random", "medvisionllama_v3_mlp",
+                           "medvisionllama_v3_r2", "medvisionllama_v3_r8", "medvisionllama_v3_r16", "medvisionllama_v3_linear",
+                           "medvisionllama_v3_lora_block", "unet", "dynunet"),
            "busi": ("cmunext", "llm4seg", "llm4seg_random")}
 
 

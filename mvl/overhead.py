@@ -7,7 +7,6 @@ runs take the same steps and end with the same weights, which is checked.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import resource
@@ -29,11 +28,8 @@ from mvl.config import ROOT, Config, load_config
 RECORD = ROOT / "data" / "overhead.json"
 RUN = ("hippocampus", "Task04_Hippocampus", "vit_baseline")
 "Study, task and system of the run that is measured."
-EPOCHS, PAIRS = 2, 4
-"The studies' runs are longer: what a run pays once counts for more here than there."
+PAIRS = 3
 TARGET = 0.03
-EACH_EPOCH = ("checkpoints", "status and provenance", "values of each step checked")
-"Parts that are paid in every epoch; the others once in a run."
 HELD = ("locked", "closed")
 "Those that are held while a run goes on: their beginning alone is counted."
 
@@ -156,9 +152,8 @@ def counted_steps(config: Config, data_dir: Path | None = None) -> int:
 
 
 def bench(tell: Callable[[str], None], data_dir: Path | None = None) -> dict[str, Any]:
-    """`measure` of the recorded run."""
-    config = load_config(*RUN)
-    return measure(replace(config, train=replace(config.train, train_epochs=EPOCHS)), PAIRS, data_dir, tell)
+    """`measure` of a run of the study at its full length."""
+    return measure(load_config(*RUN), PAIRS, data_dir, tell)
 
 
 def show(value: dict[str, Any]) -> str:
@@ -167,21 +162,6 @@ def show(value: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{value['counted']:>8.2%}  all of these, counted inside the run",
                       f"{value['overhead']:>8.2%}  more processor time than the same run without (median of {len(value['pairs'])} pairs, "
                       f"target at most {value['target']:.0%})"])
-
-
-def over_the_study(value: dict[str, Any]) -> str:
-    """What the counted parts come to in the study's own runs, whose epochs and processor time are recorded: computed, not measured."""
-    table = runs.records_dir() / value["study"] / "runs.csv"
-    rows = csv.DictReader(table.read_text().splitlines()) if table.is_file() else ()
-    done = [row for row in rows if row["system"] == value["system"] and float(row["fraction"]) == 1 and row["cpu_s"]]
-    if not done:
-        return "What they come to over a run of the study's own length is not said: none is recorded"
-    epochs = load_config(value["study"], value["task"], value["system"]).train.train_epochs
-    total = sum(pair["with"] for pair in value["pairs"]) / len(value["pairs"])
-    spent = sum(share * total * (epochs / value["epochs"] if name in EACH_EPOCH else 1) for name, share in value["parts"].items())
-    mean = sum(float(row["cpu_s"]) for row in done) / len(done)
-    return (f"Over the {epochs} epochs of the study's own runs they come to {spent:.2f} s, {spent / mean:.2%} of the {mean:.0f} s that those took "
-            "(computed from these shares, not measured)")
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:
@@ -194,5 +174,5 @@ def facts(path: Path = RECORD) -> dict[str, str]:
     first = (f"A run of `{value['system']}` in `{value['study']}` over {value['epochs']} epochs took {value['overhead']:.1%} more processor time "
              f"with all of this than without (median of {len(ratios)} pairs of runs with the same steps and the same final weights; from "
              f"{ratios[0]:.1%} to {ratios[-1]:.1%}; target: at most {value['target']:.0%}). Counted inside such a run, the parts take "
-             f"{value['counted']:.2%} of its processor time. {over_the_study(value)}.")
+             f"{value['counted']:.2%} of its processor time.")
     return {"overhead": "\n".join([first, "", "| part | share of the run's processor time |", "|---|---:|", *rows])}

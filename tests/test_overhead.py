@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mvl import checkpoints, overhead, runs, train
-from mvl.config import Config, DataConfig, ModelConfig, TrainConfig
+from mvl.config import Config, DataConfig, ModelConfig, TrainConfig, load_config
 from mvl.datasets import trust
 
 TINY = Config(study="quick", fraction=0.2, data=DataConfig(img_size=(16, 16, 16)), train=TrainConfig(train_epochs=1, batch_size=8),
@@ -47,19 +47,17 @@ def test_the_page_shows_the_record_and_says_when_there_is_none(tmp_path: Path) -
     assert "not measured" in overhead.facts(tmp_path / "none.json")["overhead"]
     pairs = [{"with": 1.02, "without": 1.0}, {"with": 1.01, "without": 1.0}, {"with": 0.99, "without": 1.0}]
     study, task, system = overhead.RUN
-    record = {"study": study, "task": task, "system": system, "epochs": 2, "pairs": pairs, "overhead": 0.01, "counted": 0.005, "target": 0.03,
+    record = {"study": study, "task": task, "system": system, "epochs": 20, "pairs": pairs, "overhead": 0.01, "counted": 0.005, "target": 0.03,
               "parts": {"a": 0.001, "checkpoints": 0.004}}
     (tmp_path / "some.json").write_text(json.dumps(record))
     shown = overhead.facts(tmp_path / "some.json")["overhead"]
     assert "1.0% more processor time" in shown and "from -1.0% to 2.0%" in shown
     assert shown.index("| checkpoints | 0.40% |") < shown.index("| a | 0.10% |")
-    once_and_each = sum(pair["with"] for pair in pairs) / 3 * (0.001 + 0.004 * 20 / 2)
-    assert f"Over the 20 epochs of the study's own runs they come to {once_and_each:.2f} s" in shown
 
 
 def test_the_committed_record_is_of_a_published_run() -> None:
     if not overhead.RECORD.is_file():
         pytest.skip("nothing is recorded")
     value = json.loads(overhead.RECORD.read_text())
-    assert (value["study"], value["task"], value["system"]) == overhead.RUN and len(value["pairs"]) >= 2
+    assert (value["study"], value["task"], value["system"]) == overhead.RUN and len(value["pairs"]) >= 3 and value["epochs"] == load_config(*overhead.RUN).train.train_epochs
     assert value["counted"] == pytest.approx(sum(value["parts"].values()))

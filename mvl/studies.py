@@ -241,7 +241,8 @@ def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: in
         from mvl.plan import write_needs
 
         write_needs(name, log.parent / "needs.json")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    found = (ROOT / "workflow" / "profiles" / profile, Path(sys.executable).parent, os.environ.get("PATH", ""))
+    environment = {**os.environ, "PATH": os.pathsep.join(map(str, found))}
     with open(log, "ab") as out:
         engine = subprocess.Popen(snakemake_command(name, results_dir, data_dir, jobs, profile), stdout=out, stderr=out, env=environment,
                                   start_new_session=True)

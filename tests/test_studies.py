@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mvl import runs, studies
-from mvl.config import CONFIG_DIR, ROOT, Config, ConfigError, named, system_names
+from mvl.config import CONFIG_DIR, Config, ConfigError, named, system_names
 
 
 def pretend_done(folder: Path) -> None:
@@ -162,17 +162,3 @@ def test_a_studys_data_are_fetched_where_they_are_absent(tmp_path: Path, monkeyp
     assert fetched == ["Task04_Hippocampus"]
     studies.ensure_data("quick", tmp_path)
     assert fetched == ["Task04_Hippocampus"] and (tmp_path / "phantoms" / "dataset.json").is_file()
-
-
-def test_the_kubernetes_workers_call_a_command_that_exists() -> None:
-    import yaml
-
-    from mvl.cli import parser
-
-    pod = yaml.safe_load((ROOT / "workflow" / "kubernetes.yaml").read_text())["spec"]["template"]["spec"]
-    worker, mounted = pod["containers"][0], {volume["name"] for volume in pod["volumes"]}
-    args = parser().parse_args(worker["command"][1:])
-    assert args.study in {p.stem for p in (CONFIG_DIR / "studies").glob("*.yaml")} and args.engine == "inline"
-    assert {mount["name"] for mount in worker["volumeMounts"]} == mounted
-    places = (args.results_dir, args.data_dir, worker["env"][0]["value"])
-    assert all(str(place).startswith(worker["volumeMounts"][0]["mountPath"]) for place in places)

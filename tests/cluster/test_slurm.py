@@ -16,18 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from mvl import runs, studies
+from mvl import studies
+from tests.cluster.four_runs import STUDY, assert_same_as_inline
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 LIMIT_S = float(os.environ.get("MVL_SLURM_TEST_S", "3600"))
-STUDY = """title: Four small runs
-tasks: [phantoms]
-grid:
-  - {name: main, systems: [vit_baseline], fractions: [0.3], folds: [0, 1], seeds: [0, 1]}
-data: {img_size: [24, 24, 24]}
-model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, dropout_rate: 0.0}
-train: {train_epochs: 2, batch_size: 4, lr: 0.002}
-"""
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(shutil.which("srun") is None, reason="no Slurm here: apt-get install slurm-wlm slurmctld slurmd munge"),
@@ -66,16 +59,11 @@ def cancel_one(engine: subprocess.Popen[bytes], study: str, results: Path) -> st
 
 def test_a_cancelled_job_is_sent_again_and_the_study_ends_with_the_same_bytes(cluster: Path, tmp_path: Path) -> None:
     (tmp_path / "four.yaml").write_text(STUDY)
-    study, inline, queued = str(tmp_path / "four.yaml"), tmp_path / "inline", tmp_path / "queued"
-    assert studies.run_study(study, inline, engine="inline") == 0
+    study, queued = str(tmp_path / "four.yaml"), tmp_path / "queued"
     words = [sys.executable, "-m", "mvl.cli", "study", "run", study, "--results-dir", str(queued), "--profile", "slurm", "--jobs", "4"]
     engine = subprocess.Popen(words)
     job = cancel_one(engine, study, queued)
     assert engine.wait(LIMIT_S) == 0
-    logs = [path.read_text() for path in (queued / "four" / "logs").rglob("*.log")]
-    assert len(logs) == 4 and sum("going on from here" in text for text in logs) == 1, "only the cancelled run went on from a checkpoint"
-    for config in studies.study_runs(study):
-        ours, theirs = (runs.read_status(runs.run_dir(folder, config))["files"] for folder in (queued, inline))
-        assert {n: h for n, h in ours.items() if n != "environment.json"} == {n: h for n, h in theirs.items() if n != "environment.json"}
+    assert_same_as_inline(study, queued, tmp_path / "inline")
     completed = (cluster / "log" / "jobcomp.txt").read_text()
     assert f"JobId={job} " in completed and "JobState=CANCELLED" in completed and completed.count("JobState=COMPLETED") == 4

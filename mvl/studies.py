@@ -205,7 +205,8 @@ def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None) ->
     try:
         train_run(config, results_dir, data_dir)
     except Exception as error:
-        print(f"{runs.run_name(config)} failed: {error}", file=sys.stderr)
+        if not is_held(runs.run_dir(results_dir, config)):  # else another machine took it meanwhile
+            print(f"{runs.run_name(config)} failed: {error}", file=sys.stderr)
 
 
 def _run_inline(name: str, results_dir: Path, data_dir: Path | None) -> int:

@@ -157,12 +157,13 @@ def brief(entry: Entry) -> str:
     """The first difference behind a verdict in a few words: value, interval and pairs of runs; why, where there is none."""
     if entry.verdict is None or not entry.verdict.numbers:
         return "" if entry.verdict is None or entry.word == WORDS[-1] else entry.verdict.sentence.split(". ")[0]
-    parts = [_short(found) for found in entry.verdict.numbers]
+    parts = [short(found) for found in entry.verdict.numbers]
     more = len(parts) - 1
     return parts[0] + (f"; and {more} more" if more else "")
 
 
-def _short(found: Found) -> str:
+def short(found: Found) -> str:
+    """A difference in a few words: value, interval and pairs of runs."""
     if not found.n_runs:
         return f"0 of {found.n_planned} pair{'s' * (found.n_planned != 1)}" if found.n_planned else "not planned"
     scale, unit, digits = UNITS[found.metric]

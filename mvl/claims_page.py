@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mvl import claims, report
 from mvl.claims import PAPERS, Entry
-from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, UNTESTABLE, within
+from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, UNTESTABLE, Verdict, number, within
 from mvl.style import INK, VERDICTS, finish, styled, title
 
 FILE = "claims.svg"
@@ -67,9 +67,16 @@ def summary(entries: Sequence[Entry]) -> str:
 
 
 def headline(entries: Sequence[Entry]) -> str:
-    """A Markdown line for each main claim: the claim, the verdict's word, and the sentence behind it."""
-    rows = [(e, e.verdict.sentence.rpartition(". Study")[0]) for e in entries if e.claim.main and e.verdict]
-    return "\n".join(f"- *{PAPERS[e.claim.paper].split(',')[0]}: {e.claim.short}.* **{e.word[:1].upper()}{e.word[1:]}.** {why}." for e, why in rows)
+    """A Markdown table of the main claims: claim, verdict, and each difference behind it with interval, n and what it means."""
+    rows = [f"| {PAPERS[e.claim.paper].split(',')[0]}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e.verdict))} |"
+            for e in entries if e.claim.main and e.verdict]
+    return "\n".join(["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]) if rows else ""
+
+
+def differences(verdict: Verdict) -> list[str]:
+    """Each difference behind a verdict with its interval and n, and what it means."""
+    return [f"{found.words}: {claims.short(found)}, {found.n_cases} case pairs: {part.removeprefix(number(found)).lstrip(': ')}"
+            for found, part in zip(verdict.numbers, verdict.parts)]
 
 
 def table(entries: Sequence[Entry], shown: Sequence[str]) -> str:

@@ -20,7 +20,8 @@ FOUND = Found("A minus B", "dice", 3, ("Task04_Hippocampus/vit_baseline/fraction
 
 
 def entry(word=WORDS[0], claim=LEDGER[0]):
-    return Entry(claim, "hippocampus", Verdict(word, "The sentence. Study `hippocampus`; a limit.", (FOUND,), 2, FOUND.runs, FOUND.missing))
+    verdict = Verdict(word, "The sentence. Study `hippocampus`; a limit.", (FOUND,), 2, FOUND.runs, FOUND.missing, ("a reason",))
+    return Entry(claim, "hippocampus", verdict)
 
 
 def test_every_word_has_a_meaning_an_ink_and_a_marker_of_its_own():
@@ -51,8 +52,9 @@ def test_a_claims_section_has_numbers_rule_runs_and_holes():
 
 def test_the_landing_page_speaks_of_the_main_claims():
     entries = [entry(claim=claim) for claim in LEDGER]
-    lines = page.headline(entries).splitlines()
-    assert len(lines) == 5 and all("** The sentence." in line and ".* **Reproduced." in line for line in lines)
+    lines = page.headline(entries).splitlines()[2:]
+    says = "+5.0 [+4.0, +6.0] Dice points, 2 of 3 pairs, 8 case pairs: a reason |"
+    assert len(lines) == 5 and all("| **reproduced** | " in line and says in line for line in lines)
     assert page.summary(entries) == f"{len(LEDGER)} claims: {len(LEDGER)} reproduced."
 
 

@@ -54,12 +54,16 @@ if workflow.is_main_process:
 
 
 rule all_runs:
+    message:
+        f"all runs of {STUDY}"
     input:
         [stamp(name) for name in RUNS],
     default_target: True
 
 
 rule train:
+    message:
+        "{wildcards.run}: threads {threads}, {resources.mem_mb} MB, at most {resources.runtime} minutes"
     output:
         touch(str(HOME / ".graph" / "{run}.done")),
     log:

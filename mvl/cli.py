@@ -214,6 +214,7 @@ def add_study(commands: Any) -> None:
     command.add_argument("--jobs", type=whole(1, 4096), default=2, metavar="N", help="runs at a time, one thread each (default: 2)")
     command.add_argument("--engine", choices=("snakemake", "inline"), default="snakemake", help="inline: one after another in this process")
     command.add_argument("--profile", default="local", metavar="P", help="folder of workflow/profiles: local, slurm, kubernetes (default: local)")
+    command.add_argument("--dry-run", action="store_true", help="list the runs that would start and what each asks for; train nothing")
     status = add(actions, "status", do.study_status, results_dir, as_json)
     status.add_argument("--complete", action="store_true", help="exit 1 unless every run is done")
     trials = add(actions, "tune", do.study_tune, results_dir, data_dir)

@@ -114,9 +114,11 @@ def predict(args: argparse.Namespace) -> int:
 
 def study_run(args: argparse.Namespace) -> int:
     """`mvl study run S`: the runs that are not done yet, then the tables."""
-    from mvl.studies import run_study
+    from mvl.studies import dry_run, run_study
     from mvl.tables import collect
 
+    if args.dry_run:
+        return dry_run(args.study, args.results_dir, args.data_dir, args.jobs, args.profile)
     code = run_study(args.study, args.results_dir, args.data_dir, jobs=args.jobs, engine=args.engine, profile=args.profile)
     if code < 128:
         print(collect(args.study, args.results_dir))

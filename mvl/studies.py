@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import itertools
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl import runs
-from mvl.config import ROOT, Config, ConfigError, did_you_mean, load_config, named
+from mvl.config import ROOT, Config, ConfigError, did_you_mean, load_config, named, read_yaml
 
 WAIT_S = 5.0
 "Seconds between two looks at runs that other processes hold."
@@ -224,18 +225,41 @@ def _run_inline(name: str, results_dir: Path, data_dir: Path | None) -> int:
     return 0
 
 
-def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str) -> list[str]:
-    """The Snakemake call that runs a study's graph up to its runs."""
+def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str, dry: bool = False) -> list[str]:
+    """The Snakemake call that runs a study's graph up to its runs, or only lists them."""
     study = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
     settings = [f"study={study}", f"results_dir={Path(results_dir).resolve()}"]
     many = "--cores" if profile == "local" else "--jobs"
     settings += [f"data_dir={Path(data_dir).resolve()}"] if data_dir else []
-    return [sys.executable, "-m", "snakemake", "all_runs", "--snakefile", str(ROOT / "Snakefile"), "--quiet", "all", many, str(jobs),
+    shown = ("--dry-run", "--quiet", "progress", "reason", "host") if dry else ("--quiet", "all")
+    return [sys.executable, "-m", "snakemake", "all_runs", "--snakefile", str(ROOT / "Snakefile"), *shown, many, str(jobs),
             "--directory", str(Path(results_dir).resolve() / Path(name).stem), "--profile", str(ROOT / "workflow" / "profiles" / profile),
             "--config", *settings]
 
 
-def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str) -> int:
+def check_profile(profile: str) -> None:
+    """Nothing when the profile is there and its executor installed.
+
+    Raises:
+        ConfigError: it is not; the message says which there are, or what to install.
+    """
+    path = ROOT / "workflow" / "profiles" / profile / "config.yaml"
+    if not path.is_file():
+        there = sorted(other.parent.name for other in path.parents[1].glob("*/config.yaml"))
+        raise ConfigError(f"there is no profile {profile!r} in {path.parents[1]}: it is one of {', '.join(there)}")
+    executor = read_yaml(path).get("executor", "local")
+    plugin = f"snakemake-executor-plugin-{executor}"
+    if executor != "local" and importlib.util.find_spec(plugin.replace("-", "_")) is None:
+        raise ConfigError(f"profile {profile!r} needs {plugin}; install it as the head of {path} says")
+
+
+def dry_run(name: str, results_dir: Path, data_dir: Path | None = None, jobs: int = 2, profile: str = "local") -> int:
+    """Print the runs that `run_study` would start and what each asks for; nothing is trained. 0 when the graph can be read."""
+    return _run_snakemake(name, results_dir, data_dir, jobs, profile, dry=True)
+
+
+def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str, dry: bool = False) -> int:
+    check_profile(profile)
     log = Path(results_dir) / Path(name).stem / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if profile != "local":
@@ -244,9 +268,11 @@ def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: in
         write_needs(name, log.parent / "needs.json")
     found = (ROOT / "workflow" / "profiles" / profile, Path(sys.executable).parent, os.environ.get("PATH", ""))
     environment = {**os.environ, "PATH": os.pathsep.join(map(str, found))}
+    command = snakemake_command(name, results_dir, data_dir, jobs, profile, dry)
+    if dry:
+        return subprocess.call(command, env=environment)
     with open(log, "ab") as out:
-        engine = subprocess.Popen(snakemake_command(name, results_dir, data_dir, jobs, profile), stdout=out, stderr=out, env=environment,
-                                  start_new_session=True)
+        engine = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
         code = _watch(engine, lambda: progress_line(study_status(name, results_dir), jobs))
     if code and code < 128 and missing_runs(name, results_dir):
         print(f"[{name}] Snakemake ended with {code}; its log is {log}", file=sys.stderr)

@@ -162,3 +162,22 @@ def test_a_studys_data_are_fetched_where_they_are_absent(tmp_path: Path, monkeyp
     assert fetched == ["Task04_Hippocampus"]
     studies.ensure_data("quick", tmp_path)
     assert fetched == ["Task04_Hippocampus"] and (tmp_path / "phantoms" / "dataset.json").is_file()
+
+
+def test_a_profile_that_cannot_run_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    studies.check_profile("local")
+    with pytest.raises(ConfigError, match=r"no profile 'slrum' in .*: it is one of kubernetes, local, slurm"):
+        studies.check_profile("slrum")
+    monkeypatch.setattr(studies.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"'kubernetes' needs snakemake-executor-plugin-cluster-generic; install it as the head of .*config.yaml"):
+        studies.check_profile("kubernetes")
+
+
+def test_a_dry_run_lists_each_run_with_what_it_asks_for_and_trains_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pretend_done(runs.run_dir(tmp_path, studies.study_runs("quick")[0]))
+    assert studies.dry_run("quick", tmp_path) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("Job ")]
+    names = [runs.run_name(config) for config in studies.study_runs("quick")]
+    assert len(lines) == len(names) and not any(names[0] in line for line in lines), "a line for each but the one that is done, and the study's own"
+    assert all(any(f"{name}: threads 1, " in line for line in lines) for name in names[1:])
+    assert len(list((tmp_path / "quick" / "runs").glob("*/*/*"))) == 1

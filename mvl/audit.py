@@ -18,6 +18,7 @@ from mvl.audit_clone import CHECKS, which_paper
 from mvl.audit_measures import MEASURES
 from mvl.config import ROOT, Config, load_config
 from mvl.evaluate import CASE_COLUMNS, mean
+from mvl.report import run_address
 from mvl.tables import read_rows, run_state
 
 FINDINGS = ROOT / "data" / "audit.toml"
@@ -143,8 +144,8 @@ def worth(results_dir: Path) -> pd.DataFrame:
 
 
 def _row(arm: Arm, rows: Sequence[dict[str, Any]], watched: Sequence[float], cases: pd.DataFrame) -> dict[str, Any]:
-    row: dict[str, Any] = {"system": arm.system, "fault": arm.fault, "reported_on": arm.reported, "reference": arm.reference, "done": len(watched),
-                           "planned": len(FOLDS)}
+    row: dict[str, Any] = {"system": arm.system, "study": arm.study, "fault": arm.fault, "reported_on": arm.reported, "reference": arm.reference,
+                           "done": len(watched), "planned": len(FOLDS)}
     values = [mean(watched), *(mean([r[m] for r in rows]) for m in ("dice_resized", "dice"))] if rows else [math.nan] * 3
     row |= dict(zip(("reported", "resized", "dice"), values)) | {"gap": values[0] - values[1]}
     row |= dict.fromkeys(("difference", "low", "high", "p"), math.nan) | {"n_cases": 0, "n_runs": 0}
@@ -164,10 +165,22 @@ def worth_table(results_dir: Path) -> str:
     """`worth` as Markdown, Dice in hundredths for the differences."""
     head = ("| fault switched on | runs | Dice it reports | Dice on test cases | reports too much, points | test Dice, scan's own grid "
             "| difference, points [95 % interval] |")
-    return "\n".join([head, "|---|---:|---|---:|---:|---:|---|", *(_line(row) for row in worth(results_dir).to_dict("records"))])
+    return "\n".join([head, "|---|---:|---|---:|---:|---:|---|", *(_line(row, results_dir) for row in worth(results_dir).to_dict("records"))])
 
 
-def _line(row: dict[str, Any]) -> str:
+def answer(results_dir: Path) -> str:
+    """Which fault flatters a report most and which costs the network most, in a sentence; nothing while runs are missing."""
+    rows = worth(results_dir)
+    faults = rows[~rows["fault"].str.startswith("none")]
+    if (rows["done"] < rows["planned"]).any():
+        return ""
+    flatters, costs = (faults.loc[index] for index in (faults["gap"].idxmax(), faults["difference"].idxmin()))
+    return (f"**In short.** What flatters a report most is *{flatters['fault']}*: it reads {100 * flatters['gap']:+.1f} points above the same "
+            f"network's Dice on test cases. What costs the network most is *{costs['fault']}*: {100 * costs['difference']:+.1f} points on test cases "
+            f"[{100 * costs['low']:+.1f}, {100 * costs['high']:+.1f}] (p = {costs['p']:.2g}).")
+
+
+def _line(row: dict[str, Any], results_dir: Path) -> str:
     number = lambda value, form: format(value, form) if math.isfinite(value) else "–"
     points = lambda value: number(100 * value, "+.2f")
     difference = "" if row["reference"] == row["system"] else "not yet recorded"
@@ -175,7 +188,11 @@ def _line(row: dict[str, Any]) -> str:
         p = f"p = {row['p']:.2g}" if math.isfinite(row["p"]) else "one fold, no p"
         difference = (f"{points(row['difference'])} [{points(row['low'])}, {points(row['high'])}] to `{row['reference']}`; "
                       f"n = {row['n_cases']} cases of {row['n_runs']} folds, {p}")
-    return (f"| {row['fault']} (`{row['system']}`) | {row['done']} of {row['planned']} | {number(row['reported'], '.4f')} on {row['reported_on']} "
+    done = f"{row['done']} of {row['planned']}"
+    if row["done"]:
+        place = f"{row['study']}/runs/{TASK}/{row['system']}#fraction-1.0"
+        done = f"[{done}]({run_address(results_dir, place)})"
+    return (f"| {row['fault']} (`{row['system']}`) | {done} | {number(row['reported'], '.4f')} on {row['reported_on']} "
             f"| {number(row['resized'], '.4f')} | {points(row['gap'])} | {number(row['dice'], '.4f')} | {difference} |")
 
 
@@ -196,8 +213,9 @@ def facts(studies: Sequence[str], results_dir: Path, repository: str) -> dict[st
     page = lambda paper: "\n".join(finding_page(f).replace("REPOSITORY", repository) for f in found if f.paper == paper)
     table = worth_table(results_dir) if "hippocampus" in studies else "The study `audit` is on scans: its table is in the published book."
     numbers = {kind: sum(finding.known == kind for finding in found) for kind in KNOWN}
-    return {"audit_worth": table, "audit_pages": {paper: page(paper) for paper in papers}, "audit_papers": papers, "audit_count": len(found),
-            "audit_known": numbers}
+    short = answer(results_dir) if "hippocampus" in studies else ""
+    return {"audit_worth": table, "audit_answer": short, "audit_pages": {paper: page(paper) for paper in papers}, "audit_papers": papers,
+            "audit_count": len(found), "audit_known": numbers}
 
 
 def check_clone(clone: Path) -> list[dict[str, Any]]:

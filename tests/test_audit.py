@@ -75,9 +75,20 @@ def test_the_table_is_computed_from_the_records(tmp_path: Path) -> None:
     leak, loss = rows.loc["audit_leak"], rows.loc["audit_loss"]
     assert leak["gap"] == pytest.approx(0.15) and leak["difference"] == pytest.approx(-0.04) and (leak["n_cases"], leak["n_runs"]) == (9, 3)
     assert leak["dice"] == pytest.approx(0.76) and leak["resized"] == pytest.approx(0.75)
+    assert audit.answer(tmp_path) == "", "nothing is said while runs are missing"
     assert loss["difference"] == pytest.approx(-0.10) and loss["done"] == 1 and math.isnan(loss["p"])
     table = audit.worth_table(tmp_path)
     assert "-4.00 [-4.00, -4.00] to `audit_control`; n = 9 cases of 3 folds" in table and "one fold, no p" in table and "1 of 3" in table
+
+
+def test_the_answer_names_the_worst_of_the_faults(tmp_path: Path) -> None:
+    for one in audit.ARMS:
+        dice, says = {"audit_leak": (0.80, 0.95), "audit_planes": (0.60, 0.60), audit.CONTROL: (0.80, 0.99)}.get(one.system, (0.80, 0.81))
+        for fold in range(3):
+            record(tmp_path, one, fold, dice, says)
+    text = audit.answer(tmp_path)
+    assert "*copies on both sides of the split*: it reads +15.0 points" in text
+    assert "*label turned in another plane*: -20.0 points on test cases [-20.0, -20.0]" in text
 
 
 def test_a_clean_arm_with_other_settings_is_a_hole(tmp_path: Path) -> None:

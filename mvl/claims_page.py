@@ -74,9 +74,13 @@ def headline(entries: Sequence[Entry]) -> str:
 
 
 def differences(verdict: Verdict) -> list[str]:
-    """Each difference behind a verdict with its interval and n, and what it means."""
-    return [f"{found.words}: {claims.short(found)}, {found.n_cases} case pairs: {part.removeprefix(number(found)).lstrip(': ')}"
-            for found, part in zip(verdict.numbers, verdict.parts)]
+    """Each difference behind a verdict: its interval, what it is of, what it means, and n."""
+    lines = []
+    for found, part in zip(verdict.numbers, verdict.parts):
+        value, _, pairs = claims.short(found).rpartition(", ")
+        means = part.removeprefix(number(found)).lstrip(": ")
+        lines.append(f"**{value or 'no run'}**, {found.words}: {means} ({pairs}, {found.n_cases} case pairs)")
+    return lines
 
 
 def table(entries: Sequence[Entry], shown: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ def test_a_claims_section_has_numbers_rule_runs_and_holes():
 def test_the_landing_page_speaks_of_the_main_claims():
     entries = [entry(claim=claim) for claim in LEDGER]
     lines = page.headline(entries).splitlines()[2:]
-    says = "+5.0 [+4.0, +6.0] Dice points, 2 of 3 pairs, 8 case pairs: a reason |"
+    says = "**+5.0 [+4.0, +6.0] Dice points**, A minus B: a reason (2 of 3 pairs, 8 case pairs) |"
     assert len(lines) == 5 and all("| **reproduced** | " in line and says in line for line in lines)
     assert page.summary(entries) == f"{len(LEDGER)} claims: {len(LEDGER)} reproduced."
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mvl import runs
+from mvl.book import PUBLISHED
 from mvl.config import ROOT
 from mvl.datasets.tasks import MADE, find_task
 from mvl.tables import TableError, read_rows, read_runs, summary
@@ -43,12 +44,13 @@ def paper_dice(reported: list[dict[str, str]], system: str, fraction: float) -> 
 
 
 def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results") -> str:
-    """Markdown of every recorded study, each with its table: scans and pictures beside the papers' numbers, generated data last, beside none.
+    """Markdown of every recorded study, each with its table: the book's first, beside the papers' numbers; generated data last, beside none.
 
     Every row is an arm (system, fraction) with n, how many of the planned runs are done, and a link to them under `link`.
     """
     reported = read_rows(Path(paper_csv), PAPER_COLUMNS)
-    studies = [path.parent.name for path in sorted(Path(records_dir).glob("*/runs.csv"))]
+    names = [path.parent.name for path in sorted(Path(records_dir).glob("*/runs.csv"))]
+    studies = sorted(names, key=lambda name: (*PUBLISHED, name).index(name))
     real = [study_block(study, Path(records_dir), reported, link, made=False) for study in studies]
     made = [study_block(study, Path(records_dir), reported, link, made=True) for study in studies]
     blocks = [block for block in real if block] or ["No run on scans is recorded yet."]

@@ -1,4 +1,4 @@
-"""What twice the training changes: the main arms at twice the epochs (study `longer`), beside the runs of the same fold and seed at the study's own."""
+"""What twice the training changes: the main arms at twice the epochs (study `longer`) beside `hippocampus`, on the same fold and seed."""
 
 from __future__ import annotations
 
@@ -38,6 +38,5 @@ def table(chapter: Chapter) -> str:
     cases, folds = int(both.groupby("system")["n_test"].sum().max()), ", ".join(map(str, sorted(set(both["fold"]))))
     holes = f"; {missing} planned runs are missing" if missing else ""
     head = f"| system | {short} epochs | {long} epochs | change, points | minus ViT-Baseline at {short} | at {long} |"
-    return "\n".join([
-        f"**Twice the training.** Mean test Dice over {cases} cases of fold {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim.",
-        "", head, "|---|---:|---:|---:|---:|---:|", *lines])
+    words = f"Mean test Dice over {cases} cases of fold {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
+    return "\n".join([f"**Twice the training.** {words}", "", head, "|---|---:|---:|---:|---:|---:|", *lines])

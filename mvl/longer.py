@@ -38,5 +38,5 @@ def table(chapter: Chapter) -> str:
     cases, folds = int(both.groupby("system")["n_test"].sum().max()), ", ".join(map(str, sorted(set(both["fold"]))))
     holes = f"; {missing} planned runs are missing" if missing else ""
     head = f"| system | {short} epochs | {long} epochs | change, points | minus ViT-Baseline at {short} | at {long} |"
-    words = f"Mean test Dice over {cases} cases of fold {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
-    return "\n".join([f"**Twice the training.** {words}", "", head, "|---|---:|---:|---:|---:|---:|", *lines])
+    what = f"Mean test Dice over {cases} cases of fold {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
+    return "\n".join([f"**Twice the training.** {what}", "", head, "|---|---:|---:|---:|---:|---:|", *lines])

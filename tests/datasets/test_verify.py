@@ -74,7 +74,7 @@ def test_every_bit_flip_hole_and_truncation_is_found(toy):
     (b"hello, this is text", "neither gzip nor NIfTI"),
     (gzip.compress(b"short"), "a NIfTI-1 header needs 352"),
     (gzip.compress(b"x" * 500), "not a NIfTI-1 header"),
-], ids=["empty", "pointer", "page", "text", "short", "no header"])  # the bytes hold the time at which gzip wrote them: two workers could name them apart
+], ids=["empty", "pointer", "page", "text", "short", "no header"])  # gzip writes the time: two workers named these cases apart
 def test_files_that_are_no_scans(toy, data, fault):
     task, root, image, _ = unhashed(toy)
     image.write_bytes(data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ QUERY_BLOCK = 512
 "Queries per attention call on a CPU: PyTorch 2.13's fused CPU kernel is about 5 % faster below 768 queries."
 
 RECOMPUTE_FROM = 2048
-"Tokens from which an MLP's hidden layer is computed again in the backward pass, not kept: less memory, a little more time."
+"Tokens from which all of a block but attention is computed again in the backward pass, not kept: less memory, a little more time."
 
 
 def patchify(image: Image, patch_size: tuple[int, ...]) -> Tokens:
@@ -45,12 +46,10 @@ def unpatchify(tokens: Tokens, img_size: tuple[int, ...], patch_size: tuple[int,
     return patches.permute(0, 1 + dims, *order).reshape(tokens.shape[0], -1, *img_size)
 
 
-def attention(query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], value: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T d"]:
+def attention(query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], value: Float[Tensor, "B H S d"]) -> list[Float[Tensor, "B H t d"]]:
     """Softmax attention; on a CPU long sequences are cut into blocks of queries, which changes nothing but the time."""
-    if query.device.type != "cpu" or query.shape[2] <= QUERY_BLOCK:
-        return functional.scaled_dot_product_attention(query, key, value)
-    blocks = [functional.scaled_dot_product_attention(q, key, value) for q in query.split(QUERY_BLOCK, dim=2)]
-    return torch.cat(blocks, dim=2)
+    size = QUERY_BLOCK if query.device.type == "cpu" else query.shape[2]
+    return [functional.scaled_dot_product_attention(q, key, value) for q in query.split(size, dim=2)]
 
 
 class ViTBlock(nn.Module):
@@ -67,12 +66,13 @@ class ViTBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(hidden_size, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_size))
         self.drop = nn.Dropout(dropout_rate)
 
-    def attend(self, tokens: Tokens) -> Tokens:
-        """Multi-head self-attention of normalised tokens."""
-        batch, length, width = tokens.shape
-        heads = self.qkv(tokens).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-        mixed = attention(*heads.unbind(0))
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+    def split(self, tokens: Tokens) -> Float[Tensor, "3 B H T d"]:
+        """Queries, keys and values of the normalised tokens."""
+        return self.qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+
+    def merge(self, *blocks: Float[Tensor, "B H t d"]) -> Tokens:
+        """The heads' outputs, block after block of queries, as tokens."""
+        return self.out(torch.cat(blocks, dim=2).transpose(1, 2).flatten(2))
 
     def feed(self, tokens: Tokens) -> Tokens:
         """The MLP on normalised tokens."""
@@ -80,14 +80,11 @@ class ViTBlock(nn.Module):
 
     def forward(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tokens:
         """Tokens after attention and MLP; `blend(normalised tokens, attended)` may put something else in attention's place."""
-        normed = self.norm1(tokens)
-        attended = self.attend(normed)
-        tokens = tokens + self.drop(attended if blend is None else blend(normed, attended))
-        if self.training and tokens.shape[1] >= RECOMPUTE_FROM:
-            fed = checkpoint(self.feed, tokens, use_reentrant=False, preserve_rng_state=False)
-        else:
-            fed = self.feed(tokens)
-        return tokens + self.drop(fed)
+        long = self.training and tokens.shape[1] >= RECOMPUTE_FROM
+        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if long else lambda step, *inputs: step(*inputs)
+        attended = run(self.merge, *attention(*run(self.split, tokens)))
+        tokens = tokens + self.drop(attended if blend is None else blend(self.norm1(tokens), attended))
+        return tokens + self.drop(run(self.feed, tokens))
 
 
 def deep_mlp(hidden_size: int, widths: tuple[int, ...], dropout_rate: float) -> nn.Sequential:

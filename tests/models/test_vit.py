@@ -27,7 +27,7 @@ def test_tokens_are_patches_in_row_major_order() -> None:
 def test_query_blocks_do_not_change_attention() -> None:
     q, k, v = torch.randn(3, 1, 2, QUERY_BLOCK + 70, 8, dtype=torch.float64)
     whole = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, dim=-1) @ v
-    assert torch.allclose(attention(q, k, v), whole, atol=1e-10)
+    assert torch.allclose(torch.cat(attention(q, k, v), dim=2), whole, atol=1e-10)
 
 
 @pytest.mark.parametrize(("size", "classes"), [((16, 24), 1), ((16, 8, 24), 3)])
@@ -51,7 +51,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-def test_recomputing_the_mlp_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputing_a_block_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients, image = [], torch.randn(1, 1, 16, 16, 16)
     for limit in (10**9, 1):
         monkeypatch.setattr(vit, "RECOMPUTE_FROM", limit)
@@ -60,6 +60,22 @@ def test_recomputing_the_mlp_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
         network(image).square().sum().backward()
         gradients.append([p.grad for p in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_a_long_block_keeps_what_attention_needs_and_its_two_inputs() -> None:
+    """Queries, keys, values and output of attention, the block's input and the MLP's: six widths a token, and a number a head for the softmax."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    block = vit.ViTBlock(64, 4, 256, 0.0).train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = block(torch.randn(1, vit.RECOMPUTE_FROM, 64, requires_grad=True))
+    own = {p.untyped_storage()._cdata for p in block.parameters()}
+    held = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+    assert out.requires_grad and held <= 4 * (6 * 64 + 8) * vit.RECOMPUTE_FROM
 
 
 def released(name: str) -> dict[str, int]:

@@ -137,12 +137,12 @@ def share_of_peak(config: Config, batch: int, repeats: int) -> dict[str, float]:
     return {"seconds": seconds, "gflop": work, "peak_gflops": peak, "share": work / seconds / peak, "peak_memory_mb": memory}
 
 
-def probe_system(name: str, img_size: list[int], batch: int) -> dict[str, float]:
-    """A system's training step at its own sizes but for `img_size`; a hub source is replaced by SmolLM2."""
+def probe_system(name: str, study: str | None, img_size: list[int], batch: int) -> dict[str, float]:
+    """A system's training step at its own sizes, or a study's, but for `img_size`; a hub source is replaced by SmolLM2."""
     from mvl.models.llm_sources import SOURCES
     from mvl.systems import system_config
 
-    config = system_config(name)
+    config = system_config(name, study)
     block = config.model.token_block
     block = block if block.source in SOURCES else replace(block, source=TokenBlockConfig().source)
     config = replace(config, data=replace(config.data, img_size=tuple(img_size)), model=replace(config.model, token_block=block))

@@ -242,6 +242,7 @@ def add_shown(commands: Any) -> None:
                        ("overhead", "processor time of a run with and without its checks, locks and checkpoints")):
         which.add_argument(f"--{part}", dest="part", action="store_const", const=part, help=f"measure {text}")
     command.add_argument("system", nargs="*", metavar="SYSTEM", help="measure a training step of these systems (`all`) in place of the bars")
+    command.add_argument("--study", metavar="S", help="measure them at this study's grid, batch and widths (default: their own)")
     command.add_argument("--record", action="store_true",
                          help="write what was measured: data/bench.json and the heads of the systems' YAML, data/loader.json or data/overhead.json")
     command.add_argument("--released", type=Path, metavar="CLONE", help="clone of MedVisionLlama's released code, measured beside ours")

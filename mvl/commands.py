@@ -254,10 +254,10 @@ def bench(args: argparse.Namespace) -> int:
     bar = lambda row: f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
 
     def ask() -> dict[str, Any]:
-        names = [name for name in table.system_names() if name not in table.NEVER_TRAINED] if args.system == ["all"] else args.system
-        found: dict[str, Any] = {"bars": [] if names else measure(args.released, tell), "systems": table.measure_systems(names, tell)}
+        names = table.measurable(args.study) if args.system == ["all"] or (args.study and not args.system) else args.system
+        found: dict[str, Any] = {"bars": [] if names else measure(args.released, tell), "systems": table.measure_systems(names, args.study, tell)}
         if args.record:
-            table.record_bench(found["bars"], found["systems"])
+            table.record_bench(found["bars"], found["systems"], args.study)
         return found
 
     def show(found: dict[str, Any]) -> str:

@@ -165,9 +165,10 @@ def work_of(config: Config) -> Work:
 
 
 @cache
-def share_of_peak(system: str) -> float:
-    """Share of the matmul peak that `mvl bench` measured for a system; of one that it did not, the lowest of all."""
-    measured = systems.read_bench()["systems"]
+def share_of_peak(system: str, study: str) -> float:
+    """Share of the matmul peak that `mvl bench` measured for a system at the study's sizes, else at its own; of one that it did not, the lowest."""
+    bench = systems.read_bench()
+    measured = {**bench["systems"], **bench["studies"].get(study, {})}
     if not measured:
         raise PlanError(f"{systems.BENCH}: no system was measured; run `mvl bench all --record`")
     return measured[system]["share"] if system in measured else min(row["share"] for row in measured.values())
@@ -180,7 +181,7 @@ def seconds(config: Config, device: Device) -> float:
     if device.name != "cpu":
         return gflop / (GPU_SHARE * (device.bf16 if config.train.precision == "bf16" else device.fp32))
     turned = trained * math.prod(config.data.img_size) if config.data.augment and config.data.augmentation == "rotate_intensity" else 0
-    return gflop / (share_of_peak(config.system) * device.fp32) + CASE_S * (trained + seen) + AUGMENT_S * turned
+    return gflop / (share_of_peak(config.system, config.study) * device.fp32) + CASE_S * (trained + seen) + AUGMENT_S * turned
 
 
 def memory_mb(config: Config, device: Device) -> float:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mvl import runs
-from mvl.config import CONFIG_DIR, ROOT, Config, build, check, named, system_names
+from mvl.config import CONFIG_DIR, ROOT, Config, build, check, load_config, named, system_names
+from mvl.studies import study_runs
 
 BENCH = ROOT / "data" / "bench.json"
 "Cost of a training step of every system, written by `mvl bench --record`."
@@ -31,8 +32,14 @@ SIZE_3D = (64, 64, 64)
 "Grid of the bench for 3-D systems; 2-D ones are measured at their own."
 
 
-def system_config(name: str) -> Config:
-    """The config of a system at its own defaults, the released sizes: no study has changed it."""
+def system_config(name: str, study: str | None = None) -> Config:
+    """The config of a system at its own defaults, the released sizes, or on the first task of a study, with what the study changes.
+
+    Raises:
+        ConfigError: unknown system or study.
+    """
+    if study:
+        return load_config(study, named("studies", study)["tasks"][0], name)
     parts = {key: value for key, value in named("systems", name).items() if key in ("data", "model", "train")}
     return check(build(Config, {"study": "defaults", "system": name, **parts}, f"systems/{name}.yaml"))
 
@@ -94,31 +101,44 @@ def measured_size(config: Config) -> tuple[int, ...]:
     return SIZE_3D if len(config.data.img_size) == 3 else config.data.img_size
 
 
-def measure_systems(names: list[str], progress: Callable[[str], None] = lambda text: None) -> dict[str, dict[str, Any]]:
-    """A training step of each system in a process of its own, one thread: parameters, seconds, peak memory, GFLOP counted, share of peak."""
+def measurable(study: str | None = None) -> list[str]:
+    """Systems that `mvl bench all` measures: those of a study, or all that are ever trained."""
+    return list(dict.fromkeys(run.system for run in study_runs(study))) if study else [name for name in system_names() if name not in NEVER_TRAINED]
+
+
+def measure_systems(names: list[str], study: str | None = None, progress: Callable[[str], None] = lambda text: None) -> dict[str, dict[str, Any]]:
+    """A training step of each system in a process of its own, one thread: parameters, seconds, peak memory, GFLOP counted, share of peak.
+
+    With `study`, grid, batch and widths are that study's, and the parameters are left out.
+    """
     from mvl.bench import child
 
     out: dict[str, dict[str, Any]] = {}
     for name in names:
-        size, row = measured_size(system_config(name)), describe_system(name)
-        out[name] = {"img_size": list(size), "batch_size": BATCH[len(size)], **{key: row[key] for key in COUNTS},
-                     **child("system", name, list(size), BATCH[len(size)])}
+        config = system_config(name, study)
+        size = config.data.img_size if study else measured_size(config)
+        batch = config.train.batch_size if study else BATCH[len(size)]
+        counts = {} if study else {key: describe_system(name)[key] for key in COUNTS}
+        out[name] = {"img_size": list(size), "batch_size": batch, **counts, **child("system", name, study, list(size), batch)}
         progress(f"{name}: {cost(out[name])}, {out[name]['share']:.2f} of the matmul peak")
     return out
 
 
-def record_bench(rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> None:
-    """Write `data/bench.json` (systems that were not measured keep their row) and the head of every system's YAML."""
+def record_bench(rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]], study: str | None = None) -> None:
+    """Write `data/bench.json` (what was not measured keeps its row) and the head of every system's YAML."""
     old = read_bench()
-    systems = {name: measured.get(name) or old["systems"].get(name) for name in system_names()}
-    runs.write_json(BENCH, {"environment": runs.environment(), "bars": rows or old["bars"], "systems": {n: s for n, s in systems.items() if s}})
+    if study:
+        old["studies"][study] = {**old["studies"].get(study, {}), **measured}
+    systems = {name: (not study and measured.get(name)) or old["systems"].get(name) for name in system_names()}
+    runs.write_json(BENCH, {"environment": runs.environment(), "bars": rows or old["bars"], "systems": {n: s for n, s in systems.items() if s},
+                            "studies": old["studies"]})
     for name in system_names():
         write_header(name)
 
 
 def read_bench() -> dict[str, Any]:
     """`data/bench.json`, or the same with nothing in it."""
-    return json.loads(BENCH.read_text()) if BENCH.is_file() else {"environment": {}, "bars": [], "systems": {}}
+    return {"environment": {}, "bars": [], "systems": {}, "studies": {}} | (json.loads(BENCH.read_text()) if BENCH.is_file() else {})
 
 
 def cost(row: dict[str, Any] | None) -> str:

@@ -48,6 +48,17 @@ def test_the_prediction_is_within_a_quarter_of_the_recorded_runs(study: str) -> 
         assert plan.memory_mb(config, cpu) == pytest.approx(mean("peak_memory_mb"), rel=0.25), system
 
 
+def test_a_step_measured_at_the_studys_sizes_goes_before_the_systems_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(systems, "BENCH", tmp_path / "bench.json")
+    monkeypatch.setattr(systems, "write_header", lambda name: None)
+    plan.share_of_peak.cache_clear()
+    systems.record_bench([], {"unet": {"share": 0.8}, "unetr": {"share": 1.1}})
+    systems.record_bench([], {"unetr": {"share": 0.3}}, "hippocampus")
+    assert [plan.share_of_peak("unetr", study) for study in ("hippocampus", "paper")] == [0.3, 1.1]
+    assert plan.share_of_peak("unet", "hippocampus") == 0.8 and plan.share_of_peak("vit_depth", "paper") == 0.8
+    plan.share_of_peak.cache_clear()
+
+
 def test_cases_are_those_of_the_committed_split() -> None:
     split = json.loads((ROOT / "data" / "splits" / "Task04_Hippocampus.json").read_text())
     fold, blocks = split["folds"][0], [len(block) for block in split["blocks"]]

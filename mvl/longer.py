@@ -39,4 +39,13 @@ def table(chapter: Chapter) -> str:
     holes = f"; {missing} planned runs are missing" if missing else ""
     head = f"| system | {short} epochs | {long} epochs | change, points | minus ViT-Baseline at {short} | at {long} |"
     what = f"Mean test Dice over {cases} cases of fold {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
-    return "\n".join([f"**Twice the training.** {what}", "", head, "|---|---:|---:|---:|---:|---:|", *lines])
+    return "\n".join([f"**Twice the training.** {what}", "", head, "|---|---:|---:|---:|---:|---:|", *lines, "", seed_spread(chapter, short)])
+
+
+def seed_spread(chapter: Chapter, epochs: int) -> str:
+    """How far two runs of one arm and fold lie apart that differ in the seed alone: the scale on which to read one run."""
+    seeds = chapter.done[chapter.done["fraction"] == 1].groupby(["task", "system", "fold"])["dice"].agg(["min", "max", "size"])
+    apart = 100 * (seeds["max"] - seeds["min"])[seeds["size"] > 1]
+    if apart.empty:
+        return ""
+    return f"At {epochs} epochs, runs of one arm and fold that differ in the seed alone are {apart.mean():.2f} points apart, at most {apart.max():.2f}."

@@ -27,6 +27,8 @@ from mvl.config import ROOT, Config, build, merge, read_yaml, to_dict
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 "What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
 PACKAGES = ("torch", "numpy", "monai", "transformers", "peft", "accelerate", "safetensors", "nibabel", "scipy", "pandas")
+STALE_S = 3600
+"Age from which a temporary file is no live writer's: a write takes seconds."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 "Error numbers of a full disk and of a spent quota."
 
@@ -83,6 +85,8 @@ def sha256_file(path: Path) -> str:
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `data` under `path` so that the file is, at any moment and after a power cut, either the old one or the whole new one.
 
+    What writers of `path` that were killed more than an hour ago left beside it is removed.
+
     Raises:
         OSError: e.g. no space; the old file is kept and the temporary one removed. The message names `path`.
     """
@@ -96,6 +100,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+        sweep(path.parent, path.name, STALE_S)
     except OSError as error:
         what = remedy(error, path, len(data), temporary.exists())
         raise OSError(error.errno, f"could not write {path}: {error.strerror} ({what})") from error
@@ -122,12 +127,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path, name: str = "*") -> int:
-    """Remove temporary files that killed writers of `name` left in `folder`; call it under the folder's lock. Returns how many."""
-    stale = list(Path(folder).glob(f".{name}.*.tmp"))
-    for path in stale:
-        path.unlink(missing_ok=True)
-    return len(stale)
+def sweep(folder: Path, name: str = "*", older_s: int = 0) -> int:
+    """Remove temporary files that killed writers of `name` left in `folder`; without an age, call it under the folder's lock. Returns how many."""
+    before, removed = time.time() - older_s, 0
+    for path in Path(folder).glob(f".{name}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if not older_s or path.stat().st_mtime < before:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 def write_json(path: Path, value: Any) -> None:

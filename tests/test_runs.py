@@ -56,6 +56,16 @@ def test_a_writer_killed_at_any_moment_leaves_one_whole_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_write_removes_what_an_old_killed_writer_of_that_file_left(tmp_path):
+    old, young, other = (tmp_path / name for name in (".cases.csv.1-a.tmp", ".cases.csv.2-b.tmp", ".history.csv.3-c.tmp"))
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    atomic_write(tmp_path / "cases.csv", "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["cases.csv", young.name, other.name])
+
+
 def test_sweep_removes_what_killed_writers_left(tmp_path):
     (tmp_path / ".history.csv.1-ab.tmp").write_text("half")
     (tmp_path / "history.csv").write_text("whole")

@@ -179,7 +179,7 @@ def measures_table(rows: pd.DataFrame) -> str:
 
 def _line(runs: pd.DataFrame, system: str, column: str, place: str) -> str:
     before, after = runs["before"].mean(), runs["after"].mean()
-    end = f"{after:.3f} | {after - before:+.3f}" if math.isfinite(after) else "no block | "
+    end = f"{after:.3f} | {after - before:+z.3f}" if math.isfinite(after) else "no block | "
     name, cases = LABELS[column].removesuffix(", nats"), int(runs["n_cases"].sum())
     return f"| {title(system)} | {name} | {place} | {before:.3f} | {end} | {len(runs)} | {cases} |"
 

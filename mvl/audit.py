@@ -175,14 +175,14 @@ def answer(results_dir: Path) -> str:
     if (rows["done"] < rows["planned"]).any():
         return ""
     flatters, costs = (faults.loc[index] for index in (faults["gap"].idxmax(), faults["difference"].idxmin()))
-    return (f"**In short.** What flatters a report most is *{flatters['fault']}*: it reads {100 * flatters['gap']:+.1f} points above the same "
-            f"network's Dice on test cases. What costs the network most is *{costs['fault']}*: {100 * costs['difference']:+.1f} points on test cases "
-            f"[{100 * costs['low']:+.1f}, {100 * costs['high']:+.1f}] (p = {costs['p']:.2g}).")
+    return (f"**In short.** What flatters a report most is *{flatters['fault']}*: it reads {100 * flatters['gap']:+z.1f} points above the same "
+            f"network's Dice on test cases. The costliest is *{costs['fault']}*: {100 * costs['difference']:+z.1f} points on test cases "
+            f"[{100 * costs['low']:+z.1f}, {100 * costs['high']:+z.1f}] (p = {costs['p']:.2g}).")
 
 
 def _line(row: dict[str, Any], results_dir: Path) -> str:
     number = lambda value, form: format(value, form) if math.isfinite(value) else "–"
-    points = lambda value: number(100 * value, "+.2f")
+    points = lambda value: number(100 * value, "+z.2f")
     difference = "" if row["reference"] == row["system"] else "not yet recorded"
     if math.isfinite(row["difference"]):
         p = f"p = {row['p']:.2g}" if math.isfinite(row["p"]) else "one fold, no p"

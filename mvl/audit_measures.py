@@ -184,7 +184,7 @@ def odd_fraction() -> str:
     part = reported(paper="P1", table="few-shot 30 %", system="ViT-Baseline", metric="val_dice")[0]
     whole = reported(paper="P1", table="average", system="ViT-Baseline", metric="dice")[0]
     read = "validation Dice with 30 % of the data, read from the figure"
-    return f"ViT-Baseline: {part:.3f} {read}; {whole:.2f} reported with all data: {part - whole:+.3f}."
+    return f"ViT-Baseline: {part:.3f} {read}; {whole:.2f} reported with all data: {part - whole:+z.3f}."
 
 
 def odd_examples() -> str:
@@ -194,8 +194,8 @@ def odd_examples() -> str:
     means = {name: reported(paper="P1", table="average", system=name, metric="dice")[0] for name in names}
     gains = [ours - theirs for ours, theirs in zip(*(shown[name] for name in names))]
     below = sum(value < means[names[0]] for value in shown[names[0]])
-    return (f"Mean gain of the {len(gains)} examples {np.mean(gains):+.3f} (largest {max(gains):+.2f}); gain of the means "
-            f"{means[names[0]] - means[names[1]]:+.2f}. {below} of {len(gains)} examples of MedVisionLlama lie below its mean.")
+    return (f"Mean gain of the {len(gains)} examples {np.mean(gains):+z.3f} (largest {max(gains):+z.2f}); gain of the means "
+            f"{means[names[0]] - means[names[1]]:+z.2f}. {below} of {len(gains)} examples of MedVisionLlama lie below its mean.")
 
 
 def control_parameters() -> str:

@@ -219,11 +219,12 @@ def _test_cells(row: dict[Any, Any]) -> list[str]:
     from mvl.report import verdict
 
     number = lambda key, shape=".2g": "–" if pd.isna(row[key]) else f"{row[key]:{shape}}"
-    points = "–" if row["hole"] else f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+    points = "–" if row["hole"] else f"{100 * row['difference']:+z.1f} ({100 * row['low']:+z.1f} to {100 * row['high']:+z.1f})"
     overlap = "IoU" if row["metric"] == "jaccard" else "Dice"
     word = verdict(row["low"], row["high"], row["p_holm"], row["p_equivalence"], overlap, bool(row["complete"]))
     return [row["question"], " ".join(row["comparison"].split("\n")), f"{row['n_runs']} of {row['planned']}", points,
-            *map(number, ("p_t", "p_holm", "p_equivalence")), number("dz", "+.2f"), number("p_wilcoxon"), "not yet recorded" if row["hole"] else word]
+            *map(number, ("p_t", "p_holm", "p_equivalence")), number("dz", "+z.2f"), number("p_wilcoxon"),
+            "not yet recorded" if row["hole"] else word]
 
 
 def _overlaps(chapter: Chapter) -> str:

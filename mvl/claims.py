@@ -167,7 +167,7 @@ def short(found: Found) -> str:
     if not found.n_runs:
         return f"0 of {found.n_planned} pair{'s' * (found.n_planned != 1)}" if found.n_planned else "not planned"
     scale, unit, digits = UNITS[found.metric]
-    mid, low, high = (f"{scale * v:+.{digits}f}" for v in (found.difference, found.low, found.high))
+    mid, low, high = (f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high))
     return f"{mid} [{low}, {high}] {unit}, {found.n_runs} of {found.n_planned} pair{'s' * (found.n_planned != 1)}"
 
 

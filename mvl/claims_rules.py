@@ -124,7 +124,7 @@ def number(found: Found) -> str:
     if not found.n_runs:
         return f"{found.words}: no pair of runs of {found.n_planned} planned"
     scale, unit, digits = UNITS[found.metric]
-    mid, low, high = (f"{scale * v:+.{digits}f}" for v in (found.difference, found.low, found.high))
+    mid, low, high = (f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high))
     p = "" if math.isnan(found.p) else f", p = {found.p:.2g} after Holm, {found.p_equivalence:.2g} for equivalence"
     n = f"{found.n_runs} of {found.n_planned} pairs of runs in {found.n_folds} fold{'s' * (found.n_folds != 1)}"
     return f"{found.words}: {mid} {unit} (95 % interval {low} to {high}{p}; {n}, {found.n_cases} case pairs)"

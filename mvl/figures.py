@@ -177,8 +177,7 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
 
 def in_points(mid: float, low: float, high: float) -> str:
     """A difference and its interval with signs; what rounds to nothing has a plus."""
-    mid, low, high = (round(value, 1) + 0.0 for value in (mid, low, high))
-    return f"{mid:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{mid:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
 
 
 @styled

@@ -26,9 +26,9 @@ def table(chapter: Chapter) -> str:
     lines = []
     for task, system in arms.index:
         own, twice = arms.loc[(task, system)]
-        words = [f"{own:.4f}", f"{twice:.4f}", f"{100 * (twice - own):+.2f}"]
+        words = [f"{own:.4f}", f"{twice:.4f}", f"{100 * (twice - own):+z.2f}"]
         there = (task, REFERENCE) in arms.index and system != REFERENCE
-        words += [f"{100 * value:+.2f}" for value in arms.loc[(task, system)] - arms.loc[(task, REFERENCE)]] if there else ["", ""]
+        words += [f"{100 * value:+z.2f}" for value in arms.loc[(task, system)] - arms.loc[(task, REFERENCE)]] if there else ["", ""]
         run = run_address(chapter.results_dir, f"{STUDY}/runs/{task}/{system}#fraction-1.0")
         lines.append(f"| [{title(system)}]({run}) | {' | '.join(words)} |")
     if not lines:
@@ -48,4 +48,4 @@ def seed_spread(chapter: Chapter, epochs: int) -> str:
     apart = 100 * (seeds["max"] - seeds["min"])[seeds["size"] > 1]
     if apart.empty:
         return ""
-    return f"At {epochs} epochs, runs of one arm and fold that differ in the seed alone are {apart.mean():.2f} points apart, at most {apart.max():.2f}."
+    return f"At {epochs} epochs, runs of one arm and fold but of two seeds are {apart.mean():.2f} points apart, at most {apart.max():.2f}."

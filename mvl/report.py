@@ -122,15 +122,15 @@ def _sentence(row: dict[str, Any], metric: str) -> str:
     if row["hole"]:
         return f"{words}: not yet recorded ({row['n_runs']} of {row['planned']} planned pairs of runs; {row['hole']})."
     low, mid, high = (100 * row[k] for k in ("low", "difference", "high"))
-    interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+    interval = f"95 % interval {low:+z.1f} to {high:+z.1f}"
     word = verdict(row["low"], row["high"], row["p_holm"], row["p_equivalence"], metric, bool(row["complete"]))
     pairs = f"{row['n_runs']} pairs of runs" if row["complete"] else f"{row['n_runs']} of {row['planned']} planned pairs of runs"
     if row["n_runs"] == 1:
         there = "the one pair of runs" if row["complete"] else pairs
-        return f"{words}: {word}; **{mid:+.1f} {metric} points** in {there} ({interval}, n = {row['n_cases']} case pairs: {ONE_PAIR})."
+        return f"{words}: {word}; **{mid:+z.1f} {metric} points** in {there} ({interval}, n = {row['n_cases']} case pairs: {ONE_PAIR})."
     adjusted = f", {row['p_holm']:.2g} after Holm" if row["complete"] else ""
     test = f"corrected t-test p = {row['p_t']:.2g}{adjusted}" if row["n_folds"] > 1 else f"no test: {ONE_FOLD}"
-    return f"{words}: **{mid:+.1f} {metric} points** ({interval}; {test}; n = {row['n_cases']} case pairs from {pairs}): {word}."
+    return f"{words}: **{mid:+z.1f} {metric} points** ({interval}; {test}; n = {row['n_cases']} case pairs from {pairs}): {word}."
 
 
 def _means(chapter: Chapter) -> str:
@@ -175,7 +175,7 @@ def convergence_table(chapter: Chapter) -> str:
     for (system, fraction), arm in chapter.history.groupby(["system", "fraction"], sort=False):
         gains = pd.Series([last_quarter_gain(run) for _, run in arm.groupby(["task", "fold", "seed"])])
         kept, count = selected_epochs(arm)["epoch"].median() + 1, int(arm["epoch"].max()) + 1
-        spread = f"{gains.mean():+.2f}" + (f" ({gains.min():+.2f} to {gains.max():+.2f})" if len(gains) > 1 else "")
+        spread = f"{gains.mean():+z.2f}" + (f" ({gains.min():+z.2f} to {gains.max():+z.2f})" if len(gains) > 1 else "")
         lines.append(f"| {title(str(system))} | {fraction:.0%} | {len(gains)} | {count} | {spread} | {kept:g} |")
     return "\n".join(lines)
 

@@ -156,4 +156,4 @@ def _line(whole: pd.DataFrame, system: str, first: str) -> str:
     except stats.StatsError as error:
         return f"{shown} {error} | |"
     over = "" if found["n_runs"] > 1 else " over cases alone"
-    return f"{shown} {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]{over} | {found['n_runs']} |"
+    return f"{shown} {found['difference']:+z.3f} [{found['low']:+z.3f}, {found['high']:+z.3f}]{over} | {found['n_runs']} |"

@@ -33,7 +33,7 @@ def test_the_table_pairs_both_lengths(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(longer, "read_runs", lambda study, folder: pd.DataFrame(found))
     text = longer.table(here)
     ours, theirs = own["medvisionllama_v3", 0, 0], own["vit_baseline", 0, 0]
-    assert f"| {ours:.4f} | 0.9100 | {100 * (0.91 - ours):+.2f} | {100 * (ours - theirs):+.2f} | +1.00 |" in text
+    assert f"| {ours:.4f} | 0.9100 | {100 * (0.91 - ours):+z.2f} | {100 * (ours - theirs):+z.2f} | +1.00 |" in text
     assert "26 cases of fold 0 at 20 and at 40 epochs; 1 planned runs are missing" in text and text.count("longer/runs/") == 2
     pairs = chapter.done.groupby(["system", "fold"])["dice"].agg(["min", "max"])
     assert f"are {100 * (pairs['max'] - pairs['min']).mean():.2f} points apart" in text

@@ -62,7 +62,7 @@ def test_the_answer_gives_the_difference_and_its_verdict() -> None:
     assert table.loc[(HYBRID, VIT), "difference"] == pytest.approx(mean(HYBRID) - mean(VIT))
     assert table["hole"].tolist() == ["", "", ""] and table["n_runs"].tolist() == [3, 3, 3]
     first, second, third = [line for line in report.answer(chapter).splitlines() if line.startswith("- ")]
-    assert first.endswith("higher.") and f"**{100 * (mean(HYBRID) - mean(VIT)):+.1f} Dice points**" in first
+    assert first.endswith("higher.") and f"**{100 * (mean(HYBRID) - mean(VIT)):+z.1f} Dice points**" in first
     assert "n = 36 case pairs from 3 pairs of runs" in first and "p = " in first
     assert second.endswith("equivalent within 1 Dice point.") and third.endswith("higher.")
     assert f"p = {table.loc[(HYBRID, VIT), 'p_t']:.2g}, {table.loc[(HYBRID, VIT), 'p_holm']:.2g} after Holm" in first

@@ -112,7 +112,7 @@ def test_the_table_pairs_arms_and_names_what_is_missing(tmp_path: Path, asked: l
     text = roughness.roughness_table(table, holes)
     assert "hantom" in text and "| MedVisionLlama v3 | 2 | 6 | 1.000 | 1.00 | -" in text and "| 2 |" in text
     found = stats.compare(table, "medvisionllama_v3", "vit_baseline", "phantoms", 1.0, "roughness")
-    assert found.interval.difference < 0 and f"{found.interval.difference:+.3f}" in text
+    assert found.interval.difference < 0 and f"{found.interval.difference:+z.3f}" in text
     one = roughness.roughness_table(table[table["fold"] == 0], ["roughness of x: 1 of its runs"])
     assert "over cases alone" in one and "Not yet recorded: roughness of x" in one
     assert roughness.roughness_table(table.iloc[:0], ["nothing"]) == "Not yet recorded: nothing."

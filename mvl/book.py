@@ -139,7 +139,7 @@ def execute_one(name: str, target: Path, study: str, results: Path) -> None:
 
 def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any]:
     """What the pages say by rule: the first study's main chapter, a summary of each further one; writes the landing page's figure."""
-    from mvl import audit, cards, claims_page, faults, figures, overhead, plan_page, report, systems
+    from mvl import audit, cards, claims_page, faults, figures, longer, overhead, plan_page, report, systems
     from mvl.datasets import loader_bench
 
     name = main_notebook(studies[0])
@@ -149,7 +149,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
     return {"repository": repository_url(), "study": studies[0], "title": load_study(studies[0]).title, "tasks": ", ".join(chapter.tasks),
             "smoke": chapter.smoke, "published": chapter.published, "answer": report.answer(chapter), "chapter": name,
             "chapters": list(plan(studies)), "results": report.results_table(chapter), "colab": report.colab_url(name),
-            "arms": report.arm_links(chapter),
+            "arms": report.arm_links(chapter), "longer": longer.sentence(chapter),
             "claim": report.claim(chapter.topic), "others": [f for s in studies[1:] if (f := further(s, results))], "holes": chapter.holes,
             "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
             "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),

@@ -4,42 +4,72 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mvl.chapters import Chapter
+import pandas as pd
+
+from mvl.chapters import HYBRID, Chapter
 from mvl.config import load_config
 from mvl.report import run_address
-from mvl.style import title
+from mvl.style import ordered, title
 from mvl.tables import read_runs
 
 OF, STUDY, REFERENCE = "hippocampus", "longer", "vit_baseline"
 KEYS = ["task", "system", "fraction", "fold", "seed"]
 
 
+def pairs(chapter: Chapter) -> pd.DataFrame:
+    """Finished runs of `longer` with `dice`, and `dice_own` at the study's own length; rows by task, fold and seed, columns by length and system."""
+    longer = read_runs(STUDY, chapter.results_dir)
+    both = longer[longer["state"] == "done"].merge(chapter.done, on=KEYS, suffixes=("", "_own"))
+    return both.pivot(index=["task", "fold", "seed"], columns="system", values=["dice_own", "dice"])
+
+
+def lengths(task: str) -> tuple[int, int]:
+    """Epochs of the study and of `longer`."""
+    short, long = (load_config(study, task, REFERENCE).train.train_epochs for study in (OF, STUDY))
+    return short, long
+
+
+def contrasts(chapter: Chapter, both: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
+    """By pair of systems, the difference at both lengths in Dice points: the mean, and each fold in brackets."""
+    found = {}
+    for ours, theirs in chapter.contrasts:
+        if {ours, theirs} <= set(both["dice"]):
+            points = [100 * (both[length][ours] - both[length][theirs]).dropna() for length in ("dice_own", "dice")]
+            found[ours, theirs] = tuple(f"{p.mean():+z.2f} ({', '.join(f'{value:+z.2f}' for value in p)})" for p in points if len(p))
+    return {pair: (words[0], words[1]) for pair, words in found.items() if len(words) == 2}
+
+
 def table(chapter: Chapter) -> str:
-    """Markdown: mean test Dice of each arm at both lengths, and its difference to ViT-Baseline; nothing for a study other than `hippocampus`."""
+    """Markdown: mean test Dice of each arm at both lengths, and the differences of arms; nothing for a study other than `hippocampus`."""
     if Path(chapter.study).stem != OF:
         return ""
     if not (chapter.results_dir / STUDY / "runs.csv").is_file():
         return f"What longer training changes is asked by the study `{STUDY}`; it is not recorded here (`mvl study run {STUDY}`)."
-    longer = read_runs(STUDY, chapter.results_dir)
-    both = longer[longer["state"] == "done"].merge(chapter.done, on=KEYS, suffixes=("", "_own"))
-    arms = both.groupby(["task", "system"], sort=False)[["dice_own", "dice"]].mean()
-    lines = []
-    for task, system in arms.index:
-        own, twice = arms.loc[(task, system)]
-        words = [f"{own:.4f}", f"{twice:.4f}", f"{100 * (twice - own):+z.2f}"]
-        there = (task, REFERENCE) in arms.index and system != REFERENCE
-        words += [f"{100 * value:+z.2f}" for value in arms.loc[(task, system)] - arms.loc[(task, REFERENCE)]] if there else ["", ""]
-        run = run_address(chapter.results_dir, f"{STUDY}/runs/{task}/{system}#fraction-1.0")
-        lines.append(f"| [{title(system)}]({run}) | {' | '.join(words)} |")
-    if not lines:
+    both, longer = pairs(chapter), read_runs(STUDY, chapter.results_dir)
+    if both.empty:
         return f"No run of the study `{STUDY}` is done."
-    short, long = (load_config(study, str(both["task"].iloc[0]), REFERENCE).train.train_epochs for study in (OF, STUDY))
-    missing = len(longer) - len(both)
-    cases, folds = int(both.groupby("system")["n_test"].sum().max()), ", ".join(map(str, sorted(set(both["fold"]))))
+    task, systems = both.index[0][0], ordered(list(both["dice"]))
+    short, long = lengths(task)
+    address = {s: run_address(chapter.results_dir, f"{STUDY}/runs/{task}/{s}#fraction-1.0") for s in systems}
+    means = {s: both[[("dice_own", s), ("dice", s)]].dropna().mean().tolist() for s in systems}
+    arms = [f"| [{title(s)}]({address[s]}) | {own:.4f} | {twice:.4f} | {100 * (twice - own):+z.2f} |" for s, (own, twice) in means.items()]
+    missing = len(longer) - int(both["dice"].notna().sum().sum())
     holes = f"; {missing} planned runs are missing" if missing else ""
-    head = f"| system | {short} epochs | {long} epochs | change, points | minus ViT-Baseline at {short} | at {long} |"
-    what = f"Mean test Dice over {cases} cases of fold {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
-    return "\n".join([f"**Twice the training.** {what}", "", head, "|---|---:|---:|---:|---:|---:|", *lines, "", seed_spread(chapter, short)])
+    cases, folds = int(longer.groupby("system")["n_test"].sum().max()), ", ".join(map(str, sorted(set(both.index.get_level_values("fold")))))
+    what = f"Mean test Dice over {cases} cases of folds {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
+    differences = [f"| {title(a)} minus {title(b)} | {own} | {twice} |" for (a, b), (own, twice) in contrasts(chapter, both).items()]
+    return "\n".join([f"**Twice the training.** {what}", "", f"| system | {short} epochs | {long} epochs | change, points |", "|---|---:|---:|---:|", *arms, "",
+                      f"| difference, Dice points (by fold) | {short} epochs | {long} epochs |", "|---|---:|---:|", *differences, "",
+                      seed_spread(chapter, short)])
+
+
+def sentence(chapter: Chapter) -> str:
+    """The hybrid's differences at twice the epochs, for the landing page; nothing where no pair is recorded."""
+    if Path(chapter.study).stem != OF or not (chapter.results_dir / STUDY / "runs.csv").is_file() or (both := pairs(chapter)).empty:
+        return ""
+    short, long = lengths(both.index[0][0])
+    found = [f"{title(a)} minus {title(b)} {twice}" for (a, b), (_, twice) in contrasts(chapter, both).items() if a == HYBRID]
+    return f"At {long} epochs in place of {short}, Dice points, in brackets each fold: {'; '.join(found)}. Exploratory, one seed." if found else ""
 
 
 def seed_spread(chapter: Chapter, epochs: int) -> str:

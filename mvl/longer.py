@@ -58,7 +58,8 @@ def table(chapter: Chapter) -> str:
     cases, folds = int(longer.groupby("system")["n_test"].sum().max()), ", ".join(map(str, sorted(set(both.index.get_level_values("fold")))))
     what = f"Mean test Dice over {cases} cases of folds {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
     differences = [f"| {title(a)} minus {title(b)} | {own} | {twice} |" for (a, b), (own, twice) in contrasts(chapter, both).items()]
-    return "\n".join([f"**Twice the training.** {what}", "", f"| system | {short} epochs | {long} epochs | change, points |", "|---|---:|---:|---:|", *arms, "",
+    return "\n".join([f"**Twice the training.** {what}", "",
+                      f"| system | {short} epochs | {long} epochs | change, points |", "|---|---:|---:|---:|", *arms, "",
                       f"| difference, Dice points (by fold) | {short} epochs | {long} epochs |", "|---|---:|---:|", *differences, "",
                       seed_spread(chapter, short)])
 

@@ -98,9 +98,10 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
+            written = os.fstat(file.fileno()).st_mtime  # the file system's clock, not this machine's
         os.replace(temporary, path)
         sync_folder(path.parent)
-        sweep(path.parent, path.name, STALE_S)
+        sweep(path.parent, path.name, written - STALE_S)
     except OSError as error:
         what = remedy(error, path, len(data), temporary.exists())
         raise OSError(error.errno, f"could not write {path}: {error.strerror} ({what})") from error
@@ -127,12 +128,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path, name: str = "*", older_s: int = 0) -> int:
-    """Remove temporary files that killed writers of `name` left in `folder`; without an age, call it under the folder's lock. Returns how many."""
-    before, removed = time.time() - older_s, 0
+def sweep(folder: Path, name: str = "*", before: float | None = None) -> int:
+    """Remove temporary files that killed writers of `name` left in `folder`, all of them (under the folder's lock) or those last written `before`.
+
+    Returns how many.
+    """
+    removed = 0
     for path in Path(folder).glob(f".{name}.*.tmp"):
         with suppress(FileNotFoundError):
-            if not older_s or path.stat().st_mtime < before:
+            if before is None or path.stat().st_mtime < before:
                 path.unlink()
                 removed += 1
     return removed

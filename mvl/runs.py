@@ -101,7 +101,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             written = os.fstat(file.fileno()).st_mtime  # the file system's clock, not this machine's
         os.replace(temporary, path)
         sync_folder(path.parent)
-        sweep(path.parent, path.name, written - STALE_S)
+        with suppress(OSError):
+            sweep(path.parent, path.name, written - STALE_S)
     except OSError as error:
         what = remedy(error, path, len(data), temporary.exists())
         raise OSError(error.errno, f"could not write {path}: {error.strerror} ({what})") from error

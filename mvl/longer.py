@@ -70,7 +70,8 @@ def sentence(chapter: Chapter) -> str:
         return ""
     short, long = lengths(both.index[0][0])
     found = [f"{title(a)} minus {title(b)} {twice}" for (a, b), (_, twice) in contrasts(chapter, both).items() if a == HYBRID]
-    return f"At {long} epochs in place of {short}, Dice points, in brackets each fold: {'; '.join(found)}. Exploratory, one seed." if found else ""
+    how = f"Trained for {long} epochs in place of {short} (exploratory: one seed; each fold in brackets)"
+    return f"{how}: {'; '.join(found)} Dice points." if found else ""
 
 
 def seed_spread(chapter: Chapter, epochs: int) -> str:

@@ -37,7 +37,7 @@ def test_the_table_pairs_both_lengths(tmp_path: Path, monkeypatch: pytest.Monkey
     apart = f"{100 * (ours - theirs):+z.2f}"
     assert f"| MedVisionLlama v3 minus ViT-Baseline | {apart} ({apart}) | +1.00 (+1.00) |" in text and "random frozen block |" not in text
     assert "26 cases of folds 0 at 20 and at 40 epochs; 1 planned runs are missing" in text and text.count("longer/runs/") == 2
-    assert "MedVisionLlama v3 minus ViT-Baseline +1.00 (+1.00). Exploratory" in longer.sentence(here)
+    assert "MedVisionLlama v3 minus ViT-Baseline +1.00 (+1.00) Dice points." in longer.sentence(here)
     pairs = chapter.done.groupby(["system", "fold"])["dice"].agg(["min", "max"])
     assert f"are {100 * (pairs['max'] - pairs['min']).mean():.2f} points apart" in text
     monkeypatch.setattr(longer, "read_runs", lambda study, folder: pd.DataFrame(found[2:]))

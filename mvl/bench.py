@@ -50,12 +50,14 @@ def counted_gflops(action: Callable[[], object]) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
-    ops = torch.ops.aten
+    import mvl.models.tiled_attention  # noqa: F401  (defines its operators)
+
+    ops, tiled = torch.ops.aten, torch.ops.mvl
     forward: Callable[..., int] = lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)
     backward: Callable[..., int] = lambda g, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(g, q, k, v) * 4 // 5
     convolve: Callable[..., int] = lambda g, x, w, *more, out_shape=None, **__: conv_flop_count(x, w, g, more[4]) * sum(more[7][:2])
     counted = {ops._scaled_dot_product_flash_attention_for_cpu: forward, ops._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-               ops.convolution_backward: convolve}
+               tiled.tiled_attention: forward, tiled.tiled_attention_backward: backward, ops.convolution_backward: convolve}
     with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         action()
     return counter.get_total_flops() / 1e9

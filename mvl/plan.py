@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from mvl import runs, studies, systems
 from mvl.config import Config, ConfigError, DataConfig, did_you_mean, load_config, system_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CASE_S = 0.005
 "Seconds of one core per visit of a case beside the products (batches, optimiser, Python); fitted once, on vit_baseline of `quick` and `hippocampus`."
@@ -97,6 +101,16 @@ def sketched(config: Config) -> Config:
     return replace(config, model=replace(config.model, token_block=replace(block, text_guidance=False, words="")))
 
 
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+                    scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+    """`scaled_dot_product_attention` by the operator that a CPU takes, on any device; heads of key and value that are shared are repeated."""
+    import torch
+
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
 @cache
 def count_work(config: Config, channels: int, classes: int) -> Work:
     """Count a training step and a forward pass of two cases on the meta device: nothing is computed, nothing is held.
@@ -107,7 +121,7 @@ def count_work(config: Config, channels: int, classes: int) -> Work:
     import torch
 
     from mvl.bench import counted_gflops, dice_bce
-    from mvl.models import SYSTEMS, parameter_counts
+    from mvl.models import SYSTEMS, parameter_counts, vit
 
     saved: dict[int, tuple[Any, int]] = {}
 
@@ -116,7 +130,9 @@ def count_work(config: Config, channels: int, classes: int) -> Work:
         return tensor
 
     try:
-        with torch.device("meta"):
+        # no block is computed twice here: what that saves, malloc's fragments take; nor is attention written out, as on the meta device it would be
+        plain, fused = patch.object(vit, "LONG", math.inf), patch.object(torch.nn.functional, "scaled_dot_product_attention", fused_attention)
+        with torch.device("meta"), plain, fused:
             network = SYSTEMS[config.model.architecture](sketched(config), channels, classes).to("meta").train()
             image, label = torch.empty(2, channels, *config.data.img_size), torch.empty(2, classes, *config.data.img_size)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from mvl import bench
 from mvl.config import Config, build
+from mvl.models.tiled_attention import tiled_attention
 from mvl.objective import build_loss
 
 
@@ -15,10 +18,11 @@ def test_matrix_products_are_counted() -> None:
     assert bench.counted_gflops(lambda: a @ b) == pytest.approx(2 * 20 * 30 * 40 / 1e9)
 
 
-def test_attention_counts_two_products_forward_and_four_backward() -> None:
+@pytest.mark.parametrize("kernel", [torch.nn.functional.scaled_dot_product_attention, lambda q, k, v: tiled_attention(q, k, v)[0]])
+def test_attention_counts_two_products_forward_and_four_backward(kernel: Callable[..., torch.Tensor]) -> None:
     q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
     product = 2 * 2 * 16 * 16 * 8 / 1e9
-    attend = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    attend = lambda: kernel(q, k, v)
     assert bench.counted_gflops(attend) == pytest.approx(2 * product)
     assert bench.counted_gflops(lambda: attend().sum().backward()) == pytest.approx(6 * product)
 

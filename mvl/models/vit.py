@@ -15,16 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mvl.config import ModelConfig
+from mvl.models.tiled_attention import available, tiled_attention
 from mvl.shapes import Image, Logits, Tokens
 
-QUERY_BLOCK = 512
-"Queries per attention call on a CPU: PyTorch 2.13's fused CPU kernel is about 5 % faster below 768 queries."
-
-RECOMPUTE_FROM = 2048
-"Tokens from which all of a block but attention is computed again in the backward pass, not kept: less memory, a little more time."
+LONG = 2048
+"Tokens from which a block computes all but attention again in the backward pass, and attention on a CPU goes tile by tile."
 
 
 def patchify(image: Image, patch_size: tuple[int, ...]) -> Tokens:
@@ -46,10 +44,17 @@ def unpatchify(tokens: Tokens, img_size: tuple[int, ...], patch_size: tuple[int,
     return patches.permute(0, 1 + dims, *order).reshape(tokens.shape[0], -1, *img_size)
 
 
-def attention(query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], value: Float[Tensor, "B H S d"]) -> list[Float[Tensor, "B H t d"]]:
-    """Softmax attention; on a CPU long sequences are cut into blocks of queries, which changes nothing but the time."""
-    size = QUERY_BLOCK if query.device.type == "cpu" else query.shape[2]
-    return [functional.scaled_dot_product_attention(q, key, value) for q in query.split(size, dim=2)]
+KEPT = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default, torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.mvl.tiled_attention.default]
+"Attention on every device: the only results of a long block that its backward pass does not compute again."
+
+
+def attention(query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], value: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T d"]:
+    """Softmax attention by PyTorch's fused kernel; of long fp32 sequences on a CPU by ours, the same up to rounding."""
+    if query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[2] >= LONG and available():
+        return tiled_attention(query, key, value)[0]
+    return functional.scaled_dot_product_attention(query, key, value)
 
 
 class ViTBlock(nn.Module):
@@ -66,25 +71,23 @@ class ViTBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(hidden_size, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_size))
         self.drop = nn.Dropout(dropout_rate)
 
-    def split(self, tokens: Tokens) -> Float[Tensor, "3 B H T d"]:
-        """Queries, keys and values of the normalised tokens."""
-        return self.qkv(self.norm1(tokens)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-
-    def merge(self, *blocks: Float[Tensor, "B H t d"]) -> Tokens:
-        """The heads' outputs, block after block of queries, as tokens."""
-        return self.out(torch.cat(blocks, dim=2).transpose(1, 2).flatten(2))
-
-    def feed(self, tokens: Tokens) -> Tokens:
-        """The MLP on normalised tokens."""
-        return self.mlp(self.norm2(tokens))
+    def attend(self, tokens: Tokens) -> Tokens:
+        """Self-attention of normalised tokens."""
+        query, key, value = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        return self.out(attention(query, key, value).transpose(1, 2).flatten(2))
 
     def forward(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tokens:
         """Tokens after attention and MLP; `blend(normalised tokens, attended)` may put something else in attention's place."""
-        long = self.training and tokens.shape[1] >= RECOMPUTE_FROM
-        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if long else lambda step, *inputs: step(*inputs)
-        attended = run(self.merge, *attention(*run(self.split, tokens)))
-        tokens = tokens + self.drop(attended if blend is None else blend(self.norm1(tokens), attended))
-        return tokens + self.drop(run(self.feed, tokens))
+        if self.training and tokens.shape[1] >= LONG:
+            return checkpoint(self.steps, tokens, blend, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, KEPT))
+        return self.steps(tokens, blend)
+
+    def steps(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None) -> Tokens:
+        """What `forward` does, once."""
+        normed = self.norm1(tokens)
+        attended = self.attend(normed)
+        tokens = tokens + self.drop(attended if blend is None else blend(normed, attended))
+        return tokens + self.drop(self.mlp(self.norm2(tokens)))
 
 
 def deep_mlp(hidden_size: int, widths: tuple[int, ...], dropout_rate: float) -> nn.Sequential:

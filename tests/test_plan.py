@@ -82,6 +82,13 @@ def test_the_papers_block_is_counted_without_its_files() -> None:
     assert work.seen > 2 * work.frozen * tokens / 1e9  # two operations per weight and token, before attention
 
 
+def test_attention_is_counted_as_fused_and_nothing_as_computed_twice() -> None:
+    """A training step is three forward passes but for the first layer's input; the scores that fusing saves would be 268 MB a block."""
+    work = plan.work_of(load_config("paper", "Task02_Heart", "vit_baseline"))
+    scores = 4 * 4 * (128 // 8) ** 6 / 1e6
+    assert work.trained == pytest.approx(3 * work.seen, rel=0.01) and work.saved_mb < 2 * scores
+
+
 @pytest.mark.parametrize("name", ["h10", "0xh100", "cuda"])
 def test_an_unknown_device_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match="unknown device .*known: cpu, h100, a100, t4"):

@@ -128,7 +128,8 @@ def record_bench(rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]]
     """Write `data/bench.json` (what was not measured keeps its row) and the head of every system's YAML."""
     old = read_bench()
     if study:
-        old["studies"][study] = {**old["studies"].get(study, {}), **measured}
+        name = Path(study).stem
+        old["studies"][name] = {**old["studies"].get(name, {}), **measured}
     systems = {name: (not study and measured.get(name)) or old["systems"].get(name) for name in system_names()}
     runs.write_json(BENCH, {"environment": runs.environment(), "bars": rows or old["bars"], "systems": {n: s for n, s in systems.items() if s},
                             "studies": old["studies"]})

@@ -52,7 +52,7 @@ def test_a_step_measured_at_the_studys_sizes_goes_before_the_systems_own(monkeyp
     monkeypatch.setattr(systems, "write_header", lambda name: None)
     plan.share_of_peak.cache_clear()
     systems.record_bench([], {"unet": {"share": 0.8}, "unetr": {"share": 1.1}})
-    systems.record_bench([], {"unetr": {"share": 0.3}}, "hippocampus")
+    systems.record_bench([], {"unetr": {"share": 0.3}}, "studies/hippocampus.yaml")
     assert [plan.share_of_peak("unetr", study) for study in ("hippocampus", "paper")] == [0.3, 1.1]
     assert plan.share_of_peak("unet", "hippocampus") == 0.8 and plan.share_of_peak("vit_depth", "paper") == 0.8
     plan.share_of_peak.cache_clear()

@@ -266,7 +266,8 @@ OTHER_CLAIMS = {"version_1": _claim_version_1, "controls": _claim_controls, "llm
 THEIRS = {"qualitative": "the paper shows single slices of ten tasks",
           "version_1": "the abstract's tasks are not stated and its grid is not known",
           "comparators": "the paper averages ten tasks on a resized grid, and ours have other sizes and shorter training",
-          "llm4seg": "the paper averages its 2-D data sets, 256x256 pixels and 300 epochs, on a random 70/30 split whose 30 % also chose the epoch"}
+          "llm4seg": "the paper averages its 2-D data sets, 256x256 pixels and 300 epochs, on a random 70/30 split whose 30 % also chose the epoch",
+          "label_noise": "the paper's data sets and rates of damage are not known"}
 "What the paper's number is, by topic, where it is not the average of version 3."
 
 

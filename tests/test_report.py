@@ -214,6 +214,7 @@ def test_llm4seg_is_answered_in_iou_and_f1() -> None:
     assert "HD95, px" in report.results_table(chapter) and "pictures' own grid" in report.results_table(chapter)
     assert "points of IoU or F1" in words(figures.paired_differences(report.differences(chapter)))
     assert "80.6" in report.compare(chapter) and "BUSI on the native grid" in report.compare(chapter)
+    assert "ten tasks" not in report.compare(replace(chapter, topic="label_noise"))
 
 
 def test_what_the_study_does_not_plan_is_named_in_the_answer() -> None:

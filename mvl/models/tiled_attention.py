@@ -40,7 +40,7 @@ def transposed(tensor: Float[Tensor, "T d"], size: int) -> list[Float[Tensor, "d
 def attend(query: Float[Tensor, "T d"], key: Float[Tensor, "S d"], value: Float[Tensor, "S d"],
            out: Float[Tensor, "T d"], lse: Float[Tensor, " T"]) -> None:
     """One head: fills `out`, and `lse` with the log2 of each query's sum of `exp2(scores)`. `query` is scaled, for scores in log2 units."""
-    (value,) = transposed(value, len(value))
+    value = value.t().contiguous()
     for q, attended, log_total in zip(*(x.split(QUERIES) for x in (query, out, lse))):
         scores = product(q, key)
         peak = scores.amax(1, keepdim=True)

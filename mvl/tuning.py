@@ -14,7 +14,15 @@ from mvl.config import Config, ConfigError, check, load_config, named
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ["study", "task", "system", "lr", "train_epochs", "fold", "seed", "best_val_dice", "last_val_dice", "best_epoch", "cpu_s"]
+COLUMNS = [
+    "study", "task", "system", "lr", "train_epochs", "fold", "seed", "best_val_dice", "last_val_dice",
+    "best_epoch", "largest_loss_rise", "cpu_s",
+]
+STABLE_LOSS_RISE = 0.05
+"""The largest rise of the mean training loss from one epoch to the next that a chosen rate may show.
+
+Stable arms of the first study rose by at most 0.033; the runs that spiked rose by 0.1 to 4.
+"""
 KEYS = {"systems", "lr", "train_epochs"}
 
 
@@ -79,6 +87,7 @@ def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, pro
             score = {"best_val_dice": p.best_dice, "last_val_dice": p.history[-1]["val_dice"], "best_epoch": p.best_epoch}
         except Diverged:
             score = {"best_val_dice": 0.0, "last_val_dice": 0.0, "best_epoch": -1}
+        score["largest_loss_rise"] = largest_loss_rise(trainer.progress.history)
         who = {key: getattr(config, key) for key in ("study", "task", "system", "fold", "seed")}
         row = {**who, "lr": config.train.lr, "train_epochs": config.train.train_epochs, **score, "cpu_s": round(trainer.progress.cpu_s, 1)}
         runs.write_json(done, row)
@@ -98,7 +107,34 @@ def tune(study: str, results_dir: Path, data_dir: Path | None = None, systems: l
     return out
 
 
+def largest_loss_rise(history: list[dict[str, Any]]) -> float:
+    """The largest rise of the mean training loss from one epoch to the next; 0 where it never rose."""
+    losses = [row["train_loss"] for row in history]
+    return max([0.0, *(after - before for before, after in itertools.pairwise(losses))])
+
+
+def stable(table: pd.DataFrame) -> pd.DataFrame:
+    """The trials of `tuning.csv` whose training loss never jumped, or all of them where no rise was recorded."""
+    if "largest_loss_rise" not in table:
+        return table
+    return table[table["largest_loss_rise"] <= STABLE_LOSS_RISE]
+
+
 def best_rates(table: pd.DataFrame) -> dict[str, float]:
-    """The rate of the highest validation Dice of each system in `tuning.csv`; the lower rate where two are equal."""
-    ordered = table.sort_values(["best_val_dice", "lr"], ascending=[False, True])
+    """The stable rate of the highest validation Dice of each system in `tuning.csv`; the lower rate where two are equal."""
+    ordered = stable(table).sort_values(["best_val_dice", "lr"], ascending=[False, True])
     return {str(row.system): float(row.lr) for row in ordered.drop_duplicates("system").itertuples()}
+
+
+def at_the_edge(table: pd.DataFrame) -> list[str]:
+    """The systems whose grid must be widened: the best rate is the lowest or the highest tried, or no rate is stable.
+
+    A highest rate that is best while the next higher one is unstable is interior: the grid holds both.
+    """
+    chosen = best_rates(table)
+    edge = []
+    for system, trials_of in table.groupby("system"):
+        rates = trials_of["lr"]
+        if chosen.get(str(system)) in (None, rates.min(), rates.max()):
+            edge.append(str(system))
+    return edge

@@ -71,6 +71,21 @@ def test_the_higher_dice_wins_and_a_tie_takes_the_lower_rate():
     assert tuning.best_rates(table) == {"a": 0.2, "b": 0.2}
 
 
+def test_a_rate_whose_loss_jumped_is_not_chosen_and_makes_the_next_lower_one_interior():
+    table = pd.DataFrame({
+        "system": ["a"] * 3 + ["b"] * 3, "lr": [0.1, 0.2, 0.4] * 2, "best_val_dice": [0.5, 0.6, 0.7, 0.5, 0.6, 0.7],
+        "largest_loss_rise": [0.0, 0.01, 0.06, 0.0, 0.01, 0.05]})
+    assert tuning.best_rates(table) == {"a": 0.2, "b": 0.4}
+    assert tuning.at_the_edge(table) == ["b"]
+    assert tuning.at_the_edge(table.assign(largest_loss_rise=1.0)) == ["a", "b"]
+
+
+def test_the_largest_rise_is_between_consecutive_epochs():
+    history = [{"train_loss": loss} for loss in (1.0, 0.6, 0.9, 0.2, 0.3)]
+    assert tuning.largest_loss_rise(history) == pytest.approx(0.3)
+    assert tuning.largest_loss_rise(history[:2]) == 0
+
+
 @pytest.mark.parametrize("name", [name for name in STUDIES if (runs.records_dir() / name / "tuning.csv").is_file()])
 def test_the_study_uses_the_rates_that_its_trials_chose(name):
     task = named("studies", name)["tasks"][0]

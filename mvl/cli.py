@@ -99,6 +99,10 @@ def task_name(text: str) -> str:
 
 def settle_task(top: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Put the full name of the task and the folder of its data into `args`; an unknown task is wrong usage."""
+    if args.handler is do.plan and not args.power:
+        for name in ("variances", "sd", "designs", "families", "against"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name} belongs to --power: mvl plan {args.study} --power")
     if getattr(args, "task", "weights") == "weights":
         return
     from mvl.datasets.own import settle
@@ -200,14 +204,37 @@ def add_run(commands: Any) -> None:
     command.add_argument("--series", metavar="UID", help="SeriesInstanceUID to take from DICOM folders that hold several")
 
 
-def add_study(commands: Any) -> None:
-    """plan, study run|status|tune|maps|check|collect|record."""
+def add_plan(commands: Any) -> None:
+    """plan, with its options of cost and of power."""
     command = add(commands, "plan", do.plan, results_dir, data_dir, as_json)
     command.add_argument("study", metavar="S", help="name in mvl/configs/studies")
     command.add_argument("--device", default="cpu", metavar="NAME", help="cpu (one core), h100, a100, t4, or several: 8xh100 (default: cpu)")
     command.add_argument("--epochs", type=whole(1, 10**6), metavar="N", help="for so many epochs (default: the study's)")
     command.add_argument("--every-system", action="store_true", help="with every system of the study's dims, on all its tasks and folds")
     command.add_argument("--record", action="store_true", help="write data/plan.json, the plan that the book shows (one and eight H100, one T4)")
+    command.add_argument(
+        "--power", action="store_true",
+        help="say instead what each contrast can decide, from variances measured before")
+    command.add_argument(
+        "--variances", nargs="+", metavar="S",
+        help="recorded studies to take variances from, in order (default: S itself)")
+    command.add_argument(
+        "--sd", type=float, metavar="POINTS",
+        help="standard deviation of a fold's mean difference where none is measured")
+    command.add_argument(
+        "--designs", nargs="+", metavar="FxS",
+        help="folds x seeds, such as 5x1 5x2 10x1 (default: the study's own)")
+    command.add_argument(
+        "--families", nargs="+", type=whole(1, 1000), metavar="N",
+        help="sizes of Holm's family (default: 1 and the contrast's own)")
+    command.add_argument(
+        "--against", metavar="ARM",
+        help="compare every arm with this one (default: the chapters' contrasts)")
+
+
+def add_study(commands: Any) -> None:
+    """plan, study run|status|tune|maps|check|collect|record."""
+    add_plan(commands)
     top = commands.add_parser("study", help="run a study, show how far it is, check and record its results", allow_abbrev=False)
     actions = top.add_subparsers(title="actions", required=True, metavar="ACTION")
     command = add(actions, "run", do.study_run, results_dir, data_dir)

@@ -144,6 +144,8 @@ def show_status(value: dict[str, Any]) -> str:
 
 def plan(args: argparse.Namespace) -> int:
     """`mvl plan S`: what a study will cost before it starts: runs, hours, memory, bytes; exit 1 when the disk is too small."""
+    if args.power:
+        return plan_power(args)
     from mvl import plan as planner
 
     words = (args.study, args.device, args.results_dir, args.data_dir, args.epochs, args.every_system)
@@ -155,6 +157,15 @@ def plan(args: argparse.Namespace) -> int:
     if refused := planner.refusal(value):
         print(f"mvl: {refused}", file=sys.stderr)
     return BAD if refused else DONE
+
+
+def plan_power(args: argparse.Namespace) -> int:
+    """`mvl plan S --power`: what each contrast of a study can decide, from recorded variances."""
+    from mvl import power_plan
+
+    words = (args.variances, args.sd, args.designs, args.families, args.against)
+    answer(args, lambda: power_plan.power_plan(args.study, *words), power_plan.power_as_text)
+    return DONE
 
 
 def study_tune(args: argparse.Namespace) -> int:

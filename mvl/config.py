@@ -49,7 +49,8 @@ class DataConfig:
     num_workers: int = 0
     "Loader processes; results do not depend on it."
     split: str = "folds"
-    "folds: the committed lists; copies: versions of each case on both sides, as released, for the audit (see datasets/released.py)."
+    """folds: the committed lists; persons: the committed lists that keep the scans of one person together, where the data tell;
+    copies: versions of each case on both sides, as released, for the audit (see datasets/released.py)."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ CHOICES = {
     "labels": ("foreground", "all"),
     "kind": ("pretrained", "random", "random_matched", "shuffled", "xavier", "mlp", "identity"),
     "augmentation": ("rotate_intensity", "flip_rot90", "released_planes", "one_plane"),
-    "split": ("folds", "copies"), "select": ("val", "train_loss", "test"),
+    "split": ("folds", "copies", "persons"), "select": ("val", "train_loss", "test"),
     "label_noise": ("none", "boundary", "region"),
     "backbone": ("cmunext", "unet"),
     "loss": ("dice_ce", "bce_dice", "bce_dice_released"),

@@ -16,7 +16,7 @@ from torch import nn
 from mvl import runs
 from mvl.config import Config
 from mvl.datasets.loaders import CaseStore
-from mvl.datasets.splits import load_split
+from mvl.datasets.splits import run_split
 from mvl.datasets.tasks import Task, find_task
 from mvl.objective import predict_probabilities
 
@@ -219,7 +219,7 @@ def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
     config = runs.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
     task = find_task(config.task, data_dir)
-    store = CaseStore(task, load_split(task, config.fold, config.fraction, data_dir).test, config.data, data_dir)
+    store = CaseStore(task, run_split(config, task, data_dir).test, config.data, data_dir)
     rows = evaluate_store(load_run(run_dir), store, config, task)
     with runs.locked(run_dir):
         runs.write_csv(run_dir / "cases.csv", rows, CASE_COLUMNS)

@@ -147,7 +147,7 @@ def counted_steps(config: Config, data_dir: Path | None = None) -> int:
     from mvl.datasets import splits, tasks
     from mvl.datasets.loaders import steps_per_epoch
 
-    split = splits.load_split(tasks.find_task(config.task, data_dir), config.fold, config.fraction, data_dir)
+    split = splits.run_split(config, tasks.find_task(config.task, data_dir), data_dir)
     return config.train.train_epochs * steps_per_epoch(len(split.train), config.train.batch_size)
 
 

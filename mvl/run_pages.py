@@ -193,20 +193,26 @@ def copied(study: str, run: str, name: str) -> str:
 
 
 def split_files(rows: Sequence[Row]) -> dict[str, str]:
-    """Task -> address of its split file's copy, for each task whose splits are committed."""
-    tasks = dict.fromkeys(row.task for row in rows)
-    return {task: f"records/splits/{task}.json{SUFFIX}" for task in tasks if split_source(task).is_file()}
+    """Name of a split -> address of its file's copy, for each split of the rows that is committed."""
+    names = dict.fromkeys(split_name(row) for row in rows)
+    return {name: f"records/splits/{name}.json{SUFFIX}" for name in names if split_source(name).is_file()}
 
 
-def split_source(task: str) -> Path:
-    """The committed split file of a task."""
-    return ROOT / "data" / "splits" / f"{task}.json"
+def split_name(row: Row) -> str:
+    """The task, with `_persons` behind it where the run's split keeps persons together."""
+    by_person = row.config is not None and row.config.data.split == "persons"
+    return f"{row.task}_persons" if by_person else row.task
+
+
+def split_source(name: str) -> Path:
+    """The committed split file of this name."""
+    return ROOT / "data" / "splits" / f"{name}.json"
 
 
 def records(study: str, rows: Sequence[Row], results: Path) -> dict[Path, str]:
     """File -> address of its copy: the study's tables, its splits, and the record of each of its runs."""
     stem = Path(study).stem
-    wanted = {split_source(task): place for task, place in split_files(rows).items()}
+    wanted = {split_source(name): place for name, place in split_files(rows).items()}
     wanted |= {results / stem / name: f"records/{stem}/{name}{SUFFIX}" for name in TABLES}
     return wanted | {results / stem / "runs" / row.name / name: copied(stem, row.name, name) for row in rows for name in FILES}
 

@@ -292,7 +292,7 @@ def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Pat
     from mvl.evaluate import CASE_COLUMNS, evaluate_store
 
     task = tasks.find_task(config.task, data_dir)
-    split = splits.load_split(task, config.fold, config.fraction, data_dir)
+    split = splits.run_split(config, task, data_dir)
     runs.write_config(folder, config)
     trust.check_inputs(task, split, folder, data_dir)
     store = lambda cases, damage=None: CaseStore(task, cases, config.data, data_dir, damage)

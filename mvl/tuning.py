@@ -78,7 +78,7 @@ def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, pro
     with runs.locked(folder):
         runs.write_config(folder, config)
         task = tasks.find_task(config.task, data_dir)
-        split = splits.load_split(task, config.fold, config.fraction, data_dir)
+        split = splits.run_split(config, task, data_dir)
         seen, watched = (CaseStore(task, cases, config.data, data_dir) for cases in (split.train, split.val))
         trainer = Trainer(config, task, seen, watched, folder, f"mvl study tune {config.study} --systems {config.system}")
         try:

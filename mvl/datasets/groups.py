@@ -16,6 +16,29 @@ RULE = ("groups of near duplicates (see mvl/datasets/duplicates.py) stay whole; 
 
 PATIENT_RULE = RULE.replace("near duplicates (see mvl/datasets/duplicates.py)", "scans of one patient (`patients` in dataset.json)")
 
+PERSON_RULE = RULE.replace(
+    "near duplicates (see mvl/datasets/duplicates.py)",
+    "scans of one person (cases numbered 2k-1 and 2k)",
+)
+
+
+def person_groups(task: Task, case_ids: Sequence[str]) -> list[list[str]]:
+    """Groups of two cases that the registry's `persons` says to be of one person; a person with one case is in none.
+
+    Raises:
+        TaskError: the registry does not say how the task's names tell persons.
+    """
+    if task.persons != "pairs":
+        raise TaskError(
+            f"{task.name}: its case names do not tell persons, so it has no split by person; "
+            "set data.split to folds"
+        )
+    held: dict[int, list[str]] = {}
+    for case in sorted(case_ids):
+        number = int(case.rpartition("_")[2])
+        held.setdefault((number + 1) // 2, []).append(case)
+    return sorted(group for group in held.values() if len(group) > 1)
+
 
 def find_groups(task: Task, cases: Sequence[Case], folder: Path) -> list[list[str]]:
     """Groups of two and more near duplicates among the cases of a picture task; of scans, those of one patient."""

@@ -17,7 +17,7 @@ NSD_TOLERANCE_MM = 2.0
 "Tolerance of the normalised surface distance where dataset.json gives no `nsd_tolerance_mm`."
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 "Names that may be part of a run's path."
-NOT_KEPT = ("url", "md5", "bytes", "num_cases", "citation")
+NOT_KEPT = ("url", "md5", "bytes", "num_cases", "citation", "persons")
 
 
 def settle(text: str, data_dir: Path | None = None) -> tuple[str, Path | None]:

@@ -58,7 +58,7 @@ def audited(config: Config, split: Split, train: CaseStore, make: Callable[[tupl
     Raises:
         ConfigError: `data.split: copies` without an augmentation that has versions, or on a part of the data.
     """
-    if config.data.split == "folds":
+    if config.data.split != "copies":
         store = make(split.test if config.train.select == "test" else split.val)
         store.opened = config.train.select == "test"
         return train, store, split

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvl.config import ROOT
+from mvl.config import ROOT, Config
 from mvl.datasets import groups as grouping
 from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, task_dir, waiting_lock, whole_task
 from mvl.runs import draw_seed, sha256_bytes, write_json
@@ -72,13 +72,13 @@ def roles(fold: int) -> tuple[int, int, int]:
     return fold, (fold + 1) % NUM_FOLDS, (fold + 2) % NUM_FOLDS
 
 
-def load_split(task: Task, fold: int, fraction: float, data_dir: Path | None = None) -> Split:
-    """Cases of fold `fold` with a `fraction` of its training cases: round(fraction * n), at least 1.
+def load_split(task: Task, fold: int, fraction: float, data_dir: Path | None = None, kind: str = "folds") -> Split:
+    """Cases of fold `fold` with a `fraction` of its training cases: round(fraction * n), at least 1; `kind` is the config's `data.split`.
 
     Raises:
         TaskError: missing fold, overlap, duplicate, or a case that is on disk but not in the split, or the reverse; names file and case.
     """
-    path = split_file(whole_task(task), data_dir)
+    path = split_file(whole_task(task), data_dir, kind)
     split = select(read_split(path), fold, fraction, path)
     return split if task.layout != "slices" else _slices(task, split, data_dir)
 
@@ -92,22 +92,42 @@ def _slices(task: Task, volumes: Split, data_dir: Path | None) -> Split:
     return Split(train, val, test, sha256_bytes(json.dumps([task.name, train, val, test]).encode()))
 
 
-def split_file(task: Task, data_dir: Path | None = None) -> Path:
+def run_split(config: Config, task: Task, data_dir: Path | None = None) -> Split:
+    """Cases of the run that `config` describes, from the split file that its `data.split` names.
+
+    Raises:
+        TaskError: as `load_split`.
+    """
+    return load_split(task, config.fold, config.fraction, data_dir, config.data.split)
+
+
+def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
     """The task's split file, checked against the cases on disk; written by the seeded rule where there is none yet."""
     cases = list_cases(task, data_dir)
     case_ids = [case.case_id for case in cases]
-    path = split_path(task, data_dir)
-    if not path.is_file():
+    path = split_path(task, data_dir, kind)
+    if not path.is_file() and kind == "persons":
+        persons = grouping.person_groups(task, case_ids)
+        write_split_file(task.name, case_ids, path, groups=persons, rule=grouping.PERSON_RULE)
+    elif not path.is_file():
         together, pictures = grouping.find_groups(task, cases, task_dir(task, data_dir)), task.layout in ("busi", "pairs")
         write_split_file(task.name, case_ids, path, groups=together if together or pictures else None,
                          rule=grouping.RULE if pictures else grouping.PATIENT_RULE)
-    check_cases(read_split(path), case_ids, path)
+    split = read_split(path)
+    check_cases(split, case_ids, path)
+    if kind == "persons":
+        # A file without its groups would pass every other check and leak a person into the test.
+        _check_groups(grouping.person_groups(task, case_ids), split["blocks"], path)
     return path
 
 
-def split_path(task: Task, data_dir: Path | None = None) -> Path:
-    """`data/splits/<task>.json` of this clone; `splits/` beside the data for your own, or where the former is absent and cannot be written."""
-    ours = ROOT / "data" / "splits" / f"{task.name}.json"
+def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
+    """`data/splits/<task>.json` of this clone; `splits/` beside the data for your own, or where the former is absent and cannot be written.
+
+    For `kind` persons the name ends in `_persons.json`; every other kind starts from the one file of the task.
+    """
+    ending = "_persons" if kind == "persons" else ""
+    ours = ROOT / "data" / "splits" / f"{task.name}{ending}.json"
     writable = os.access(ours.parent if ours.parent.is_dir() else ROOT, os.W_OK)
     return ours if not task.own and (ours.is_file() or writable) else data_root(data_dir) / "splits" / ours.name
 
@@ -158,7 +178,7 @@ def _check_groups(groups: list[list[str]], blocks: list[list[str]], path: Path) 
     home = {case: k for k, block in enumerate(blocks) for case in block}
     for group in groups:
         if len({home.get(case) for case in group}) > 1:
-            raise TaskError(f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks (or scans of one patient); {_remedy(path)}")
+            raise TaskError(f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks (or scans of one person); {_remedy(path)}")
 
 
 def _check_fold(blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path) -> None:

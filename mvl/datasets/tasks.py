@@ -76,6 +76,9 @@ class Task:
     "Folder below the data root; empty: the task's name."
     page: str = ""
     "Where a person downloads what has no archive that can be fetched and checked."
+    persons: str = ""
+    """How the case names tell persons, for `data.split: persons`; `pairs`: numbers 2k-1 and 2k are two sides of one person; empty: they
+    do not."""
     prompt: str = ""
     "Words for text guidance; empty: structure and modality, from title, channels and modality."
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics import compute_confusion_matrix_metric, get_mask_edges, get_surface_distance
-from scipy import ndimage
+from monai.metrics import compute_confusion_matrix_metric, get_mask_edges
 from torch import nn
 
 from mvl import runs
@@ -18,19 +17,21 @@ from mvl.config import Config
 from mvl.datasets.loaders import CaseStore
 from mvl.datasets.splits import run_split
 from mvl.datasets.tasks import Task, find_task
+from mvl.edges import edge_distances, joint_box
 from mvl.objective import predict_probabilities
+from mvl.surface import decathlon_metrics
 
+DECATHLON = ("nsd_decathlon", "hd95_decathlon_mm")
+"As the Decathlon computes them (see surface.py); a record made before these columns has none, which never counts as 0."
 CASE_COLUMNS = ["study", "task", "system", "fraction", "fold", "seed", "case", "label", "status", "dice", "jaccard", "sensitivity",
-                "specificity", "nsd", "hd95_mm", "dice_resized", "nsd_tolerance_mm", "voxels_label", "voxels_prediction"]
+                "specificity", "nsd", "hd95_mm", "dice_resized", "nsd_tolerance_mm", "voxels_label", "voxels_prediction", *DECATHLON]
 "Columns of cases.csv, in order."
 METRICS = ("dice", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm", "dice_resized")
-"Columns that are averaged over cases; every one is a finite number in every row."
+"Columns of every record that are averaged over cases; every one is a finite number in every row."
 STATUSES = ("ok", "missed", "false_positive", "true_negative")
 "ok: both masks hold voxels; missed: only the label; false_positive: only the prediction; true_negative: neither."
 OVERLAPS = {"dice": "f1_score", "jaccard": "threat_score", "sensitivity": "sensitivity", "specificity": "specificity"}
 "Our name = MONAI's name in compute_confusion_matrix_metric."
-MAX_TREE_EDGES = 100_000
-"Above this many edge voxels (noise) a distance transform is faster than MONAI's KD-tree; both are exact."
 
 
 class MetricError(ValueError):
@@ -46,7 +47,8 @@ def case_metrics(prediction: np.ndarray, label: np.ndarray, spacing_mm: Sequence
     removes; outside the grid counts as empty. D is the set of Euclidean distances in mm, between voxel centres, from each edge voxel
     of one mask to the nearest edge voxel of the other, taken both ways. nsd = share of D at or below tolerance_mm, all edge voxels
     weighted alike. hd95_mm = the larger of the two directed 95th percentiles (linear interpolation). These are MONAI's definitions
-    (compute_surface_dice with use_subvoxels=False, compute_hausdorff_distance with percentile=95).
+    (compute_surface_dice with use_subvoxels=False, compute_hausdorff_distance with percentile=95). nsd_decathlon and
+    hd95_decathlon_mm weight each piece of surface by its area (see surface.py) and follow the same rule for empty masks.
 
     Empty masks: both empty scores dice = jaccard = sensitivity = nsd = 1 and hd95_mm 0 (true_negative); one empty scores 0 and
     hd95_mm = the grid's diagonal, sqrt(sum((voxels * spacing)^2)) (missed, false_positive). Specificity always comes from the counts;
@@ -63,6 +65,7 @@ def case_metrics(prediction: np.ndarray, label: np.ndarray, spacing_mm: Sequence
     out: dict[str, Any] = {"status": status, **overlaps(counts)}
     if status == "ok":
         out |= boundary_metrics(prediction, label, spacing, tolerance_mm)
+        out |= decathlon_metrics(prediction, label, spacing, tolerance_mm)
     else:
         out |= empty_metrics(status, math.hypot(*(n * s for n, s in zip(label.shape, spacing))))
     return {**out, "nsd_tolerance_mm": float(tolerance_mm), "voxels_label": int(counts[0] + counts[3]),
@@ -113,7 +116,14 @@ def overlaps(counts: list[int]) -> dict[str, float]:
 def empty_metrics(status: str, diagonal_mm: float) -> dict[str, float]:
     """The rule for empty masks (both: 1 and 0 mm; one: 0 and the diagonal), for every metric but specificity."""
     score, distance = (1.0, 0.0) if status == "true_negative" else (0.0, diagonal_mm)
-    return {"dice": score, "jaccard": score, "sensitivity": score, "nsd": score, "hd95_mm": distance}
+    overlap = {"dice": score, "jaccard": score, "sensitivity": score}
+    return {
+        **overlap,
+        "nsd": score,
+        "hd95_mm": distance,
+        "nsd_decathlon": score,
+        "hd95_decathlon_mm": distance,
+    }
 
 
 def boundary_metrics(prediction: np.ndarray, label: np.ndarray, spacing: list[float], tolerance_mm: float) -> dict[str, float]:
@@ -124,18 +134,6 @@ def boundary_metrics(prediction: np.ndarray, label: np.ndarray, spacing: list[fl
     within = sum(int(np.count_nonzero(way <= tolerance_mm)) for way in ways)
     hd95 = max(float(np.quantile(way.astype(np.float64), 0.95)) for way in ways)
     return {"nsd": within / sum(way.size for way in ways), "hd95_mm": hd95}
-
-
-def joint_box(prediction: np.ndarray, label: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds every voxel of either mask; erosion takes outside as empty, so no margin is needed."""
-    return ndimage.find_objects((prediction | label).view(np.uint8))[0]
-
-
-def edge_distances(source: np.ndarray, target: np.ndarray, spacing: list[float]) -> np.ndarray:
-    """Distance in mm (float32) from each voxel of `source` to the nearest voxel of `target`."""
-    if np.count_nonzero(source) + np.count_nonzero(target) <= MAX_TREE_EDGES:
-        return np.asarray(get_surface_distance(source, target, spacing=spacing))
-    return ndimage.distance_transform_edt(~target, sampling=spacing)[source].astype(np.float32)
 
 
 def dice(prediction: np.ndarray, label: np.ndarray) -> float:

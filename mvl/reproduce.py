@@ -10,6 +10,9 @@ two such means; and t is the quantile of Student's t, for the sd's degrees of fr
 outside anywhere in the study with a chance of 1 % (Bonferroni over its arms and metrics). With fewer than 5 degrees of freedom at that fraction
 the larger of its sd and that over all fractions is used; without
 several seeds anywhere, the sd over all recorded runs of the study, arms and folds mixed. Each row says which.
+
+A record made before the Decathlon's metrics were is compared in the columns that it has: those two are left out of the rerun's `cases.csv`
+before its sha256 is taken.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from mvl import runs
-from mvl.evaluate import METRICS, mean
-from mvl.tables import gather
+from mvl.evaluate import CASE_COLUMNS, DECATHLON, METRICS, mean
+from mvl.tables import gather, read_rows, without_decathlon
 
 Row = dict[str, Any]
 HASHES = ("weights_sha256", "cases_sha256", "history_sha256")
@@ -68,6 +71,8 @@ def check(study: str, results_dir: Path, records_dir: Path) -> list[Check]:
     known = [(old, new) for old, new in zip(recorded, rerun) if old["state"] != "missing"]
     if not known:
         return [Check(study, None, None, None, "no record", f"{records_dir / study} holds no run of it: `mvl study record {study}`")]
+    rerun = [in_columns_of(old, new, Path(results_dir)) for old, new in zip(recorded, rerun)]
+    known = [(old, new) for old, new in zip(recorded, rerun) if old["state"] != "missing"]
     both = [old["run"] for old, new in known if old["state"] == new["state"] == "done"]
     same = {run: _same_platform(run, results_dir, records_dir) for run in both}
     checks = [line for old, new in zip(recorded, rerun) for line in check_run(old, new, same.get(old["run"], False))]
@@ -76,9 +81,26 @@ def check(study: str, results_dir: Path, records_dir: Path) -> list[Check]:
         if old["state"] == "done":
             arms.setdefault(tuple(old[k] for k in ("task", "system", "fraction")), []).append((old, new))
     done = [old for old, _ in known if old["state"] == "done"]
-    family = len(arms) * len(METRICS)
+    family = len(arms) * len(compared_metrics(done))
     same_arm = lambda pairs: all(same.get(old["run"]) for old, _ in pairs)
     return checks + [line for arm, pairs in arms.items() for line in check_arm(arm, pairs, done, same_arm(pairs), family)]
+
+
+def in_columns_of(recorded: Row, rerun: Row, results_dir: Path) -> Row:
+    """The rerun's row, with the sha256 of its cases taken in the columns that the record has."""
+    new_columns = all(rerun[metric] != "" and recorded[metric] == "" for metric in DECATHLON)
+    if recorded["state"] != "done" or rerun["state"] != "done" or not new_columns:
+        return rerun
+    columns = without_decathlon(CASE_COLUMNS)
+    rows = read_rows(results_dir / rerun["run"] / "cases.csv", CASE_COLUMNS)
+    kept = [{column: row[column] for column in columns} for row in rows]
+    return {**rerun, "cases_sha256": runs.sha256_bytes(runs.csv_text(kept, columns).encode())}
+
+
+def compared_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The metrics whose means are compared: those of the Decathlon only where each of the rows has them."""
+    held = [metric for metric in DECATHLON if all(row[metric] != "" for row in rows)]
+    return (*METRICS, *held)
 
 
 def _same_platform(run: str, results_dir: Path, records_dir: Path) -> bool:
@@ -113,7 +135,8 @@ def check_arm(arm: tuple[Any, ...], pairs: Sequence[tuple[Row, Row]], record: Se
     """The arm's mean of each metric over its recorded runs; `family` is how many such means the study has."""
     name, out = f"{arm[0]}/{arm[1]}/fraction-{arm[2]!r}", []
     whole = all(new["state"] == "done" for _, new in pairs)
-    for metric in (*METRICS, "n_test"):
+    rerun = [new for _, new in pairs if new["state"] == "done"]
+    for metric in (*compared_metrics([*record, *rerun]), "n_test"):
         old, new = mean([o[metric] for o, _ in pairs]), mean([n[metric] for _, n in pairs]) if whole else None
         exact = same_platform or metric == "n_test"
         sd, degrees, note = (0.0, 1, "") if exact else seed_sd(record, metric, arm[2])

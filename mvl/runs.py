@@ -150,13 +150,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
     """Rows as CSV, atomically; floats in the shortest form that reads back the same."""
+    atomic_write(path, csv_text(rows, columns))
+
+
+def csv_text(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """The text of rows as CSV, as `write_csv` writes it."""
     import csv
 
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -13,13 +13,14 @@ import pandas as pd
 
 from mvl import runs
 from mvl.config import Config, ConfigError, to_dict
-from mvl.evaluate import CASE_COLUMNS, METRICS, mean, run_columns
+from mvl.evaluate import CASE_COLUMNS, DECATHLON, METRICS, mean, run_columns
 
 RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
 HISTORY_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
 RUN_COLUMNS = [*RUN_KEYS, "state", "n_test", "dice", "dice_sd", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm", "dice_resized",
                "missed", "best_epoch", "trainable", "frozen", "total", "runtime_s", "cpu_s", "runtime_per_epoch_s", "peak_memory_mb", "run",
-               "weights_sha256", "cases_sha256", "history_sha256"]
+               "weights_sha256", "cases_sha256", "history_sha256", *DECATHLON]
+"Columns of runs.csv, in order; the last two, as in cases.csv, only where a run of the study has them."
 NEUTRAL = ("data.cache_gb", "data.num_workers")
 "Settings that change no result, so a run made with others is not stale."
 TEXT = {"study": str, "task": str, "system": str, "case": str, "label": str, "status": str, "state": str, "run": str,
@@ -71,10 +72,22 @@ def _collect_locked(study: str, results_dir: Path) -> Path:
     folder, (table, cases, history) = Path(results_dir) / Path(study).stem, gather(study, results_dir)
     for name in ("cases.csv", "history.csv", "runs.csv"):
         runs.sweep(folder, name)
-    runs.write_csv(folder / "cases.csv", cases, CASE_COLUMNS)
+    write_table(folder / "cases.csv", cases, CASE_COLUMNS)
     runs.write_csv(folder / "history.csv", history, [*RUN_KEYS, *HISTORY_COLUMNS])
-    runs.write_csv(folder / "runs.csv", table, RUN_COLUMNS)
+    write_table(folder / "runs.csv", table, RUN_COLUMNS)
     return folder
+
+
+def without_decathlon(columns: list[str]) -> list[str]:
+    """The columns of a table that was made before the Decathlon's metrics were."""
+    return [column for column in columns if column not in DECATHLON]
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Write rows as CSV, without the Decathlon's metrics where no row has them, so that old records give the same bytes."""
+    any_new = any(row.get(column, "") != "" for row in rows for column in DECATHLON)
+    held = columns if any_new else without_decathlon(columns)
+    runs.write_csv(path, [{column: row.get(column, "") for column in held} for row in rows], held)
 
 
 def gather(study: str, results_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -163,8 +176,22 @@ def case_means(cases: list[dict[str, str]], path: Path) -> dict[str, Any]:
     for metric, values in numbers.items():
         if not all(map(math.isfinite, values)):
             raise TableError(f"{path}: {metric} holds a value that is not finite; score the run again with `mvl evaluate {path.parent}`")
+    numbers |= decathlon_numbers(cases, path)
     out: dict[str, Any] = {"n_test": len({row["case"] for row in cases}), "missed": sum(row["status"] == "missed" for row in cases)}
     return out | {metric: mean(values) for metric, values in numbers.items()} | {"dice_sd": deviation(numbers["dice"])}
+
+
+def decathlon_numbers(cases: list[dict[str, str]], path: Path) -> dict[str, list[float]]:
+    """The Decathlon's metrics of one run's rows; nothing for a run that was scored before they were.
+
+    Raises:
+        TableError: a value is empty or not finite.
+    """
+    held = [metric for metric in DECATHLON if metric in cases[0]]
+    numbers = {metric: [float(row[metric] or "nan") for row in cases] for metric in held}
+    if not all(map(math.isfinite, [value for values in numbers.values() for value in values])):
+        raise TableError(f"{path}: a metric is empty or not finite; score the run again with `mvl evaluate {path.parent}`")
+    return numbers
 
 
 def deviation(values: Sequence[float | int]) -> float | str:
@@ -176,7 +203,7 @@ def deviation(values: Sequence[float | int]) -> float | str:
 
 
 def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
-    """The rows of a CSV as text, after checking its header and that no field is missing.
+    """The rows of a CSV as text, after checking its header and that no field is missing; the Decathlon's metrics may be absent.
 
     Raises:
         TableError: no such file, other columns, or a short or long row; names file and line.
@@ -184,12 +211,12 @@ def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
     if not path.is_file():
         raise TableError(f"{path}: no such file; make it with `mvl study run`, or `mvl study collect` if the runs are done")
     reader = csv.DictReader(io.StringIO(path.read_text()))
-    if reader.fieldnames != columns:
+    if reader.fieldnames not in (columns, without_decathlon(columns)):
         raise TableError(f"{path}: columns are {reader.fieldnames}, expected {columns}; remove the run's folder and train it again")
-    rows = list(reader)
+    rows, width = list(reader), len(reader.fieldnames or ())
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise TableError(f"{path}: line {line} does not have {len(columns)} fields; restore the file from its record")
+            raise TableError(f"{path}: line {line} does not have {width} fields; restore the file from its record")
     return rows
 
 
@@ -219,10 +246,11 @@ def read_history(study: str, results_dir: Path) -> pd.DataFrame:
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A CSV as a frame; floats read back exactly, empty fields are NaN, names stay text."""
+    """A CSV as a frame; floats read back exactly, empty fields are NaN, names stay text; the Decathlon's metrics are NaN where absent."""
     read_rows(path, columns)
     types = {column: kind for column, kind in TEXT.items() if column in columns}
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    return table.reindex(columns=columns)
 
 
 def record(study: str, results_dir: Path, records_dir: Path) -> Path:
@@ -262,7 +290,9 @@ def summary(study: str, results_dir: Path) -> pd.DataFrame:
     """One row per (task, system, fraction), in the grid's order: how many runs are planned and done, then mean and sd over the done runs.
 
     Columns: task, system, fraction, planned, done, n_cases (rows of one run, summed), missed, then `<metric>` and `<metric>_sd` (n - 1
-    over runs; NaN for fewer than two). The mean of an arm with holes is over fewer runs than planned: show `done` of `planned` beside it.
+    over runs; NaN for fewer than two).
+    The Decathlon's metrics are NaN unless every done run has them. The mean of an arm with
+    holes is over fewer runs than planned: show `done` of `planned` beside it.
     """
     table = read_runs(study, results_dir)
     rows = []
@@ -270,8 +300,10 @@ def summary(study: str, results_dir: Path) -> pd.DataFrame:
         done = arm[arm["state"] == "done"]
         row = {"task": task, "system": system, "fraction": fraction, "planned": len(arm), "done": len(done),
                "n_cases": int(done["n_test"].sum()), "missed": int(done["missed"].sum())}
-        for metric in METRICS:
+        for metric in (*METRICS, *DECATHLON):
             values = done[metric].tolist()
+            if metric in DECATHLON and any(map(math.isnan, values)):
+                values = []
             row[metric] = mean(values) if values else math.nan
             row[f"{metric}_sd"] = deviation(values) if len(values) > 1 else math.nan
         rows.append(row)

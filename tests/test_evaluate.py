@@ -109,7 +109,7 @@ def test_tolerance_counts_distances_that_equal_it() -> None:
 def test_agrees_with_monai_and_a_second_implementation(seed: int, limit: int, spacing: tuple[float, ...],
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to the distances (limit 0 takes the distance transform) give MONAI's numbers and those of code that shares nothing."""
-    monkeypatch.setattr(evaluate, "MAX_TREE_EDGES", limit)
+    monkeypatch.setattr("mvl.edges.MAX_TREE_EDGES", limit)
     prediction, label = blob(seed), blob(seed + 100)
     row = case_metrics(prediction, label, spacing, 1.5)
     masks = torch.from_numpy(prediction)[None, None], torch.from_numpy(label)[None, None]

@@ -25,7 +25,8 @@ def make_run(results: Path, config: Config, shift: float = 0.0) -> None:
     fixed = {"label": "foreground", "status": "ok", "jaccard": 0.5, "sensitivity": 0.5, "specificity": 1.0, "nsd": 0.5, "hd95_mm": 2.0,
              "dice_resized": 0.5, "nsd_tolerance_mm": 1.0, "voxels_label": 10, "voxels_prediction": 12}
     names = {k: getattr(config, k) for k in tables.RUN_KEYS}
-    runs.write_csv(folder / "cases.csv", [names | fixed | {"case": f"c{i}", "dice": d - shift} for i, d in enumerate(DICE)], CASE_COLUMNS)
+    runs.write_csv(folder / "cases.csv", [names | fixed | {"case": f"c{i}", "dice": d - shift} for i, d in enumerate(DICE)],
+                   tables.without_decathlon(CASE_COLUMNS))
     runs.atomic_write(folder / "weights.safetensors", "weights")
     runs.seal(folder, {"best_epoch": 0, "runtime_s": 1.5, "runtime_per_epoch_s": 0.75, "peak_memory_mb": 300.0,
                        "parameters": {"trainable": 7, "frozen": 3, "total": 10}})

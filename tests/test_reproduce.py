@@ -148,3 +148,23 @@ def test_report_names_each_failure(study: list[Config], tmp_path: Path) -> None:
     assert "MISSING: hippocampus/runs/" in text
     assert "tolerance: seeds at this fraction (6 degrees of freedom)" in text
     assert set(reproduce.FAILURES) == {"differs", "outside", "missing", "no record", "no tolerance"}
+
+
+def test_a_record_before_the_decathlons_metrics_is_compared_in_its_own_columns(study: list[Config], tmp_path: Path) -> None:
+    """The rerun has two columns more; what the record has must still be the same, bit for bit."""
+    for config in study:
+        make_run(tmp_path / "record", config, RECORD[config.seed])
+        make_run(tmp_path / "rerun", config, RECORD[config.seed], decathlon=True)
+    assert verdicts(tmp_path) == {"bitwise"}
+    make_run(tmp_path / "rerun", study[4], RECORD[1] + 1e-12, decathlon=True)
+    assert verdicts(tmp_path) == {"bitwise", "differs"}
+
+
+def test_the_decathlons_metrics_are_compared_where_the_record_has_them(study: list[Config], tmp_path: Path) -> None:
+    for name in ("record", "rerun"):
+        for config in study:
+            make_run(tmp_path / name, config, RECORD[config.seed], decathlon=True)
+    checks = check("hippocampus", tmp_path / "rerun", tmp_path / "record")
+    assert {c.verdict for c in checks} == {"bitwise"} and any("nsd_decathlon" in c.quantity for c in checks)
+    make_run(tmp_path / "rerun", study[0], RECORD[0])
+    assert verdicts(tmp_path) == {"bitwise", "differs"}

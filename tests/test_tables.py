@@ -11,7 +11,7 @@ import pytest
 
 from mvl import runs, tables
 from mvl.config import Config, load_config
-from mvl.evaluate import CASE_COLUMNS, mean
+from mvl.evaluate import CASE_COLUMNS, DECATHLON, mean
 from mvl.tables import TableError, collect, read_cases, read_history, read_runs, record, summary
 from tests.faults.injection import layer
 
@@ -30,7 +30,10 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return configs
 
 
-def make_run(results: Path, config: Config, shift: float = 0.0, machine: str = "a") -> Path:
+def make_run(
+    results: Path, config: Config, shift: float = 0.0, machine: str = "a", decathlon: bool = False
+) -> Path:
+    """A finished run; without `decathlon` one that was scored before the Decathlon's metrics were."""
     folder = runs.run_dir(results, config)
     runs.write_config(folder, config)
     runs.write_json(folder / "environment.json", {"platform": {"machine": machine}})
@@ -41,7 +44,11 @@ def make_run(results: Path, config: Config, shift: float = 0.0, machine: str = "
     names = {k: getattr(config, k) for k in tables.RUN_KEYS}
     rows = [names | fixed | {"case": f"hippocampus_00{i}", "dice": d - shift} for i, d in enumerate(DICE)]
     rows[2]["status"] = "missed"
-    runs.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
+    columns = CASE_COLUMNS if decathlon else tables.without_decathlon(CASE_COLUMNS)
+    if decathlon:
+        new = {"nsd_decathlon": 0.75, "hd95_decathlon_mm": 1.5}
+        rows = [row | new for row in rows]
+    runs.write_csv(folder / "cases.csv", rows, columns)
     runs.atomic_write(folder / "weights.safetensors", f"weights {shift} {runs.run_name(config)}")
     runs.seal(folder, {"best_epoch": 2, "runtime_s": 1.5, "runtime_per_epoch_s": 0.75, "peak_memory_mb": 300.0,
                        "parameters": {"trainable": 7, "frozen": 3, "total": 10}})
@@ -170,3 +177,40 @@ def test_arms_without_a_frozen_layer_may_share_their_frozen_mappers(tmp_path: Pa
         seen.check(arm(name), status, tmp_path / name)
     with pytest.raises(TableError, match="pretrained weights of smollm2-135m"):
         seen.check(arm(""), status, tmp_path / "pretrained")
+
+
+def test_records_before_the_decathlons_metrics_stay_as_they_are_and_never_become_zero(
+    study: list[Config], tmp_path: Path
+) -> None:
+    for config in study:
+        make_run(tmp_path, config)
+    folder = collect("hippocampus", tmp_path)
+    for name in ("cases", "runs"):
+        assert "decathlon" not in (folder / f"{name}.csv").read_text()
+    cases, table = read_cases("hippocampus", tmp_path), read_runs("hippocampus", tmp_path)
+    for frame in (cases, table, summary("hippocampus", tmp_path)):
+        assert frame[list(DECATHLON)].isna().all().all()
+
+
+def test_a_study_with_old_and_new_records_keeps_both(study: list[Config], tmp_path: Path) -> None:
+    for index, config in enumerate(study):
+        make_run(tmp_path, config, decathlon=index > 0)
+    collect("hippocampus", tmp_path)
+    cases, table = read_cases("hippocampus", tmp_path), read_runs("hippocampus", tmp_path)
+    assert table["nsd_decathlon"].isna().tolist() == [True, False, False, False]
+    assert table["hd95_decathlon_mm"].tolist()[1:] == [1.5] * 3
+    assert cases["nsd_decathlon"].isna().sum() == 3
+    means = summary("hippocampus", tmp_path)
+    with_all = means.set_index("system")["nsd_decathlon"]
+    assert with_all.isna().any()
+    assert means["nsd"].notna().all()
+
+
+def test_an_empty_or_infinite_value_of_the_decathlons_metrics_is_refused(study: list[Config], tmp_path: Path) -> None:
+    folder = make_run(tmp_path, study[0], decathlon=True)
+    text = (folder / "cases.csv").read_text()
+    for wrong in ("", "inf"):
+        runs.atomic_write(folder / "cases.csv", text.replace("0.75", wrong))
+        runs.seal(folder, {})
+        with pytest.raises(TableError, match="empty or not finite"):
+            collect("hippocampus", tmp_path)

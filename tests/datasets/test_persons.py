@@ -11,8 +11,7 @@ import pytest
 from mvl import overhead, runs
 from mvl.config import ROOT, Config, load_config
 from mvl.datasets import groups
-from mvl.datasets.splits import (
-    NUM_FOLDS, load_split, make_split, read_split, run_split, select, split_path)
+from mvl.datasets.splits import NUM_FOLDS, load_split, make_split, read_split, run_split, select, split_path
 from mvl.datasets.tasks import TaskError, find_task
 from mvl.evaluate import CASE_COLUMNS, evaluate_run
 from mvl.run_pages import Row, split_files

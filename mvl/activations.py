@@ -24,7 +24,7 @@ from mvl.datasets.tasks import find_task
 from mvl.examples import view
 from mvl.models.vit import ViTBaseline
 from mvl.objective import predict_probabilities
-from mvl.train import load_run
+from mvl.predictor import Predictor, load_run
 
 STAGES = {"embedding": "embedding", "encoder": "encoder", "bottleneck": "bottleneck", "mapper1": "mapper1", "block": "block",
           "mapper2": "mapper2", "fusion": "fusion", "decoder": "decoder", "decoder1": "decoder"}
@@ -147,14 +147,15 @@ class Measured:
         self.config: Config = runs.read_config(run_dir)
         torch.set_num_threads(self.config.train.num_threads)
         self.weights = runs.read_status(run_dir)["files"]["weights.safetensors"]
-        self.network = load_run(run_dir)
+        self.predictor = Predictor(load_run(run_dir), self.config)
+        self.network = self.predictor.network
         self.store = CaseStore(find_task(self.config.task, data_dir), tuple(cases), self.config.data, data_dir)
 
     @torch.inference_mode()
     def stages(self, index: int) -> tuple[dict[str, Tensor], dict[str, Map]]:
         """A case's stages under the tables' names, and each one's activation map on the network's grid."""
         image, _ = self.store.get(index)
-        found = self.network.stages(image[None])  # type: ignore[operator]
+        found = self.predictor.stages(image[None])
         kept = {STAGES[name]: tensor for name, tensor in found.items() if name in STAGES}
         grid, size = token_grid(self.network, kept), image.shape[1:]
         return kept, {name: on_grid(activation_map(as_features(tensor, grid)), size) for name, tensor in kept.items()}
@@ -178,9 +179,9 @@ class Measured:
         _, maps = self.stages(index)
         names = {"encoder": "encoder", "bottleneck": "encoder", "mapper1": "mapper1", "mapper2": "mapper2", "decoder": "decoder"}
         out = {column: maps[stage] for stage, column in names.items() if stage in maps}
-        if (received := attention_received(self.network, image)) is not None:
+        if (received := attention_received(self.network, image, self.predictor)) is not None:
             out["attention"] = on_grid(received, image.shape[1:])
-        probabilities = predict_probabilities(self.network, image[None])[0]
+        probabilities = predict_probabilities(self.predictor, image[None])[0].cpu()
         found = probabilities[0] if len(probabilities) == 1 else 1 - probabilities[0]
         return out | {"output": found.numpy()}
 
@@ -201,7 +202,7 @@ def rounded(value: float | np.floating[Any]) -> float:
 
 
 @torch.inference_mode()
-def attention_received(network: nn.Module, image: Float[Tensor, C *spatial]) -> Float[Tensor, "*cells"] | None:
+def attention_received(network: nn.Module, image: Float[Tensor, C *spatial], predict: Predictor | None = None) -> Float[Tensor, "*cells"] | None:
     """Attention that each token of the last ViT block gets, mean over heads and queries, times the number of tokens: 1 is an even share.
 
     None for a network without a ViT.
@@ -212,12 +213,12 @@ def attention_received(network: nn.Module, image: Float[Tensor, C *spatial]) -> 
     block: Any = [*vit.encoder, *vit.decoder][-1]
     seen: list[Tensor] = []
     hook = block.norm1.register_forward_hook(lambda module, given, out: seen.append(out))
-    network(image[None])
+    (predict or network)(image[None])
     hook.remove()
     _, length, width = seen[0].shape
-    query, key, _ = block.qkv(seen[0]).view(length, 3, block.num_heads, -1).permute(1, 2, 0, 3)
+    query, key, _ = block.qkv(seen[0].float()).view(length, 3, block.num_heads, -1).permute(1, 2, 0, 3)
     weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(width // block.num_heads), dim=-1)
-    return weights.mean(dim=(0, 1)).reshape([s // p for s, p in zip(vit.img_size, vit.patch_size)]) * length
+    return weights.mean(dim=(0, 1)).cpu().reshape([s // p for s, p in zip(vit.img_size, vit.patch_size)]) * length
 
 
 def measure(run_dir: Path, data_dir: Path | None, cases: Sequence[str]) -> list[dict[str, Any]]:

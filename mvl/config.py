@@ -160,9 +160,11 @@ class TrainConfig:
     grad_clip: float = 1.0
     "Largest gradient norm; 0 turns clipping off."
     precision: str = "fp32"
-    "fp32 | bf16 (autocast)."
+    "fp32 | tf32 | bf16 | fp16 (the last two by autocast); refused where the device has it not (see mvl/precision.py)."
     compile: bool = False
     "Run the network through torch.compile."
+    checkpoint_s: float = 30.0
+    "Seconds between checkpoints, which are made at the ends of epochs; 0: at each of them."
     val_interval: int = 1
     "Epochs between validations."
     select: str = "val"
@@ -202,14 +204,12 @@ CHOICES = {
     "augmentation": ("rotate_intensity", "flip_rot90", "released_planes", "one_plane"),
     "split": ("folds", "copies", "persons"), "select": ("val", "train_loss", "test"),
     "label_noise": ("none", "boundary", "region"),
-    "backbone": ("cmunext", "unet"),
-    "loss": ("dice_ce", "bce_dice", "bce_dice_released"),
+    "backbone": ("cmunext", "unet"), "loss": ("dice_ce", "bce_dice", "bce_dice_released"),
     "final_norm": ("unit", "loaded", "none"),
     "block_position": ("bottleneck", "after_embedding"),
-    "mapper": ("lora", "linear"),
-    "optimizer": ("adamw", "adam", "sgd"),
+    "mapper": ("lora", "linear"), "optimizer": ("adamw", "adam", "sgd"),
     "schedule": ("one_cycle", "poly", "constant"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
 }
 "Allowed words of the fields that take one of a few."
 
@@ -338,7 +338,7 @@ def check(config: Config) -> Config:
         f"model.hybrid_attention and model.multi_scale_fusion need architecture medvisionllama_v1, not {model.architecture}": version1,
         f"model.extra_mlp needs a ViT, not architecture {model.architecture}": vit or not model.extra_mlp,
         f"model.dropout_rate {model.dropout_rate} is not in [0, 1)": 0 <= model.dropout_rate < 1,
-        f"train.lr {train.lr} is not in (0, 1]": 0 < train.lr <= 1,
+        f"train.lr {train.lr} is not in (0, 1]": 0 < train.lr <= 1, f"train.checkpoint_s {train.checkpoint_s} is negative": train.checkpoint_s >= 0,
         f"train.batch_size {train.batch_size} is not a multiple of train.accumulate {train.accumulate}": train.batch_size % train.accumulate == 0,
     }
     rules |= {f"{name} must be at least 1": value >= 1 for name, value in {

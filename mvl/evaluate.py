@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.metrics import compute_confusion_matrix_metric, get_mask_edges
-from torch import nn
+from torch import Tensor, nn
 
 from mvl import runs
 from mvl.config import Config
@@ -19,6 +19,7 @@ from mvl.datasets.splits import run_split
 from mvl.datasets.tasks import Task, find_task
 from mvl.edges import edge_distances, joint_box
 from mvl.objective import predict_probabilities
+from mvl.predictor import Predictor, load_run
 from mvl.surface import decathlon_metrics
 
 DECATHLON = ("nsd_decathlon", "hd95_decathlon_mm")
@@ -172,22 +173,30 @@ def label_names(config: Config, task: Task) -> dict[str, int | None]:
 
 def evaluate_store(model: nn.Module, store: CaseStore, config: Config, task: Task) -> list[dict[str, Any]]:
     """Predict every case of the store and score it on its own grid: rows in case and label order, keys `CASE_COLUMNS`."""
-    model.eval()
     rows: list[dict[str, Any]] = []
-    for index, case in enumerate(store.case_ids):
-        rows += [run_columns(config) | {"case": case} | row for row in evaluate_case(model, store, index, config, task)]
+    for index, probabilities in enumerate(predictions(Predictor(model.eval(), config), store)):
+        who = run_columns(config) | {"case": store.case_ids[index]}
+        rows += [who | row for row in evaluate_case(probabilities, store, index, config, task)]
     return [{column: row[column] for column in CASE_COLUMNS} for row in rows]
 
 
-def evaluate_case(model: nn.Module, store: CaseStore, index: int, config: Config, task: Task) -> list[dict[str, Any]]:
-    """One row of metrics per label of case `index`: native grid, plus the paper's Dice on the resized grid.
+def predictions(predictor: Predictor, store: CaseStore) -> Iterator[Tensor]:
+    """Class probabilities (K, *S) of each case of the store in turn, on the CPU, predicted as many at once as the predictor takes."""
+    step = predictor.cases_at_once()
+    for start in range(0, len(store.case_ids), step):
+        images = torch.stack([store.get(index)[0] for index in range(start, min(start + step, len(store.case_ids)))])
+        with torch.inference_mode():
+            found = predict_probabilities(predictor, images).cpu().float()
+        yield from found
 
+
+def evaluate_case(resized: Tensor, store: CaseStore, index: int, config: Config, task: Task) -> list[dict[str, Any]]:
+    """One row of metrics per label of case `index`, whose class probabilities on the network's grid are `resized` (K, *S).
+
+    Metrics are on the native grid, plus the paper's Dice on the resized grid.
     Differs: the released code pools its resized-grid Dice over the batch; this is per case.
     """
-    image, resized_label = store.get(index)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.inference_mode():
-        resized = predict_probabilities(model, image[None].to(device))[0].cpu().float()
+    resized_label = store.get(index)[1]
     native, names = store.native(index), label_names(config, task)
     predictions, labels = class_masks(np.asarray(store.to_native(index, resized))), label_masks(np.asarray(native.label), names)
     small_predictions, small_labels = class_masks(resized.numpy()), label_masks(resized_label[0].numpy(), names)
@@ -208,8 +217,6 @@ def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
     Raises:
         RunError: the run is not done, or a file does not have its recorded hash.
     """
-    from mvl.train import load_run
-
     run_dir = Path(run_dir)
     status = runs.read_status(run_dir)
     if status["state"] != "done" or runs.sha256_file(run_dir / "weights.safetensors") != status["files"]["weights.safetensors"]:

@@ -190,13 +190,14 @@ def predicted_masks(folder: Path, cases: Sequence[str], data_dir: Path | None = 
     from mvl.datasets.tasks import find_task
     from mvl.evaluate import class_masks
     from mvl.objective import predict_probabilities
-    from mvl.train import load_run
+    from mvl.predictor import Predictor, load_run
 
     config = runs.read_config(folder)
-    store, model, masks = CaseStore(find_task(config.task, data_dir), tuple(cases), config.data, data_dir), load_run(folder), {}
+    store, masks = CaseStore(find_task(config.task, data_dir), tuple(cases), config.data, data_dir), {}
+    predictor = Predictor(load_run(folder), config)
     for index, case in enumerate(cases):
         with torch.no_grad():
-            probabilities = predict_probabilities(model, store.get(index)[0][None])
+            probabilities = predict_probabilities(predictor, store.get(index)[0][None]).cpu()
         masks[case] = np.any(class_masks(np.asarray(store.to_native(index, probabilities[0]))), axis=0)
     return masks
 

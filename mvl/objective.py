@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,16 +75,21 @@ def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam; AdamW that decays matrices alone; or SGD with momentum that decays everything that is trained, as LLM4Seg."""
-    if config.train.optimizer == "sgd":
-        everything = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.SGD(everything, lr=config.train.lr, momentum=config.train.momentum, weight_decay=config.train.weight_decay)
+    """Adam; AdamW that decays matrices alone; or SGD with momentum that decays everything that is trained, as LLM4Seg.
+
+    On a CUDA GPU each step is one fused kernel; on a CPU it is not, so that recorded runs repeat.
+    """
+    train = config.train
+    everything = [p for p in model.parameters() if p.requires_grad]
+    fused = True if any(p.device.type == "cuda" for p in everything) else None
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(everything, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
     trained = [p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and "positions" not in n]
     exempt = [p for n, p in model.named_parameters() if p.requires_grad and (p.ndim < 2 or "positions" in n)]
-    if config.train.optimizer == "adam":
-        return torch.optim.Adam([*trained, *exempt], lr=config.train.lr)
-    groups = [{"params": trained, "weight_decay": config.train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.train.lr)
+    if train.optimizer == "adam":
+        return torch.optim.Adam([*trained, *exempt], lr=train.lr, fused=fused)
+    groups = [{"params": trained, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=train.lr, fused=fused)
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
@@ -98,7 +104,7 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     return config.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def predict_probabilities(model: nn.Module, image: Image) -> Logits:
+def predict_probabilities(model: Callable[[Image], Logits], image: Image) -> Logits:
     """Class probabilities (B, K, *S): sigmoid for one class, softmax for several."""
     logits = model(image).float()
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)

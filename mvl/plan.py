@@ -195,7 +195,7 @@ def seconds(config: Config, device: Device) -> float:
     work, (trained, seen) = work_of(config), visits(config)
     gflop = trained * work.trained + seen * work.seen
     if device.name != "cpu":
-        return gflop / (GPU_SHARE * (device.bf16 if config.train.precision == "bf16" else device.fp32))
+        return gflop / (GPU_SHARE * (device.bf16 if config.train.precision in ("bf16", "fp16") else device.fp32))
     turned = trained * math.prod(config.data.img_size) if config.data.augment and config.data.augmentation == "rotate_intensity" else 0
     return gflop / (share_of_peak(config.system, config.study) * device.fp32) + CASE_S * (trained + seen) + AUGMENT_S * turned
 

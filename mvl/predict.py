@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +24,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from torch import Tensor
 
 from mvl import runs
+from mvl.config import Config
 from mvl.datasets import limited
 from mvl.datasets.inputs import Failure, NewScan, find_scans, nifti_like, series_as_nifti
 from mvl.datasets.loaders import NativeProbabilities, preprocessing, to_scan_grid
@@ -33,7 +34,9 @@ from mvl.datasets.pictures import png_bytes, read_image
 from mvl.datasets.slices import load_volume
 from mvl.evaluate import MetricError, class_masks
 from mvl.objective import predict_probabilities
-from mvl.train import load_run
+from mvl.precision import check_precision
+from mvl.predictor import Predictor as Network
+from mvl.predictor import load_run
 
 Volume = Float[Tensor, "C *spatial"]
 Probabilities = Float[Tensor, "K *spatial"]
@@ -76,7 +79,7 @@ class Predictor:
         torch.set_num_threads(self.config.train.num_threads)
         self.options, self.task = options, task_of_run(self.config, status)
         self.device = choose_device(options.device)
-        self.network = load_run(run_dir).to(self.device)
+        self.network = Network(load_run(run_dir), available_precision(self.config, self.device), self.device)
         self.transform = preprocessing(self.config.data, crop=False)
 
     @property
@@ -128,7 +131,7 @@ class Predictor:
         with Gaussian weights."""
         size, predict = self.config.data.img_size, lambda x: predict_probabilities(self.network, x)
         if tuple(image.shape[1:]) == tuple(size):
-            return predict(image[None].to(self.device))[0].cpu().float()
+            return predict(image[None])[0].cpu().float()
         found = sliding_window_inference(image[None], size, 1, predict, overlap=self.options.overlap, mode="gaussian",
                                          sw_device=self.device, device=torch.device("cpu"))
         return found[0].float()
@@ -155,6 +158,16 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise PredictError("no CUDA device here; leave --device out, or use --device cpu")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def available_precision(config: Config, device: torch.device) -> Config:
+    """The run's config where `device` has its precision, else the same in fp32, and a word about it on stderr."""
+    try:
+        check_precision(config.train.precision, device)
+    except runs.RunError as error:
+        print(f"{error}. Predicting in fp32: masks may differ a little from the run's own", file=sys.stderr)
+        return replace(config, train=replace(config.train, precision="fp32"))
+    return config
 
 
 def predict_run(run_dir: Path, inputs: Sequence[Path], output: Path, options: Options,

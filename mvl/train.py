@@ -4,72 +4,35 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mvl import checkpoints, drift, endings, events, runs
+from mvl import checkpoints, drift, endings, events, precision, runs
 from mvl.config import Config
 from mvl.datasets import splits, tasks, trust
-from mvl.datasets.loaders import CaseStore, steps_per_epoch, training_loader
+from mvl.datasets.device_store import DeviceStore, Feed, fits
+from mvl.datasets.loaders import CaseStore, steps_per_epoch
 from mvl.datasets.noise import label_damage
-from mvl.datasets.own import task_facts, task_of_run
+from mvl.datasets.own import task_facts
 from mvl.datasets.released import audited
+from mvl.devices import start_accelerator
 from mvl.endings import Diverged
 from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
 from mvl.objective import build_loss, build_optimizer, foreground_dice, is_better, learning_rate, num_classes
+from mvl.predictor import Predictor, load_own_state, load_run
+from mvl.progress import Interrupted, Progress, largest_loss_rise, signals
+from mvl.readings import Reading, values_of
 
+__all__ = ["Diverged", "Interrupted", "Progress", "Trainer", "fit", "load_run", "train_run"]
+READ_EVERY = 50
+"Steps on a GPU between two looks at their losses: each look waits until the device has come so far."
 HISTORY_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
-
-
-class Interrupted(SystemExit):
-    """SIGINT or SIGTERM arrived; the run is checkpointed. `code` is 130 or 143, `command` goes on."""
-
-    def __init__(self, signum: int, command: str) -> None:
-        super().__init__(128 + signum)
-        self.command = command
-
-
-@dataclass
-class Progress:
-    """Where a run is: everything that a checkpoint holds beside the tensors."""
-
-    epoch: int = 0
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_dice: float = -1.0
-    best_epoch: int = -1
-    runtime_s: float = 0.0
-    cpu_s: float = 0.0
-    frozen_sha256: str = ""
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to while the block runs, in place of ending the process."""
-    caught: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        caught.append(signum)
-
-    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 class Trainer:
@@ -78,54 +41,84 @@ class Trainer:
     def __init__(self, config: Config, task: tasks.Task, train: CaseStore, val: CaseStore, folder: Path, command: str) -> None:
         self.config, self.train, self.val, self.folder, self.command = config, train, val, folder, command
         self.accelerator = start_accelerator(config)
+        self.device = self.accelerator.device
         classes = num_classes(config, task)
-        self.network = build_system(config, len(task.channels), classes)
+        self.network = build_system(config, len(task.channels), classes).to(self.device)
         self.loss = build_loss(classes, config.train.loss)
         self.progress = Progress(frozen_sha256=frozen_sha256(self.network))
         self.best: dict[str, Tensor] = {}
-        optimizer = build_optimizer(config, self.network)
-        self.model, self.optimizer = self.accelerator.prepare(self.network, optimizer)
+        self.unread: list[Reading] = []
+        self.optimizer = build_optimizer(config, self.network)
+        self.scaler = precision.gradient_scaler(config.train.precision, self.device)
+        self.feed = Feed(train, self.device, self.accelerator.process_index, self.accelerator.num_processes)
+        self.watched: DeviceStore | None = None
+        self.model = self.accelerator.prepare(self.network)
         if config.train.compile:
             self.model = torch.compile(self.model)
         self.steps = steps_per_epoch(len(train), config.train.batch_size)
 
-    def update(self, batch: dict[str, Any], weight: float = 1.0) -> float:
-        """One optimiser step on this process's share of a batch, whose gradient counts `weight` times; returns the share's mean loss.
+    def update(self, batch: dict[str, Any], weight: float = 1.0) -> None:
+        """One optimiser step on this process's share of a batch, whose gradient counts `weight` times.
+
+        On a CPU its loss is read at once; on a GPU nothing here waits for the device, see `read_losses`.
 
         Raises:
             Diverged: loss or gradient norm is not finite; names step and cases.
         """
-        image, label = batch["image"].to(self.accelerator.device), batch["label"].to(self.accelerator.device)
+        image, label = (batch[key].to(self.device, non_blocking=True) for key in ("image", "label"))
         if not batch["cases"]:  # a short last batch left this process none: take part with weight 0
             image, label = image.new_zeros(1, *image.shape[1:]), label.new_zeros(1, *label.shape[1:])
         micro = max(1, math.ceil(len(image) / self.config.train.accumulate))
-        parts, total = list(zip(image.split(micro), label.split(micro), strict=True)), 0.0
+        parts, losses = list(zip(image.split(micro), label.split(micro), strict=True)), []
         for number, (x, y) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.loss(self.model(x), y.float()) * (len(x) / len(image))
-                self.accelerator.backward(loss * weight)
-            total += loss.item()
+                with precision.autocast(self.config.train.precision, self.device):
+                    logits = self.model(x)
+                loss = self.loss(logits.float(), y.float()) * (len(x) / len(image))  # in float32, whatever the network computes in
+                self.scaler.scale(loss * weight).backward()
+            losses.append(loss.detach())
+        self.scaler.unscale_(self.optimizer)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip or math.inf)
-        if not (math.isfinite(total) and math.isfinite(float(norm))):
-            raise Diverged(f"{self.folder}: loss {total}, gradient norm {float(norm)} at epoch {self.progress.epoch}, step {self.progress.step}, "
-                           f"cases {', '.join(batch['cases'])}; lower train.lr or check these cases with `mvl verify`")
-        self.optimizer.step()
+        self.unread.append(Reading(self.progress.epoch, self.progress.step, tuple(batch["cases"]), losses, norm))
+        if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
+            self.read_losses()
+        self.scaler.step(self.optimizer)  # in fp16 it leaves out a step whose gradient overflowed
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+
+    def read_losses(self) -> None:
+        """Take over the losses of the steps since the last look; every checkpoint and every epoch's end looks first.
+
+        Raises:
+            Diverged: one of them, or its gradient norm, is not finite, or fp16 overflowed too often in a row.
+        """
+        p, unread, self.unread = self.progress, self.unread, []
+        for reading, (loss, norm) in zip(unread, values_of(unread)):
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            p.skipped_in_a_row = 0 if finite else p.skipped_in_a_row + 1
+            if not finite and (self.config.train.precision != "fp16" or p.skipped_in_a_row >= precision.MAX_SKIPS):
+                raise Diverged(f"{self.folder}: loss {loss}, gradient norm {norm} at {reading.place()}; "
+                               "lower train.lr or check these cases with `mvl verify`")
+            p.skipped += not finite
+            if math.isfinite(loss):
+                p.losses.append(loss)
+        if p.skipped_in_a_row and self.scaler.get_scale() < precision.LEAST_SCALE:
+            raise Diverged(f"{self.folder}: gradients overflow fp16 even unscaled, at {unread[-1].place()}; lower train.lr, or set "
+                           "train.precision to bf16 or fp32")
 
     def train_epoch(self, caught: list[int], bar: Any) -> None:
         """The steps of the current epoch that are not done yet."""
         p, config, rank, world = self.progress, self.config, self.accelerator.process_index, self.accelerator.num_processes
         self.model.train()
         with endings.cases_named(config, self.train.case_ids, p):
-            for batch in training_loader(self.train, config, p.epoch, p.step, rank, world):
+            for batch in self.feed.epoch(config, p.epoch, p.step):
                 done = p.epoch * self.steps + p.step
                 torch.manual_seed(runs.draw_seed(config.seed, "dropout", done, rank))
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(config, done, config.train.train_epochs * self.steps)
                 cases = min(config.train.batch_size, len(self.train) - p.step * config.train.batch_size)
-                p.losses.append(self.update(batch, len(batch["cases"]) * world / cases))
+                self.update(batch, len(batch["cases"]) * world / cases)
                 p.step += 1
                 bar.update()
                 if caught:
@@ -135,13 +128,26 @@ class Trainer:
     def validate(self) -> tuple[float, float]:
         """Mean loss and mean foreground Dice of the validation cases, on the resized grid, spread over the processes."""
         self.model.eval()
-        network, rows, device = self.validated(), [], self.accelerator.device
-        for index in range(self.accelerator.process_index, len(self.val), self.accelerator.num_processes):
-            image, label = (t[None].to(device) for t in self.val.get(index))
-            logits = network(image).float()
-            rows.append((index, self.loss(logits, label.float()).item(), foreground_dice(logits, label).item()))
-        rows = sorted(gather_object(rows))
-        return sum(r[1] for r in rows) / len(rows), sum(r[2] for r in rows) / len(rows)
+        predictor, rows = Predictor(self.validated(), self.config, self.device), []
+        mine = range(self.accelerator.process_index, len(self.val), self.accelerator.num_processes)
+        for start in range(0, len(mine), step := predictor.cases_at_once()):
+            indices = mine[start:start + step]
+            image, label = self.watched_cases(indices)
+            logits = predictor(image)
+            losses = [self.loss(logits[k:k + 1], label[k:k + 1].float()) for k in range(len(indices))]
+            rows.append((indices, torch.stack(losses), foreground_dice(logits, label)))
+        read = [row for indices, losses, dices in rows for row in zip(indices, losses.tolist(), dices.tolist(), strict=True)]
+        read = sorted(gather_object(read))
+        return sum(r[1] for r in read) / len(read), sum(r[2] for r in read) / len(read)
+
+    def watched_cases(self, indices: range) -> tuple[Tensor, Tensor]:
+        """Images and labels of some validation cases, on the device; on a GPU they stay there, where they fit."""
+        if self.watched is None and self.device.type == "cuda" and fits(self.val, self.device):
+            self.watched = DeviceStore(self.val, self.device)
+        if self.watched is not None:
+            return self.watched.take(torch.tensor(indices, device=self.device))
+        pairs = [self.val.get(index) for index in indices]
+        return torch.stack([image for image, _ in pairs]).to(self.device), torch.stack([label for _, label in pairs]).to(self.device)
 
     def validated(self) -> nn.Module:
         """The network to validate with: it has the first process's BatchNorm statistics, which are those that the run keeps.
@@ -157,7 +163,10 @@ class Trainer:
 
     def close_epoch(self) -> None:
         """Validate, keep the weights if they are the best so far, and add the epoch's row."""
+        self.read_losses()
         p, train = self.progress, self.config.train
+        if not p.losses:
+            raise Diverged(f"{self.folder}: every step of epoch {p.epoch} overflowed fp16; lower train.lr, or set train.precision to bf16 or fp32")
         row = {"epoch": p.epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": sum(p.losses) / len(p.losses)}
         if (p.epoch + 1) % train.val_interval == 0 or p.epoch + 1 == train.train_epochs:
             row["val_loss"], row["val_dice"] = self.validate()
@@ -170,9 +179,15 @@ class Trainer:
         p.epoch, p.step, p.losses = p.epoch + 1, 0, []
 
     def save(self) -> None:
-        """Checkpoint, from the first process."""
+        """Checkpoint, from the first process.
+
+        Raises:
+            Diverged: a step since the last look was not finite; the checkpoint before stays.
+        """
+        self.read_losses()
         if self.accelerator.is_main_process:
-            state = {"model": own_state(self.network), "optimizer": self.optimizer.state_dict(), "best": self.best, "progress": vars(self.progress)}
+            state = {"model": own_state(self.network), "optimizer": self.optimizer.state_dict(), "best": self.best, "progress": vars(self.progress),
+                     "scaler": self.scaler.state_dict()}
             checkpoints.save(self.folder, self.progress.epoch * self.steps + self.progress.step, state)
 
     def restore(self) -> bool:
@@ -188,6 +203,8 @@ class Trainer:
             raise runs.RunError(f"{self.folder}: its checkpoint was made with other frozen weights; restore the source, or delete the folder")
         load_own_state(self.network, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.best, self.progress = state["best"], Progress(**state["progress"])
         return True
 
@@ -196,36 +213,6 @@ class Trainer:
         self.save()
         write_state(self, "interrupted")
         raise Interrupted(signum, self.command)
-
-
-def start_accelerator(config: Config) -> Accelerator:
-    """Accelerate on what there is, with the world size checked: `accelerate launch --cpu` silently starts one process.
-
-    Raises:
-        RunError: fewer processes than the launcher promised.
-    """
-    runs.keep_freed_memory()
-    torch.set_num_threads(config.train.num_threads)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, guards only against reading memory never written
-    AcceleratorState._reset_state()  # one process may train runs of several precisions, one after another
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if config.train.precision == "bf16" else "no")
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != wanted:
-        raise runs.RunError(f"{wanted} processes were asked for, {accelerator.num_processes} take part; launch with torchrun")
-    return accelerator
-
-
-def load_own_state(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load what `own_state` kept; strict both ways.
-
-    Raises:
-        RunError: keys differ; lists them.
-    """
-    wanted = set(own_state(network))
-    if wanted != set(state):
-        raise runs.RunError(f"weights do not fit the network: missing {sorted(wanted - set(state))}, extra {sorted(set(state) - wanted)}")
-    network.load_state_dict(state, strict=False)
 
 
 def write_state(trainer: Trainer, state: str) -> None:
@@ -244,7 +231,7 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
     trainer.restore()
     p, epochs = trainer.progress, trainer.config.train.train_epochs
     wall, cpu = p.runtime_s - time.monotonic(), p.cpu_s - time.process_time()
-    quiet = None if progress else True
+    quiet, saved = None if progress else True, time.monotonic()
     board = events.opened(trainer.folder, p.epoch * trainer.steps, trainer.accelerator.is_main_process)
     bars = tqdm(total=epochs * trainer.steps, initial=p.epoch * trainer.steps + p.step, disable=quiet, unit="step")
     with signals() as caught, bars as bar, board as tell:
@@ -255,7 +242,9 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
             tell(p.history[-1], losses)
             p.runtime_s, p.cpu_s = wall + time.monotonic(), cpu + time.process_time()
             bar.set_postfix(epoch=f"{p.epoch}/{epochs}", val_dice=f"{p.history[-1].get('val_dice', p.best_dice):.3f}")
-            trainer.save()
+            if p.epoch == epochs or time.monotonic() - saved >= trainer.config.train.checkpoint_s:
+                trainer.save()
+                saved = time.monotonic()
             write_state(trainer, "running")
             if caught:
                 trainer.stop(caught[0])
@@ -299,7 +288,8 @@ def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Pat
     noisy = store(split.train, label_damage(config, split.train))
     seen, watched, split = audited(config, split, noisy, store)
     trainer = Trainer(config, task, seen, watched, folder, runs.command(config, results_dir, data_dir))
-    runs.write_json(folder / "environment.json", drift.environment(folder, allow))
+    numbers = precision.facts_of(config.train.precision)
+    runs.write_json(folder / "environment.json", drift.environment(folder, allow) | {"numbers": numbers})
     write_state(trainer, "running")
     with trust.closed(task, split.test, data_dir):
         fit(trainer, progress)
@@ -328,23 +318,12 @@ def finish(trainer: Trainer, split: splits.Split) -> None:
 def facts(trainer: Trainer, split: splits.Split) -> dict[str, Any]:
     """What `status.json` says of a finished run beside its files."""
     p = trainer.progress
+    rise, risen = largest_loss_rise(p.history)
     return {
         "runtime_s": round(p.runtime_s, 1), "runtime_per_epoch_s": round(p.runtime_s / trainer.config.train.train_epochs, 3),
-        "cpu_s": round(p.cpu_s, 1),
+        "cpu_s": round(p.cpu_s, 1), "numbers": precision.facts_of(trainer.config.train.precision), "skipped_steps": p.skipped,
+        "largest_loss_rise": rise, "largest_loss_rise_epoch": risen,
         "peak_memory_mb": round(runs.peak_memory_mb()), "best_epoch": p.best_epoch, "best_dice": p.best_dice,
         "frozen_sha256_before": p.frozen_sha256, "frozen_sha256_after": frozen_sha256(trainer.network),
         "parameters": parameter_counts(trainer.network), "split_sha256": split.sha256,
         "task": task_facts(trainer.train.task), "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)}}
-
-
-def load_run(run_dir: Path) -> nn.Module:
-    """A finished run's network with its best weights, ready to predict.
-
-    Raises:
-        RunError: weights are missing, changed, or do not fit.
-    """
-    config = runs.read_config(run_dir)
-    task = task_of_run(config, runs.read_status(run_dir))
-    network = build_system(config, len(task.channels), num_classes(config, task))
-    load_own_state(network, checkpoints.load_weights(run_dir))
-    return network.eval()

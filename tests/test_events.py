@@ -12,7 +12,7 @@ import pytest
 from mvl import cli, events, runs, train
 from mvl.config import Config, DataConfig, ModelConfig, TrainConfig
 
-TINY = Config(study="quick", fraction=0.2, data=DataConfig(img_size=(16, 16, 16)), train=TrainConfig(train_epochs=3, batch_size=4),
+TINY = Config(study="quick", fraction=0.2, data=DataConfig(img_size=(16, 16, 16)), train=TrainConfig(train_epochs=3, batch_size=4, checkpoint_s=0.0),
               model=ModelConfig(hidden_size=32, mlp_dim=64, encoder_layers=1, decoder_layers=1))
 
 

@@ -24,7 +24,7 @@ tasks: [phantoms]
 grid: [{name: main, systems: [vit_baseline]}]
 data: {img_size: [16, 16, 16]}
 model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64}
-train: {train_epochs: 4, batch_size: 4}
+train: {train_epochs: 4, batch_size: 4, checkpoint_s: 0.0}
 """
 BYTES = ("weights.safetensors", "history.csv", "cases.csv")
 

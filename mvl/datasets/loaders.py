@@ -144,6 +144,10 @@ class CaseStore:
             self.kept[index], self.kept_bytes = pair, self.kept_bytes + size
         return self.kept[index]
 
+    def items(self) -> tuple[CaseStore, list[int]]:
+        """The store that decodes the cases, and the index of each item's case there."""
+        return self, list(range(len(self)))
+
     def version(self, index: int) -> tuple[int, ...]:
         """Which of the released code's versions of its case an item is: none here (see released.py)."""
         return ()
@@ -246,28 +250,35 @@ def to_scan_grid(transform: Compose, prediction: Probabilities, operations: Any,
         return transform.inverse({"image": meta})["image"].as_tensor()
 
 
-class TrainingBatches(Dataset):
-    """Cases of one epoch by index, augmented as (seed, epoch, case) say."""
+def read_case(store: CaseStore, index: int) -> tuple[Volume, Mask]:
+    """Image and label of a case; whatever goes wrong is a TaskError that names the case and the remedy."""
+    try:
+        return store.get(index)
+    except TaskError:
+        raise
+    except Exception as error:  # some cannot leave a loader process, which would wait for ever
+        told = f"{type(error).__name__}: {error}; look at its files with `mvl verify {store.task.name}`"
+        raise TaskError(f"{store.task.name}, case {store.case_ids[index]}: {told}") from error
 
-    def __init__(self, store: CaseStore, config: Config, epoch: int) -> None:
-        self.store, self.config, self.epoch = store, config, epoch
+
+class TrainingBatches(Dataset):
+    """Cases by (epoch, index), augmented as (seed, epoch, case) say."""
+
+    def __init__(self, store: CaseStore, config: Config) -> None:
+        self.store, self.config = store, config
         self.augment = augmentation(config.data)
 
     def __len__(self) -> int:
         """Number of cases."""
         return len(self.store)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         """`image` (C, *spatial) float32, `label` (1, *spatial) uint8 and `case`."""
-        case, task = self.store.case_ids[index], self.store.task.name
-        try:
-            image, label = self.store.get(index)
-            if self.config.data.augment:
-                image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", self.epoch, case), *self.store.version(index))
-        except TaskError:
-            raise
-        except Exception as error:  # some cannot leave a loader process, which would wait for ever
-            raise TaskError(f"{task}, case {case}: {type(error).__name__}: {error}; look at its files with `mvl verify {task}`") from error
+        epoch, index = place
+        case = self.store.case_ids[index]
+        image, label = read_case(self.store, index)
+        if self.config.data.augment:
+            image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", epoch, case), *self.store.version(index))
         return {"image": image, "label": label, "case": case}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -288,29 +299,49 @@ def epoch_order(case_ids: tuple[str, ...], seed: int, epoch: int) -> list[int]:
     return sorted(range(len(case_ids)), key=lambda index: draw_seed(seed, "order", epoch, case_ids[index]))
 
 
-def training_loader(store: CaseStore, config: Config, epoch: int, first_step: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Batches `first_step`, `first_step + 1`, ... of an epoch; process `rank` gets every `world_size`-th case of each.
+def batch_rows(cases: int, batch_size: int, first_step: int, rank: int, world_size: int) -> Iterator[slice]:
+    """Where the cases of each batch stand in an epoch's order: process `rank` gets every `world_size`-th of a batch.
 
-    A process for which a short last batch leaves no case gets an empty one (B = 0), so that all processes take the same number of steps.
+    A process for which a short last batch leaves no case gets an empty slice, so that all take the same number of steps.
     """
-    order, size, workers = epoch_order(store.case_ids, config.seed, epoch), config.train.batch_size, config.data.num_workers
-    batches = [order[start:start + size][rank::world_size] for start in range(first_step * size, len(order), size)]
+    for start in range(first_step * batch_size, cases, batch_size):
+        end = min(start + batch_size, cases)
+        yield slice(min(start + rank, end), end, world_size)
+
+
+def training_loader(store: CaseStore, config: Config, epoch: int, first_step: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Batches `first_step`, `first_step + 1`, ... of an epoch, each case read and augmented by itself; see `batch_rows`."""
+    return batch_loader(store, config).at(epoch, first_step, rank, world_size)
+
+
+class BatchLoader(DataLoader):
+    """A loader whose processes live as long as it does: each epoch tells them anew what to read."""
+
+    def at(self, epoch: int, first_step: int = 0, rank: int = 0, world_size: int = 1) -> BatchLoader:
+        """This loader, set to the rest of an epoch."""
+        data: Any = self.dataset
+        order = epoch_order(data.store.case_ids, data.config.seed, epoch)
+        parts = batch_rows(len(order), data.config.train.batch_size, first_step, rank, world_size)
+        self.batch_sampler.batches = [[(epoch, index) for index in order[part]] for part in parts]  # type: ignore[union-attr]
+        self.generator.manual_seed(draw_seed(data.config.seed, "loader", epoch))
+        return self
+
+
+def batch_loader(store: CaseStore, config: Config, pinned: bool = False) -> BatchLoader:
+    """A loader for all epochs of a run; `pinned` memory is read by a GPU without waiting."""
+    workers = config.data.num_workers
     if workers:
         store.warm()
-    dataset = TrainingBatches(store, config, epoch)
-    generator = torch.Generator().manual_seed(draw_seed(config.seed, "loader", epoch))
-    return DataLoader(dataset, batch_sampler=_Fixed(batches), collate_fn=dataset.collate, num_workers=workers, generator=generator,
-                      timeout=WORKER_TIMEOUT_S if workers else 0)
+    dataset = TrainingBatches(store, config)
+    return BatchLoader(dataset, batch_sampler=_Fixed([]), collate_fn=dataset.collate, num_workers=workers, generator=torch.Generator(),
+                       timeout=WORKER_TIMEOUT_S if workers else 0, pin_memory=pinned, persistent_workers=workers > 0)
 
 
 class _Fixed(torch.utils.data.Sampler):
-    """Batches of indices, as given."""
+    """Batches of places, as given."""
 
-    def __init__(self, batches: list[list[int]]) -> None:
+    def __init__(self, batches: list[list[tuple[int, int]]]) -> None:
         self.batches = batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)

@@ -27,6 +27,7 @@ class VersionStore(CaseStore):
         Differs: the released code draws the versions of its validation items anew on each visit too.
         """
         self.cases_of, self.fixed, self.case_ids = cases, fixed, tuple(items)
+        self.kept = {}
         self.task, self.data, self.change = cases.task, cases.data, Versions(cases.data)
         self.places = {case: index for index, case in enumerate(cases.case_ids)}
 
@@ -35,6 +36,12 @@ class VersionStore(CaseStore):
         case, _, version = self.case_ids[index].rpartition("@")
         image, label = self.cases_of.get(self.places[case])
         return self.change(image, label, draw_seed(0, "version", self.case_ids[index]), int(version)) if self.fixed else (image, label)
+
+    def items(self) -> tuple[CaseStore, list[int]]:
+        """The store of the cases, and the index of each item's case there."""
+        if self.fixed:
+            return super().items()
+        return self.cases_of, [self.places[item.rpartition("@")[0]] for item in self.case_ids]
 
     def version(self, index: int) -> tuple[int, ...]:
         """Which version of its case the item is."""

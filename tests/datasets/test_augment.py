@@ -7,7 +7,60 @@ import pytest
 import torch
 
 from mvl.config import DataConfig
-from mvl.datasets.augment import Augment, FlipRotate, augmentation, resample
+from mvl.datasets.augment import Augment, Changes, FlipRotate, augmentation, rotation
+from mvl.datasets.resample import resample, sampling_theta
+
+
+def turned_by(image, label, matrix):
+    """One case turned by a matrix of centred voxel positions."""
+    moved, marks = resample(image[None], label[None], sampling_theta(matrix, tuple(image.shape[1:]))[None])
+    return moved[0], marks[0]
+
+
+def monais(data):
+    """The transforms of MONAI whose draws `Augment` repeats."""
+    from monai.transforms import RandAffineGrid, RandScaleIntensity, RandShiftIntensity
+
+    angle = np.deg2rad(data.rotate_degrees)
+    axes = 3 if len(data.img_size) == 3 else 1
+    return (RandAffineGrid(rotate_range=[(-angle, angle)] * axes), RandScaleIntensity(factors=data.intensity_factor, prob=1.0),
+            RandShiftIntensity(offsets=data.intensity_factor, prob=1.0))
+
+
+@pytest.mark.parametrize("size", [(12, 10, 14), (16, 12)])
+def test_draws_and_intensities_are_monais_bit_for_bit(size):
+    data = DataConfig(img_size=size)
+    augment = Augment(data)
+    rotate, contrast, brightness = monais(data)
+    image = torch.randn(2, *size)
+    for seed in (0, 7, 2**40 + 3, 2**63 - 1):
+        rotate.set_random_state(seed=seed % 2**32)
+        rotate(size, lazy=True)
+        theirs = torch.as_tensor(rotate.get_transformation_matrix(), dtype=torch.float64)
+        drawn = augment.draw(seed)
+        assert augment.angles(seed) == rotate.rotate_params and torch.equal(drawn.turn, theirs)
+        contrast.set_random_state(seed=(seed + 1) % 2**32)
+        brightness.set_random_state(seed=(seed + 2) % 2**32)
+        factor, summand = torch.tensor(drawn.intensity, dtype=torch.float32)
+        assert torch.equal(image * factor + summand, brightness(contrast(image)).as_tensor())
+
+
+def test_a_rotation_in_two_dimensions_turns_by_its_angle():
+    assert torch.allclose(rotation([0.3])[:2, :2] @ torch.tensor([1.0, 0.0]).double(), torch.tensor([0.955336, 0.295520]).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "name"), [((12, 10, 12), "rotate_intensity"), ((12, 10), "rotate_intensity"), ((8, 8, 6), "flip_rot90"),
+                                           ((8, 8), "flip_rot90"), ((12, 10, 12), "released_planes"), ((12, 10, 12), "one_plane")])
+def test_a_batch_gives_each_case_what_it_gets_alone(size, name):
+    augment = augmentation(DataConfig(img_size=size, augmentation=name))
+    image, label = torch.randn(9, 2, *size), (torch.rand(9, 1, *size) * 3).to(torch.uint8)
+    before = image.clone(), label.clone()
+    changes = Changes([augment.draw(seed) for seed in range(10)], size, torch.device("cpu"))
+    changed, moved = changes.apply(image, label, slice(1, 10))
+    for k in range(9):
+        alone = augment(image[k], label[k], k + 1)
+        assert torch.equal(changed[k], alone[0]) and torch.equal(moved[k], alone[1])
+    assert not torch.equal(changed, image) and torch.equal(image, before[0]) and torch.equal(label, before[1])
 
 
 def test_a_quarter_turn_goes_the_same_way_in_image_and_label():
@@ -15,10 +68,10 @@ def test_a_quarter_turn_goes_the_same_way_in_image_and_label():
     label = (image > 70).to(torch.uint8)
     turn = torch.eye(4, dtype=torch.float64)
     turn[:2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    turned, moved = resample(image, label, turn)
+    turned, moved = turned_by(image, label, turn)
     expected = next(r for r in (torch.rot90(image, k, (1, 2)) for k in (1, 3)) if torch.allclose(turned, r, atol=1e-3))
     assert torch.equal(moved, (expected > 70).to(torch.uint8))
-    assert torch.allclose(resample(image, label, torch.eye(4, dtype=torch.float64))[0], image, atol=1e-4)
+    assert torch.allclose(turned_by(image, label, torch.eye(4, dtype=torch.float64))[0], image, atol=1e-4)
 
 
 def test_rotation_of_an_oblong_grid_is_rigid_in_voxels():
@@ -27,7 +80,7 @@ def test_rotation_of_an_oblong_grid_is_rigid_in_voxels():
     image = torch.rand(1, 20, 30, 12)
     grid, matrix = AffineGrid(rotate_params=(0.05, -0.08, 0.03))((20, 30, 12))
     theirs = Resample(mode="bilinear", padding_mode="border")(image, grid=grid).as_tensor()
-    assert torch.allclose(resample(image, image.to(torch.uint8), matrix.double())[0], theirs, atol=1e-4)
+    assert torch.allclose(turned_by(image, image.to(torch.uint8), matrix.double())[0], theirs, atol=1e-4)
 
 
 def test_augmentation_stays_within_its_bounds():
@@ -39,8 +92,7 @@ def test_augmentation_stays_within_its_bounds():
     assert means.min() >= 2 * 0.9 - 0.1 - 1e-4 and means.max() <= 2 * 1.1 + 0.1 + 1e-4 and means.max() - means.min() > 0.4
     angles = []
     for seed in range(200):
-        augment(flat, label, seed)
-        angles.append(np.abs(np.rad2deg(augment.rotate.rotate_params)))
+        angles.append(np.abs(np.rad2deg(augment.angles(seed))))
     assert 4.5 < np.max(angles) <= 5.0 and np.shape(angles) == (200, 3) and not np.allclose(np.array(angles)[:, 0], np.array(angles)[:, 1])
 
 
@@ -57,7 +109,7 @@ def test_small_rotations_in_two_dimensions_turn_image_and_label_together():
     label[:, 8:24, 10:20] = 1
     changed, moved = augment(label.float(), label, 4)
     assert changed.shape == (1, 32, 40) and not torch.equal(moved, label) and ((changed > 0.5) == (moved > 0)).float().mean() > 0.98
-    assert abs(int(moved.sum()) - int(label.sum())) < 16 and np.shape(augment.rotate.rotate_params) == (1,)
+    assert abs(int(moved.sum()) - int(label.sum())) < 16 and np.shape(augment.angles(4)) == (1,)
 
 
 @pytest.mark.parametrize(("size", "count"), [((6, 6), 8), ((6, 8), 4), ((4, 4, 4), 48), ((4, 6, 8), 8)])

@@ -78,10 +78,10 @@ def test_a_watched_copy_is_always_the_same_and_a_trained_one_is_drawn_on_each_vi
     plain = cases.get(0)[0]
     assert torch.equal(watched.get(0)[0], plain) and torch.equal(watched.get(1)[0], watched.get(1)[0])
     assert not torch.equal(watched.get(1)[0], plain) and not torch.equal(watched.get(2)[0], plain)
-    first, second = (TrainingBatches(seen, config, epoch) for epoch in (0, 1))
-    assert torch.equal(first[0]["image"], plain) and torch.equal(first[1]["image"], first[1]["image"])
-    assert not torch.equal(first[1]["image"], second[1]["image"])
-    assert torch.equal(first[2]["label"], cases.get(0)[1]) and not torch.equal(first[2]["image"], plain)
+    given = TrainingBatches(seen, config)
+    assert torch.equal(given[0, 0]["image"], plain) and torch.equal(given[0, 1]["image"], given[0, 1]["image"])
+    assert not torch.equal(given[0, 1]["image"], given[1, 1]["image"])
+    assert torch.equal(given[0, 2]["label"], cases.get(0)[1]) and not torch.equal(given[0, 2]["image"], plain)
 
 
 def test_dealing_is_a_function_of_the_name() -> None:

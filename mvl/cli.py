@@ -182,7 +182,7 @@ def add_data(commands: Any) -> None:
 
 
 def add_run(commands: Any) -> None:
-    """train, evaluate, predict."""
+    """train, evaluate, usage, predict."""
     command = add(commands, "train", do.train, results_dir, data_dir)
     command.add_argument("--study", required=True, metavar="S", help="name in mvl/configs/studies")
     command.add_argument("--task", required=True, type=task_name, metavar="T", help="as for fetch, or the folder of your own data")
@@ -193,6 +193,7 @@ def add_run(commands: Any) -> None:
     command.add_argument("--allow-drift", action="store_true", help="go on although packages or processor changed; the run is marked")
     command.add_argument("--tensorboard", action="store_true", help="write event files into the run's folder (MVL_TENSORBOARD=1: every run does)")
     add(commands, "evaluate", do.evaluate, data_dir).add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
+    add(commands, "usage", do.usage, data_dir, as_json).add_argument("run", type=Path, metavar="RUN", help="folder of a trained hybrid's run")
     command = add(commands, "predict", do.predict, as_json)
     command.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run, with its weights")
     command.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help=".nii, .nii.gz, a folder of them or of a DICOM series; 2-D: pictures")

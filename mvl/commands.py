@@ -98,6 +98,14 @@ def evaluate(args: argparse.Namespace) -> int:
     return DONE
 
 
+def usage(args: argparse.Namespace) -> int:
+    """`mvl usage RUN`: how much a trained hybrid uses its block: test Dice with the block knocked out; writes usage.csv where there is none."""
+    from mvl.usage import usage_as_text, usage_of_run
+
+    answer(args, lambda: usage_of_run(args.run, args.data_dir), usage_as_text)
+    return DONE
+
+
 def predict(args: argparse.Namespace) -> int:
     """`mvl predict RUN INPUT...`: segments new scans with a trained run, each in its own geometry; exit 1 when one could not be."""
     def ask() -> dict[str, Any]:

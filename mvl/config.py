@@ -11,6 +11,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from mvl.block_config import KINDS
+from mvl.block_config import TokenBlockConfig as TokenBlockConfig
+
 CONFIG_DIR = Path(__file__).parent / "configs"
 ROOT = Path(__file__).resolve().parent.parent
 "The clone's top folder: `data/`, `notebooks/` and `book/` lie beside the package."
@@ -54,40 +57,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TokenBlockConfig:
-    """What sits between the two mappers; controls are substitutions here."""
-
-    kind: str = "pretrained"
-    """pretrained: layer of source; random: the same layer before its training; random_matched: normal with each pretrained tensor's mean
-    and variance; shuffled: pretrained values permuted within each tensor; xavier: linear maps Xavier, norms pretrained, as LLM4Seg's
-    --need_init; mlp: GELU and a norm, no weights; identity: nothing."""
-    source: str = "smollm2-135m"
-    "A named source (see mvl/models/llm_sources.py), owner/name@commit on the hub, or the path of a local safetensors checkpoint."
-    layer: int = -1
-    "Layer index in the source; negative counts from the end (-1 is the last, as in both papers' parents)."
-    trainable: bool = False
-    "Train the layer too (LLM4Seg's T variants); both papers' claim is about a frozen one."
-    residual: bool = True
-    "Add the block's input to its output, as released (on top of the residuals inside the layer)."
-    causal_mask: bool = False
-    "Each token sees only earlier tokens, as in language modelling; the paper removes the mask."
-    rotary: bool = False
-    "Rotary position embedding by token index; the paper removes it."
-    released_positions: bool = False
-    "LLM4Seg's home-made position table in place of rotary positions, as released (sine and cosine swapped)."
-    final_norm: str = "unit"
-    "unit: the model's final RMSNorm with gain 1, as released; loaded: with its pretrained gain; none."
-    lora_targets: tuple[str, ...] = ()
-    "Projections of the block that get LoRA adapters (e.g. q_proj, v_proj); empty: the block has none, as released."
-    lora_r: int = 4
-    "Rank of the adapters inside the block."
-    text_guidance: bool = False
-    "Put the task's words (structure and modality), looked up in the model's own embedding, before the visual tokens; dropped after the block."
-    words: str = ""
-    "Words for text guidance in place of the task's, e.g. wrong ones as a control; empty: the task's."
-
-
-@dataclass(frozen=True)
 class ModelConfig:
     """Network sizes; defaults are the released code's ViT (hidden 64, 16 blocks, 4 heads, dropout 0.2)."""
 
@@ -102,13 +71,17 @@ class ModelConfig:
     mlp_dim: int = 256
     "Hidden width of the ViT's MLPs."
     encoder_layers: int = 8
-    "ViT blocks before the token block."
+    "ViT blocks before the token block; with 0 here and 0 after it the token block alone mixes tokens."
     decoder_layers: int = 8
     "ViT blocks after the token block."
     dropout_rate: float = 0.2
     "Dropout on the outputs of attention and MLP (the released code drops attention probabilities too)."
     block_position: str = "bottleneck"
     "bottleneck: between ViT encoder and decoder (the paper's figure); after_embedding: before every ViT block and the positions (the released code)."
+    permute_patches: bool = False
+    """ViTs and MedVisionLlama: one fixed permutation of the patches, a function of the seed, before positions are added; undone at the head."""
+    auxiliary_path: bool = False
+    """MedVisionLlama: in training each case goes through the block or past it, evenly drawn; in validation and test none goes through it."""
     hybrid_attention: bool = False
     "Version 1: global self-attention and local convolutional attention with a learned mix, in every encoder block."
     multi_scale_fusion: bool = False
@@ -200,7 +173,7 @@ class Config:
 CHOICES = {
     "resample": ("resize", "pad_crop"),
     "labels": ("foreground", "all"),
-    "kind": ("pretrained", "random", "random_matched", "shuffled", "xavier", "mlp", "identity"),
+    "kind": KINDS,
     "augmentation": ("rotate_intensity", "flip_rot90", "released_planes", "one_plane"),
     "split": ("folds", "copies", "persons"), "select": ("val", "train_loss", "test"),
     "label_noise": ("none", "boundary", "region"),
@@ -323,6 +296,7 @@ def check(config: Config) -> Config:
     """The same config, or ConfigError naming the first value that is out of range."""
     data, model, train = config.data, config.model, config.train
     vit = model.architecture.startswith(("vit", "medvisionllama"))
+    hybrid = model.architecture.startswith("medvisionllama")
     version1 = model.architecture == "medvisionllama_v1" or not (model.hybrid_attention or model.multi_scale_fusion)
     patches = not vit or all(s % p == 0 for s, p in zip(data.img_size, model.patch_size))
     same_dims = len(data.img_size) == len(model.patch_size)
@@ -337,6 +311,10 @@ def check(config: Config) -> Config:
         f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}": model.hidden_size % model.num_heads == 0,
         f"model.hybrid_attention and model.multi_scale_fusion need architecture medvisionllama_v1, not {model.architecture}": version1,
         f"model.extra_mlp needs a ViT, not architecture {model.architecture}": vit or not model.extra_mlp,
+        f"model.permute_patches needs a ViT, not architecture {model.architecture}": vit or not model.permute_patches,
+        f"model.auxiliary_path needs MedVisionLlama, not architecture {model.architecture}": hybrid or not model.auxiliary_path,
+        f"model.encoder_layers {model.encoder_layers} or decoder_layers {model.decoder_layers} is negative":
+            min(model.encoder_layers, model.decoder_layers) >= 0,
         f"model.dropout_rate {model.dropout_rate} is not in [0, 1)": 0 <= model.dropout_rate < 1,
         f"train.lr {train.lr} is not in (0, 1]": 0 < train.lr <= 1, f"train.checkpoint_s {train.checkpoint_s} is negative": train.checkpoint_s >= 0,
         f"train.batch_size {train.batch_size} is not a multiple of train.accumulate {train.accumulate}": train.batch_size % train.accumulate == 0,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from mvl import runs, studies, systems
+from mvl.block_config import LAYER_KINDS
 from mvl.config import Config, ConfigError, DataConfig, did_you_mean, load_config, system_names
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def work_of(config: Config) -> Work:
     task = find_task(config.task)
     classes = 1 if config.data.labels == "foreground" else len(task.labels) + 1
     block = config.model.token_block
-    kind = block.kind if block.kind in ("mlp", "identity") else "random"
+    kind = "random" if block.kind in LAYER_KINDS else block.kind
     model = replace(config.model, token_block=replace(block, kind=kind, layer=-1))
     same = Config(system="", task="", data=DataConfig(img_size=config.data.img_size), model=model)
     return count_work(same, len(task.channels), classes)
@@ -207,7 +208,7 @@ def memory_mb(config: Config, device: Device) -> float:
     kept = work.saved_mb * math.ceil(config.train.batch_size / config.train.accumulate)
     if device.name != "cpu":
         return CUDA_MB + held + kept
-    layer = config.model.architecture.startswith(("medvisionllama", "llm4seg")) and config.model.token_block.kind not in ("mlp", "identity")
+    layer = config.model.architecture.startswith(("medvisionllama", "llm4seg")) and config.model.token_block.kind in LAYER_KINDS
     return BASE_MB + LAYER_MB * layer + held + kept + host_mb(config)
 
 
@@ -231,7 +232,7 @@ def download_bytes(configs: Sequence[Config], data_dir: Path | None = None) -> d
     layers: dict[str, float] = {}
     for config in configs:
         block = config.model.token_block
-        if is_hub_source(block.source) and block.kind not in ("random", "mlp", "identity"):
+        if is_hub_source(block.source) and block.kind in LAYER_KINDS and block.kind != "random":
             name, work = f"{block.source}, layer {block.layer}", work_of(config)
             layers[name] = max(layers.get(name, 0.0), 2.0 * work.frozen)  # a system that trains the layer has none of it frozen
     return out | layers

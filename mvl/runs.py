@@ -26,6 +26,8 @@ from mvl.config import ROOT, Config, build, merge, read_yaml, to_dict
 
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 "What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
+EXTRA_FILES = ("usage.csv",)
+"What the record of some runs holds besides: how a hybrid uses its block."
 PACKAGES = ("torch", "numpy", "monai", "transformers", "peft", "accelerate", "safetensors", "nibabel", "scipy", "pandas")
 STALE_S = 3600
 "Age from which a temporary file is no live writer's: a write takes seconds."
@@ -207,14 +209,21 @@ def read_status(folder: Path) -> dict[str, Any]:
 def is_done(folder: Path, need_weights: bool = False) -> bool:
     """True when the run says done and every recorded file is there with its hash."""
     status = read_status(folder)
-    files = {n: h for n, h in status.get("files", {}).items() if need_weights or n in RECORD_FILES}
+    files = {n: h for n, h in status.get("files", {}).items() if need_weights or n in (*RECORD_FILES, *EXTRA_FILES)}
     whole = all((folder / n).is_file() and sha256_file(folder / n) == h for n, h in files.items())
     return status["state"] == "done" and set(RECORD_FILES) <= set(files) and whole
 
 
+def recorded_files(folder: Path) -> tuple[str, ...]:
+    """Names of a finished run's sealed files, but for its weights."""
+    sealed = read_status(folder).get("files", {})
+    return (*RECORD_FILES, *(name for name in EXTRA_FILES if name in sealed))
+
+
 def seal(folder: Path, facts: dict[str, Any]) -> None:
     """Write `status.json` with state done, `facts` and the sha256 of every artefact. The last write of a run."""
-    names = [*RECORD_FILES, "weights.safetensors"]
+    extra = [name for name in EXTRA_FILES if (folder / name).is_file()]
+    names = [*RECORD_FILES, *extra, "weights.safetensors"]
     files = {name: sha256_file(folder / name) for name in names}
     write_json(folder / "status.json", {"state": "done", "finished": now(), "files": files, **facts})
 

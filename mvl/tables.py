@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mvl import runs
+from mvl.block_config import LAYER_KINDS
 from mvl.config import Config, ConfigError, to_dict
 from mvl.evaluate import CASE_COLUMNS, DECATHLON, METRICS, mean, run_columns
 
@@ -129,7 +130,7 @@ class Fingerprints:
         block, again = config.model.token_block, "delete the run's folder and train it again"
         if after != before:
             raise TableError(f"{folder / 'status.json'}: its frozen tensors changed in training; {again}")
-        layer = (block.kind, block.source) if block.kind not in ("mlp", "identity") and not block.trainable else ("no frozen layer", "none")
+        layer = (block.kind, block.source) if block.kind in LAYER_KINDS and not block.trainable else ("no frozen layer", "none")
         weights, other = self.weights.setdefault(before, (layer, folder))
         if weights != layer:
             raise TableError(f"{folder / 'status.json'}: an arm with {layer[0]} weights of {layer[1]} has the frozen tensors of {other}, "
@@ -279,7 +280,7 @@ def record(study: str, results_dir: Path, records_dir: Path) -> Path:
 def copy_record(folder: Path, target: Path) -> None:
     """Copy one run's record, `status.json` last, and check the copy; call it under the lock of the study's folder."""
     runs.sweep(target)
-    for name in (*runs.RECORD_FILES, "status.json"):
+    for name in (*runs.recorded_files(folder), "status.json"):
         if not (target / name).is_file() or (target / name).read_bytes() != (folder / name).read_bytes():
             runs.atomic_write(target / name, (folder / name).read_bytes())
     if not runs.is_done(target):

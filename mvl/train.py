@@ -279,14 +279,14 @@ def first_process() -> bool:
 
 def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Path | None, progress: bool, allow: bool) -> None:
     from mvl.evaluate import CASE_COLUMNS, evaluate_store
+    from mvl.usage import write_usage
 
     task = tasks.find_task(config.task, data_dir)
     split = splits.run_split(config, task, data_dir)
     runs.write_config(folder, config)
     trust.check_inputs(task, split, folder, data_dir)
     store = lambda cases, damage=None: CaseStore(task, cases, config.data, data_dir, damage)
-    noisy = store(split.train, label_damage(config, split.train))
-    seen, watched, split = audited(config, split, noisy, store)
+    seen, watched, split = audited(config, split, store(split.train, label_damage(config, split.train)), store)
     trainer = Trainer(config, task, seen, watched, folder, runs.command(config, results_dir, data_dir))
     numbers = precision.facts_of(config.train.precision)
     runs.write_json(folder / "environment.json", drift.environment(folder, allow) | {"numbers": numbers})
@@ -295,8 +295,9 @@ def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Pat
         fit(trainer, progress)
     finish(trainer, split)
     if trainer.accelerator.is_main_process:
-        network = trainer.network.eval()
-        runs.write_csv(folder / "cases.csv", evaluate_store(network, store(split.test), config, task), CASE_COLUMNS)
+        test = store(split.test)
+        runs.write_csv(folder / "cases.csv", evaluate_store(trainer.network, test, config, task), CASE_COLUMNS)
+        write_usage(folder, trainer.network, test, config, task)
         runs.seal(folder, facts(trainer, split))
         checkpoints.remove(folder)
 

@@ -1,6 +1,7 @@
 """Configs: unknown keys and wrong values are refused by name; every study and system in the package is readable."""
 
 import dataclasses
+import inspect
 import math
 
 import pytest
@@ -85,11 +86,10 @@ def test_unknown_names_say_what_there_is():
 
 
 def test_every_field_has_its_help_under_it():
-    source = (room.ROOT / "mvl" / "config.py").read_text().splitlines()
     for cls in (DataConfig, room.TokenBlockConfig, room.ModelConfig, TrainConfig, Config):
-        start = next(i for i, line in enumerate(source) if line.startswith(f"class {cls.__name__}"))
+        source = inspect.getsource(cls).splitlines()
         for field in dataclasses.fields(cls):
-            at = next(i for i in range(start, len(source)) if source[i].startswith(f"    {field.name}:"))
+            at = next(i for i, line in enumerate(source) if line.startswith(f"    {field.name}:"))
             assert source[at + 1].strip().startswith('"'), f"{cls.__name__}.{field.name} has no help"
 
 
@@ -108,3 +108,17 @@ def test_the_paper_study_is_the_papers_protocol():
     assert (run.data.img_size, run.model.patch_size) == ((128, 128, 128), (8, 8, 8))
     assert (run.model.hidden_size, run.model.encoder_layers + run.model.decoder_layers, run.model.num_heads) == (64, 16, 4)
     assert (run.train.train_epochs, run.train.batch_size, run.model.token_block.layer) == (100, 4, 31)
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ({"architecture": "cnn", "permute_patches": True}, "permute_patches needs a ViT"),
+    ({"architecture": "vit_baseline", "auxiliary_path": True}, "auxiliary_path needs MedVisionLlama"),
+    ({"architecture": "llm4seg", "auxiliary_path": True}, "auxiliary_path needs MedVisionLlama"),
+    ({"encoder_layers": -1}, "encoder_layers -1 or decoder_layers 8 is negative")])
+def test_switches_of_other_networks_are_refused(model, message):
+    with pytest.raises(ConfigError, match=message):
+        check(build(Config, {"model": model}, "test"))
+
+
+def test_no_vit_block_at_all_is_allowed():
+    assert check(build(Config, {"model": {"encoder_layers": 0, "decoder_layers": 0}}, "test")).model.encoder_layers == 0

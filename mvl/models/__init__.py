@@ -16,7 +16,7 @@ from mvl.runs import draw_seed
 def _vit(config: Config, num_channels: int, num_classes: int) -> nn.Module:
     from mvl.models.vit import ViTBaseline
 
-    return ViTBaseline(config.model, config.data.img_size, num_channels, num_classes)
+    return ViTBaseline(config.model, config.data.img_size, num_channels, num_classes, config.seed)
 
 
 def _words(config: Config) -> str:

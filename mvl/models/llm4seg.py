@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mvl.block_config import NATIVE_KINDS
 from mvl.config import ModelConfig
 from mvl.models.cnn import build_cnn
+from mvl.models.control_blocks import NativeSizes
 from mvl.models.token_blocks import build_token_block
 from mvl.shapes import Image, Logits
 
@@ -17,6 +19,7 @@ from mvl.shapes import Image, Logits
 class LLM4Seg(nn.Module):
     """CNN encoder, linear mapper, token block, linear mapper, CNN decoder; nothing goes around the block unless `residual` is set.
 
+    The kinds `attention` and `transformer` work at the CNN's own width: there are no linear mappers around them.
     Ours = theirs: mapper1 = adapter1, block = llm, mapper2 = adapter2.
     """
 
@@ -24,9 +27,14 @@ class LLM4Seg(nn.Module):
                  words: str = "") -> None:
         super().__init__()
         self.cnn = build_cnn(model, img_size, num_channels, num_classes)
-        self.block = build_token_block(model.token_block, seed, words)
-        self.mapper1 = nn.Linear(self.cnn.bottleneck_width, self.block.width)
-        self.mapper2 = nn.Linear(self.block.width, self.cnn.bottleneck_width)
+        width = self.cnn.bottleneck_width
+        native = NativeSizes(width, model.num_heads, 4 * width, dropout_rate=0.0)  # a ViT block's shape; the CNN has no dropout
+        self.block = build_token_block(model.token_block, seed, words, native)
+        self.mapper1: nn.Module = nn.Identity()
+        self.mapper2: nn.Module = nn.Identity()
+        if model.token_block.kind not in NATIVE_KINDS:
+            self.mapper1 = nn.Linear(width, self.block.width)
+            self.mapper2 = nn.Linear(self.block.width, width)
 
     def stages(self, image: Image) -> dict[str, Tensor]:
         """Named intermediates from image (B, C, *S) to `logits` (B, K, *S); mapper1, block and mapper2 are tokens (B, T, D), row-major."""

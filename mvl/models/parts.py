@@ -11,18 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mvl.block_config import LAYER_KINDS
 from mvl.config import Config
 from mvl.models.adapters import Mapper
 from mvl.models.cnn import UShape
+from mvl.models.control_blocks import Nothing
 from mvl.models.llm4seg import LLM4Seg
 from mvl.models.medvisionllama_v1 import MedVisionLlamaV1
 from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
-from mvl.models.token_blocks import LanguageLayer, MatchedMLP, Nothing
+from mvl.models.token_blocks import LanguageLayer
 from mvl.models.vit import ViTBaseline
 
 KINDS = {"pretrained": "pretrained", "random": "random, as before training", "random_matched": "random, pretrained mean and variance",
          "shuffled": "pretrained values shuffled", "xavier": "Xavier-random, norms pretrained"}
 "What `token_block.kind` means, in words."
+
+CONTROLS = {"BareNorm": ("GELU and LayerNorm", "without parameters"), "Nothing": ("Nothing", "tokens as they are"),
+            "Zero": ("Zeros", "the residual alone"), "Noise": ("Noise", "drawn anew in every pass"),
+            "TrainedAttention": ("Trained attention layer", "no mappers around it"),
+            "TrainedTransformer": ("Trained transformer block", "no mappers around it")}
+"Blocks without a language model's layer: name and a detail, by class."
 
 
 class PartsError(ValueError):
@@ -71,7 +79,7 @@ def make_network(config: Config) -> nn.Module:
 
     block, task = config.model.token_block, find_task(config.task)
     if has_listed_sizes(block.source) and not block.text_guidance:
-        kind = block.kind if block.kind in ("mlp", "identity") else "random"
+        kind = "random" if block.kind in LAYER_KINDS else block.kind
         block = replace(block, kind=kind, source=str(described(block.source)), layer=0)
     light = replace(config, model=replace(config.model, token_block=block))
     with torch.device("meta"):
@@ -180,7 +188,9 @@ def _block_sections(network: MedVisionLlamaV3 | LLM4Seg, config: Config | None) 
     found: list[Section] = [("mapper1", titles[0], _mapper_words(network.mapper1, words[0]), [network.mapper1]),
                             ("block", *_block_words(block, config), [block]),
                             ("mapper2", titles[1], _mapper_words(network.mapper2, words[1]), [network.mapper2])]
-    return found, [("residual", "block", "block")] * bool(getattr(block, "residual", False))
+    if isinstance(network.mapper1, nn.Identity):
+        return found[1:2], []
+    return found, [("residual", "block", "block")] * (bool(block.residual) and not isinstance(block, Nothing))
 
 
 def _mapper_words(mapper: nn.Module, words: str) -> str:
@@ -197,11 +207,9 @@ def _lora_rank(module: nn.Module) -> int:
 
 def _block_words(block: nn.Module, config: Config | None) -> tuple[str, str]:
     """Title and detail of what sits between the mappers."""
-    if isinstance(block, MatchedMLP):
-        return "GELU and LayerNorm  (in $V_{LLM}$'s place)", f"width {block.width}, without parameters"
-    if isinstance(block, Nothing):
-        return "Nothing  (in $V_{LLM}$'s place)", f"width {block.width}, tokens as they are"
-    assert isinstance(block, LanguageLayer)
+    if not isinstance(block, LanguageLayer):
+        name, detail = CONTROLS[type(block).__name__]
+        return f"{name}  (in $V_{{LLM}}$'s place)", f"width {block.width}, {detail}"
     state = "Trained" if all(p.requires_grad for p in block.layer.parameters()) else "Frozen"
     own = config.model.token_block if config else None
     where = f"{own.source}, layer {own.layer}, {KINDS[own.kind]}" if own else type(block.layer).__name__

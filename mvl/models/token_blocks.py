@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from mvl.block_config import BARE_KINDS, LAYER_KINDS, NATIVE_KINDS
 from mvl.config import ConfigError, TokenBlockConfig
 from mvl.models import families, llm_sources
 from mvl.models.adapters import add_lora
+from mvl.models.control_blocks import NativeSizes, TokenBlock, build_control, build_native
 from mvl.models.guidance import word_rows
 from mvl.models.layer_attention import choose_attention
 from mvl.models.llm_sources import LayerWeights
@@ -16,7 +18,7 @@ from mvl.runs import draw_seed
 from mvl.shapes import Tokens
 
 
-class LanguageLayer(nn.Module):
+class LanguageLayer(TokenBlock):
     """One layer of a language model, the model's final norm, and a residual around both; frozen unless the config trains it.
 
     Source: arXiv 2410.02458 v3, V_LLM; mask and rotary positions removed by default, as in LM4VisualEncoding (arXiv 2310.12973).
@@ -24,8 +26,8 @@ class LanguageLayer(nn.Module):
     """
 
     def __init__(self, config: PreTrainedConfig, block: TokenBlockConfig) -> None:
-        super().__init__()
-        self.width, self.residual, self.causal_mask = config.hidden_size, block.residual, block.causal_mask
+        super().__init__(config.hidden_size, block.residual)
+        self.causal_mask = block.causal_mask
         self.released_positions = block.released_positions
         config._attn_implementation = choose_attention(config, block.causal_mask)
         self.layer = families.make_layer(config, block.layer)
@@ -49,51 +51,24 @@ class LanguageLayer(nn.Module):
         zero = tokens.new_zeros(1, tokens.shape[1], self.head_dim)
         return zero + 1, zero
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """The layer's hidden state, normalised, plus the input; words go in before the tokens and do not come out."""
+    def branch(self, tokens: Tokens) -> Tokens:
+        """The layer's hidden state, normalised; words go in before the tokens and do not come out."""
         seen = tokens
         if self.words is not None:
             seen = torch.cat([self.words.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         positions = {} if not self.head_dim else {"position_embeddings": self.positions(seen)}
         hidden = self.layer(seen, is_causal=self.causal_mask, **positions)
-        hidden = self.norm(hidden[:, seen.shape[1] - tokens.shape[1]:])
-        return hidden + tokens if self.residual else hidden
-
-
-class MatchedMLP(nn.Module):
-    """GELU and a parameter-free LayerNorm in the layer's place: exactly as many trained parameters as the frozen block, none.
-
-    Source: LM4VisualEncoding (arXiv 2310.12973), "MLP" control.
-    """
-
-    def __init__(self, width: int, residual: bool) -> None:
-        super().__init__()
-        self.width, self.residual = width, residual
-        self.mlp = nn.Sequential(nn.GELU(), nn.LayerNorm(width, elementwise_affine=False))
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Tokens after the nonlinearity, plus the input."""
-        return self.mlp(tokens) + tokens if self.residual else self.mlp(tokens)
-
-
-class Nothing(nn.Module):
-    """Identity: what remains of the hybrid are the two mappers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        """The tokens themselves."""
-        return tokens
+        return self.norm(hidden[:, seen.shape[1] - tokens.shape[1]:])
 
 
 REDRAWN = ("random_matched", "shuffled", "xavier")
 "Kinds that start from the pretrained tensors and replace their values."
 
 
-def build_token_block(block: TokenBlockConfig, seed: int, words: str = "") -> LanguageLayer | MatchedMLP | Nothing:
+def build_token_block(block: TokenBlockConfig, seed: int, words: str = "", native: NativeSizes | None = None) -> TokenBlock:
     """The block that the config names. `seed` decides the weights of the kinds that are drawn; `words` are what text guidance looks up.
+
+    `native` are the sizes of the kinds that are trained at the network's own width; they draw from torch's generator and need no source.
 
     On torch's meta device (`mvl plan`) the tensors are neither read nor drawn.
 
@@ -101,12 +76,16 @@ def build_token_block(block: TokenBlockConfig, seed: int, words: str = "") -> La
         SourceError: the source is missing, or a tensor of the layer is missing, extra, misshapen or not finite.
         ConfigError: switches that contradict each other or that the family does not have.
     """
+    if block.kind not in LAYER_KINDS and block.text_guidance:
+        raise ConfigError(f"token_block.text_guidance: kind {block.kind} reads no words, they would change nothing")
+    if block.kind in NATIVE_KINDS:
+        if native is None:
+            raise ConfigError(f"token_block.kind {block.kind} needs the width of a network")
+        return build_native(block.kind, native, block.residual)
     config = llm_sources.load_config(block.source)
     check_switches(block, config)
-    if block.kind == "identity":
-        return Nothing(config.hidden_size)
-    if block.kind == "mlp":
-        return MatchedMLP(config.hidden_size, block.residual)
+    if block.kind in BARE_KINDS:
+        return build_control(block.kind, config.hidden_size, block.residual, seed)
     sketch = torch.get_default_device().type == "meta"
     with torch.device("meta"):
         built = LanguageLayer(config, block)
@@ -124,7 +103,7 @@ def build_token_block(block: TokenBlockConfig, seed: int, words: str = "") -> La
 
 def check_switches(block: TokenBlockConfig, config: PreTrainedConfig) -> None:
     """Raise ConfigError for switches that contradict each other or that the model's family does not have."""
-    family, layer = families.family_of(config), block.kind not in ("mlp", "identity")
+    family = families.family_of(config)
     learned = f"{config.model_type} has learned positions, added before its layer 0; its layers have none to switch on"
     rules = {
         f"rotary: {learned}": family.rotary or not block.rotary,
@@ -132,7 +111,6 @@ def check_switches(block: TokenBlockConfig, config: PreTrainedConfig) -> None:
         "rotary and released_positions exclude each other": not (block.rotary and block.released_positions),
         f"final_norm loaded: {config.model_type} has no final norm; its layer ends in its own": bool(family.norm) or block.final_norm != "loaded",
         "trainable and lora_targets exclude each other": not (block.trainable and block.lora_targets),
-        f"text_guidance: kind {block.kind} mixes no tokens, words would change nothing": layer or not block.text_guidance,
         "words are given, but text_guidance is off": block.text_guidance or not block.words,
         "lora_r must be at least 1": block.lora_r >= 1,
     }
@@ -171,18 +149,29 @@ def redrawn_layer(weights: LayerWeights, kind: str, seed: int) -> LayerWeights:
     matrices = {name.removesuffix(".weight") for name, tensor in weights.layer.items() if tensor.dim() == 2}
 
     def redraw(name: str, tensor: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(draw_seed(seed, "token_block", kind, name))
-        if kind == "shuffled":
-            return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
-        if kind == "random_matched":
-            variance, mean = torch.var_mean(tensor.float(), correction=0)
-            return torch.randn(tensor.shape, generator=generator) * variance.sqrt() + mean
+        if kind != "xavier":
+            return redrawn_tensor(name, tensor, kind, seed)
+        generator = generator_of(name, kind, seed)
         if tensor.dim() == 2:
             return nn.init.xavier_uniform_(torch.empty(tensor.shape), generator=generator)
         return torch.zeros_like(tensor) if name.endswith(".bias") and name.removesuffix(".bias") in matrices else tensor
 
     layer = {name: redraw(name, tensor) for name, tensor in weights.layer.items()}
     return LayerWeights(layer, {name: redraw(f"norm.{name}", tensor) for name, tensor in weights.final_norm.items()})
+
+
+def generator_of(name: str, kind: str, seed: int) -> torch.Generator:
+    """The generator that a tensor of a redrawn kind draws from, on the CPU."""
+    return torch.Generator().manual_seed(draw_seed(seed, "token_block", kind, name))
+
+
+def redrawn_tensor(name: str, tensor: Tensor, kind: str, seed: int) -> Tensor:
+    """A tensor's values in another order (`shuffled`), or normal ones of its mean and variance (`random_matched`), on the CPU."""
+    generator = generator_of(name, kind, seed)
+    if kind == "shuffled":
+        return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
+    variance, mean = torch.var_mean(tensor.float(), correction=0)
+    return torch.randn(tensor.shape, generator=generator) * variance.sqrt() + mean
 
 
 def assign(built: LanguageLayer, weights: LayerWeights, final_norm: str, unit_gain: float = 1.0) -> None:

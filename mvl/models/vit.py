@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from mvl.config import ModelConfig
 from mvl.models.tiled_attention import available, tiled_attention
+from mvl.runs import draw_seed
 from mvl.shapes import Image, Logits, Tokens
 
 LONG = 2048
@@ -100,6 +101,16 @@ def deep_mlp(hidden_size: int, widths: tuple[int, ...], dropout_rate: float) -> 
     return nn.Sequential(*layers[:-1], nn.Dropout(dropout_rate))
 
 
+def patch_order(num_tokens: int, seed: int) -> Tensor:
+    """A permutation of the patches (T,), a function of (T, seed).
+
+    Attention with learned positions and no mask gives the same function either way: each patch meets another position's starting values, no
+    more. What counts neighbours does change: a causal mask, rotary positions, version 1's convolutional attention.
+    """
+    with torch.device("cpu"):
+        return torch.randperm(num_tokens, generator=torch.Generator().manual_seed(draw_seed(seed, "patches")))
+
+
 class ViTBaseline(nn.Module):
     """ViT-Baseline: patches, learned positions, encoder blocks, decoder blocks, one linear map back to voxels.
 
@@ -107,7 +118,7 @@ class ViTBaseline(nn.Module):
     Ours = theirs: embed = pe, positions = position_embed, encoder + decoder = attention_blocks, head = output_proj.projection.
     """
 
-    def __init__(self, model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int) -> None:
+    def __init__(self, model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int, seed: int = 0) -> None:
         super().__init__()
         self.img_size, self.patch_size = img_size, model.patch_size
         voxels = math.prod(model.patch_size)
@@ -118,10 +129,19 @@ class ViTBaseline(nn.Module):
         self.encoder, self.decoder = blocks(model.encoder_layers), blocks(model.decoder_layers)
         self.head = nn.Linear(model.hidden_size, num_classes * voxels)
         self.extra_mlp = deep_mlp(model.hidden_size, model.extra_mlp, model.dropout_rate) if model.extra_mlp else None
+        order = patch_order(num_tokens, seed) if model.permute_patches else None
+        self.register_buffer("order", order, persistent=False)
+
+    order: Tensor | None
+
+    def patches(self, image: Image) -> Tokens:
+        """The image's patches, in the permuted order where the config asks for one."""
+        patches = patchify(image, self.patch_size)
+        return patches if self.order is None else patches[:, self.order]
 
     def stages(self, image: Image) -> dict[str, Tensor]:
         """Named intermediates on the way from image (B, C, *S) to `logits` (B, K, *S); the others are tokens (B, T, D)."""
-        out: dict[str, Tensor] = {"embedding": self.embed(patchify(image, self.patch_size)) + self.positions}
+        out: dict[str, Tensor] = {"embedding": self.embed(self.patches(image)) + self.positions}
         out["encoder"] = self.encoder(out["embedding"])
         return self.finish(out["encoder"], out)
 
@@ -130,7 +150,10 @@ class ViTBaseline(nn.Module):
         tokens = out["decoder"] = self.decoder(tokens)
         if self.extra_mlp is not None:
             tokens = out["extra_mlp"] = self.extra_mlp(tokens)
-        out["logits"] = unpatchify(self.head(tokens), self.img_size, self.patch_size)
+        voxels = self.head(tokens)
+        if self.order is not None:
+            voxels = voxels[:, self.order.argsort()]
+        out["logits"] = unpatchify(voxels, self.img_size, self.patch_size)
         return out
 
     def forward(self, image: Image) -> Logits:

@@ -77,7 +77,9 @@ def test_a_control_is_one_substitution(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "setting"), [
-    ("identity", "token_block.kind"), ("mlp", "token_block.kind"), ("random", "token_block.kind"), ("random_matched", "token_block.kind"),
+    ("identity", "token_block.kind"), ("mlp", "token_block.kind"), ("norm", "token_block.kind"), ("attention", "token_block.kind"),
+    ("transformer", "token_block.kind"), ("noise", "token_block.kind"), ("permuted", "permute_patches"), ("auxiliary", "auxiliary_path"),
+    ("random", "token_block.kind"), ("random_matched", "token_block.kind"),
     ("shuffled", "token_block.kind"), ("trained", "token_block.trainable"), ("random_trained", "token_block.trainable"),
     ("noresidual", "token_block.residual"), ("after_embedding", "block_position"), ("linear", "mapper"), ("r2", "r")])
 def test_a_control_changes_what_its_name_says(name: str, setting: str) -> None:
@@ -116,3 +118,10 @@ def test_tokens_by_tokens_is_never_made_at_128_voxels_on_edge(name: str, tiny_ll
     with LargestTensor() as largest:
         network(image).mean().backward()
     assert image.numel() <= largest.values < 4096**2
+
+
+def test_a_control_of_llm4seg_changes_its_kind_alone() -> None:
+    for name in ("shuffled", "random_matched"):
+        assert differences("llm4seg", f"llm4seg_{name}") == {"model.token_block.kind"}
+    for name in ("attention", "transformer"):
+        assert differences("llm4seg_identity", f"llm4seg_{name}") == {"model.token_block.kind"}

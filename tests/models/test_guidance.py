@@ -65,7 +65,7 @@ def test_the_block_sees_words_then_tokens(spoken: Path) -> None:
 def test_no_words_and_blocks_that_mix_nothing_are_refused(spoken: Path) -> None:
     with pytest.raises(SourceError, match="no words"):
         build_token_block(TokenBlockConfig(source=str(spoken), text_guidance=True), 0)
-    with pytest.raises(ConfigError, match="words would change nothing"):
+    with pytest.raises(ConfigError, match="kind mlp reads no words"):
         build_token_block(TokenBlockConfig(source=str(spoken), kind="mlp", text_guidance=True), 0, "MRI")
     with pytest.raises(ConfigError, match="text_guidance is off"):
         build_token_block(TokenBlockConfig(source=str(spoken), words="MRI"), 0)

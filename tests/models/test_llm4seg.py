@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mvl.block_config import KINDS, LAYER_KINDS
 from mvl.config import Config, build, load_config, merge, named
 from mvl.models import build_system, count_parameters, frozen_sha256, own_state, parameter_counts
 
@@ -132,7 +133,7 @@ def test_what_a_run_keeps_gives_the_same_prediction(make, block: dict[str, objec
 
 
 SYSTEMS = """cmunext unet_plain llm4seg llm4seg_t llm4seg_random llm4seg_random_t llm4seg_released llm4seg_identity llm4seg_mlp llm4seg_unet
-llm4seg_llama llm4seg_deepseek""".split()
+llm4seg_llama llm4seg_deepseek llm4seg_shuffled llm4seg_random_matched llm4seg_attention llm4seg_transformer""".split()
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -142,6 +143,7 @@ def test_every_yaml_is_the_papers_recipe(name: str) -> None:
     assert who["train"] == {"train_epochs": 300, "batch_size": 8, "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4,
                             "schedule": "poly", "loss": "bce_dice", "grad_clip": 0.0}
     if name.startswith("llm4seg"):
-        assert not block.residual and (block.kind in ("mlp", "identity") or block.final_norm == "none")
-        assert block.trainable == name.endswith("_t") and (block.kind == "xavier") == ("_random" in name)
+        assert not block.residual and (block.kind not in LAYER_KINDS or block.final_norm == "none")
+        assert block.trainable == name.endswith("_t") and (block.kind == "xavier") == ("_random" in name and not name.endswith("matched"))
+        assert block.kind == name.removeprefix("llm4seg_") or name.removeprefix("llm4seg_") not in KINDS or block.kind == "xavier"
         assert block.causal_mask == block.released_positions == name.endswith("_released")

@@ -12,6 +12,8 @@ from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
 
 SMALL = {"data": {"img_size": [16, 16, 16]},
          "model": {"architecture": "medvisionllama_v3", "encoder_layers": 1, "decoder_layers": 1, "dropout_rate": 0.0}}
+SAME = ("pretrained", "random", "norm", "noise", "zero", "identity")
+"Kinds that train the same parameters."
 IMAGE = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -75,7 +77,7 @@ def test_an_optimiser_step_leaves_frozen_weights_alone(make) -> None:
 
 
 def test_controls_share_every_other_weight(make) -> None:
-    states = [own_state(make(token_block={"kind": kind})) for kind in ("pretrained", "random", "mlp", "identity")]
+    states = [own_state(make(token_block={"kind": kind})) for kind in SAME]
     assert all(set(s) == set(states[0]) for s in states)
     assert all(torch.equal(s[name], states[0][name]) for s in states for name in s)
     baseline = build_system(build(Config, merge(SMALL, {"model": {"architecture": "vit_baseline"}}), "test"), 1, 1)
@@ -83,10 +85,63 @@ def test_controls_share_every_other_weight(make) -> None:
 
 
 def test_trainable_parameters_match_between_controls(make) -> None:
-    counts = {parameter_counts(make(token_block={"kind": kind}))["trainable"] for kind in ("pretrained", "random", "mlp", "identity")}
+    counts = {parameter_counts(make(token_block={"kind": kind}))["trainable"] for kind in SAME}
     assert len(counts) == 1
 
 
 def test_kept_state_leaves_out_the_language_layer(make) -> None:
     assert not any(name.startswith("block.") for name in own_state(make()))
     assert any("lora" in name for name in own_state(make(token_block={"lora_targets": ["q_proj"]})) if name.startswith("block."))
+
+
+def test_the_auxiliary_path_is_drawn_per_case_in_training_and_not_gone_in_evaluation(make) -> None:
+    """Each case's logits are those with the block or those without it; both happen; the loss is their mean in expectation."""
+    network, plain = make(auxiliary_path=True), make()
+    images = torch.randn(40, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    without = plain.vit(images)
+    through = plain(images)
+    torch.manual_seed(0)
+    logits = network.train()(images)
+    taken = [torch.allclose(a, b, atol=1e-5) for a, b in zip(logits, through)]
+    passed = [torch.allclose(a, b, atol=1e-5) for a, b in zip(logits, without)]
+    assert all(a != b for a, b in zip(taken, passed)) and 10 < sum(taken) < 30
+    torch.manual_seed(0)
+    assert torch.equal(network(images), logits), "the draw is the loop's seed"
+    assert torch.allclose(network.eval()(images), without, atol=1e-6)
+    assert torch.allclose(network.stages(images)["mapper2"], plain.stages(images)["mapper2"], atol=1e-6), "the block can still be looked at"
+
+
+def test_permuted_patches_are_put_back_at_the_head(make) -> None:
+    """With one token's worth of network per token, the order does not show; with positions it does."""
+    network, plain = make(permute_patches=True), make()
+    order = network.vit.order
+    assert sorted(order.tolist()) == list(range(8)) != order.tolist()
+    assert all(torch.equal(a, b) for a, b in zip(own_state(network).values(), own_state(plain).values()))
+    assert not torch.allclose(network(IMAGE), plain(IMAGE), atol=1e-4)
+    with torch.no_grad():
+        network.vit.positions.copy_(plain.vit.positions[:, order])
+    assert torch.allclose(network(IMAGE), plain(IMAGE), atol=1e-5)
+    assert torch.allclose(network.stages(IMAGE)["encoder"], plain.stages(IMAGE)["encoder"][:, order], atol=1e-5)
+
+
+def test_the_permutation_is_a_function_of_the_seed(make) -> None:
+    from mvl.models.vit import patch_order
+
+    assert torch.equal(patch_order(8, 0), make(permute_patches=True).vit.order)
+    assert torch.equal(patch_order(64, 5), patch_order(64, 5)) and not torch.equal(patch_order(64, 5), patch_order(64, 6))
+
+
+def test_the_block_may_be_all_that_mixes_tokens(make) -> None:
+    """With no ViT block a patch's logits depend on other patches through the block alone."""
+    changed = IMAGE.clone()
+    changed[..., :8, :8, :8] += 1
+
+    def moved(network: torch.nn.Module) -> bool:
+        far = (..., slice(8, 16), slice(8, 16), slice(8, 16))
+        return not torch.equal(network(IMAGE)[far], network(changed)[far])
+
+    nothing = {"encoder_layers": 0, "decoder_layers": 0}
+    assert moved(make(**nothing)) and moved(make(**nothing, token_block={"kind": "attention"}))
+    assert not moved(make(**nothing, token_block={"kind": "identity"})) and not moved(make(**nothing, token_block={"kind": "norm"}))
+    vit = build_system(build(Config, merge(SMALL, {"model": {"architecture": "vit_baseline", **nothing}}), "test"), 1, 1)
+    assert not moved(vit)

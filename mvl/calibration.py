@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from mvl import stats
+from mvl import decision, stats
 from mvl.chapters import TOPICS, Chapter, planned_pairs
 from mvl.config import ROOT
-from mvl.stats import LEVEL, MARGIN, TEST_OVER_TRAIN, Pairs
+from mvl.decision import LEVEL, MARGIN, MIN_FOLDS, TEST_OVER_TRAIN
+from mvl.resampling import resample_weights
+from mvl.stats import Pairs
 from mvl.studies import load_study
 from mvl.style import title
 
@@ -110,7 +112,7 @@ def simulate(variances: Components, folds: int, seeds: int, rng: np.random.Gener
 def decisions(differences: np.ndarray, weights: np.ndarray, family: int = 1) -> dict[str, np.ndarray]:
     """What each procedure says of each of (studies, folds, seeds, cases): True for "different", or "equivalent" under `EQUIVALENT`.
 
-    `weights` are those of `mvl.stats.resample_weights`. A procedure that needs several runs or folds is left out where there is one.
+    `weights` are those of `mvl.resampling.resample_weights`. A procedure that needs several runs or folds is left out where there is one.
     """
     studies, folds, seeds, _ = differences.shape
     flat, runs, means = differences.reshape(studies, -1), differences.mean(-1).reshape(studies, -1), differences.mean((2, 3))
@@ -122,8 +124,12 @@ def decisions(differences: np.ndarray, weights: np.ndarray, family: int = 1) -> 
     if folds == 1:
         return out | dict.fromkeys((RULE, FAMILY, RULE_SAME), np.zeros(studies, dtype=bool))
     p, p_same = _two_sided(means, TEST_OVER_TRAIN), _one_sided(MARGIN - abs(means.mean(1)), means)
-    out |= {CORRECTED: p < LEVEL, SAME: p_same < LEVEL, RULE_SAME: (p_same < LEVEL) & (low >= -MARGIN) & (high <= MARGIN)}
-    return out | {name: out[INTERVAL] & (p * size < LEVEL) & ~out[RULE_SAME] for name, size in ((RULE, 1), (FAMILY, family))}
+    out |= {CORRECTED: p < LEVEL, SAME: p_same < LEVEL}
+    if folds < MIN_FOLDS:
+        return out | dict.fromkeys((RULE, FAMILY, RULE_SAME), np.zeros(studies, dtype=bool))
+    said = {name: decision.words(low, high, p * size, p_same) for name, size in ((RULE, 1), (FAMILY, family))}
+    out[RULE_SAME] = said[RULE] == decision.EQUIVALENT
+    return out | {name: np.isin(word, (decision.HIGHER, decision.LOWER)) for name, word in said.items()}
 
 
 def _two_sided(units: np.ndarray, test_over_train: float) -> np.ndarray:
@@ -142,7 +148,7 @@ def rates(variances: Components, folds: int, seeds: int, family: int = 1, studie
     Rows: procedures. Columns: independent, correlated, one_point (correlated).
     """
     rng = np.random.default_rng(SEED)
-    weights = stats.resample_weights([(seeds, variances.cases)] * folds, resamples, rng)
+    weights = resample_weights([(seeds, variances.cases)] * folds, resamples, rng)
     independent, correlated = (simulate(variances, folds, seeds, rng, studies, shared) for shared in (0.0, CORRELATION))
     truths = {"independent": independent, "correlated": correlated, "one_point": correlated + MARGIN}
     said = {name: decisions(d, weights, family) for name, d in truths.items()}
@@ -219,12 +225,11 @@ def _test_cells(row: dict[Any, Any]) -> list[str]:
     from mvl.report import verdict
 
     number = lambda key, shape=".2g": "–" if pd.isna(row[key]) else f"{row[key]:{shape}}"
-    points = "–" if row["hole"] else f"{100 * row['difference']:+z.1f} ({100 * row['low']:+z.1f} to {100 * row['high']:+z.1f})"
-    overlap = "IoU" if row["metric"] == "jaccard" else "Dice"
-    word = verdict(row["low"], row["high"], row["p_holm"], row["p_equivalence"], overlap, bool(row["complete"]))
+    points = "–" if row["hole"] else f"{100 * row['difference']:+z.2f} ({100 * row['low']:+z.2f} to {100 * row['high']:+z.2f})"
+    word = "" if row["hole"] else verdict(row, "IoU" if row["metric"] == "jaccard" else "Dice")
     return [row["question"], " ".join(row["comparison"].split("\n")), f"{row['n_runs']} of {row['planned']}", points,
             *map(number, ("p_t", "p_holm", "p_equivalence")), number("dz", "+z.2f"), number("p_wilcoxon"),
-            "not yet recorded" if row["hole"] else word]
+            word or "not yet recorded"]
 
 
 def _overlaps(chapter: Chapter) -> str:
@@ -272,8 +277,8 @@ def sentence(variances: Components, results: dict[tuple[int, int], pd.DataFrame]
     rate = lambda name, column: f"{results[largest].loc[name, column]:.0%}"
     words = (f"In words: at these variances a Wilcoxon test over the {variances.cases} cases of one run, as the papers would do it, finds a "
              f"difference in **{rate(ONE, 'correlated')}** of studies that have none ({rate(ONE, 'independent')} with independent folds). ")
-    if folds == 1:
-        return words + "With one fold our rule decides nothing."
+    if folds < MIN_FOLDS:
+        return words + f"With fewer than {MIN_FOLDS} folds our rule decides nothing."
     return words + (
         f"Over {folds} folds and {seeds} seed{'s' * (seeds > 1)} our rule does so in **{rate(RULE, 'correlated')}**, and sees a true difference of "
         f"one point in {rate(RULE, 'one_point')} ({rate(FAMILY, 'one_point')} at the hardest step of Holm in a family of {family}). "

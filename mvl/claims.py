@@ -13,13 +13,15 @@ import pandas as pd
 
 from mvl.chapters import _foreground
 from mvl.claims_evidence import UNITS, Claim, ClaimError, Evidence, Found
-from mvl.claims_rules import RULES, WORDS, Verdict
+from mvl.claims_rules import CONTRADICTED, MOOT, NOT_REPRODUCED, RULES, UNTESTABLE, WORDS, Verdict
 from mvl.config import ROOT, load_config
 from mvl.datasets.tasks import MADE
 from mvl.studies import load_study
 
 LEDGER = ROOT / "data" / "claims.toml"
 PAPERS = {"P1": "MedVisionLlama, version 3", "P1-v1": "MedVisionLlama, version 1", "P2": "LLM4Seg"}
+IMPLIED = "Implied, tested by us"
+"Heading of the claims that no paper states in that form."
 MODELS = {"P1": "Llama-3.1-8B", "P1-v1": "Llama-3.1-8B", "P2": "Llama-3.2-1B"}
 "The language model whose layer each paper uses."
 NO_VERDICT = "generated data: no verdict"
@@ -55,7 +57,7 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
 
 
 def _claim(entry: dict[str, Any]) -> Claim:
-    known = {field.name for field in fields(Claim)} - {"reported_gain", "reported_share"}
+    known = {field.name for field in fields(Claim)} - {"reported_gain", "reported_share"}  # these two are computed below
     if unknown := sorted(set(entry) - known):
         raise ClaimError(f"claim {entry.get('id')}: unknown key {unknown[0]!r}")
     settings: dict[str, Any] = {key: _frozen(value) for key, value in entry.items()}
@@ -133,7 +135,16 @@ def ledger(studies: Sequence[str], results_dir: Path, path: Path = LEDGER) -> li
         study = claim.study if claim.study in evidence else next((s for s in studies if planned(claim, evidence[s])), None)
         if study is not None:
             entries.append(Entry(claim, study, judge(claim, evidence[study])))
-    return entries
+    by_id = {entry.claim.id: entry for entry in entries}
+    return [explained(entry, by_id.get(entry.claim.explains)) for entry in entries]
+
+
+def explained(entry: Entry, gain: Entry | None) -> Entry:
+    """The entry, moot where it explains a gain that is not there."""
+    if gain is None or entry.verdict is None or gain.word not in (NOT_REPRODUCED, CONTRADICTED):
+        return entry
+    why = f"There is no gain to explain: \"{gain.claim.short}\" is {gain.word}. "
+    return replace(entry, verdict=replace(entry.verdict, word=MOOT, sentence=why + entry.verdict.sentence))
 
 
 def planned(claim: Claim, evidence: Evidence) -> bool:
@@ -144,7 +155,28 @@ def planned(claim: Claim, evidence: Evidence) -> bool:
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict | None:
     """The verdict by the claim's rule; None where the study has generated data alone."""
-    return None if set(evidence.plan["task"]) <= set(MADE) else RULES[claim.rule](claim, evidence)
+    if set(evidence.plan["task"]) <= set(MADE):
+        return None
+    verdict = RULES[claim.rule](claim, evidence)
+    if claim.weak and verdict.word == CONTRADICTED:
+        verdict = replace(verdict, word=NOT_REPRODUCED)
+    return replace(verdict, sentence=f"{verdict.sentence} {claim.weak[:1].upper()}{claim.weak[1:]}.") if claim.weak else verdict
+
+
+def groups(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """The entries by heading: the papers' own claims by paper, then what is implied; a heading without any is left out."""
+    found = {name: [e for e in entries if e.claim.paper == paper and not e.claim.implied] for paper, name in PAPERS.items()}
+    found[IMPLIED] = [e for e in entries if e.claim.implied]
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def totals(entries: Sequence[Entry]) -> str:
+    """How many claims of the papers and how many implied ones there are, and of which word, in a sentence each."""
+    own, implied = ([e for e in entries if e.claim.implied == kind] for kind in (False, True))
+    said = lambda rows: ", ".join(f"{n} {word}" for word, n in counts(rows).items())
+    lines = [f"{len(own)} claims of the papers: {said(own) or 'none'}."]
+    lines += [f"{len(implied)} implied and tested by us: {said(implied)}."] if implied else []
+    return " ".join(lines)
 
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:
@@ -156,7 +188,7 @@ def counts(entries: Sequence[Entry]) -> dict[str, int]:
 def brief(entry: Entry) -> str:
     """The first difference behind a verdict in a few words: value, interval and pairs of runs; why, where there is none."""
     if entry.verdict is None or not entry.verdict.numbers:
-        return "" if entry.verdict is None or entry.word == WORDS[-1] else entry.verdict.sentence.split(". ")[0]
+        return "" if entry.verdict is None or entry.word == UNTESTABLE else entry.verdict.sentence.split(". ")[0]
     parts = [short(found) for found in entry.verdict.numbers]
     more = len(parts) - 1
     return parts[0] + (f"; and {more} more" if more else "")
@@ -174,11 +206,9 @@ def short(found: Found) -> str:
 def show(entries: Sequence[Entry]) -> str:
     """The ledger for a terminal: a line per claim by paper, then what the words mean for it and their counts."""
     lines: list[str] = []
-    for paper, name in PAPERS.items():
-        rows = [e for e in entries if e.claim.paper == paper]
-        lines += [name, *(f"  {e.word:<18} {e.claim.short:<42} {brief(e)}".rstrip() for e in rows), ""] if rows else []
-    total = ", ".join(f"{n} {word}" for word, n in counts(entries).items())
-    return "\n".join([*lines, f"{len(entries)} claims: {total or 'none'}", *LIMITS])
+    for name, rows in groups(entries).items():
+        lines += [name, *(f"  {e.word:<18} {e.claim.short:<42} {brief(e)}".rstrip() for e in rows), ""]
+    return "\n".join([*lines, totals(entries), *LIMITS])
 
 
 LIMITS = ("A verdict is about this test, with a small language model in the papers' place, never about a paper's own run.",
@@ -197,4 +227,4 @@ def _plain(entry: Entry) -> dict[str, Any]:
     verdict = asdict(entry.verdict) if entry.verdict else None
     claim = entry.claim
     kept = {key: getattr(claim, key) for key in ("id", "paper", "place", "confidence", "claim", "chapter", "rule", "contrasts", "support", "takes")}
-    return clean({**kept, "reported": reported_numbers(claim), "study": entry.study, "word": entry.word, "verdict": verdict})
+    return clean({**kept, "implied": claim.implied, "margin": claim.margin, "reported": reported_numbers(claim), "study": entry.study, "word": entry.word, "verdict": verdict})

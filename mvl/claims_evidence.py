@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
 
 from mvl import stats
 from mvl.chapters import TOPICS, units_of
+from mvl.decision import MARGINS, Decision, Numbers, decide
+from mvl.decision import within as in_words
 from mvl.style import title
 
 OVERLAP = {"dice": "Dice", "jaccard": "IoU", "nsd": "NSD", "sensitivity": "sensitivity", "specificity": "specificity",
            "activation_iou": "activation IoU"}
-UNITS = {**{metric: (100.0, f"{word} points", 1) for metric, word in OVERLAP.items()}, "hd95_mm": (1.0, "mm of HD95", 2),
+UNITS = {**{metric: (100.0, f"{word} points", 2) for metric, word in OVERLAP.items()}, "hd95_mm": (1.0, "mm of HD95", 3),
          "epochs": (1.0, "epochs", 1), "effective_rank": (1.0, "of effective rank", 2), "roughness": (1.0, "of roughness", 3)}
 "By metric: what a value is multiplied with, the unit then, and digits shown."
 
@@ -48,7 +49,6 @@ class Claim:
     block: str = ""
     metric: str = "dice"
     metrics: tuple[str, ...] = ()
-    margin: float = stats.MARGIN
     lower: bool = False
     fractions: tuple[float, ...] = (1.0,)
     size: str = ""
@@ -57,12 +57,34 @@ class Claim:
     noises: tuple[str, ...] = ()
     cheaper_than: str = ""
     why: str = ""
+    "Why no record decides it, or what a conjunction's members that were not run are."
+    explains: str = ""
+    "Id of the claim whose gain this one explains; moot where that gain is not there."
+    controls: tuple[str, ...] = ()
+    "Systems without the language model that a gain has to exceed, to be the language model's."
+    weak: str = ""
+    "Why the measure cannot carry a contradiction: then the word is *not reproduced* at most."
     topic: str = ""
     "Key of `mvl.chapters.TOPICS` whose contrasts are the family; empty: the chapter's."
     reported_gain: float = math.nan
     "From the reported rows where `size` is given: share of what the baseline leaves, or of its own value."
     reported_share: float = math.nan
     "Second reported row over the first (the rule `every_metric`)."
+
+    @property
+    def implied(self) -> bool:
+        """True where no paper states the claim in this form: it is implied, and tested by us."""
+        return self.confidence == "none"
+
+    @property
+    def measured_in(self) -> str:
+        """The metric whose margin it has."""
+        return "epochs" if self.rule == "faster" else self.metric
+
+    @property
+    def margin(self) -> float:
+        """The metric's margin (`mvl.decision.MARGINS`)."""
+        return MARGINS[self.measured_in].value
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +118,28 @@ class Found:
     n_runs: int = 0
     n_folds: int = 0
     n_cases: int = 0
+    n_distinct: int = 0
+    "Cases, each counted once whatever the number of seeds."
     difference: float = math.nan
     low: float = math.nan
     high: float = math.nan
-    reach: float = math.nan
-    "Half-width of the corrected t-interval over folds, 95 %."
+    boot_low: float = math.nan
+    "Ends of the bootstrap interval, which the rule asks too; low and high are the corrected t-interval's over folds."
+    boot_high: float = math.nan
     p: float = math.nan
     "Corrected t-test over folds, after Holm within the family."
     p_equivalence: float = math.nan
     "Two one-sided tests over folds."
     base: float = math.nan
     "Mean of the reference over the same runs."
+    systems: tuple[str, ...] = ()
+    "What is compared."
+
+    def decision(self, margin: float | None = None) -> Decision:
+        """The word for it by the one rule, at the metric's margin if no other is given."""
+        numbers = Numbers(self.boot_low, self.boot_high, self.p, self.p_equivalence, self.n_planned, self.n_runs, self.n_folds,
+                          len(self.missing))
+        return decide(numbers, MARGINS[self.metric].value if margin is None else margin, self.systems)
 
 
 @dataclass(frozen=True)
@@ -134,6 +167,12 @@ def tasks(evidence: Evidence, systems: Sequence[str]) -> list[str]:
     """Tasks for which the study plans the first of the systems; all of them where it plans it nowhere."""
     found = evidence.plan.loc[evidence.plan["system"] == systems[0], "task"]
     return list(dict.fromkeys(found)) or list(dict.fromkeys(evidence.plan["task"]))
+
+
+def within(margin: float, metric: str) -> str:
+    """The margin in the metric's unit: `within 1 Dice point`."""
+    scale, unit, _ = UNITS[metric]
+    return in_words(margin, scale, unit)
 
 
 @cache
@@ -206,15 +245,15 @@ def _done(evidence: Evidence) -> dict[tuple[str, str, float, int, int], str]:
 def _found(evidence: Evidence, difference: Difference, p: float, p_equivalence: float) -> Found:
     holes, pairs, done = missing(evidence, difference), difference.pairs, _done(evidence)
     if pairs is None:
-        return Found(difference.words, difference.metric, len(difference.planned), holes)
+        return Found(difference.words, difference.metric, len(difference.planned), holes, systems=difference.systems)
     if id(pairs) not in evidence.memo:
         evidence.memo[id(pairs)] = pairs, stats.bootstrap(pairs)
-    interval, spread, n = evidence.memo[id(pairs)][1], stats.standard_error(pairs), len(pairs.folds)
-    reach = math.nan if spread is None else float(distributions.t.ppf(0.975, n - 1)) * spread
+    interval = evidence.memo[id(pairs)][1]
     keys = [(difference.task, system, difference.fraction, *unit) for system in difference.systems for unit in pairs.units]
     used = tuple(dict.fromkeys(done[key] for key in keys if key in done))
-    return Found(difference.words, difference.metric, len(difference.planned), holes, used, interval.n_units, n, interval.n_cases,
-                 interval.difference, interval.low, interval.high, reach, float(p), float(p_equivalence), difference.base)
+    return Found(difference.words, difference.metric, len(difference.planned), holes, used, interval.n_units, len(pairs.folds),
+                 interval.n_cases, pairs.n_distinct, interval.difference, *stats.shown_interval(pairs, interval), interval.low, interval.high, float(p),
+                 float(p_equivalence), difference.base, difference.systems)
 
 
 def family(claim: Claim, evidence: Evidence, metric: str) -> list[Difference]:

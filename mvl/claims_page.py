@@ -9,9 +9,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl import claims, report
+from mvl import claims, report, stats
 from mvl.claims import PAPERS, Entry
-from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, UNTESTABLE, Verdict, number, within
+from mvl.claims_evidence import within
+from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, SHARED, UNTESTABLE, Verdict, number
+from mvl.decision import MARGINS
 from mvl.style import INK, VERDICTS, finish, styled, title
 
 FILE = "claims.svg"
@@ -22,9 +24,12 @@ REPORTED = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "val_dice": "validatio
 "Columns of data/paper_reported.csv in words."
 MEANINGS = {
     "reproduced": "the test says what the claim says, and the difference is not equivalent to none",
-    "not reproduced": "the difference is equivalent to none, or too small for what is reported",
+    "shared by controls": "the test says what the claim says, and controls without the language model have it too",
+    "not reproduced": "the difference is equivalent to none, too small for what is reported, or measured too weakly to contradict",
     "contradicted": "the test says the opposite",
-    "inconclusive": "runs are missing or too few, or interval or test leaves it open",
+    "moot": "it explains a gain that is not there",
+    "not decided": "runs are missing or too few, or interval or test leaves it open",
+    "withdrawn": "an arm was trained at a rate that does not suit it; it waits for tuned runs",
     "not testable here": "no record of this study could decide it",
 }
 
@@ -37,7 +42,7 @@ def at_a_glance(entries: Sequence[Entry], tasks: Sequence[str] = ()) -> Figure:
         figure = Figure(figsize=(5.2, 1.2), layout="constrained")
         figure.text(0.5, 0.6, "Generated data gives no verdict on any claim.", ha="center", va="center", color=INK)
         return finish(figure, tasks)
-    groups = [(name, rows) for paper, name in PAPERS.items() if (rows := [e for e in judged if e.claim.paper == paper])]
+    groups = list(claims.groups(judged).items())
     lines = len(judged) + 1.5 * len(groups)
     figure = Figure(figsize=(5.2, 0.225 * lines + 0.1), layout="constrained")
     axis, y = figure.subplots(), 0.0
@@ -53,7 +58,7 @@ def at_a_glance(entries: Sequence[Entry], tasks: Sequence[str] = ()) -> Figure:
 
 def _glance_row(axis: Axes, y: float, entry: Entry) -> None:
     ink, marker = VERDICTS[entry.word]
-    filled = entry.word in (REPRODUCED, NOT_REPRODUCED, CONTRADICTED)
+    filled = entry.word in (REPRODUCED, SHARED, NOT_REPRODUCED, CONTRADICTED)
     axis.axhline(y + 0.5, color="#E6E8EB", linewidth=0.6)
     axis.text(0.012, y, entry.claim.short, fontsize=9.5, va="center", color=INK)
     axis.plot(0.685, y, marker=marker, color=ink, markersize=6.5, markerfacecolor=ink if filled else "none", markeredgewidth=1.5)
@@ -62,35 +67,33 @@ def _glance_row(axis: Axes, y: float, entry: Entry) -> None:
 
 def summary(entries: Sequence[Entry]) -> str:
     """How many claims there are, and of which verdict."""
-    total = ", ".join(f"{n} {word}" for word, n in claims.counts(entries).items())
-    return f"{len(entries)} claims: {total}."
+    return claims.totals(entries)
 
 
 def headline(entries: Sequence[Entry]) -> str:
     """A Markdown table of the main claims: claim, verdict, and each difference behind it with interval, n and what it means."""
-    rows = [f"| {PAPERS[e.claim.paper].split(',')[0]}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e.verdict))} |"
-            for e in entries if e.claim.main and e.verdict]
+    whose = lambda e: f"{PAPERS[e.claim.paper].split(',')[0]}{', implied' if e.claim.implied else ''}"
+    rows = [f"| {whose(e)}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |" for e in entries if e.claim.main and e.verdict]
     return "\n".join(["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]) if rows else ""
 
 
-def differences(verdict: Verdict) -> list[str]:
+def differences(entry: Entry) -> list[str]:
     """Each difference behind a verdict: its interval, what it is of, what it means, and n."""
-    lines = []
+    verdict, lines = entry.verdict, []
+    assert verdict is not None
     for found, part in zip(verdict.numbers, verdict.parts):
         value, _, pairs = claims.short(found).rpartition(", ")
         means = part.removeprefix(number(found)).lstrip(": ")
-        lines.append(f"**{value or 'no run'}**, {found.words}: {means} ({pairs}, {found.n_cases} case pairs)")
+        lines.append(f"**{value or 'no run'}**, {found.words}: {means} ({pairs}; {stats.cases_and_seeds(found.n_distinct, found.n_cases)})")
     return lines
 
 
 def table(entries: Sequence[Entry], shown: Sequence[str]) -> str:
     """A Markdown table of the claims by paper: verdict, claim, first difference, and its chapter where that is in the book."""
     blocks = []
-    for paper, name in PAPERS.items():
-        rows = [f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims.brief(e)} | {chapter(e, shown)} |"
-                for e in entries if e.claim.paper == paper]
-        if rows:
-            blocks.append("\n".join([f"**{name}**", "", TABLE_HEAD, *rows]))
+    for name, members in claims.groups(entries).items():
+        rows = [f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims.brief(e)} | {chapter(e, shown)} |" for e in members]
+        blocks.append("\n".join([f"**{name}**", "", TABLE_HEAD, *rows]))
     return "\n\n".join(blocks)
 
 
@@ -108,9 +111,8 @@ def chapter(entry: Entry, shown: Sequence[str]) -> str:
 def sections(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
     """The claims one by one, by paper."""
     blocks = []
-    for paper, name in PAPERS.items():
-        rows = [section(e, results, shown) for e in entries if e.claim.paper == paper]
-        blocks += [f"## {name}", *rows] if rows else []
+    for name, members in claims.groups(entries).items():
+        blocks += [f"## {name}", *(section(e, results, shown) for e in members)]
     return "\n\n".join(blocks)
 
 
@@ -137,8 +139,9 @@ def margin(entry: Entry) -> str:
     """The margin of the claim in the unit of what it compares."""
     if entry.claim.rule == "every_metric":
         return ""
-    words = within(entry.claim.margin, "epochs" if entry.claim.rule == "faster" else entry.claim.metric)
-    return f" Margin {words.removeprefix('within ')}."
+    claim = entry.claim
+    words = within(claim.margin, claim.measured_in)
+    return f" Margin {words.removeprefix('within ')}: {MARGINS[claim.measured_in].reason}."
 
 
 def reported(entry: Entry) -> str:

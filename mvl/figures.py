@@ -15,10 +15,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.stats import ONE_PAIR
+from mvl.decision import MARGIN
+from mvl.stats import ONE_PAIR, cases_and_seeds
 from mvl.style import DASHES, LABEL, STYLE, colour, finish, hole, marker, ordered, styled, title
 
-EQUIVALENCE_POINTS = 1.0
+EQUIVALENCE_POINTS = 100 * MARGIN
 "Half-width of the equivalence band, Dice points."
 
 
@@ -123,7 +124,7 @@ def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
 
 @styled
 def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Forest plot of paired differences with their intervals over the equivalence band of one Dice point.
+    """Forest plot of paired differences with their corrected t-intervals over the equivalence band of one Dice point.
 
     An interval over one pair of runs is dashed and said to leave the variation between runs out; a difference of no runs is a hole.
 
@@ -171,13 +172,13 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     there, planned = row["n_runs"], row.get("planned", row["n_runs"])
     runs = f"{there} of {planned} planned pairs of runs" if planned > there else "1 pair of runs" if one else f"{there} pairs of runs"
     runs += " (interval over its cases)" if one else ""
-    axis.text(0, y - 0.16, f"n = {row['n_cases']} case pairs, {runs}", ha="left", fontsize=9, color="#57606A", **side)
+    axis.text(0, y - 0.16, f"n = {cases_and_seeds(row.get('n_distinct', row['n_cases']), row['n_cases'])}, {runs}", ha="left", fontsize=9, color="#57606A", **side)
     axis.text(1, y - 0.16, in_points(mid, low, high), ha="right", fontsize=10, **side)
 
 
 def in_points(mid: float, low: float, high: float) -> str:
     """A difference and its interval with signs; what rounds to nothing has a plus."""
-    return f"{mid:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
+    return f"{mid:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
 
 
 @styled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mvl import runs
@@ -62,29 +63,37 @@ def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results")
 
 def study_block(study: str, records_dir: Path, reported: list[dict[str, str]], link: str, made: bool) -> str:
     """One study's tables, one for each of its tasks that are (or are not) `made`, each with its holes below; empty without such a task."""
-    arms, parts = summary(study, records_dir), []
-    folders = read_runs(study, records_dir).drop_duplicates(["task", "system"]).set_index(["task", "system"])["run"]
+    arms, parts, table = summary(study, records_dir), [], read_runs(study, records_dir)
+    folders = table.drop_duplicates(["task", "system"]).set_index(["task", "system"])["run"]
     for task, rows in arms.groupby("task", sort=False):
         if (task in MADE) != made:
             continue
         pixels = find_task(str(task)).unit == "px"
         metrics, theirs = (PICTURE_METRICS, "Paper's IoU / F1") if pixels else (SCAN_METRICS, "Paper's Dice")
-        head = ["System", "Training cases", *(words for words, _ in metrics.values()), "Runs done", "n", *([] if made else [theirs])]
+        head = ["System", "Training cases", *(words for words, _ in metrics.values()), "Runs done", "Test cases", *([] if made else [theirs])]
         lines = []
         for _, arm in rows[rows["done"] > 0].iterrows():
             paper = paper_overlaps(reported, arm["system"]) if pixels else paper_dice(reported, arm["system"], arm["fraction"])
-            lines.append(readme_row(arm, metrics, [] if made else [paper], f"{link}/{Path(folders[task, arm['system']]).parent}"))
+            lines.append(readme_row(arm, metrics, [] if made else [paper], f"{link}/{Path(folders[task, arm['system']]).parent}",
+                                    counted(table, arm)))
         holes = [f"`{arm['system']}` at {100 * arm['fraction']:g} % ({arm['planned']})" for _, arm in rows[rows["done"] == 0].iterrows()]
         below = f"\n\nPlanned and not yet run (number of runs): {', '.join(holes)}." if holes else ""
         parts.append(f"Study `{study}`, {task}:\n\n{markdown(head, lines) if lines else 'no run yet.'}{below}")
     return "\n\n".join(parts)
 
 
-def readme_row(arm: pd.Series, metrics: dict[str, tuple[str, int]], paper: list[str], folder: str) -> str:
-    """One arm as a row of the README's table: mean over runs ± sd over runs (where there are several), n and a link to its runs."""
+def counted(table: pd.DataFrame, arm: pd.Series) -> str:
+    """An arm's test cases, each once, with the number of seeds where it is more than one: `130 x 2`."""
+    done = table[(table["state"] == "done") & np.logical_and.reduce([table[key] == arm[key] for key in ("task", "system", "fraction")])]
+    distinct = int(done.drop_duplicates("fold")["n_test"].sum())
+    return str(distinct) if distinct == arm["n_cases"] else f"{distinct} x {arm['n_cases'] // distinct}"
+
+
+def readme_row(arm: pd.Series, metrics: dict[str, tuple[str, int]], paper: list[str], folder: str, cases: str) -> str:
+    """One arm as a row of the README's table: mean over runs ± sd over runs (where there are several), cases and a link to its runs."""
     show = lambda m, digits: f"{arm[m]:.{digits}f}" + ("" if math.isnan(arm[f"{m}_sd"]) else f" ± {arm[f'{m}_sd']:.{digits}f}")
     cells = [f"`{arm['system']}`", f"{100 * arm['fraction']:g} %", *(show(m, digits) for m, (_, digits) in metrics.items()),
-             f"[{arm['done']} of {arm['planned']}]({folder})", str(arm["n_cases"]), *paper]
+             f"[{arm['done']} of {arm['planned']}]({folder})", cases, *paper]
     return f"| {' | '.join(cells)} |"
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from mvl import runs
 from mvl.chapters import TOPICS, Chapter, covered, planned_pairs, read_chapter, unplanned
 from mvl.config import ROOT
-from mvl.figures import EQUIVALENCE_POINTS
+from mvl.decision import EQUIVALENT, MARGIN, UNDECIDED, Decision, Numbers, decide, within
 from mvl.style import title
 
 PAPER_TABLE = ROOT / "data" / "paper_reported.csv"
@@ -77,26 +77,21 @@ def _difference(chapter: Chapter, system: str, reference: str, task: str, fracti
         found = stats.compare(chapter.cases, system, reference, task, fraction, metric, planned=planned)
         return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
     except stats.StatsError as error:
-        return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": metric, "n_cases": 0, "n_runs": 0,
+        return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": metric, "n_cases": 0, "n_distinct": 0, "n_runs": 0,
                 "n_folds": 0, "planned": len(planned), "complete": False, "unpaired": 0, "hole": str(error)}
 
 
-def verdict(low: float, high: float, p_difference: float = math.nan, p_equivalence: float = math.nan, word: str = "Dice",
-            complete: bool = True) -> str:
-    """What a 95 % interval of a difference of Dice (or IoU) says, with the consent at 5 % of the test over folds: for a difference the p
-    adjusted by Holm, for equivalence the larger of the two one-sided ones.
+def decided(row: dict[Any, Any]) -> Decision:
+    """The word for a row of `differences`, by the one rule (`mvl.decision.decide`)."""
+    numbers = Numbers(row["boot_low"], row["boot_high"], row["p_holm"], row["p_equivalence"], int(row["planned"]), int(row["n_runs"]),
+                      int(row["n_folds"]))
+    return decide(numbers, MARGIN, (row["system"], row["reference"]))
 
-    Without a test (p is NaN: one fold) the interval leaves out what varies between folds, and nothing is decided; nor is it while a
-    planned pair of runs is missing: which runs are there may depend on how they went.
-    """
-    band = EQUIVALENCE_POINTS / 100
-    if not complete:
-        return "not decided, incomplete"
-    if -band <= low and high <= band and p_equivalence < 0.05:
-        return f"equivalent within 1 {word} point"
-    if low <= 0 <= high or not p_difference < 0.05:
-        return "not decided"
-    return "higher" if low > 0 else "lower"
+
+def verdict(row: dict[Any, Any], metric: str) -> str:
+    """`decided` in words, with the margin where it is an equivalence."""
+    found = decided(row)
+    return f"{found.word} {within(MARGIN, 100.0, f'{metric} points')}" if found.word == EQUIVALENT else str(found)
 
 
 def answer(chapter: Chapter) -> str:
@@ -110,27 +105,27 @@ def answer(chapter: Chapter) -> str:
         lines.append(f"\nNot planned in the study `{chapter.study}`: {', '.join(f'`{s}`' for s in absent)}.")
     if not table["n_runs"].any():
         return "\n".join([lead + _means(chapter), *([""] if lines else []), *lines])
-    if few := " or ".join(str(n) for n in sorted({int(n) for n in table["n_folds"] if 2 <= n <= 5})):
-        lines.append(f"\n*With {few} folds the interval is too narrow; the corrected t-test takes the few folds into account.*")
+    if (table["n_folds"] > 1).any():
+        lines.append(f"\n*{INTERVAL}*")
     return "\n".join([f"{lead.strip()}\n"] * bool(lead) + lines)
 
 
 def _sentence(row: dict[str, Any], metric: str) -> str:
-    from mvl.stats import ONE_FOLD, ONE_PAIR
+    from mvl.stats import ONE_FOLD, ONE_PAIR, cases_and_seeds
 
     words = " ".join(str(row["comparison"]).removeprefix(f"{metric}: ").split("\n"))
     if row["hole"]:
         return f"{words}: not yet recorded ({row['n_runs']} of {row['planned']} planned pairs of runs; {row['hole']})."
     low, mid, high = (100 * row[k] for k in ("low", "difference", "high"))
-    interval = f"95 % interval {low:+z.1f} to {high:+z.1f}"
-    word = verdict(row["low"], row["high"], row["p_holm"], row["p_equivalence"], metric, bool(row["complete"]))
+    interval = f"95 % interval {low:+z.2f} to {high:+z.2f}"
+    word = verdict(row, metric)
     pairs = f"{row['n_runs']} pairs of runs" if row["complete"] else f"{row['n_runs']} of {row['planned']} planned pairs of runs"
     if row["n_runs"] == 1:
         there = "the one pair of runs" if row["complete"] else pairs
-        return f"{words}: {word}; **{mid:+z.1f} {metric} points** in {there} ({interval}, n = {row['n_cases']} case pairs: {ONE_PAIR})."
+        return f"{words}: {word}; **{mid:+z.2f} {metric} points** in {there} ({interval}, n = {row['n_cases']} cases: {ONE_PAIR})."
     adjusted = f", {row['p_holm']:.2g} after Holm" if row["complete"] else ""
     test = f"corrected t-test p = {row['p_t']:.2g}{adjusted}" if row["n_folds"] > 1 else f"no test: {ONE_FOLD}"
-    return f"{words}: **{mid:+z.1f} {metric} points** ({interval}; {test}; n = {row['n_cases']} case pairs from {pairs}): {word}."
+    return f"{words}: **{mid:+z.2f} {metric} points** ({interval}; {test}; n = {cases_and_seeds(row['n_distinct'], row['n_cases'])}, {pairs}): {word}."
 
 
 def _means(chapter: Chapter) -> str:
@@ -269,6 +264,7 @@ THEIRS = {"qualitative": "the paper shows single slices of ten tasks",
           "llm4seg": "the paper averages its 2-D data sets, 256x256 pixels and 300 epochs, on a random 70/30 split whose 30 % also chose the epoch",
           "label_noise": "the paper's data sets and rates of damage are not known"}
 "What the paper's number is, by topic, where it is not the average of version 3."
+INTERVAL = "Intervals are those of the corrected t-test over folds; with one fold they are over cases alone."
 
 
 def claim(topic: str) -> str:

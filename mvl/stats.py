@@ -8,24 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-MARGIN = 0.01
-"Equivalence margin in Dice: one point."
-TEST_OVER_TRAIN = 1 / 7
-"Test over training cases of a fold (10 % and 70 %), for every share: with fewer training cases two folds have less in common, not more."
-LEVEL = 0.05
-"Level of every test."
+from mvl.decision import LEVEL, MARGIN, TEST_OVER_TRAIN, t_reach
+from mvl.resampling import hierarchical_means
+
 ONE_RUN = "one (fold, seed) pair: what varies between runs cannot be estimated"
 ONE_FOLD = "one fold: what varies between training sets and test cases cannot be estimated"
 ONE_PAIR = "interval over cases of one run pair; run-to-run variation not measured"
 "What a reader has to know of an interval with one (fold, seed)."
-CHUNK = 4_000_000
-"Weights held at once by the bootstrap."
+
+
+def cases_and_seeds(distinct: int, pairs: int) -> str:
+    """How many cases a number of case pairs is of: `130 cases x 2 seeds`, so that no case passes for two."""
+    if pairs == distinct:
+        return f"{distinct} cases"
+    return f"{distinct} cases x {pairs // distinct} seeds" if distinct and pairs % distinct == 0 else f"{pairs} pairs of {distinct} cases"
 
 
 class StatsError(ValueError):
@@ -75,6 +77,11 @@ class Pairs:
     def complete(self) -> bool:
         """True when every planned pair is there."""
         return len(self.units) == self.n_planned
+
+    @property
+    def n_distinct(self) -> int:
+        """Test cases, each counted once whatever the number of seeds: folds test different ones."""
+        return sum(d.shape[1] for d in self.folds)
 
     @property
     def cases(self) -> np.ndarray:
@@ -149,6 +156,11 @@ class Comparison:
     effect: Effect
     "Cohen's dz over folds."
 
+    @property
+    def shown(self) -> tuple[float, float]:
+        """The interval that is printed: the corrected t-test's over folds; with one fold, the bootstrap's over what there is."""
+        return shown_interval(self.pairs, self.interval)
+
 
 def pair(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice",
          planned: Sequence[tuple[int, int]] = ()) -> Pairs:
@@ -195,37 +207,6 @@ def bootstrap(pairs: Pairs, resamples: int = 10_000, level: float = 0.95, seed: 
     return Interval(float(pairs.fold_means.mean()), float(low), float(high), level, over, len(pairs.units), len(pairs.cases))
 
 
-def hierarchical_means(folds: Sequence[np.ndarray], resamples: int, seed: int = 0) -> np.ndarray:
-    """Bootstrap distribution (resamples,) of the mean over folds of the mean over seeds and cases; `folds` are (seeds, cases) each."""
-    values, shapes = np.concatenate([d.ravel() for d in folds]), tuple(d.shape for d in folds)
-    step = max(1, CHUNK // len(values))
-    return np.concatenate([_drawn(shapes, min(step, resamples - start), seed, start) @ values for start in range(0, resamples, step)])
-
-
-@lru_cache(maxsize=2)
-def _drawn(shapes: tuple[tuple[int, ...], ...], count: int, seed: int, start: int) -> np.ndarray:
-    return resample_weights(shapes, count, np.random.default_rng([seed, start]))
-
-
-def resample_weights(shapes: Sequence[tuple[int, ...]], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Weights (count, values) that resamples give to the differences of folds with (seeds, cases) `shapes`, folds one after another.
-
-    A drawn fold draws its seeds and its cases; a case drawn is drawn for all its seeds, since they share it.
-    """
-    weights = [np.zeros((count, *shape)) for shape in shapes]
-    for drawn in rng.integers(len(shapes), size=(len(shapes), count)):
-        for fold, ((seeds, cases), weight) in enumerate(zip(shapes, weights)):
-            rows = np.flatnonzero(drawn == fold)
-            weight[rows] += _share(seeds, len(rows), rng)[:, :, None] * _share(cases, len(rows), rng)[:, None, :] / len(shapes)
-    return np.concatenate([weight.reshape(count, -1) for weight in weights], axis=1)
-
-
-def _share(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Share (count, size) of each of `size` things in `count` draws of `size` with replacement."""
-    index = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
-    return np.bincount(index.ravel(), minlength=count * size).reshape(count, size) / size
-
-
 def wilcoxon(pairs: Pairs) -> Test:
     """Wilcoxon signed-rank over the cases of the first pair of runs, as the papers would do it: it takes the run's own luck for an effect."""
     (fold, seed), values = pairs.units[0], pairs.differences[0]
@@ -258,6 +239,15 @@ def standard_error(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> fl
     """Nadeau and Bengio's standard error of the mean difference; None with one fold."""
     means = pairs.fold_means
     return None if len(means) < 2 else float(means.std(ddof=1)) * math.sqrt(1 / len(means) + test_over_train)
+
+
+def shown_interval(pairs: Pairs, interval: Interval) -> tuple[float, float]:
+    """The corrected t-interval over folds around the mean difference, 95 %; the given bootstrap interval where there is one fold."""
+    spread = standard_error(pairs)
+    if spread is None:
+        return interval.low, interval.high
+    reach = t_reach(spread, len(pairs.folds))
+    return interval.difference - reach, interval.difference + reach
 
 
 def _t_and_p(distance: float, spread: float, n: int) -> tuple[float, float]:
@@ -320,14 +310,18 @@ def compare(cases: pd.DataFrame, system: str, reference: str, task: str, fractio
 
 
 def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """One row per comparison for figures and the book; p-values that one fold cannot give are NaN. Its rows of one metric are a family."""
-    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_runs", "n_folds",
-               "planned", "complete", "unpaired", "interval_over", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
+    """One row per comparison for figures and the book; p-values that one fold cannot give are NaN. Its rows of one metric are a family.
+
+    low, high: the interval that is printed (`shown_interval`); boot_low, boot_high: the bootstrap's, which the rule asks too.
+    """
+    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_distinct", "n_runs", "n_folds",
+               "planned", "complete", "unpaired", "boot_low", "boot_high", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
     number = lambda value: math.nan if value is None else value
     return adjust(pd.DataFrame([[
         c.pairs.task, c.pairs.system, c.pairs.reference, c.pairs.fraction, c.pairs.metric, f"{c.pairs.system} - {c.pairs.reference}",
-        c.interval.difference, c.interval.low, c.interval.high, c.interval.n_cases, c.interval.n_units, len(c.pairs.folds), c.pairs.n_planned,
-        c.pairs.complete, len(c.pairs.unpaired), c.interval.over, *map(number, (c.t_test.p, c.equivalence.p, c.wilcoxon.p, c.effect.dz)),
+        c.interval.difference, *c.shown, c.interval.n_cases, c.pairs.n_distinct, c.interval.n_units, len(c.pairs.folds), c.pairs.n_planned,
+        c.pairs.complete, len(c.pairs.unpaired), c.interval.low, c.interval.high,
+        *map(number, (c.t_test.p, c.equivalence.p, c.wilcoxon.p, c.effect.dz)),
     ] for c in comparisons], columns=columns))
 
 

@@ -50,7 +50,8 @@ CARD, INK, GRID, MUTED, WARN = "#FCFCFA", "#1F2328", "#D9DCE0", "#57606A", "#9A3
 "Figures are light cards with dark ink, so they read the same on a light and on a dark page."
 TRAINED, FROZEN, MIXED, NEUTRAL = ("#B4470A", "#FDEBDD"), ("#1D5F96", "#E1EEF8"), ("#57606A", "#F0EDE6"), ("#6E7781", "#F6F6F3")
 "Edge and fill of a drawing's boxes: every parameter trained, every one frozen, some of each, none at all."
-VERDICTS = {"reproduced": ("#0072B2", "o"), "not reproduced": ("#8A5A00", "s"), "contradicted": ("#A4133C", "X"), "inconclusive": ("#57606A", "D"),
+VERDICTS = {"reproduced": ("#0072B2", "o"), "shared by controls": ("#3D6B35", "P"), "not reproduced": ("#8A5A00", "s"),
+            "contradicted": ("#A4133C", "X"), "moot": ("#57606A", "v"), "not decided": ("#57606A", "D"), "withdrawn": ("#57606A", "x"),
             "not testable here": ("#57606A", "_")}
 "Ink and marker of a verdict's word; those that decide nothing are drawn hollow, so that neither colour nor marker is the only cue."
 SEQUENTIAL = "cividis"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mvl import calibration, chapters, report, stats
+from mvl import calibration, chapters, decision, report, resampling, stats
 from mvl.calibration import CORRECTED, FAMILY, INTERVAL, ONE, PLAIN, POOLED, RULE, RULE_SAME, SAME, Components
 from mvl.chapters import HYBRID, VIT, Chapter
 from mvl.stats import Pairs
@@ -62,16 +62,17 @@ def test_pooling_takes_those_that_tell_most_apart() -> None:
 @pytest.mark.parametrize(("folds", "seeds", "effect"), [(5, 2, 0.0), (3, 1, 0.012), (4, 1, 0.002)])
 def test_each_decision_is_that_of_the_function_that_decides(folds: int, seeds: int, effect: float) -> None:
     studies = calibration.simulate(PLANTED, folds, seeds, rng(1), 6) + effect
-    weights = stats.resample_weights([(seeds, 12)] * folds, 300, np.random.default_rng([0, 0]))
+    weights = resampling.resample_weights([(seeds, 12)] * folds, 300, np.random.default_rng([0, 0]))
     said = calibration.decisions(studies, weights, family=3)
     for i, study in enumerate(studies):
         pairs = pairs_of(study)
         interval, t, same = stats.bootstrap(pairs, 300), stats.corrected_t(pairs), stats.tost(pairs)
-        word = report.verdict(interval.low, interval.high, t.p, same.p)
-        strict = report.verdict(interval.low, interval.high, stats.holm([t.p, math.nan, math.nan])[0], same.p)
+        whole = {"planned": folds, "done": folds, "folds": folds}
+        word = decision.decide(decision.Numbers(interval.low, interval.high, t.p, same.p, **whole)).word
+        strict = decision.decide(decision.Numbers(interval.low, interval.high, stats.holm([t.p, math.nan, math.nan])[0], same.p, **whole)).word
         assert said[CORRECTED][i] == (t.p < 0.05) and said[SAME][i] == (same.p < 0.05)
         assert said[INTERVAL][i] == (interval.low > 0 or interval.high < 0)
-        assert (said[RULE][i], said[RULE_SAME][i]) == (word in ("higher", "lower"), word.startswith("equivalent"))
+        assert (said[RULE][i], said[RULE_SAME][i]) == (word in ("higher", "lower"), word == "equivalent")
         assert said[FAMILY][i] == (strict in ("higher", "lower"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def test_everything_that_a_claim_names_exists(claim):
     assert named <= SYSTEMS and named <= set(claims.planned_runs(claim.study)["system"]), "a system that the study does not plan"
     assert (claim.topic or claim.chapter[3:]) in TOPICS and claim.chapter[:2].isdigit()
     assert all((claim.place, claim.claim, claim.short, claim.support, claim.takes)) and len(claim.short) <= 44
-    assert bool(claim.why) == (claim.rule == "untestable") != bool(claim.contrasts)
+    assert bool(claim.why) == (claim.rule in ("untestable", "conjunction")) and (claim.rule == "untestable") != bool(claim.contrasts)
+    assert set(claim.controls) <= SYSTEMS and (not claim.explains or claim.explains in {other.id for other in LEDGER})
     planned = claims.planned_runs(claim.study)
     assert set(claim.fractions) <= set(planned.loc[planned["system"].isin(named), "fraction"]) or not named
 
@@ -108,15 +110,42 @@ def test_records_on_disk_decide_and_other_records_decide_otherwise(tmp_path, mon
     assert cli.main(["claims", "--study", "hippocampus", "--results-dir", str(tmp_path), "--json"]) == 0
     printed = {entry["id"]: entry for entry in json.loads(capsys.readouterr().out)["claims"]}
     assert printed["mean_dice"]["word"] == word and printed["mean_dice"]["verdict"]["n"] == 10
-    assert printed["pretraining"]["word"] == "inconclusive" and len(printed["pretraining"]["verdict"]["missing"]) == 10
+    assert printed["pretraining"]["word"] == "not decided" and len(printed["pretraining"]["verdict"]["missing"]) == 10
     assert printed["medical_llms"]["word"] == "not testable here" and printed["mean_dice"]["reported"] == [0.87, 0.74]
+
+
+def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):
+    kept = [claim for claim in LEDGER if claim.id in ("mean_dice", "rank_4")]
+    monkeypatch.setattr(claims, "load_claims", lambda path: kept)
+    for gain, word in ((0.0, "moot"), (-0.05, "moot"), (0.05, "not decided")):
+        write_records(tmp_path, gain)
+        [_, rank] = claims.ledger(("hippocampus",), tmp_path)
+        assert rank.word == word and ("no gain to explain" in rank.verdict.sentence) == (word == "moot")
+
+
+def test_a_weak_measure_contradicts_nothing(monkeypatch):
+    evidence = claims.Evidence("hippocampus", claims.planned_runs("hippocampus"), pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+    monkeypatch.setitem(claims.RULES, "gain", lambda claim, records: claims.Verdict("contradicted", "It is lower."))
+    claim = next(claim for claim in LEDGER if claim.id == "mean_dice")
+    assert claims.judge(claim, evidence).word == "contradicted"
+    weak = claims.judge(replace(claim, weak="it is measured after the sum"), evidence)
+    assert weak.word == "not reproduced" and weak.sentence == "It is lower. It is measured after the sum."
+
+
+def test_implied_claims_stand_apart():
+    entries = [claims.Entry(claim, claim.study, None) for claim in LEDGER]
+    found = claims.groups(entries)
+    assert list(found) == [*claims.PAPERS.values(), claims.IMPLIED]
+    assert {entry.claim.id for entry in found[claims.IMPLIED]} == {"pretraining", "pretraining_few_shot", "llm4seg_pretraining"}
+    assert sum(map(len, found.values())) == len(LEDGER)
 
 
 def test_without_records_nothing_is_decided(tmp_path, capsys):
     assert cli.main(["claims", "--results-dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert all(claim.short in text for claim in LEDGER) and all(name in text for name in claims.PAPERS.values())
-    assert "reproduced  " not in text and "contradicted" not in text and f"{len(LEDGER)} claims: " in text
+    assert "reproduced  " not in text and "contradicted" not in text and "34 claims of the papers: " in text
+    assert claims.IMPLIED in text and "3 implied and tested by us: " in text
 
 
 def test_generated_data_gives_no_verdict(capsys):

@@ -16,7 +16,7 @@ from mvl.style import VERDICTS
 LEDGER = load_claims()
 FOUND = Found("A minus B", "dice", 3, ("Task04_Hippocampus/vit_baseline/fraction-0.1_fold-2_seed-0",),
               ("hippocampus/runs/Task04_Hippocampus/vit_baseline/fraction-0.1_fold-0_seed-0",
-               "hippocampus/runs/Task04_Hippocampus/vit_baseline/fraction-0.1_fold-1_seed-0"), 2, 2, 8, 0.05, 0.04, 0.06)
+               "hippocampus/runs/Task04_Hippocampus/vit_baseline/fraction-0.1_fold-1_seed-0"), 2, 2, 8, 4, 0.05, 0.04, 0.06)
 
 
 def entry(word=WORDS[0], claim=LEDGER[0]):
@@ -45,7 +45,7 @@ def test_generated_data_have_no_verdict_in_the_figure():
 def test_a_claims_section_has_numbers_rule_runs_and_holes():
     text = page.section(entry(), runs.records_dir(), ["02_llm_hybrid"])
     assert "(claim-mean-dice)=" in text and "**Reproduced.** The sentence." in text and "MedVisionLlama Dice **0.87**" in text
-    assert "Rule `gain`" in text and "Margin 1 Dice point." in text and "(notebooks/02_llm_hybrid.ipynb)" in text
+    assert "Rule `gain`" in text and "Margin 1 Dice point: fixed in the protocol before the runs." in text and "(notebooks/02_llm_hybrid.ipynb)" in text
     assert "2 runs](https://github.com/" in text and "/vit_baseline#fraction-0.1)" in text and "Missing: ViT-Baseline at 10%, 1." in text
     assert "notebooks/" not in page.section(entry(), runs.records_dir(), [])
 
@@ -53,15 +53,16 @@ def test_a_claims_section_has_numbers_rule_runs_and_holes():
 def test_the_landing_page_speaks_of_the_main_claims():
     entries = [entry(claim=claim) for claim in LEDGER]
     lines = page.headline(entries).splitlines()[2:]
-    says = "**+5.0 [+4.0, +6.0] Dice points**, A minus B: a reason (2 of 3 pairs, 8 case pairs) |"
+    says = "**+5.00 [+4.00, +6.00] Dice points**, A minus B: a reason (2 of 3 pairs; 4 cases x 2 seeds) |"
     assert len(lines) == 5 and all("| **reproduced** | " in line and says in line for line in lines)
-    assert page.summary(entries) == f"{len(LEDGER)} claims: {len(LEDGER)} reproduced."
+    assert page.summary(entries) == "34 claims of the papers: 34 reproduced. 3 implied and tested by us: 3 reproduced."
+    assert sum(", implied: " in line for line in lines) == 2
 
 
 @pytest.mark.parametrize("shown", [(), ("02_llm_hybrid", "06_llm4seg")])
 def test_the_table_has_a_row_for_each_claim(shown):
     text = page.table([entry(claim=claim) for claim in LEDGER], shown)
-    assert text.count("| reproduced |") == len(LEDGER) and "+5.0 [+4.0, +6.0] Dice points, 2 of 3 pairs" in text
+    assert text.count("| reproduced |") == len(LEDGER) and "+5.00 [+4.00, +6.00] Dice points, 2 of 3 pairs" in text
     assert ("notebooks/06_llm4seg.ipynb" in text) == bool(shown)
 
 
@@ -69,4 +70,4 @@ def test_the_facts_of_the_pages(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(page.claims, "load_claims", lambda path: LEDGER[:2])
     found = page.facts(("quick",), runs.records_dir(), (), tmp_path)
     assert not found["judged"] and "<svg" in (tmp_path / page.FILE).read_text() and found["headline"] == ""
-    assert "### Higher Dice than the ViT alone" in found["sections"] and "2 claims: 2 generated data" in found["summary"]
+    assert "### Higher Dice than the ViT alone" in found["sections"] and "2 claims of the papers: 2 generated data" in found["summary"]

@@ -12,7 +12,8 @@ import pytest
 from mvl import claims_rules as rules
 from mvl import stats
 from mvl.claims_evidence import Claim
-from mvl.claims_rules import CONTRADICTED, INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, RULES, UNTESTABLE
+from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, SHARED, UNTESTABLE
+from mvl.decision import UNDECIDED, WITHDRAWN
 
 VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
 CLAIM = Claim("a", "P1", "somewhere", "A", "short", "claim", (), "02_llm_hybrid", "hippocampus", "gain", ((HYBRID, VIT),), "support", "takes")
@@ -39,45 +40,45 @@ def word(claim, records):
 
 
 @pytest.mark.parametrize(("gain", "expected"), [
-    ("higher", REPRODUCED), ("lower", CONTRADICTED), ("equal", NOT_REPRODUCED), ("open", INCONCLUSIVE)])
+    ("higher", REPRODUCED), ("lower", CONTRADICTED), ("equal", NOT_REPRODUCED), ("open", UNDECIDED)])
 def test_a_gain_follows_the_records(evidence, gain, expected):
     assert word(CLAIM, evidence(arms(gain))) == expected
 
 
 def test_a_lower_distance_is_a_gain_where_lower_is_better(evidence):
-    claim = replace(CLAIM, metric="hd95_mm", lower=True)
+    claim = replace(CLAIM, metric="nsd", contrasts=((VIT, HYBRID),), lower=True)
     assert [word(claim, evidence(arms(g))) for g in ("higher", "lower", "equal")] == [REPRODUCED, CONTRADICTED, NOT_REPRODUCED]
 
 
-@pytest.mark.parametrize("rule", sorted(set(RULES) - {"untestable", "activation", "masks"}))
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"untestable", "activation", "masks", "conjunction"}))
 def test_a_missing_run_withholds_every_verdict(evidence, rule):
     claim = replace(CLAIM, rule=rule, shares=(0.9,), metrics=("dice", "nsd"), reported_share=0.5, noises=("boundary20",))
     names = (VIT, HYBRID, f"{VIT}_boundary20", f"{HYBRID}_boundary20")
     full = {name: [b + i / 10 for b in BASE] for i, name in enumerate(names)}
-    assert word(claim, evidence(full)) != INCONCLUSIVE
+    assert word(claim, evidence(full)) != UNDECIDED
     verdict = RULES[rule](claim, evidence(full, lost=((HYBRID, 1.0, 2, 0),)))
-    assert verdict.word == INCONCLUSIVE and "incomplete" in verdict.sentence
+    assert verdict.word == UNDECIDED and "incomplete" in verdict.sentence
     assert verdict.missing == ("Task04_Hippocampus/medvisionllama_v3/fraction-1.0_fold-2_seed-0",)
 
 
 def test_too_few_folds_and_unplanned_systems_decide_nothing(evidence):
     few = rules.gain(CLAIM, evidence(arms("higher"), folds=2))
-    assert few.word == INCONCLUSIVE and "too few runs, 2 folds" in few.sentence
+    assert few.word == UNDECIDED and "too few runs, 2 folds" in few.sentence
     other = rules.gain(CLAIM, evidence({VIT: BASE}))
-    assert other.word == INCONCLUSIVE and "not planned" in other.sentence and other.n == 0
+    assert other.word == UNDECIDED and "not planned" in other.sentence and other.n == 0
 
 
 def test_a_verdict_says_difference_interval_and_n(evidence):
     verdict = rules.gain(CLAIM, evidence(arms("higher")))
     assert verdict.n == 5 and len(verdict.runs) == 10 and not verdict.missing
-    assert "+5.0 Dice points (95 % interval +4.9 to +5.1" in verdict.sentence and "5 of 5 pairs of runs in 5 folds, 20 case pairs" in verdict.sentence
+    assert "+5.02 Dice points (95 % interval +4.7" in verdict.sentence and "5 of 5 pairs of runs in 5 folds, 20 cases" in verdict.sentence
 
 
 def test_an_interval_below_the_reported_gain_does_not_reproduce_it(evidence):
     small = {VIT: BASE, HYBRID: [b + g for b, g in zip(BASE, [0.03, -0.01, 0.04, -0.02, 0.01])]}
-    assert word(CLAIM, evidence(small)) == INCONCLUSIVE
+    assert word(CLAIM, evidence(small)) == UNDECIDED
     verdict = rules.gain(replace(CLAIM, size="error", reported_gain=0.5), evidence(small))
-    assert verdict.word == NOT_REPRODUCED and "excludes a gain of the reported size" in verdict.sentence
+    assert verdict.word == NOT_REPRODUCED and "not decided, and a gain of the reported size is excluded" in verdict.sentence
     larger = rules.gain(replace(CLAIM, size="error", reported_gain=0.5), evidence(arms("higher")))
     assert larger.word == REPRODUCED and "by less than reported" in larger.sentence
 
@@ -101,11 +102,11 @@ def test_fewer_trained_parameters_are_part_of_the_claim(evidence):
     records = arms("higher") | {"vit_depth": BASE}
     assert word(claim, evidence(records, trainable={HYBRID: 10, "vit_depth": 20})) == REPRODUCED
     assert word(claim, evidence(records, trainable={HYBRID: 30, "vit_depth": 20})) == CONTRADICTED
-    assert word(claim, evidence(arms("higher"))) == INCONCLUSIVE
+    assert word(claim, evidence(arms("higher"))) == UNDECIDED
 
 
 @pytest.mark.parametrize(("gain", "expected"), [
-    ("equal", REPRODUCED), ("higher", CONTRADICTED), ("lower", CONTRADICTED), ("open", INCONCLUSIVE)])
+    ("equal", REPRODUCED), ("higher", CONTRADICTED), ("lower", CONTRADICTED), ("open", UNDECIDED)])
 def test_an_equivalence_follows_the_records(evidence, gain, expected):
     assert word(replace(CLAIM, rule="same"), evidence(arms(gain))) == expected
 
@@ -116,7 +117,7 @@ def test_a_difference_that_reaches_into_the_margin_is_no_equivalence(evidence):
 
 
 @pytest.mark.parametrize(("gains", "expected"), [
-    (GAINS["higher"], REPRODUCED), (GAINS["lower"], CONTRADICTED), (GAINS["open"], INCONCLUSIVE),
+    (GAINS["higher"], REPRODUCED), (GAINS["lower"], CONTRADICTED), (GAINS["open"], UNDECIDED),
     ([0.001, -0.001, -0.002, 0, 0.001], NOT_REPRODUCED)])
 def test_better_in_every_metric(evidence, gains, expected):
     claim = replace(CLAIM, rule="every_metric", metrics=("dice", "nsd", "hd95_mm"), reported_share=0.68)
@@ -124,7 +125,7 @@ def test_better_in_every_metric(evidence, gains, expected):
 
 
 @pytest.mark.parametrize(("others", "expected"), [
-    (("lower", "equal"), REPRODUCED), (("lower", "higher"), CONTRADICTED), (("equal", "equal"), NOT_REPRODUCED), (("open", "equal"), INCONCLUSIVE)])
+    (("lower", "equal"), REPRODUCED), (("lower", "higher"), CONTRADICTED), (("equal", "equal"), NOT_REPRODUCED), (("open", "equal"), UNDECIDED)])
 def test_the_best_rank(evidence, others, expected):
     ranks = ("medvisionllama_v3_r2", "medvisionllama_v3_r8")
     records = {HYBRID: BASE} | {name: [b + g for b, g in zip(BASE, GAINS[way])] for name, way in zip(ranks, others)}
@@ -136,7 +137,7 @@ def test_convergence_counts_epochs_to_a_share_of_the_references_last_dice(eviden
     records = evidence({VIT: BASE, HYBRID: BASE})
     ours = records.history["system"] == HYBRID
     records.history.loc[ours, "val_dice"] *= speed
-    claim = replace(CLAIM, rule="faster", shares=(0.8,), margin=2.0)
+    claim = replace(CLAIM, rule="faster", shares=(0.8,))
     found = rules.faster(claim, records)
     assert found.word == expected
     assert found.numbers[0].difference == {2.0: 4 - 8, 0.5: 12 - 8, 1.0: 0}[speed]
@@ -162,28 +163,70 @@ def activations(**changes):
 
 def test_activations_before_and_after_the_block(evidence):
     claim = replace(CLAIM, rule="activation", metric="activation_iou", stages=("after", "before"), contrasts=((HYBRID, HYBRID), (HYBRID, RANDOM)))
-    tables = lambda **changes: evidence({HYBRID: BASE, RANDOM: BASE}, further={"activations": activations(**changes)})
+    tables = lambda **changes: evidence({HYBRID: BASE, RANDOM: BASE}, folds=4, further={"activations": activations(**changes)})
     assert word(claim, tables(medvisionllama_v3=0.1, medvisionllama_v3_random=0.0)) == REPRODUCED
     assert word(claim, tables(medvisionllama_v3=0.1, medvisionllama_v3_random=0.1)) == NOT_REPRODUCED
     assert word(claim, tables(medvisionllama_v3=-0.1, medvisionllama_v3_random=0.0)) == CONTRADICTED
     missing = rules.activation(claim, evidence({HYBRID: BASE, RANDOM: BASE}))
-    assert missing.word == INCONCLUSIVE and "not recorded" in missing.sentence
+    assert missing.word == UNDECIDED and "not recorded" in missing.sentence
     same_stage = replace(claim, stages=("nowhere/after",) * 2, contrasts=((HYBRID, RANDOM),))
     assert word(same_stage, tables(medvisionllama_v3=0.1, medvisionllama_v3_random=0.0)) == REPRODUCED
 
 
 def test_measures_of_masks(evidence):
-    claim = replace(CLAIM, rule="masks", metric="roughness", lower=True, margin=0.02)
+    claim = replace(CLAIM, rule="masks", metric="roughness", lower=True)
     rows = [("hippocampus", system, 1.0, fold, 0, f"case_{i}", 1.2 + i / 100 + fold / 1000 - (system == HYBRID) * 0.1)
             for system in (VIT, HYBRID) for fold in range(4) for i in range(3)]
     table = pd.DataFrame(rows, columns=["study", "system", "fraction", "fold", "seed", "case", "roughness"])
-    assert word(claim, evidence({VIT: BASE, HYBRID: BASE}, further={"masks": table})) == REPRODUCED
-    assert word(replace(claim, contrasts=((VIT, HYBRID),)), evidence({VIT: BASE, HYBRID: BASE}, further={"masks": table})) == CONTRADICTED
+    assert word(claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={"masks": table})) == REPRODUCED
+    assert word(replace(claim, contrasts=((VIT, HYBRID),)), evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={"masks": table})) == CONTRADICTED
     one = table[table["fold"] == 0]
-    assert "too few runs" in rules.masks(claim, evidence({VIT: BASE, HYBRID: BASE}, further={"masks": one})).sentence
+    holes = rules.masks(claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={"masks": one}))
+    assert holes.word == UNDECIDED and "3 planned pairs of runs missing" in holes.sentence and holes.numbers[0].n_planned == 4
+    assert "too few runs" in rules.masks(claim, evidence({VIT: BASE, HYBRID: BASE}, folds=1, further={"masks": one})).sentence
     assert "not recorded" in rules.masks(claim, evidence({VIT: BASE, HYBRID: BASE})).sentence
 
 
 def test_what_no_record_decides_says_why(evidence):
     verdict = rules.untestable(replace(CLAIM, why="no weights were at hand"), evidence({VIT: BASE}))
     assert verdict.word == UNTESTABLE and verdict.sentence.startswith("No weights were at hand.")
+
+
+def test_a_gain_that_controls_have_as_well_is_not_the_language_models(evidence):
+    claim = replace(CLAIM, rule="activation", metric="activation_iou", stages=("after", "after"), controls=(RANDOM,))
+    tables = lambda **changes: evidence({VIT: BASE, HYBRID: BASE, RANDOM: BASE}, folds=4, further={"activations": activations(**changes)})
+    shared = rules.activation(claim, tables(vit_baseline=0.0, medvisionllama_v3=0.1, medvisionllama_v3_random=0.11))
+    assert shared.word == SHARED and "not of the language model" in shared.sentence and len(shared.numbers) == len(shared.parts) == 3
+    assert word(claim, tables(vit_baseline=0.0, medvisionllama_v3=0.1, medvisionllama_v3_random=0.05)) == REPRODUCED
+    assert word(claim, tables(vit_baseline=0.0, medvisionllama_v3=0.1, medvisionllama_v3_random=0.0)) == REPRODUCED
+    assert word(claim, tables(vit_baseline=0.0, medvisionllama_v3=0.0, medvisionllama_v3_random=0.1)) == NOT_REPRODUCED
+
+
+def test_activations_are_counted_from_the_plan(evidence):
+    claim = replace(CLAIM, rule="activation", metric="activation_iou", stages=("after", "before"), contrasts=((HYBRID, HYBRID),))
+    records = evidence({HYBRID: BASE}, folds=5, further={"activations": activations(medvisionllama_v3=0.1)})
+    verdict = rules.activation(claim, records)
+    assert verdict.word == UNDECIDED and (verdict.numbers[0].n_runs, verdict.numbers[0].n_planned) == (4, 5)
+
+
+@pytest.mark.parametrize(("gain", "expected"), [
+    ("higher", UNDECIDED), ("lower", CONTRADICTED), ("equal", NOT_REPRODUCED), ("open", UNDECIDED)])
+def test_one_failing_member_decides_a_conjunction_and_one_that_holds_does_not(evidence, gain, expected):
+    verdict = rules.conjunction(replace(CLAIM, why="nine tasks"), evidence(arms(gain)))
+    assert verdict.word == expected and "Not run: nine tasks." in verdict.sentence
+    assert ("One member that fails" in verdict.sentence) == (expected in (CONTRADICTED, NOT_REPRODUCED))
+
+
+def test_an_untuned_arm_withdraws_the_verdict_and_keeps_the_numbers(evidence):
+    v1 = "medvisionllama_v1"
+    verdict = rules.gain(replace(CLAIM, contrasts=((v1, VIT),)), evidence(arms("lower", v1)))
+    assert verdict.word == WITHDRAWN and "-5.02 Dice points" in verdict.sentence and "untuned" in verdict.sentence
+
+
+def test_a_margin_below_the_distance_of_two_validations_cannot_be_resolved(evidence):
+    records = evidence({VIT: BASE, HYBRID: BASE})
+    claim = replace(CLAIM, rule="faster", shares=(0.8,))
+    assert rules.faster(claim, records).word == NOT_REPRODUCED
+    coarse = replace(records, history=records.history[records.history["epoch"] % 4 == 0], memo={})
+    verdict = rules.faster(claim, coarse)
+    assert verdict.word == UNTESTABLE and "every 4 epochs at 100% of the data" in verdict.sentence and "Unresolvable" in verdict.sentence

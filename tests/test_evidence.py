@@ -84,7 +84,7 @@ def test_a_forest_is_grouped_fills_what_holm_decides_and_cuts_what_is_too_wide()
     text = words(axis.figure)
     for heading in (f"The block: minus {title(VIT)}", f"The block: minus {title(RANDOM)}", f"Few cases: minus {title(VIT)}"):
         assert text.count(heading) == 1
-    assert "+1.2 [-0.2, +3.0] n=2" in text and "-40.0 [-50.0, -30.0] n=1 of 3" in text and text.count("not yet recorded") == 1
+    assert "+1.20 [-0.20, +3.00] n=2" in text and "-40.00 [-50.00, -30.00] n=1 of 3" in text and text.count("not yet recorded") == 1
     spans = {tuple(np.round(line.get_xdata(), 6)): line for line in axis.get_lines() if len(line.get_xdata()) == 2}
     assert (-0.2, 3.0) in spans and not spans[-0.2, 3.0].is_dashed()
     assert axis.get_xlim() == (-evidence.WIDEST_POINTS, evidence.WIDEST_POINTS)

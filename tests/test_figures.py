@@ -84,15 +84,15 @@ def test_one_arm_has_one_colour_in_every_figure():
 
 def test_n_is_printed_and_is_the_number_of_cases():
     assert "n = 3 cases" in words(figures.dice_by_case(tables()[1]))
-    assert "n = 6 case pairs, 2 pairs" in words(figures.paired_differences(tables()[3]))
-    assert "n = 6 case pairs, 2 of 5 planned pairs of runs" in words(figures.paired_differences(tables()[3].assign(planned=5)))
+    assert "n = 6 cases, 2 pairs" in words(figures.paired_differences(tables()[3]))
+    assert "n = 6 cases, 2 of 5 planned pairs of runs" in words(figures.paired_differences(tables()[3].assign(planned=5)))
 
 
 def test_long_names_stay_inside_the_figure_and_zero_has_a_plus():
     table = tables()[3].assign(comparison="a name " * 15)
     text = next(t for t in figures.paired_differences(table).findobj(matplotlib.text.Text) if t.get_text().startswith("a name"))
     assert text.get_fontsize() < 9
-    assert figures.in_points(-0.01, -0.04, 1.26) == "+0.0 [+0.0, +1.3]"
+    assert figures.in_points(-0.001, -0.004, 1.26) == "+0.00 [+0.00, +1.26]"
 
 
 def test_few_shot_says_how_many_runs_each_share_has():

@@ -50,7 +50,7 @@ def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(tmp_path: Path
     baseline, hybrid = [line for line in scans.splitlines() if line.startswith("| `")]
     assert "0.74 ± 0.05" in baseline and "0.87 ± 0.04" in hybrid
     assert "[1 of 2](data/results/hippocampus/runs/Task04_Hippocampus/vit_baseline) | 3 |" in baseline
-    assert "[2 of 2](data/results/hippocampus/runs/Task04_Hippocampus/medvisionllama_v3) | 6 |" in hybrid and " ± 0.007" in hybrid
+    assert "[2 of 2](data/results/hippocampus/runs/Task04_Hippocampus/medvisionllama_v3) | 3 x 2 |" in hybrid and " ± 0.007" in hybrid
     assert phantoms.count("| `") == 2 and "0.74" not in phantoms and "0.87" not in phantoms
 
 

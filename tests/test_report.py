@@ -62,19 +62,19 @@ def test_the_answer_gives_the_difference_and_its_verdict() -> None:
     assert table.loc[(HYBRID, VIT), "difference"] == pytest.approx(mean(HYBRID) - mean(VIT))
     assert table["hole"].tolist() == ["", "", ""] and table["n_runs"].tolist() == [3, 3, 3]
     first, second, third = [line for line in report.answer(chapter).splitlines() if line.startswith("- ")]
-    assert first.endswith("higher.") and f"**{100 * (mean(HYBRID) - mean(VIT)):+z.1f} Dice points**" in first
-    assert "n = 36 case pairs from 3 pairs of runs" in first and "p = " in first
+    assert first.endswith("higher.") and f"**{100 * (mean(HYBRID) - mean(VIT)):+z.2f} Dice points**" in first
+    assert "n = 36 cases, 3 pairs of runs" in first and "p = " in first
     assert second.endswith("equivalent within 1 Dice point.") and third.endswith("higher.")
     assert f"p = {table.loc[(HYBRID, VIT), 'p_t']:.2g}, {table.loc[(HYBRID, VIT), 'p_holm']:.2g} after Holm" in first
-    assert "With 3 folds the interval is too narrow" in report.answer(chapter)
+    assert report.INTERVAL in report.answer(chapter)
     assert stats.ONE_PAIR not in report.answer(chapter)
 
 
 def test_a_dropped_run_changes_sentence_and_verdict() -> None:
     whole, dropped = (next(line for line in report.answer(make_chapter(done)).splitlines() if line.startswith("- "))
                       for done in (ALL, ALL | {VIT: (0, 1)}))
-    assert whole.endswith("from 3 pairs of runs): higher.")
-    assert dropped.endswith("from 2 of 3 planned pairs of runs): not decided, incomplete.") and "after Holm" not in dropped
+    assert whole.endswith("3 pairs of runs): higher.")
+    assert dropped.endswith("2 of 3 planned pairs of runs): not decided, incomplete, 1 planned pair of runs missing.") and "after Holm" not in dropped
     table = report.differences(make_chapter(ALL | {VIT: (0, 1)}))
     assert table["complete"].tolist() == [False, False, True] and table["p_holm"].isna().tolist() == [True, True, False]
     assert report.answer(make_chapter(ALL | {VIT: (0,)})).count("1 of 3 planned pairs of runs") == 2
@@ -93,7 +93,7 @@ def test_several_seeds_of_one_fold_decide_nothing(monkeypatch: pytest.MonkeyPatc
     seeds = replace(chapter, cases=chapter.cases.assign(seed=chapter.cases["fold"], fold=0))
     monkeypatch.setattr(report, "planned_pairs", lambda *_: ((0, 0), (0, 1), (0, 2)))
     lines = [line for line in report.answer(seeds).splitlines() if line.startswith("- ")]
-    assert len(lines) == 3 and all("no test: one fold" in line and line.endswith("not decided.") for line in lines)
+    assert len(lines) == 3 and all("no test: one fold" in line and line.endswith("not decided, too few runs, 1 fold where 3 are needed.") for line in lines)
 
 
 def test_what_the_grid_does_not_plan_is_no_smaller_family(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,14 +140,12 @@ def test_no_common_run_at_all_is_a_card_and_means() -> None:
     assert report.answer(chapter).count("not yet recorded") == 3
 
 
-@pytest.mark.parametrize(("low", "high", "p", "p_equivalence", "word"), [
-    (0.02, 0.05, 0.01, 0.9, "higher"), (-0.05, -0.02, 0.01, 0.9, "lower"), (-0.002, 0.003, 0.6, 0.01, "equivalent within 1 Dice point"),
-    (-0.02, 0.05, 0.01, 0.9, "not decided"), (0.02, 0.05, 0.2, 0.9, "not decided"), (-0.002, 0.003, 0.6, 0.2, "not decided"),
-    (0.02, 0.05, math.nan, math.nan, "not decided"), (-0.05, -0.02, math.nan, math.nan, "not decided"),
-    (-0.002, 0.003, math.nan, math.nan, "not decided")])
-def test_a_verdict_needs_interval_and_test(low: float, high: float, p: float, p_equivalence: float, word: str) -> None:
-    assert report.verdict(low, high, p, p_equivalence) == word
-    assert report.verdict(low, high, p, p_equivalence, complete=False) == "not decided, incomplete"
+def test_an_equivalence_says_its_margin() -> None:
+    row = {"boot_low": -0.002, "boot_high": 0.003, "p_holm": 0.6, "p_equivalence": 0.01, "planned": 3, "n_runs": 3, "n_folds": 3,
+           "system": HYBRID, "reference": VIT}
+    assert report.verdict(row, "IoU") == "equivalent within 1 IoU point"
+    assert report.verdict(row | {"boot_low": 0.001, "p_equivalence": 0.2}, "Dice") == "not decided"
+    assert report.verdict(row | {"system": V1}, "Dice").startswith("withdrawn, it took the rate")
 
 
 def test_results_table_has_a_row_for_each_arm_done_or_not() -> None:
@@ -209,8 +207,8 @@ def test_llm4seg_is_answered_in_iou_and_f1() -> None:
     found = report.differences(chapter).set_index(["metric", "system", "reference"])["difference"]
     assert found["jaccard", LLM4SEG, CNN] == pytest.approx(0.03) and found["dice", LLM4SEG, LLM4SEG_RANDOM] == pytest.approx(-0.02)
     lines = [line for line in report.answer(chapter).splitlines() if line.startswith("- ") and "not yet recorded" not in line]
-    assert len(lines) == 6 and "**+3.0 IoU points**" in lines[0] and "**+2.0 F1 points**" in lines[3]
-    assert all("n = 5 case pairs" in line and "not decided" in line for line in lines)
+    assert len(lines) == 6 and "**+3.00 IoU points**" in lines[0] and "**+2.00 F1 points**" in lines[3]
+    assert all("n = 5 cases" in line and "not decided" in line for line in lines)
     assert "HD95, px" in report.results_table(chapter) and "pictures' own grid" in report.results_table(chapter)
     assert "points of IoU or F1" in words(figures.paired_differences(report.differences(chapter)))
     assert "80.6" in report.compare(chapter) and "BUSI on the native grid" in report.compare(chapter)

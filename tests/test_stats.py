@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from mvl import stats
+from mvl import resampling, stats
 from mvl.stats import Pairs, StatsError, bootstrap, cohens_dz, compare, corrected_t, holm, pair, tost, wilcoxon
 
 ONE = (0, 0)
@@ -106,20 +106,12 @@ def test_bootstrap_spread_is_that_of_every_level() -> None:
     """Variance = (between folds + mean over folds of that of seeds, cases and both) / folds, by hand; folds of unequal shape."""
     rng = np.random.default_rng(1)
     folds = [rng.normal(mean, 0.02, (seeds, 1)) + rng.normal(0, 0.03, (seeds, n)) for mean, seeds, n in ((0.0, 2, 30), (0.03, 3, 7), (0.05, 1, 19))]
-    means = stats.hierarchical_means(folds, 40_000, 2)
+    means = resampling.hierarchical_means(folds, 40_000, 2)
     seeds_, cases_ = ([d.mean(axis).var() / d.shape[1 - axis] for d in folds] for axis in (1, 0))
     both = [(d - d.mean(0) - d.mean(1, keepdims=True) + d.mean()).var() / d.size for d in folds]
     centre = np.array([d.mean() for d in folds])
     assert means.var() == pytest.approx((centre.var() + np.mean(np.add(seeds_, cases_)) + np.mean(both)) / 3, rel=0.03)
     assert means.mean() == pytest.approx(centre.mean(), abs=1e-3)
-
-
-def test_resample_weights_are_shares() -> None:
-    weights = stats.resample_weights([(2, 5), (1, 4)], 50, np.random.default_rng(0))
-    assert weights.shape == (50, 14) and (weights >= 0).all()
-    assert np.allclose(weights.sum(1), 1)
-    first = weights[:, :10].reshape(50, 2, 5)
-    assert all(np.linalg.matrix_rank(w) <= 2 for w in first) and len(np.unique(weights, axis=0)) > 40
 
 
 def test_bootstrap_coverage() -> None:

@@ -139,7 +139,7 @@ def execute_one(name: str, target: Path, study: str, results: Path) -> None:
 
 def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any]:
     """What the pages say by rule: the first study's main chapter, a summary of each further one; writes the landing page's figure."""
-    from mvl import audit, cards, claims_page, faults, figures, longer, overhead, plan_page, report, systems
+    from mvl import audit, cards, claims_page, faults, figures, overhead, plan_page, rates, report, rounding, systems, yardsticks
     from mvl.datasets import loader_bench
 
     name = main_notebook(studies[0])
@@ -149,11 +149,12 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
     return {"repository": repository_url(), "study": studies[0], "title": load_study(studies[0]).title, "tasks": ", ".join(chapter.tasks),
             "smoke": chapter.smoke, "published": chapter.published, "answer": report.answer(chapter), "chapter": name,
             "chapters": list(plan(studies)), "results": report.results_table(chapter), "colab": report.colab_url(name),
-            "arms": report.arm_links(chapter), "longer": longer.sentence(chapter),
+            "arms": report.arm_links(chapter), "caution": rates.caution(results), "margin": yardsticks.margin(chapter),
             "claim": report.claim(chapter.topic), "others": [f for s in studies[1:] if (f := further(s, results))], "holes": chapter.holes,
             "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
             "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),
-            "statistics": statistics(studies, results), **faults.facts(), **plan_page.page(), **overhead.facts(), **loader_bench.facts(),
+            "statistics": statistics(studies, results), **faults.facts(), **rounding.facts(), **plan_page.page(), **overhead.facts(),
+            **loader_bench.facts(),
             **audit.facts(studies, results, repository_url()), "claims": claims_page.facts(studies, results, list(plan(studies)), staging),
             **cards.facts([task for study in studies for task in load_study(study).tasks])}
 
@@ -163,7 +164,9 @@ def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
     from mvl import calibration, report
 
     tests = {s: report.all_differences(s, results) for s in studies}
-    return {"calibration": "\n\n".join(calibration.page(open_notebook(main_notebook(s), s, results)) for s in studies),
+    power = "\n\n".join(f"### Power of `{s}`\n\n{p}" for s, t in tests.items() if not t.empty and (p := calibration.power_table(t)))
+    return {"power": power or "No contrast has two folds yet.",
+            "calibration": "\n\n".join(calibration.page(open_notebook(main_notebook(s), s, results)) for s in studies),
             "tests": "\n\n".join(f"### Tests of `{s}`\n\n{calibration.tests_table(t)}" for s, t in tests.items() if not t.empty)}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mvl import persons
 from mvl.config import ROOT
 from mvl.datasets.tasks import MADE, Task, load_tasks
 
@@ -18,7 +19,8 @@ VENDORED = {"mathjax": ("MathJax", "Apache-2.0", "formulas, in the book"), "niiv
 
 def facts(tasks: Sequence[str]) -> dict[str, Any]:
     """What the pages of cards ask for; `tasks` are those of the book's studies."""
-    return {"data_sets": data_table(tasks), "other_data": other_data(tasks), "duplicates": duplicates(), "weights": weights_table(),
+    return {"data_sets": data_table(tasks), "other_data": other_data(tasks), "duplicates": duplicates(), "persons": persons.sentence(),
+            "weights": weights_table(),
             "scripts": scripts_table(), "cite_software": citation_text(), "cite_bibtex": citation_bibtex(), "data_citations": data_citations(tasks)}
 
 

@@ -227,4 +227,5 @@ def _plain(entry: Entry) -> dict[str, Any]:
     verdict = asdict(entry.verdict) if entry.verdict else None
     claim = entry.claim
     kept = {key: getattr(claim, key) for key in ("id", "paper", "place", "confidence", "claim", "chapter", "rule", "contrasts", "support", "takes")}
-    return clean({**kept, "implied": claim.implied, "margin": claim.margin, "reported": reported_numbers(claim), "study": entry.study, "word": entry.word, "verdict": verdict})
+    kept |= {"implied": claim.implied, "margin": claim.margin}
+    return clean({**kept, "reported": reported_numbers(claim), "study": entry.study, "word": entry.word, "verdict": verdict})

@@ -252,8 +252,8 @@ def _found(evidence: Evidence, difference: Difference, p: float, p_equivalence: 
     keys = [(difference.task, system, difference.fraction, *unit) for system in difference.systems for unit in pairs.units]
     used = tuple(dict.fromkeys(done[key] for key in keys if key in done))
     return Found(difference.words, difference.metric, len(difference.planned), holes, used, interval.n_units, len(pairs.folds),
-                 interval.n_cases, pairs.n_distinct, interval.difference, *stats.shown_interval(pairs, interval), interval.low, interval.high, float(p),
-                 float(p_equivalence), difference.base, difference.systems)
+                 interval.n_cases, pairs.n_distinct, interval.difference, *stats.shown_interval(pairs, interval), interval.low, interval.high,
+                 float(p), float(p_equivalence), difference.base, difference.systems)
 
 
 def family(claim: Claim, evidence: Evidence, metric: str) -> list[Difference]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mvl import claims, report, stats
 from mvl.claims import PAPERS, Entry
 from mvl.claims_evidence import within
-from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, SHARED, UNTESTABLE, Verdict, number
+from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, SHARED, UNTESTABLE, number
 from mvl.decision import MARGINS
 from mvl.style import INK, VERDICTS, finish, styled, title
 
@@ -22,6 +22,7 @@ TABLE_HEAD = "| verdict | claim | first difference, 95 % interval | chapter |\n|
 REPORTED = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "val_dice": "validation Dice", "iou_percent": "IoU, percent,", "f1_percent": "F1, percent,",
             "comparisons_better_of_60": "better, of 60 comparisons,", "comparisons_p_below_0.05_of_60": "with p below 0.05, of 60,"}
 "Columns of data/paper_reported.csv in words."
+INTERVALS = "Intervals are those of the corrected t-test over folds, which the rule uses; with one fold they are over its cases alone."
 MEANINGS = {
     "reproduced": "the test says what the claim says, and the difference is not equivalent to none",
     "shared by controls": "the test says what the claim says, and controls without the language model have it too",
@@ -188,4 +189,4 @@ def facts(studies: Sequence[str], results: Path, shown: Sequence[str], folder: P
     words = "\n".join(f"| {word} | {meaning} |" for word, meaning in MEANINGS.items())
     return {"judged": any(e.verdict for e in entries), "summary": summary(entries), "headline": headline(entries), "table": table(entries, shown),
             "sections": sections(entries, results, shown), "words": f"| word | meaning |\n|---|---|\n{words}",
-            "alt": f"Verdict on each claim. {summary(entries)}"}
+            "alt": f"Verdict on each claim. {summary(entries)}", "intervals": INTERVALS}

@@ -253,7 +253,8 @@ def activation(claim: Claim, evidence: Evidence) -> Verdict:
     """Every contrast of the activations' quantity is a gain: between two stages, between two systems, or between two systems' changes."""
     if evidence.further.get("activations", EMPTY).empty:
         return unrecorded("Activations", evidence)
-    take = lambda pairs: with_tests(evidence, [at_stages(evidence, *pair, claim.stages, claim.metric) for pair in pairs], claim.margin)
+    take: Callable[[Sequence[tuple[str, str]]], list[Found]] = lambda pairs: with_tests(
+        evidence, [at_stages(evidence, ours, theirs, claim.stages, claim.metric) for ours, theirs in pairs], claim.margin)
     found = take(claim.contrasts)
     verdict = combined(claim, evidence, found, [as_gain(f, claim) for f in found])
     (system, reference), beside = claim.contrasts[0], claim.controls

@@ -324,7 +324,7 @@ def book(args: argparse.Namespace) -> int:
 
 def figures(args: argparse.Namespace) -> int:
     """`mvl figures`: draws README's figure and results again from the published records."""
-    from mvl import book, claims, claims_page, readme, report, runs
+    from mvl import book, claims, claims_page, rates, readme, report, runs
     from mvl.chapters import open_chapter
     from mvl.config import ROOT
     from mvl.figures import paired_differences, svg
@@ -333,7 +333,9 @@ def figures(args: argparse.Namespace) -> int:
     target = runs.records_dir() / book.PUBLISHED[0] / "figure.svg"
     runs.atomic_write(target, svg(paired_differences(report.differences(chapter), chapter.holes)))
     verdicts = claims_page.headline(entries := claims.ledger(book.PUBLISHED, runs.records_dir()))
-    changed = readme.update_readme(ROOT / "README.md", verdicts=f"{verdicts}\n\n{claims_page.summary(entries)} `mvl claims` lists them.")
+    caution = rates.caution(runs.records_dir()).replace("](", "](book/")
+    words = f"{caution}\n\n{verdicts}\n\n{claims_page.INTERVALS} {claims_page.summary(entries)} `mvl claims` lists them."
+    changed = readme.update_readme(ROOT / "README.md", verdicts=words.strip())
     print(f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}")
     return DONE
 

@@ -123,9 +123,8 @@ def decide(found: Numbers, margin: float = MARGIN, systems: Iterable[str] = ()) 
     if found.folds < MIN_FOLDS:
         of = f"{found.folds} fold{'s' * (found.folds != 1)}"
         return Decision(UNDECIDED, f"too few runs, {of} where {MIN_FOLDS} are needed")
-    numbers = (np.array(v) for v in (found.low, found.high, found.p_difference,
-                                     found.p_equivalence))
-    return Decision(str(words(*numbers, margin)))
+    numbers = np.array([[found.low], [found.high], [found.p_difference], [found.p_equivalence]])
+    return Decision(str(words(numbers[0], numbers[1], numbers[2], numbers[3], margin)[0]))
 
 
 def withdrawn(systems: Iterable[str]) -> str:

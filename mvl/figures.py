@@ -172,7 +172,8 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     there, planned = row["n_runs"], row.get("planned", row["n_runs"])
     runs = f"{there} of {planned} planned pairs of runs" if planned > there else "1 pair of runs" if one else f"{there} pairs of runs"
     runs += " (interval over its cases)" if one else ""
-    axis.text(0, y - 0.16, f"n = {cases_and_seeds(row.get('n_distinct', row['n_cases']), row['n_cases'])}, {runs}", ha="left", fontsize=9, color="#57606A", **side)
+    cases = cases_and_seeds(row.get("n_distinct", row["n_cases"]), row["n_cases"])
+    axis.text(0, y - 0.16, f"n = {cases}, {runs}", ha="left", fontsize=9, color="#57606A", **side)
     axis.text(1, y - 0.16, in_points(mid, low, high), ha="right", fontsize=10, **side)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from mvl.chapters import HYBRID, Chapter
+from mvl.chapters import Chapter
 from mvl.config import load_config
 from mvl.report import run_address
 from mvl.style import ordered, title
@@ -61,17 +62,27 @@ def table(chapter: Chapter) -> str:
     return "\n".join([f"**Twice the training.** {what}", "",
                       f"| system | {short} epochs | {long} epochs | change, points |", "|---|---:|---:|---:|", *arms, "",
                       f"| difference, Dice points (by fold) | {short} epochs | {long} epochs |", "|---|---:|---:|", *differences, "",
-                      seed_spread(chapter, short)])
+                      spikes(chapter.results_dir, systems), "", seed_spread(chapter, short)])
 
 
-def sentence(chapter: Chapter) -> str:
-    """The hybrid's differences at twice the epochs, for the landing page; nothing where no pair is recorded."""
-    if Path(chapter.study).stem != OF or not (chapter.results_dir / STUDY / "runs.csv").is_file() or (both := pairs(chapter)).empty:
+def largest_rises(history: pd.DataFrame) -> pd.Series:
+    """The largest rise of the training loss from one epoch to the next in each run, by system, fold and seed; 0 where it only falls."""
+    runs = history.sort_values("epoch").groupby(["system", "fold", "seed"])["train_loss"]
+    return runs.apply(lambda loss: max(0.0, float(loss.diff().max())))
+
+
+def spikes(results_dir: Path, systems: Sequence[str]) -> str:
+    """Markdown: the largest rise of the training loss of each run of `longer`, by fold, and what it means; empty without records."""
+    path = results_dir / STUDY / "history.csv"
+    if not path.is_file():
         return ""
-    short, long = lengths(both.index[0][0])
-    found = [f"{title(a)} minus {title(b)} {twice}" for (a, b), (_, twice) in contrasts(chapter, both).items() if a == HYBRID]
-    how = f"Trained for {long} epochs in place of {short} (exploratory: one seed; each fold in brackets)"
-    return f"{how}: {'; '.join(found)} Dice points." if found else ""
+    rises = largest_rises(pd.read_csv(path)).unstack("fold").groupby("system").max()
+    folds = list(rises.columns)
+    lines = [f"| largest rise of training loss within a run | {' | '.join(f'fold {fold}' for fold in folds)} |", f"|---|{'---:|' * len(folds)}"]
+    lines += [f"| {title(s)} | {' | '.join(f'{rises.loc[s, fold]:.2f}' for fold in folds)} |" for s in systems if s in rises.index]
+    words = ("At this rate training is not stable. A run whose loss jumps loses what it had learnt, and a difference of two arms then has the sign "
+             "of who jumped: the table of differences is to be read beside this one, and nothing is concluded from it.")
+    return "\n".join([*lines, "", words])
 
 
 def seed_spread(chapter: Chapter, epochs: int) -> str:

@@ -10,9 +10,10 @@ import pandas as pd
 
 from mvl import runs
 from mvl.book import PUBLISHED
+from mvl.classes import EMPTY
 from mvl.config import ROOT
 from mvl.datasets.tasks import MADE, find_task
-from mvl.tables import TableError, read_rows, read_runs, summary
+from mvl.tables import TableError, read_cases, read_rows, read_runs, summary
 
 PAPER_COLUMNS = ["paper", "table", "task", "system", "metric", "value", "sd", "source", "confidence"]
 PAPER_NAMES = {"vit_baseline": "ViT-Baseline", "medvisionllama_v3": "MedVisionLlama"}
@@ -25,6 +26,7 @@ PICTURE_NAMES = {"llm4seg": "LLM4Seg (best)"}
 SCAN_METRICS = {"dice": ("Dice", 3), "nsd": ("NSD", 3), "hd95_mm": ("HD95, mm", 2)}
 PICTURE_METRICS = {"jaccard": ("IoU", 3), "dice": ("F1 (Dice)", 3), "hd95_mm": ("HD95, px", 1)}
 "Columns of the README's tables: metric, heading, digits."
+NOTE = "± is the standard deviation over an arm's runs (folds and seeds). `130 x 2`: 130 test cases under two seeds."
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -55,6 +57,7 @@ def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results")
     real = [study_block(study, Path(records_dir), reported, link, made=False) for study in studies]
     made = [study_block(study, Path(records_dir), reported, link, made=True) for study in studies]
     blocks = [block for block in real if block] or ["No run on scans is recorded yet."]
+    blocks.insert(0, NOTE)
     if any(made):
         blocks.append("<details><summary>Phantoms (a smoke study that shows the pipeline works; it says nothing about scans)</summary>\n\n"
                       + "\n\n".join(filter(None, made)) + "\n\n</details>")
@@ -77,9 +80,19 @@ def study_block(study: str, records_dir: Path, reported: list[dict[str, str]], l
             lines.append(readme_row(arm, metrics, [] if made else [paper], f"{link}/{Path(folders[task, arm['system']]).parent}",
                                     counted(table, arm)))
         holes = [f"`{arm['system']}` at {100 * arm['fraction']:g} % ({arm['planned']})" for _, arm in rows[rows["done"] == 0].iterrows()]
-        below = f"\n\nPlanned and not yet run (number of runs): {', '.join(holes)}." if holes else ""
+        below = f"\n\n{lesion_note(study, records_dir)}" if pixels and not made else ""
+        below += f"\n\nPlanned and not yet run (number of runs): {', '.join(holes)}." if holes else ""
         parts.append(f"Study `{study}`, {task}:\n\n{markdown(head, lines) if lines else 'no run yet.'}{below}")
     return "\n\n".join(parts)
+
+
+def lesion_note(study: str, records_dir: Path) -> str:
+    """IoU and F1 over the pictures with a lesion alone, by system: the rows above mix them with normal pictures."""
+    cases = read_cases(study, records_dir)
+    cases = cases[~cases["status"].isin(EMPTY)]
+    means = cases.groupby("system", sort=False)[["jaccard", "dice"]].mean()
+    found = "; ".join(f"`{system}` {row['jaccard']:.3f} / {row['dice']:.3f}" for system, row in means.iterrows())
+    return f"These rows mix pictures with a lesion and normal ones, whose score is 0 or 1. With a lesion alone, IoU / F1: {found}."
 
 
 def counted(table: pd.DataFrame, arm: pd.Series) -> str:

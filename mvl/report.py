@@ -16,7 +16,7 @@ import pandas as pd
 from mvl import runs
 from mvl.chapters import TOPICS, Chapter, covered, planned_pairs, read_chapter, unplanned
 from mvl.config import ROOT
-from mvl.decision import EQUIVALENT, MARGIN, UNDECIDED, Decision, Numbers, decide, within
+from mvl.decision import EQUIVALENT, MARGIN, Decision, Numbers, decide, within
 from mvl.style import title
 
 PAPER_TABLE = ROOT / "data" / "paper_reported.csv"
@@ -77,8 +77,8 @@ def _difference(chapter: Chapter, system: str, reference: str, task: str, fracti
         found = stats.compare(chapter.cases, system, reference, task, fraction, metric, planned=planned)
         return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
     except stats.StatsError as error:
-        return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": metric, "n_cases": 0, "n_distinct": 0, "n_runs": 0,
-                "n_folds": 0, "planned": len(planned), "complete": False, "unpaired": 0, "hole": str(error)}
+        return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": metric, "n_cases": 0, "n_distinct": 0,
+                "n_runs": 0,                "n_folds": 0, "planned": len(planned), "complete": False, "unpaired": 0, "hole": str(error)}
 
 
 def decided(row: dict[Any, Any]) -> Decision:
@@ -125,7 +125,8 @@ def _sentence(row: dict[str, Any], metric: str) -> str:
         return f"{words}: {word}; **{mid:+z.2f} {metric} points** in {there} ({interval}, n = {row['n_cases']} cases: {ONE_PAIR})."
     adjusted = f", {row['p_holm']:.2g} after Holm" if row["complete"] else ""
     test = f"corrected t-test p = {row['p_t']:.2g}{adjusted}" if row["n_folds"] > 1 else f"no test: {ONE_FOLD}"
-    return f"{words}: **{mid:+z.2f} {metric} points** ({interval}; {test}; n = {cases_and_seeds(row['n_distinct'], row['n_cases'])}, {pairs}): {word}."
+    n = f"n = {cases_and_seeds(row['n_distinct'], row['n_cases'])}, {pairs}"
+    return f"{words}: **{mid:+z.2f} {metric} points** ({interval}; {test}; {n}): {word}."
 
 
 def _means(chapter: Chapter) -> str:

@@ -86,7 +86,7 @@ def whole_model(path: Path) -> LlamaForCausalLM:
     config = gguf_source.gguf_config(path)
     config.tie_word_embeddings = True
     model = LlamaForCausalLM(config).eval()
-    state = {}
+    state: dict[str, Tensor] = {}
     for layer in range(config.num_hidden_layers):
         tensors, norm = gguf_source.gguf_layer(path, layer, config)
         state |= {f"model.layers.{layer}.{name}": value for name, value in tensors.items()}

@@ -314,8 +314,8 @@ def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
     low, high: the interval that is printed (`shown_interval`); boot_low, boot_high: the bootstrap's, which the rule asks too.
     """
-    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_distinct", "n_runs", "n_folds",
-               "planned", "complete", "unpaired", "boot_low", "boot_high", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
+    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_distinct",
+               "n_runs", "n_folds", "planned", "complete", "unpaired", "boot_low", "boot_high", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
     number = lambda value: math.nan if value is None else value
     return adjust(pd.DataFrame([[
         c.pairs.task, c.pairs.system, c.pairs.reference, c.pairs.fraction, c.pairs.metric, f"{c.pairs.system} - {c.pairs.reference}",

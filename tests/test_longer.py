@@ -23,7 +23,7 @@ def test_the_settings_differ_in_the_length_alone() -> None:
 def test_the_table_pairs_both_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chapter = chapters.open_chapter("llm_hybrid", longer.OF, runs.records_dir())
     here = replace(chapter, results_dir=tmp_path)
-    assert "not recorded here" in longer.table(here) and longer.sentence(here) == "" and longer.table(replace(here, study="quick")) == ""
+    assert "not recorded here" in longer.table(here) and longer.table(replace(here, study="quick")) == ""
     (tmp_path / longer.STUDY).mkdir()
     (tmp_path / longer.STUDY / "runs.csv").touch()
     own = chapter.done.set_index(["system", "fold", "seed"])["dice"]
@@ -37,8 +37,28 @@ def test_the_table_pairs_both_lengths(tmp_path: Path, monkeypatch: pytest.Monkey
     apart = f"{100 * (ours - theirs):+z.2f}"
     assert f"| MedVisionLlama v3 minus ViT-Baseline | {apart} ({apart}) | +1.00 (+1.00) |" in text and "random frozen block |" not in text
     assert "26 cases of folds 0 at 20 and at 40 epochs; 1 planned runs are missing" in text and text.count("longer/runs/") == 2
-    assert "MedVisionLlama v3 minus ViT-Baseline +1.00 (+1.00) Dice points." in longer.sentence(here)
     pairs = chapter.done.groupby(["system", "fold"])["dice"].agg(["min", "max"])
     assert f"are {100 * (pairs['max'] - pairs['min']).mean():.2f} points apart" in text
     monkeypatch.setattr(longer, "read_runs", lambda study, folder: pd.DataFrame(found[2:]))
-    assert "No run of the study `longer` is done" in longer.table(here) and longer.sentence(here) == ""
+    assert "No run of the study `longer` is done" in longer.table(here)
+
+
+def test_a_jump_of_the_training_loss_stands_beside_the_differences(tmp_path: Path) -> None:
+    rows = [("vit_baseline", fold, 0, epoch, loss) for fold, losses in enumerate(([1, 0.5, 0.4], [1, 0.5, 3.5]))
+            for epoch, loss in enumerate(losses)]
+    history = pd.DataFrame(rows, columns=["system", "fold", "seed", "epoch", "train_loss"])
+    assert longer.largest_rises(history.sample(frac=1, random_state=0)).tolist() == [0.0, 3.0]
+    assert longer.spikes(tmp_path, ["vit_baseline"]) == ""
+    (tmp_path / longer.STUDY).mkdir()
+    history.to_csv(tmp_path / longer.STUDY / "history.csv")
+    assert "| ViT-Baseline | 0.00 | 3.00 |" in longer.spikes(tmp_path, ["vit_baseline"])
+
+
+def test_the_record_has_the_spikes_that_sign_its_differences() -> None:
+    chapter = chapters.open_chapter("llm_hybrid", longer.OF, runs.records_dir())
+    rises = longer.largest_rises(pd.read_csv(runs.records_dir() / longer.STUDY / "history.csv"))
+    dice = longer.pairs(chapter)["dice"]
+    apart = (dice["medvisionllama_v3"] - dice["medvisionllama_v3_random"]).droplevel(["task", "seed"])
+    for fold, value in apart.items():
+        ours, theirs = (rises[system, fold, 0] for system in ("medvisionllama_v3", "medvisionllama_v3_random"))
+        assert (value > 0) == (theirs > ours)

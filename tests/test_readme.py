@@ -64,6 +64,7 @@ def test_pictures_have_iou_and_f1_and_an_arm_without_runs_is_named(tmp_path: Pat
     alone, hybrid = [line for line in text.splitlines() if line.startswith("| `")]
     assert "HD95, px" in text and "| 0.500 |" in alone and f"| {mean(DICE):.3f} |" in hybrid
     assert "80.63 % / 87.66 %" in hybrid and "80.63" not in alone
+    assert f"`cmunext` 0.500 / {mean(DICE):.3f}" in text and "With a lesion alone" in text and readme.NOTE in text
     assert "Planned and not yet run (number of runs): `llm4seg_random` at 100 % (1)." in text
 
 

@@ -161,10 +161,10 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
 
 def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
     """How often each procedure errs at the variances of each study's runs, and every planned test."""
-    from mvl import calibration, report
+    from mvl import calibration, report, yardsticks
 
     tests = {s: report.all_differences(s, results) for s in studies}
-    power = "\n\n".join(f"### Power of `{s}`\n\n{p}" for s, t in tests.items() if not t.empty and (p := calibration.power_table(t)))
+    power = "\n\n".join(f"### Power of `{s}`\n\n{p}" for s, t in tests.items() if not t.empty and (p := yardsticks.power_table(t)))
     return {"power": power or "No contrast has two folds yet.",
             "calibration": "\n\n".join(calibration.page(open_notebook(main_notebook(s), s, results)) for s in studies),
             "tests": "\n\n".join(f"### Tests of `{s}`\n\n{calibration.tests_table(t)}" for s, t in tests.items() if not t.empty)}

@@ -232,21 +232,6 @@ def _test_cells(row: dict[Any, Any]) -> list[str]:
             word or "not yet recorded"]
 
 
-def power_table(differences: pd.DataFrame) -> str:
-    """Markdown: for each complete contrast, the sd of its fold means beside the largest at which equivalence could be called; empty without."""
-    rows = differences[(differences["n_folds"] > 1) & differences["dz"].notna() & differences["complete"].eq(True)]
-    if rows.empty:
-        return ""
-    lines = ["| difference | folds | sd of fold means, points | largest sd for 80 % power | with ten folds | can it be called equivalent |",
-             "|---|---:|---:|---:|---:|---|"]
-    ten = 100 * decision.largest_spread(10)
-    for row in rows.to_dict("records"):
-        spread, most = 100 * abs(row["difference"] / row["dz"]), 100 * decision.largest_spread(int(row["n_folds"]))
-        word = "yes" if spread <= most else "with ten folds" if spread <= ten else "no, not with ten folds"
-        lines.append(f"| {' '.join(row['comparison'].split(chr(10)))} | {row['n_folds']} | {spread:.2f} | {most:.2f} | {ten:.2f} | {word} |")
-    return "\n".join(lines)
-
-
 def _overlaps(chapter: Chapter) -> str:
     """` Two folds have ... of their training cases in common ...` by share of the data; nothing where there is one fold."""
     blocks = load_study(chapter.study).grid

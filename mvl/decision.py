@@ -141,26 +141,3 @@ def within(margin: float, scale: float, unit: str) -> str:
 def t_reach(spread: float, folds: int) -> float:
     """The half-width of the 95 % corrected t-interval at a standard error of a mean over folds."""
     return float(distributions.t.ppf(1 - LEVEL / 2, folds - 1)) * spread
-
-
-def largest_spread(folds: int, margin: float = MARGIN, power: float = 0.8) -> float:
-    """The largest sd of fold means at which two equal arms are called equivalent with this power.
-
-    The two one-sided corrected tests alone, with folds correlated as they assume; the interval of
-    the rule can only make it less.
-    """
-    from scipy.optimize import brentq
-
-    return float(brentq(lambda spread: chance_of_equivalence(spread, folds, margin) - power,
-                        margin / 100, 3 * margin))
-
-
-def chance_of_equivalence(spread: float, folds: int, margin: float = MARGIN) -> float:
-    """The chance that both one-sided tests call two equal arms equivalent at an sd of fold means."""
-    root = math.sqrt(1 / folds + TEST_OVER_TRAIN)
-    # The estimated sd is the true one times sqrt(chi2 / (n - 1)), independent of the mean.
-    quantiles = (np.arange(4000) + 0.5) / 4000
-    estimated = spread * np.sqrt(distributions.chi2.ppf(quantiles, folds - 1) / (folds - 1))
-    room = margin - distributions.t.ppf(1 - LEVEL, folds - 1) * estimated * root
-    inside = 2 * distributions.norm.cdf(np.maximum(room, 0) / (spread * root)) - 1
-    return float(inside.mean())

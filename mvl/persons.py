@@ -104,7 +104,7 @@ def sentence(results_dir: Path | None = None) -> str:
         f"and there are {len(names) - both} persons. The first study's splits do not keep them together: "
         f"{found['beside']:.0f} of the {found['all']:.0f} test scans of folds 0 to 4 have the other side in training. "
         f"ViT-Baseline's mean Dice is {found['with']:.4f} with it and {found['without']:.4f} without, so that no "
-        "verdict changes; splits by person are owed and come with new studies.")
+        "verdict changes. New studies split by person (`data/splits/Task04_Hippocampus_persons.json`).")
 
 
 if __name__ == "__main__":

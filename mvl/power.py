@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from mvl.calibration import Components
-from mvl.stats import LEVEL, MARGIN, TEST_OVER_TRAIN
+from mvl.decision import LEVEL, MARGIN, TEST_OVER_TRAIN
 
 POWER = 0.8
 "Probability with which a design should find what it looks for."

@@ -21,8 +21,9 @@ from mvl.chapters import TOPICS, Topic, _foreground, covered, planned_pairs, sys
 from mvl.config import ConfigError
 from mvl.datasets.splits import NUM_FOLDS
 from mvl.datasets.tasks import find_task
+from mvl.decision import MARGIN
 from mvl.power import Design
-from mvl.stats import MARGIN, Pairs
+from mvl.stats import Pairs
 from mvl.studies import load_study
 
 Unit = tuple[int, int]

@@ -78,7 +78,7 @@ def _difference(chapter: Chapter, system: str, reference: str, task: str, fracti
         return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
     except stats.StatsError as error:
         return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": metric, "n_cases": 0, "n_distinct": 0,
-                "n_runs": 0,                "n_folds": 0, "planned": len(planned), "complete": False, "unpaired": 0, "hole": str(error)}
+                "n_runs": 0, "n_folds": 0, "planned": len(planned), "complete": False, "unpaired": 0, "hole": str(error)}
 
 
 def decided(row: dict[Any, Any]) -> Decision:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
+from mvl import power
 from mvl.chapters import Chapter
 from mvl.decision import EQUIVALENT, LEVEL, MARGIN
 from mvl.style import title
@@ -47,9 +48,24 @@ def extremes(chapter: Chapter) -> str:
     first = means.loc[str(rows["system"].iloc[0])].sort_values()
     (low, high), (bottom, top) = (first.index[0], first.index[-1]), (first.iloc[0], first.iloc[-1])
     name = title(str(rows["system"].iloc[0]))
-    return "\n".join([*lines, "", f"Best, median and worst in the pictures are those of *one* run. Over all folds, with the mean over seeds, the worst "
-                      f"case of {name} is {low[1]} (fold {low[0]}, {bottom:.3f}) and the best {high[1]} (fold {high[0]}, {top:.3f})."])
+    return "\n".join([*lines, "", f"Best, median and worst in the pictures are those of *one* run. Over all folds, with the mean over seeds, the "
+                      f"worst case of {name} is {low[1]} (fold {low[0]}, {bottom:.3f}) and the best {high[1]} (fold {high[0]}, {top:.3f})."])
 
 
 def _case(row: pd.Series) -> str:
     return f"{row['case']}, {row['dice']:.3f} (fold {np.int64(row['fold'])}, seed {np.int64(row['seed'])})"
+
+
+def power_table(differences: pd.DataFrame) -> str:
+    """Markdown: for each complete contrast, the sd of its fold means beside the largest at which equivalence could be called; empty without."""
+    rows = differences[(differences["n_folds"] > 1) & differences["dz"].notna() & differences["complete"].eq(True)]
+    if rows.empty:
+        return ""
+    lines = ["| difference | folds | sd of fold means, points | largest sd for 80 % power | with ten folds | can it be called equivalent |",
+             "|---|---:|---:|---:|---:|---|"]
+    ten = 100 * (power.largest_sd(10) or 0.0)
+    for row in rows.to_dict("records"):
+        spread, most = 100 * abs(row["difference"] / row["dz"]), 100 * (power.largest_sd(int(row["n_folds"])) or 0.0)
+        word = "yes" if spread <= most else "with ten folds" if spread <= ten else "no, not with ten folds"
+        lines.append(f"| {' '.join(row['comparison'].split(chr(10)))} | {row['n_folds']} | {spread:.2f} | {most:.2f} | {ten:.2f} | {word} |")
+    return "\n".join(lines)

@@ -156,16 +156,3 @@ def test_designs_follow_the_grid(chapter: Chapter) -> None:
     assert calibration.designs(chapter.study) == {(3, 2): ["main"]}
     assert chapters.planned_pairs(chapter.study, chapters.TOPICS["llm_hybrid"], HYBRID, VIT, "phantoms", 1.0) == tuple(
         (f, s) for f in range(3) for s in range(2))
-
-
-def test_power_is_said_of_the_measured_spread(chapter: Chapter) -> None:
-    table = report.differences(chapter)
-    pairs = stats.pair(chapter.cases, HYBRID, VIT, "phantoms", planned=chapters.planned_pairs(
-        chapter.study, chapters.TOPICS["llm_hybrid"], HYBRID, VIT, "phantoms", 1.0))
-    spread = 100 * pairs.fold_means.std(ddof=1)
-    [row] = calibration.power_table(table).splitlines()[2:]
-    assert f"| 3 | {spread:.2f} | 0.31 | 0.64 |" in row
-    assert ("| yes |" in row) == (spread <= 0.315)
-    wide = table.assign(dz=table["difference"] / 0.02)
-    assert "no, not with ten folds" in calibration.power_table(wide)
-    assert calibration.power_table(table.assign(n_folds=1)) == ""

@@ -86,17 +86,6 @@ def test_every_metric_has_a_margin_with_its_reason_and_no_other_place_has_one():
     assert elsewhere == ["decision.py"]
 
 
-def test_power_to_call_two_equal_arms_equivalent():
-    assert [round(100 * decision.largest_spread(n), 2) for n in (3, 5, 10)] == [0.31, 0.48, 0.64]
-    folds, spread, rng = 5, decision.largest_spread(5), np.random.default_rng(0)
-    shared = calibration.CORRELATION / (1 - calibration.CORRELATION)
-    means = rng.normal(0, spread, (4000, folds)) + rng.normal(0, spread * math.sqrt(shared), (4000, 1))
-    called = [stats.tost(stats.Pairs("a", "b", "t", 1.0, "dice", tuple((k, 0) for k in range(folds)),
-                                     tuple(np.array([m]) for m in study), ())).p < decision.LEVEL
-              for study in means]
-    assert np.mean(called) == pytest.approx(0.8, abs=0.025)
-
-
 def test_the_printed_interval_is_the_tests():
     pairs = stats.Pairs("a", "b", "t", 1.0, "dice", ((0, 0), (1, 0), (2, 0)),
                         (np.array([0.01, 0.02]), np.array([0.03]), np.array([0.02])), ())

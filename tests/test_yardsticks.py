@@ -40,3 +40,14 @@ def test_the_worst_case_is_that_of_all_runs(chapter: chapters.Chapter) -> None:
     rows = chapter.cases[chapter.cases["system"] == "medvisionllama_v3"].sort_values("dice")
     assert f"{rows['case'].iloc[0]}, {rows['dice'].iloc[0]:.3f} (fold {rows['fold'].iloc[0]}" in text
     assert "of ViT-Baseline is hippocampus_199 (fold 4, 0.626) and the best hippocampus_154 (fold 2, 0.913)" in text
+
+
+def test_power_is_said_of_the_measured_spread(chapter: chapters.Chapter) -> None:
+    table = report.differences(chapter).iloc[:1]
+    row = table.iloc[0]
+    spread = 100 * stats.pair(chapter.cases, row["system"], row["reference"], row["task"]).fold_means.std(ddof=1)
+    [line] = yardsticks.power_table(table).splitlines()[2:]
+    assert f"| 5 | {spread:.2f} | 0.48 | 0.64 | yes |" in line
+    assert "| 0.31 | 0.64 | no, not with ten folds |" in yardsticks.power_table(table.assign(dz=table["difference"] / 0.02, n_folds=3))
+    assert "| with ten folds |" in yardsticks.power_table(table.assign(dz=table["difference"] / 0.005, n_folds=3))
+    assert yardsticks.power_table(table.assign(n_folds=1)) == ""

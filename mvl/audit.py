@@ -182,7 +182,8 @@ def answer(results_dir: Path) -> str:
             f"[{100 * costs['low']:+z.1f}, {100 * costs['high']:+z.1f}] (p = {costs['p']:.2g}).\n\n"
             f"**The faults do not explain the reported 0.87.** All of MedVisionLlama's together change the true test Dice by "
             f"{100 * together['difference']:+z.1f} points, and the report that such code makes of itself is "
-            f"{100 * together['gap']:+z.2f} points from the same network's Dice on test cases. Both arms of the paper had these faults; what set them thirteen points apart is not found here.")
+            f"{100 * together['gap']:+z.2f} points from the same network's Dice on test cases. "
+            "Both arms of the paper had these faults; what set them thirteen points apart is not found here.")
 
 
 def _line(row: dict[str, Any], results_dir: Path) -> str:

@@ -130,8 +130,9 @@ def test_contents_keep_only_what_is_executed(tmp_path):
 
 @pytest.mark.parametrize(("chapters", "others"), [((), ()), (("02_llm_hybrid", "06_llm4seg"), ("busi",))])
 def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, others):
-    fields: dict[str, object] = dict.fromkeys(("repository", "study", "title", "tasks", "answer", "results", "colab", "claim", "arms", "longer"), "x")
-    fields["claims"] = {"judged": bool(others), "headline": "- a verdict", "summary": "9 claims", "alt": "figure"}
+    names = ("repository", "study", "title", "tasks", "answer", "results", "colab", "claim", "arms", "caution", "margin", "rounding")
+    fields: dict[str, object] = dict.fromkeys(names, "x")
+    fields["claims"] = {"judged": bool(others), "headline": "- a verdict", "summary": "9 claims", "alt": "figure", "intervals": "i"}
     other = [dict.fromkeys(("title", "claim", "answer", "results"), "y") | {"study": s, "notebook": "06_llm4seg"} for s in others]
     (tmp_path / "intro.md").write_text((book.SOURCES / "intro.md").read_text())
     book.fill_pages(tmp_path, fields | {"smoke": False, "chapters": list(chapters), "chapter": "02_llm_hybrid", "others": other})

@@ -137,14 +137,18 @@ def turned_overlap(angles: int = 11) -> tuple[float, float]:
     """Mean and lowest Dice between an ellipsoid turned with its image and the same one turned in the other plane, angles of +-5 degrees."""
     import torch
 
-    from mvl.datasets.augment import resample, turn
+    from mvl.datasets.augment import turn
+    from mvl.datasets.resample import resample, sampling_theta
 
     axes = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in (40, 56, 40)), indexing="ij")
     inside = torch.stack([(x / r) ** 2 for x, r in zip(axes, (8, 18, 8))]).sum(0) <= 1
-    label = inside.to(torch.uint8)[None]
+    label = inside.to(torch.uint8)[None, None]
+    size = tuple(inside.shape)
     found = []
     for degrees in np.linspace(-5, 5, angles):
-        right, released = (resample(label.float(), label, turn(math.radians(degrees), plane))[1] > 0 for plane in ((2, 1), (1, 0)))
+        angle = math.radians(degrees)
+        thetas = [sampling_theta(turn(angle, plane), size)[None] for plane in ((2, 1), (1, 0))]
+        right, released = (resample(label.float(), label, theta)[1] > 0 for theta in thetas)
         found.append(2 * int((right & released).sum()) / int(right.sum() + released.sum()))
     return float(np.mean(found)), min(found)
 

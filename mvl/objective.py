@@ -13,12 +13,36 @@ from torch import Tensor, nn
 
 from mvl.config import Config
 from mvl.datasets.tasks import Task
+from mvl.models.deterministic_layers import on_gpu
 from mvl.shapes import Image, Labels, Logits
 
 
 def num_classes(config: Config, task: Task) -> int:
     """Channels of the logits: 1 (foreground, sigmoid) or labels + 1 (softmax)."""
     return 1 if config.data.labels == "foreground" else len(task.labels) + 1
+
+
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """Labels (B, 1, *S) as one channel of zeros and ones for each class, (B, classes, *S), in float32."""
+    return torch.cat([(label == k).float() for k in range(classes)], dim=1)
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """The mean cross-entropy of logits (B, K, *S) and labels (B, 1, *S).
+
+    On a GPU the sum over labels that are looked up by index has no deterministic order, the one over a one-hot code has.
+    """
+    if on_gpu(logits):
+        return F.cross_entropy(logits, one_hot(label, logits.shape[1]).to(logits.dtype))
+    return F.cross_entropy(logits, label[:, 0].long())
+
+
+class DiceAndCrossEntropy(DiceCELoss):
+    """MONAI's DiceCELoss of several classes with a cross-entropy that is deterministic on a GPU."""
+
+    def ce(self, input: Tensor, target: Tensor) -> Tensor:
+        """The mean cross-entropy of logits (B, K, *S) and labels (B, 1, *S)."""
+        return cross_entropy(input, target)
 
 
 class BCEDice(nn.Module):
@@ -37,7 +61,7 @@ class BCEDice(nn.Module):
         if logits.shape[1] == 1:
             entropy, probabilities, true = F.binary_cross_entropy_with_logits(logits, label), logits.sigmoid(), label
         else:
-            entropy, probabilities = F.cross_entropy(logits, label[:, 0].long()), logits.softmax(1)[:, 1:]
+            entropy, probabilities = cross_entropy(logits, label), logits.softmax(1)[:, 1:]
             true = torch.stack([(label[:, 0] == k).to(logits.dtype) for k in range(1, logits.shape[1])], dim=1)
         p, y = probabilities.flatten(2), true.flatten(2)
         dice = (2 * (p * y).sum(2) + self.smooth) / (p.sum(2) + y.sum(2) + self.smooth)
@@ -71,7 +95,7 @@ def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
         return ReleasedLoss()
     if classes == 1:
         return DiceCELoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
-    return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+    return DiceAndCrossEntropy(softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mvl.config import ConfigError, ModelConfig
+from mvl.models.deterministic_layers import MaxPool, Upsample
 from mvl.shapes import Image, Logits
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 "Layers and memory layout by the number of spatial axes."
@@ -85,10 +85,10 @@ class UShape(nn.Module):
     def __init__(self, encoder: Sequence[nn.Module], fusions: Sequence[nn.Module], widths: Sequence[int], dims: int, up: str,
                  num_classes: int) -> None:
         super().__init__()
-        self.dims, self.pool, self.bottleneck_width = dims, POOL[dims](2), widths[-1]
+        self.dims, self.pool, self.bottleneck_width = dims, MaxPool(dims), widths[-1]
         self.encoder = nn.ModuleList(encoder)
         pairs = zip(widths[:0:-1], widths[-2::-1], strict=True)
-        self.ups = nn.ModuleList(nn.Sequential(nn.Upsample(scale_factor=2, mode=up), *conv_norm_relu(dims, wide, narrow)) for wide, narrow in pairs)
+        self.ups = nn.ModuleList(nn.Sequential(Upsample(up), *conv_norm_relu(dims, wide, narrow)) for wide, narrow in pairs)
         self.fusions = nn.ModuleList(fusions)
         self.head = pointwise(dims, widths[0], num_classes)
         self.to(memory_format=LAYOUT[dims])  # type: ignore[call-overload]  # not in torch's overloads
@@ -102,7 +102,8 @@ class UShape(nn.Module):
 
     def decode(self, features: list[Tensor]) -> dict[str, Tensor]:
         """Features of every decoder stage, coarse first, and `logits`, from the bottleneck up."""
-        out, x, skips = dict[str, Tensor](), features[-1], features[-2::-1]
+        x, skips = features[-1], features[-2::-1]
+        out: dict[str, Tensor] = {}  # a call of `dict[str, Tensor]` would break the compiled graph
         for skip, up, fuse in zip(skips, self.ups, self.fusions, strict=True):
             x = fuse(torch.cat((skip, up(x)), dim=1))
             out[f"decoder{len(skips) - len(out)}"] = x

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mvl.config import Config, ConfigError
+from mvl.models.deterministic_layers import replace_pools
 from mvl.shapes import Image, Logits
 
 MIN_EDGE = 4
@@ -75,6 +76,7 @@ def build_unetpp(config: Config, num_channels: int, num_classes: int) -> Peer:
     check_multiple(config, (16,) * len(config.data.img_size))
     with redirect_stdout(StringIO()):  # it prints its widths
         network = BasicUNetPlusPlus(len(config.data.img_size), num_channels, num_classes, config.model.channels)
+    replace_pools(network, len(config.data.img_size))
     return Peer(network, network.conv_4_0)
 
 

@@ -53,7 +53,9 @@ class HybridAttention(nn.Module):
 
     def forward(self, tokens: Tokens, attended: Tokens) -> Tokens:
         """`attended` (global) and the local attention of `tokens`, mixed."""
-        return torch.lerp(self.local(tokens), attended, torch.sigmoid(self.mix))
+        local = self.local(tokens)
+        # Under autocast both sides are bf16 and `lerp` asks the same of its weight.
+        return torch.lerp(local, attended, torch.sigmoid(self.mix).to(local.dtype))
 
 
 def pooling_matrix(length: int, scale: int) -> Float[Tensor, "cells length"]:
@@ -65,7 +67,8 @@ def pooling_matrix(length: int, scale: int) -> Float[Tensor, "cells length"]:
 def along_axes(features: Float[Tensor, "B *grid D"], matrices: list[Tensor]) -> Float[Tensor, "B *cells D"]:
     """Each matrix (m, n) applied to its axis (n) of the grid. Matrix products have a deterministic gradient on every device, pooling has not."""
     for axis, matrix in enumerate(matrices, 1):
-        features = torch.tensordot(features, matrix, dims=([axis], [1])).movedim(-1, axis)
+        # Under autocast a product is bf16, and `tensordot` asks the same of the next matrix.
+        features = torch.tensordot(features, matrix.to(features.dtype), dims=([axis], [1])).movedim(-1, axis)
     return features
 
 
@@ -91,7 +94,7 @@ class MultiScaleFusion(nn.Module):
         pools = [pooling_matrix(n, scale).to(tokens) for n in self.grid]
         cells = along_axes(tokens.reshape(tokens.shape[0], *self.grid, -1), pools)
         cells = functional.gelu(project(cells))
-        return along_axes(cells, [(pool.T > 0).to(tokens) for pool in pools]).reshape(tokens.shape)
+        return along_axes(cells, [(pool.T > 0).to(cells) for pool in pools]).reshape(tokens.shape)
 
     def forward(self, features: list[Tensor]) -> Tokens:
         """The last of `features` (shallow to deep, one per scale), with what all of them say at their scales added."""

@@ -59,7 +59,7 @@ class MedVisionLlamaV3(nn.Module):
 
     def embed(self, image: Image) -> dict[str, Tensor]:
         """`embedding`: patches with positions, after the block in the released order."""
-        out = dict[str, Tensor]()
+        out: dict[str, Tensor] = {}  # a call of `dict[str, Tensor]` would break the compiled graph
         tokens = self.vit.embed(self.vit.patches(image))
         if self.block_position == "after_embedding":
             tokens = self.through_block(tokens, out)

@@ -6,10 +6,10 @@ Differs: dropout acts on the outputs of attention and MLP, never on attention pr
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,12 +18,16 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mvl.config import ModelConfig
+from mvl.models.deterministic_layers import on_gpu
 from mvl.models.tiled_attention import available, tiled_attention
 from mvl.runs import draw_seed
 from mvl.shapes import Image, Logits, Tokens
 
 LONG = 2048
-"Tokens from which a block computes all but attention again in the backward pass, and attention on a CPU goes tile by tile."
+"Tokens from which a block may compute all but attention again in the backward pass, and attention on a CPU goes tile by tile."
+
+KEEP_SHARE = 1 / 64
+"Share of a GPU's free memory up to which a long block keeps what its backward pass needs; the deepest network has 20 blocks."
 
 
 def patchify(image: Image, patch_size: tuple[int, ...]) -> Tokens:
@@ -58,6 +62,13 @@ def attention(query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], va
     return functional.scaled_dot_product_attention(query, key, value)
 
 
+@torch.compiler.assume_constant_result
+@functools.cache
+def fits_gpu(kept_bytes: int) -> bool:
+    """Whether a block may keep so many bytes on the GPU in use; asked once for each size, so that every step does the same."""
+    return torch.cuda.is_available() and kept_bytes <= KEEP_SHARE * torch.cuda.mem_get_info()[0]
+
+
 class ViTBlock(nn.Module):
     """Pre-norm attention and MLP, each with a residual: tokens (B, T, D) -> (B, T, D).
 
@@ -79,9 +90,20 @@ class ViTBlock(nn.Module):
 
     def forward(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tokens:
         """Tokens after attention and MLP; `blend(normalised tokens, attended)` may put something else in attention's place."""
-        if self.training and tokens.shape[1] >= LONG:
-            return checkpoint(self.steps, tokens, blend, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, KEPT))
+        if self.training and self.recomputes(tokens):
+            contexts = functools.partial(create_selective_checkpoint_contexts, KEPT)
+            return checkpoint(self.steps, tokens, blend, use_reentrant=False, context_fn=contexts)
         return self.steps(tokens, blend)
+
+    def recomputes(self, tokens: Tokens) -> bool:
+        """Whether the backward pass computes all but attention again: of long sequences, and on a GPU only where memory is short."""
+        if tokens.shape[1] < LONG:
+            return False
+        if not on_gpu(tokens):
+            return True
+        # Kept of a token: ten vectors of its width and two of the MLP's, at most 4 bytes a value.
+        width = 10 * tokens.shape[2] + 2 * self.mlp[0].out_features
+        return not fits_gpu(4 * tokens.shape[0] * tokens.shape[1] * width)
 
     def steps(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None) -> Tokens:
         """What `forward` does, once."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma2Config, LlamaConfig, MistralConfig
+from transformers import BertConfig, Gemma2Config, LlamaConfig, MistralConfig
 
-from mvl.models import layer_attention
-from mvl.models.layer_attention import block_attention, choose_attention
+from mvl.models import deterministic_layers, layer_attention
+from mvl.models.layer_attention import block_attention, choose_attention, grouped_attention
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -42,6 +42,29 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_tokens_alone() -> Non
 
 
 def test_the_fused_kernel_is_kept_where_it_will_do() -> None:
-    assert choose_attention(LlamaConfig(), True) == "sdpa"
-    assert choose_attention(MistralConfig(sliding_window=8), False) == "sdpa"
+    assert choose_attention(LlamaConfig(), True) == choose_attention(BertConfig(), False) == "sdpa"
+    assert choose_attention(LlamaConfig(num_attention_heads=8, num_key_value_heads=2), True) == layer_attention.GROUPED
+    assert choose_attention(MistralConfig(sliding_window=8), False) == layer_attention.GROUPED
     assert choose_attention(MistralConfig(sliding_window=8), True) == choose_attention(Gemma2Config(), False) == layer_attention.NAME
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_keys_and_values_are_repeated_in_fp32_on_a_gpu_alone(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: object) -> torch.Tensor:
+        seen.append((key.shape[1], bool(settings.get("enable_gqa"))))
+        return kernel(query, key, value, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(layer_attention, "scaled_dot_product_attention", watched)
+    module = nn.Module()
+    module.num_key_value_groups = 2
+    query, key, value = torch.randn(2, 4, 13, 8), torch.randn(2, 2, 13, 8), torch.randn(2, 2, 13, 8)
+    attend = lambda dtype: grouped_attention(module, *(x.to(dtype) for x in (query, key, value)), None, 0.3, causal)[0]
+    on_cpu = attend(torch.float32)
+    monkeypatch.setattr(deterministic_layers, "GPUS", {"cpu"})
+    assert torch.allclose(attend(torch.float32), on_cpu, atol=1e-6)
+    attend(torch.bfloat16)
+    assert seen == [(2, True), (4, False), (2, True)]

@@ -157,3 +157,20 @@ def test_the_extra_mlp_leaves_every_other_weight_alone() -> None:
     plain, extra = (build_system(build(Config, {"data": {"img_size": [16, 16]}, "model": {**model, **more}}, "test"), 1, 1).state_dict()
                     for more in ({}, {"extra_mlp": [16]}))
     assert all(torch.equal(extra[name], tensor) for name, tensor in plain.items()) and len(extra) == len(plain) + 4
+
+
+def test_a_gpu_computes_again_only_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, tokens = vit.ViTBlock(8, 2, 16, 0.0), torch.randn(1, vit.LONG, 8)
+    kept = 4 * vit.LONG * (10 * 8 + 2 * 16)
+    assert block.recomputes(tokens) and not block.recomputes(tokens[:, 1:])  # a CPU always
+    monkeypatch.setattr(vit, "on_gpu", lambda tensor: True)
+    vit.fits_gpu.cache_clear()
+    assert block.recomputes(tokens)  # no GPU to ask
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for free, again in ((64 * kept - 1, True), (64 * kept, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 * 2**30))
+        vit.fits_gpu.cache_clear()
+        assert block.recomputes(tokens) is again
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
+    assert not block.recomputes(tokens)  # asked once, whatever another process takes later
+    vit.fits_gpu.cache_clear()

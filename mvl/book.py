@@ -22,6 +22,7 @@ import yaml
 from mvl import run_pages, runs
 from mvl.chapters import Chapter, covered, open_chapter
 from mvl.config import ROOT
+from mvl.determinism import determinism_table
 from mvl.notebooks import FOLDER, list_notebooks, run_notebook, write_notebook
 from mvl.studies import load_study, missing_runs
 
@@ -152,6 +153,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
             "arms": report.arm_links(chapter), "caution": rates.caution(results), "margin": yardsticks.margin(chapter),
             "claim": report.claim(chapter.topic), "others": [f for s in studies[1:] if (f := further(s, results))], "holes": chapter.holes,
             "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
+            "determinism": determinism_table(),
             "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),
             "statistics": statistics(studies, results), **faults.facts(), **rounding.facts(), **plan_page.page(), **overhead.facts(),
             **loader_bench.facts(),

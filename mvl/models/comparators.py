@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
+from types import MethodType
 from typing import Any
 
 import torch
@@ -64,12 +65,22 @@ def build_unet(config: Config, num_channels: int, num_classes: int) -> Peer:
     return Peer(network, layer)
 
 
+def join(module: Any, features: Tensor, skip: Tensor) -> Tensor:
+    """UNet++'s step up: upsampled features behind the skip's, convolved.
+
+    In place of MONAI's, which breaks the compiled graph (`torch.jit.isinstance`) and pads by nothing on grids that halve evenly, by an
+    operator whose gradient is not deterministic on a GPU.
+    """
+    return module.convs(torch.cat([skip, module.upsample(features)], dim=1))
+
+
 def build_unetpp(config: Config, num_channels: int, num_classes: int) -> Peer:
     """UNet++; `model.channels` are five widths of the encoder and one of the last decoder stage.
 
     Source: arXiv 1807.10165.
     """
     from monai.networks.nets import BasicUNetPlusPlus
+    from monai.networks.nets.basic_unet import UpCat
 
     if len(config.model.channels) != 6:
         raise ConfigError(f"model.channels {config.model.channels}: UNet++ needs six widths, five of the encoder and the last decoder stage's")
@@ -77,6 +88,9 @@ def build_unetpp(config: Config, num_channels: int, num_classes: int) -> Peer:
     with redirect_stdout(StringIO()):  # it prints its widths
         network = BasicUNetPlusPlus(len(config.data.img_size), num_channels, num_classes, config.model.channels)
     replace_pools(network, len(config.data.img_size))
+    for module in network.modules():
+        if isinstance(module, UpCat):
+            module.forward = MethodType(join, module)
     return Peer(network, network.conv_4_0)
 
 

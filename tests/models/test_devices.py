@@ -5,6 +5,7 @@ Fake tensors have a shape, a type and a device, but no memory: a tensor that a n
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mvl.config import Config, system_names
+from mvl.config import ROOT, Config, system_names
 from mvl.models import build_system, deterministic_layers
 from mvl.objective import build_loss, build_optimizer
 from mvl.systems import NEVER_TRAINED, system_config
-from tests.models.test_contract import small
+from tests.models.graphs import COMPILED, TRACED, small_system
 
 
 def networks() -> list[str]:
@@ -33,13 +34,6 @@ def networks() -> list[str]:
 
 
 SYSTEMS = networks()
-
-
-def small_system(name: str, llama: Path) -> Config:
-    """A system at its own number of axes and a size that takes milliseconds; words are looked up in no tokenizer."""
-    config = small(name, len(system_config(name).data.img_size), llama)
-    block = replace(config.model.token_block, text_guidance=False)
-    return replace(config, model=replace(config.model, token_block=block))
 
 
 def to_fake(network: nn.Module, device: str) -> nn.Module:
@@ -122,3 +116,10 @@ def test_a_tensor_on_the_wrong_device_is_found(monkeypatch: pytest.MonkeyPatch) 
     config = replace(Config(), data=replace(Config().data, img_size=(8, 8)))
     with as_on_gpu(monkeypatch), pytest.raises(Exception, match="device"):
         step(MakesATensor(), config, "meta")
+
+
+def test_a_system_is_one_graph(tiny_llama: Path) -> None:
+    """In a process of its own: here beartype wraps each function, which the compiler does not follow."""
+    done = subprocess.run([sys.executable, "-m", "tests.models.graphs", str(tiny_llama)], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [*COMPILED, *TRACED]

@@ -39,7 +39,7 @@ NONDETERMINISTIC = frozenset({
 })
 """Operators that raise on CUDA under `torch.use_deterministic_algorithms(True)`.
 
-Source: its documentation, PyTorch 2.11 and 2.13. Fused attention is not among them: its backward pass
+Source: its documentation, PyTorch 2.13. Fused attention is not among them: its backward pass
 has a deterministic form, which it takes unless `warn_only` is set.
 """
 

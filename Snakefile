@@ -20,6 +20,8 @@ RESULTS = Path(config.get("results_dir") or default_results_dir()).absolute()
 OPTIONS = f"--results-dir '{RESULTS}'"
 DATA = f" --data-dir '{Path(config['data_dir']).absolute()}'" if config.get("data_dir") else ""
 MVL = f"'{sys.executable}' -m mvl.cli"
+SLOT = f" --runs-per-gpu {config['runs_per_gpu']}" if config.get("gpu") else ""  # a cluster deals its cards itself
+DRIFT = " --allow-drift" if config.get("allow_drift") else ""
 HOME = RESULTS / Path(STUDY).stem
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 RUNS = {run_name(run): run for run in study_runs(STUDY)}
@@ -29,6 +31,11 @@ NEEDS = json.loads((HOME / "needs.json").read_text()) if (HOME / "needs.json").i
 def need(name, what, otherwise):
     """What the planner says that a run needs (`mvl study run` asks it for any profile but `local`)."""
     return NEEDS.get(name, {}).get(what, otherwise)
+
+
+def gpus(name):
+    """Cards that a run asks for: on this machine one where there are any (`mvl study run` looks), on a cluster what the planner says."""
+    return int(config["gpu"]) if "gpu" in config else need(name, "gpu", 0)
 
 
 def stamp(name):
@@ -63,7 +70,7 @@ rule all_runs:
 
 rule train:
     message:
-        "{wildcards.run}: threads {threads}, {resources.mem_mb} MB, at most {resources.runtime} minutes"
+        "{wildcards.run}: threads {threads}, {resources.gpu} GPU, {resources.mem_mb} MB, at most {resources.runtime} minutes"
     output:
         touch(str(HOME / ".graph" / "{run}.done")),
     log:
@@ -76,9 +83,11 @@ rule train:
     resources:
         mem_mb=lambda wildcards: need(wildcards.run, "mem_mb", 16000),
         runtime=lambda wildcards: need(wildcards.run, "minutes", 240),
+        gpu=lambda wildcards: gpus(wildcards.run),
+        at_once=1,
     shell:
         "OMP_NUM_THREADS=1 {MVL} train --study '{STUDY}' --task {params.run.task} --system {params.run.system}"
-        " --fraction {params.run.fraction} --fold {params.run.fold} --seed {params.run.seed} {OPTIONS}{DATA} >> {log} 2>&1"
+        " --fraction {params.run.fraction} --fold {params.run.fold} --seed {params.run.seed} {OPTIONS}{DATA}{SLOT}{DRIFT} >> {log} 2>&1"
 
 
 rule collect:

@@ -13,7 +13,8 @@ import pandas as pd
 from mvl import runs
 from mvl.config import ROOT
 from mvl.datasets.tasks import MADE, find_task
-from mvl.studies import ensure_runs, load_study, study_runs
+from mvl.launch import ensure_runs
+from mvl.studies import load_study, study_runs
 from mvl.style import title
 
 VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
@@ -133,16 +134,16 @@ class Chapter:
         return self.runs[self.runs["state"] == "done"]
 
 
-def open_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
+def open_chapter(topic: str, study: str, results_dir: str | Path, allow_drift: bool = False) -> Chapter:
     """Train what the chapter lacks (never into the published records), collect, and read its tables.
 
-    A relative `results_dir` starts at the clone's top folder.
+    A relative `results_dir` starts at the clone's top folder. With `allow_drift`, runs that another machine began go on here, marked.
     """
     from mvl import tables
 
     folder = ROOT / results_dir
     for block in used_blocks(study, TOPICS[topic]):
-        ensure_runs(study, block, folder)
+        ensure_runs(study, block, folder, allow_drift=allow_drift)
     if folder.resolve() != runs.records_dir().resolve():
         tables.collect(study, folder)
     return read_chapter(topic, study, folder)

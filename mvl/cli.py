@@ -164,6 +164,11 @@ def results_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results-dir", type=Path, metavar="D", default=default_results_dir(), help="folder of runs (default: data/runs)")
 
 
+def allow_drift(command: argparse.ArgumentParser) -> None:
+    """--allow-drift."""
+    command.add_argument("--allow-drift", action="store_true", help="go on although packages or processor changed; the run is marked")
+
+
 def as_json(command: argparse.ArgumentParser) -> None:
     """--json."""
     command.add_argument("--json", action="store_true", help="print one JSON document and nothing else on standard output")
@@ -190,7 +195,9 @@ def add_run(commands: Any) -> None:
     command.add_argument("--fraction", type=fraction, default=1.0, metavar="F", help="share of training cases, in (0, 1] (default: 1.0)")
     command.add_argument("--fold", type=whole(0, 9), default=0, metavar="K", help="test block, 0-9 (default: 0)")
     command.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="N", help="seed of the run (default: 0)")
-    command.add_argument("--allow-drift", action="store_true", help="go on although packages or processor changed; the run is marked")
+    allow_drift(command)
+    command.add_argument("--runs-per-gpu", type=whole(0, 64), default=0, metavar="N",
+                         help="wait for a card that fewer than N such runs hold, and use it alone; 0: what CUDA shows first (default: 0)")
     command.add_argument("--tensorboard", action="store_true", help="write event files into the run's folder (MVL_TENSORBOARD=1: every run does)")
     add(commands, "evaluate", do.evaluate, data_dir).add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
     add(commands, "usage", do.usage, data_dir, as_json).add_argument("run", type=Path, metavar="RUN", help="folder of a trained hybrid's run")
@@ -209,7 +216,7 @@ def add_plan(commands: Any) -> None:
     """plan, with its options of cost and of power."""
     command = add(commands, "plan", do.plan, results_dir, data_dir, as_json)
     command.add_argument("study", metavar="S", help="name in mvl/configs/studies")
-    command.add_argument("--device", default="cpu", metavar="NAME", help="cpu (one core), h100, a100, t4, or several: 8xh100 (default: cpu)")
+    command.add_argument("--device", default="cpu", metavar="NAME", help="cpu (one core), h100, h200, a100, t4, or several: 8xh100 (default: cpu)")
     command.add_argument("--epochs", type=whole(1, 10**6), metavar="N", help="for so many epochs (default: the study's)")
     command.add_argument("--every-system", action="store_true", help="with every system of the study's dims, on all its tasks and folds")
     command.add_argument("--record", action="store_true", help="write data/plan.json, the plan that the book shows (one and eight H100, one T4)")
@@ -240,8 +247,13 @@ def add_study(commands: Any) -> None:
     actions = top.add_subparsers(title="actions", required=True, metavar="ACTION")
     command = add(actions, "run", do.study_run, results_dir, data_dir)
     command.add_argument("--jobs", type=whole(1, 4096), default=2, metavar="N", help="runs at a time, one thread each (default: 2)")
-    command.add_argument("--engine", choices=("snakemake", "inline"), default="snakemake", help="inline: one after another in this process")
+    command.add_argument("--engine", choices=("snakemake", "inline", "workers"), default="snakemake",
+                         help="inline: one after another in this process; workers: so in each of --jobs processes, without Snakemake")
     command.add_argument("--profile", default="local", metavar="P", help="folder of workflow/profiles: local, slurm, kubernetes (default: local)")
+    command.add_argument("--runs-per-gpu", type=whole(1, 64), default=1, metavar="N", help="runs that share a card of this machine (default: 1)")
+    command.add_argument("--device", default="", metavar="NAME",
+                         help="with a cluster's profile: what its runs are planned for and ask for, such as h100 (default: the profile's, else cpu)")
+    allow_drift(command)
     command.add_argument("--dry-run", action="store_true", help="list the runs that would start and what each asks for; train nothing")
     status = add(actions, "status", do.study_status, results_dir, as_json)
     status.add_argument("--complete", action="store_true", help="exit 1 unless every run is done")

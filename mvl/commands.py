@@ -84,9 +84,11 @@ def train(args: argparse.Namespace) -> int:
         import tensorboard  # noqa: F401  # absent: said before anything starts
 
         os.environ["MVL_TENSORBOARD"] = "1"
+    from mvl.gpu_slots import one_gpu
     from mvl.train import train_run
 
-    print(train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift), flush=True)
+    with one_gpu(args.runs_per_gpu):
+        print(train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift), flush=True)
     return DONE
 
 
@@ -122,12 +124,13 @@ def predict(args: argparse.Namespace) -> int:
 
 def study_run(args: argparse.Namespace) -> int:
     """`mvl study run S`: the runs that are not done yet, then the tables."""
-    from mvl.studies import dry_run, run_study
+    from mvl.launch import Launch, dry_run, run_study
     from mvl.tables import collect
 
+    launch = Launch(args.jobs, args.engine, args.profile, args.runs_per_gpu, args.device, args.allow_drift)
     if args.dry_run:
-        return dry_run(args.study, args.results_dir, args.data_dir, args.jobs, args.profile)
-    code = run_study(args.study, args.results_dir, args.data_dir, jobs=args.jobs, engine=args.engine, profile=args.profile)
+        return dry_run(args.study, args.results_dir, args.data_dir, launch)
+    code = run_study(args.study, args.results_dir, args.data_dir, launch)
     if code < 128:
         print(collect(args.study, args.results_dir))
     return code

@@ -1,25 +1,16 @@
-"""A study is a grid of runs: which there are, which are done, and running the rest (Snakemake, or one after another)."""
+"""A study is a grid of runs: which there are, and which are done."""
 
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mvl import runs
-from mvl.config import ROOT, Config, ConfigError, did_you_mean, load_config, named, read_yaml
+from mvl.config import Config, ConfigError, did_you_mean, load_config, named
 
-WAIT_S = 5.0
-"Seconds between two looks at runs that other processes hold."
 STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "task_overrides", "fraction_overrides", "arms", "notebooks", "tuning"}
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 FAILED = ("failed", "diverged", "oom", "killed")
@@ -149,150 +140,3 @@ def progress_line(status: dict[str, Any], jobs: int) -> str:
 def missing_runs(name: str, results_dir: Path, block: str | None = None) -> list[Config]:
     """Runs of the study, or of one block, that are not done."""
     return [config for config in study_runs(name, block) if not runs.is_done(runs.run_dir(results_dir, config))]
-
-
-def ensure_runs(name: str, block: str, results_dir: Path, data_dir: Path | None = None) -> list[Config]:
-    """Train what the block lacks, one run after another; returns the runs that are still missing.
-
-    Published records (`data/results`) are never trained into: there the holes are returned as they are.
-    """
-    if Path(results_dir).resolve() != runs.records_dir().resolve():
-        for config in missing_runs(name, results_dir, block):
-            _train_recorded(config, results_dir, data_dir)
-    return missing_runs(name, results_dir, block)
-
-
-def ensure_data(name: str, data_dir: Path | None = None) -> None:
-    """Fetch what the study's tasks lack: data that are already there are left as they are.
-
-    Raises:
-        TaskError: a task's data are absent and cannot be fetched; names the remedy.
-    """
-    from mvl.datasets import download, tasks
-
-    for task in (tasks.find_task(task, data_dir) for task in load_study(name).tasks):
-        try:
-            tasks.task_dir(task, data_dir)
-        except tasks.TaskError:
-            print(f"[{name}] fetching {task.name}", file=sys.stderr, flush=True)
-            download.fetch(task, data_dir)
-
-
-def run_study(name: str, results_dir: Path, data_dir: Path | None = None, jobs: int = 2, engine: str = "snakemake", profile: str = "local") -> int:
-    """Run what the study lacks; 0 when every run is done, 1 when some failed, 130 or 143 when interrupted.
-
-    A failed run is recorded as failed and does not stop the others.
-    """
-    missing = missing_runs(name, results_dir)
-    for folder in (runs.run_dir(results_dir, config) for config in study_runs(name) if config not in missing):
-        for path in folder.glob("checkpoint-*.pt"):
-            path.unlink(missing_ok=True)  # the run was killed right after its seal
-    if not missing:
-        print(f"[{name}] all {len(study_runs(name))} runs are done; nothing to do", file=sys.stderr)
-        return 0
-    ensure_data(name, data_dir)
-    code = _run_inline(name, results_dir, data_dir) if engine == "inline" else _run_snakemake(name, results_dir, data_dir, jobs, profile)
-    if code >= 128:
-        return code
-    for row in study_status(name, results_dir)["runs"]:
-        if row["state"] != "done":
-            print(f"[{name}] {row['run']}: {row['state']} {row['error'] or ''}", file=sys.stderr)
-    return 1 if missing_runs(name, results_dir) else 0
-
-
-def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None) -> None:
-    from mvl.train import train_run
-
-    try:
-        train_run(config, results_dir, data_dir)
-    except Exception as error:
-        if not is_held(runs.run_dir(results_dir, config)):  # else another machine took it meanwhile
-            print(f"{runs.run_name(config)} failed: {error}", file=sys.stderr)
-
-
-def _run_inline(name: str, results_dir: Path, data_dir: Path | None) -> int:
-    """One run after another, each tried once. Machines that share the folder may do so together: each takes what no other holds, then waits."""
-    tried: set[str] = set()
-    while todo := [config for config in missing_runs(name, results_dir) if runs.run_name(config) not in tried]:
-        free = [config for config in todo if not is_held(runs.run_dir(results_dir, config))]
-        print(progress_line(study_status(name, results_dir), 1), file=sys.stderr, flush=True)
-        if not free:
-            time.sleep(WAIT_S)
-            continue
-        _train_recorded(free[0], results_dir, data_dir)
-        if not is_held(runs.run_dir(results_dir, free[0])):
-            tried.add(runs.run_name(free[0]))
-    return 0
-
-
-def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str, dry: bool = False) -> list[str]:
-    """The Snakemake call that runs a study's graph up to its runs, or only lists them."""
-    study = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
-    settings = [f"study={study}", f"results_dir={Path(results_dir).resolve()}"]
-    many = "--cores" if profile == "local" else "--jobs"
-    settings += [f"data_dir={Path(data_dir).resolve()}"] if data_dir else []
-    shown = ("--dry-run", "--quiet", "progress", "reason", "host") if dry else ("--quiet", "all")
-    return [sys.executable, "-m", "snakemake", "all_runs", "--snakefile", str(ROOT / "Snakefile"), *shown, many, str(jobs),
-            "--directory", str(Path(results_dir).resolve() / Path(name).stem), "--profile", str(ROOT / "workflow" / "profiles" / profile),
-            "--config", *settings]
-
-
-def check_profile(profile: str) -> None:
-    """Nothing when the profile is there and its executor installed.
-
-    Raises:
-        ConfigError: it is not; the message says which there are, or what to install.
-    """
-    path = ROOT / "workflow" / "profiles" / profile / "config.yaml"
-    if not path.is_file():
-        there = sorted(other.parent.name for other in path.parents[1].glob("*/config.yaml"))
-        raise ConfigError(f"there is no profile {profile!r} in {path.parents[1]}: it is one of {', '.join(there)}")
-    executor = read_yaml(path).get("executor", "local")
-    plugin = f"snakemake-executor-plugin-{executor}"
-    if executor != "local" and importlib.util.find_spec(plugin.replace("-", "_")) is None:
-        raise ConfigError(f"profile {profile!r} needs {plugin}; install it as the head of {path} says")
-
-
-def dry_run(name: str, results_dir: Path, data_dir: Path | None = None, jobs: int = 2, profile: str = "local") -> int:
-    """Print the runs that `run_study` would start and what each asks for; nothing is trained. 0 when the graph can be read."""
-    return _run_snakemake(name, results_dir, data_dir, jobs, profile, dry=True)
-
-
-def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, jobs: int, profile: str, dry: bool = False) -> int:
-    check_profile(profile)
-    log = Path(results_dir) / Path(name).stem / "snakemake.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if profile != "local":
-        from mvl.plan import write_needs
-
-        write_needs(name, log.parent / "needs.json")
-    found = (ROOT / "workflow" / "profiles" / profile, Path(sys.executable).parent, os.environ.get("PATH", ""))
-    environment = {**os.environ, "PATH": os.pathsep.join(map(str, found))}
-    command = snakemake_command(name, results_dir, data_dir, jobs, profile, dry)
-    if dry:
-        return subprocess.call(command, env=environment)
-    with open(log, "ab") as out:
-        engine = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-        code = _watch(engine, lambda: progress_line(study_status(name, results_dir), jobs))
-    if code and code < 128 and missing_runs(name, results_dir):
-        print(f"[{name}] Snakemake ended with {code}; its log is {log}", file=sys.stderr)
-    return code
-
-
-def _watch(engine: subprocess.Popen[bytes], line: Callable[[], str]) -> int:
-    """Wait for the engine, printing the line when it changes; SIGINT and SIGTERM go to it and its jobs, and are returned as 128 + signal."""
-    caught: list[int] = []
-    old = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    last, sent, shown = "", 0, 0.0
-    while engine.poll() is None:
-        if len(caught) > sent:
-            os.killpg(engine.pid, caught[sent])
-            sent = len(caught)
-        if time.monotonic() - shown >= 5:
-            shown, text = time.monotonic(), line()
-            if text != last:
-                print(last := text, file=sys.stderr, flush=True)
-        time.sleep(0.2)
-    for number, handler in old.items():
-        signal.signal(number, handler)
-    return 128 + caught[0] if caught else engine.returncode

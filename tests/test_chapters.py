@@ -30,7 +30,7 @@ def write_run(results: Path, config: Config) -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Blocks that a chapter asked to be trained; none is."""
     blocks: list[str] = []
-    monkeypatch.setattr(chapters, "ensure_runs", lambda study, block, folder: blocks.append(block))
+    monkeypatch.setattr(chapters, "ensure_runs", lambda study, block, folder, allow_drift: blocks.append(block))
     return blocks
 
 

@@ -84,10 +84,10 @@ def test_status_counts_what_is_not_there(capsys, tmp_path):
 
 @pytest.mark.parametrize(("code", "collected"), [(0, True), (1, True), (130, False), (143, False)])
 def test_study_run_writes_tables_unless_interrupted(monkeypatch, tmp_path, code, collected):
-    from mvl import studies, tables
+    from mvl import launch, tables
 
     calls = []
-    monkeypatch.setattr(studies, "run_study", lambda *words, **options: code)
+    monkeypatch.setattr(launch, "run_study", lambda *words, **options: code)
     monkeypatch.setattr(tables, "collect", lambda study, results_dir: calls.append(study) or results_dir)
     assert cli.main(["study", "run", "quick", "--results-dir", str(tmp_path)]) == code
     assert calls == (["quick"] if collected else [])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mvl import runs, studies
+from mvl import launch, runs, studies
 
 STUDY = """title: Four small runs
 tasks: [phantoms]
@@ -16,7 +16,7 @@ train: {train_epochs: 2, batch_size: 4, lr: 0.002}
 
 def assert_same_as_inline(study: str, queued: Path, inline: Path) -> None:
     """Run the study inline too: the same settings, weights, history and scores; on the cluster one run, cut off, went on from its checkpoint."""
-    assert studies.run_study(study, inline, engine="inline") == 0
+    assert launch.run_study(study, inline, launch=launch.Launch(engine="inline")) == 0
     logs = [path.read_text() for path in (queued / "four" / "logs").rglob("*.log")]
     assert len(logs) == 4 and sum("going on from here" in text for text in logs) == 1, "only the run that was cut off went on from a checkpoint"
     for config in studies.study_runs(study):

@@ -33,12 +33,12 @@ export PYTHONDONTWRITEBYTECODE :=
 export MPLBACKEND := agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test faults smoke check data figures notebooks book serve bench doctor clean
+.PHONY: help setup reproduce test faults smoke check data figures notebooks book serve bench gpu gpu-pack doctor clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo "make TARGET [STUDY=quick] [JOBS=2] [PROFILE=local]    studies: quick, smoke, hippocampus, busi, colab, paper"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(WEIGHTS) ## make .venv with the pinned versions and get the pretrained block, once
 
@@ -103,6 +103,12 @@ serve: book ## build the book and serve it at http://localhost:PORT
 
 bench: setup ## measure speed and memory beside their bars (RELEASED=folder: beside the released code too)
 	@$(MVL) bench $(if $(RELEASED),--released $(RELEASED))
+
+gpu: setup ## show all that a GPU must show, into data/gpu.json (ARGS="--minutes 12 --then STUDY --at-once 12"; goes on where it was)
+	@$(VENV)/bin/python -m mvl.gpu_checks $(if $(RELEASED),--released $(RELEASED)) $(ARGS)
+
+gpu-pack: setup ## write data/runs/mvl-gpu.tar.gz: make gpu for a machine without network (DATASET=Task04_Hippocampus)
+	@$(VENV)/bin/python -m mvl.gpu_bundle $(if $(DATASET),--task $(DATASET)) $(ARGS)
 
 doctor: setup ## print versions, devices, data and weights found, and what is missing
 	@$(MVL) doctor

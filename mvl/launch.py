@@ -196,7 +196,7 @@ def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, launch: 
     log = Path(results_dir) / Path(name).stem / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if launch.profile != "local":
-        from mvl.plan import write_needs
+        from mvl.needs import write_needs
 
         write_needs(name, log.parent / "needs.json", device_of(launch))
     found = (PROFILES / launch.profile, Path(sys.executable).parent, os.environ.get("PATH", ""))

@@ -1,4 +1,4 @@
-"""Notebooks by papermill, with the checks that papermill lacks; and the set-up of a notebook's machine on Colab."""
+"""Notebooks by papermill, with the checks that papermill lacks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import ast
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ CASTS = {"str": str, "int": int, "float": float, "bool": bool}
 CELL_TIMEOUT_S = 24 * 3600
 "Seconds after which a cell is given up; one cell may train a whole study."
 LAST_WORDS = "mvl: this notebook ran to its end"
-UNTOUCHED = ("torch", "numpy", "matplotlib")
-"What Colab brings and the set-up cell never replaces."
 
 
 class NotebookError(RuntimeError):
@@ -219,36 +216,3 @@ def write_notebook(path: Path, notebook: dict[str, Any]) -> None:
     from mvl.runs import atomic_write
 
     atomic_write(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-
-
-def kept_versions() -> list[str]:
-    """`name==version` of the packages that the set-up must leave as the machine brought them."""
-    import importlib.metadata
-
-    kept = []
-    for name in UNTOUCHED:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            kept.append(f"{name}=={importlib.metadata.version(name)}")
-    return kept
-
-
-def set_up_colab() -> None:
-    """Install what is missing or too old, never touching torch, numpy or matplotlib; get block and scans; say which device there is.
-
-    Run as `python -m mvl.notebooks` in a fresh clone; it imports nothing outside the standard library before it has installed it.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder) / "keep.txt"
-        constraints.write_text("\n".join(kept_versions()) + "\n")
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), "-e", str(ROOT)], check=True)
-    print(f"installed; kept: {', '.join(kept_versions())}")
-    for what in ("weights", "Task04_Hippocampus"):
-        fetched = subprocess.run([sys.executable, "-m", "mvl.cli", "fetch", what], cwd=ROOT).returncode == 0
-        print(f"{what}: {'fetched' if fetched else 'NOT fetched; the study quick needs no scans, run this cell again for the others'}")
-    device = ("import torch; print('device:', torch.cuda.get_device_name() if torch.cuda.is_available() "
-              "else 'CPU only; Runtime > Change runtime type > GPU')")
-    subprocess.run([sys.executable, "-c", device], check=True)
-
-
-if __name__ == "__main__":
-    set_up_colab()

@@ -1,7 +1,8 @@
 """`mvl plan`: what a study will cost before anything starts: runs, hours, memory and bytes, from FLOPs counted on networks without weights.
 
 Hours are counted work over (share of peak x peak). On a CPU the share is the one that `mvl bench` measured for the system (data/bench.json) and what
-is no matrix product is added per case; a named GPU is taken at its published peak and a share that is assumed and said.
+is no matrix product is added per case. A GPU goes by what `make gpu` measured on it (data/gpu.json), else by its published peak and a share that
+is assumed and said.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from unittest.mock import patch
 from mvl import runs, studies, systems
 from mvl.block_config import LAYER_KINDS
 from mvl.config import Config, ConfigError, DataConfig, did_you_mean, load_config, system_names
+from mvl.gpus import GPU_SHARE, GPUS, Device, speed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,29 +33,14 @@ BASE_MB, LAYER_MB = 530, 60
 "Memory of a process before it has a case (Python, torch, MONAI), and of reading a language layer (transformers); CPU runs of `quick`."
 CUDA_MB = 1500
 "Assumed for a CUDA context and its kernels' workspace."
-GPU_SHARE = 0.25
-"Assumed share of a GPU's published peak: the networks are narrow (64 channels), and no run of this project has measured one."
+VAL_BATCH = 32
+"Cases that a validation batch holds on a GPU."
 DECATHLON_BYTES, SMALL = 80e9, {"Task04_Hippocampus": 28e6}
 "The ten archives together, about; the registry does not know them one by one, so that each of the other nine is taken for a ninth."
 
 
 class PlanError(RuntimeError):
     """A study cannot be planned; the message names the remedy."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """Something that runs are computed on: dense peaks in GFLOP/s."""
-
-    name: str
-    fp32: float
-    bf16: float
-    memory_mb: float
-    count: int = 1
-
-
-GPUS = {gpu.name: gpu for gpu in (Device("h100", 67e3, 989e3, 80e3), Device("a100", 19.5e3, 312e3, 80e3), Device("t4", 8.1e3, 8.1e3, 15e3))}
-"NVIDIA's data sheets (H100 SXM, A100 SXM 80 GB, T4): fp32 outside the tensor cores, as PyTorch multiplies fp32 by default. A T4 has no bf16."
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,8 @@ def find_device(text: str) -> Device:
     """
     count, name = re.fullmatch(r"(?:(\d+)x)?(.*)", text.lower()).groups()  # type: ignore[union-attr]
     if name == "cpu":
-        return Device("cpu", cpu_peak(), cpu_peak(), math.inf, int(count or 1))
+        peak = cpu_peak()
+        return Device("cpu", peak, peak, peak, peak, math.inf, int(count or 1))
     if name not in GPUS or count == "0":
         raise ConfigError(f"unknown device {text!r}{did_you_mean(name, list(GPUS))}; known: cpu, {', '.join(GPUS)}, and several as in 8xh100")
     return replace(GPUS[name], count=int(count or 1))
@@ -196,9 +184,18 @@ def seconds(config: Config, device: Device) -> float:
     work, (trained, seen) = work_of(config), visits(config)
     gflop = trained * work.trained + seen * work.seen
     if device.name != "cpu":
-        return gflop / (GPU_SHARE * (device.bf16 if config.train.precision in ("bf16", "fp16") else device.fp32))
+        fast = speed(device, config.train.precision)
+        return gflop / fast.gflops + launches(config) * fast.step_s
     turned = trained * math.prod(config.data.img_size) if config.data.augment and config.data.augmentation == "rotate_intensity" else 0
     return gflop / (share_of_peak(config.system, config.study) * device.fp32) + CASE_S * (trained + seen) + AUGMENT_S * turned
+
+
+def launches(config: Config) -> int:
+    """How often a run sends its network's operators to a GPU: once for each part of a step, each validation batch and each test case."""
+    n, train = cases(config), config.train
+    steps = train.train_epochs * math.ceil(n["train"] / train.batch_size) * train.accumulate
+    looks = math.ceil(train.train_epochs / train.val_interval)
+    return steps + looks * math.ceil(n["val"] / VAL_BATCH) + n["test"]
 
 
 def memory_mb(config: Config, device: Device) -> float:
@@ -311,10 +308,14 @@ def assumptions(configs: Sequence[Config], device: Device) -> list[str]:
         return [f"one core does {device.fp32:.0f} GFLOP/s of a matrix product; each system reaches its share of data/bench.json",
                 f"{CASE_S * 1e3:.0f} ms per visit of a case and {AUGMENT_S * 1e9:.0f} ns per augmented voxel beside that "
                 "(fitted on vit_baseline of quick and hippocampus)"]
-    kinds = sorted({c.train.precision for c in configs})
-    peaks = ", ".join(f"{kind} {getattr(device, kind) / 1e3:g} TFLOP/s" for kind in kinds)
-    return [f"{GPU_SHARE:.0%} of the published peak ({peaks}) is assumed, not measured", "cases arrive as fast as they are used",
-            "runs are independent: several devices share them out"]
+    lines = []
+    for kind in sorted({c.train.precision for c in configs}):
+        fast = speed(device, kind)
+        what = f"{fast.gflops / 1e3:.3g} TFLOP/s in {kind} and {fast.step_s * 1e3:.3g} ms of a step beside"
+        peak = f"{GPU_SHARE:.0%} of the published peak of {device.peak(kind) / 1e3:g} TFLOP/s"
+        lines.append(f"{what}: measured on {fast.card} by `make gpu`" if fast.card else f"{what}: {peak}, assumed, not measured")
+    return [*lines, "attention goes by a fused kernel (in fp32 the memory-efficient one, with keys and values repeated for grouped heads): no score "
+            "matrix is kept", "cases arrive as fast as they are used", "runs are independent: several devices share them out"]
 
 
 def show(value: dict[str, Any]) -> str:
@@ -338,13 +339,3 @@ def refusal(value: dict[str, Any]) -> str:
         return ""
     return (f"{value['study']} needs {value['disk_need_bytes'] / 1e9:.1f} GB of disk and {value['disk_free_bytes'] / 1e9:.1f} GB are free; "
             "free space, or name a larger disk by --results-dir and --data-dir")
-
-
-def write_needs(study: str, path: Path) -> None:
-    """What each run asks a cluster for, read by the Snakefile: memory with a quarter and the scheduler's processes on top; three times the minutes.
-
-    At least an hour and at most a day: a run that is stopped by its limit is sent again and goes on from its checkpoint.
-    """
-    on = find_device("cpu")
-    need = lambda c: {"mem_mb": math.ceil(1.25 * memory_mb(c, on) + 700), "minutes": math.ceil(min(1440, max(60, seconds(c, on) / 20)))}
-    runs.write_json(path, {runs.run_name(config): need(config) for config in studies.study_runs(study)})

@@ -284,6 +284,14 @@ def _git() -> dict[str, Any]:
     try:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--", "mvl"))}
     except (OSError, subprocess.CalledProcessError):
+        return _bundled()
+
+
+def _bundled() -> dict[str, Any]:
+    """The commit that a bundle without git was made from (see gpu_bundle.py), else None."""
+    try:
+        return dict(json.loads((ROOT / "commit.json").read_text()))
+    except (OSError, ValueError):
         return {"commit": None, "dirty": None}
 
 

@@ -1,6 +1,7 @@
-"""A stand-in for Colab: the set-up cell installs from a local clone beside a torch, numpy and matplotlib that it must not touch.
+"""A notebook on Colab finds a study that fits its machine, and keeps its results; and a stand-in for Colab.
 
-Installs packages and takes minutes: `make check` runs it, `make test` does not.
+The stand-in installs from a local clone beside a torch, numpy and matplotlib that the set-up cell must not touch. It takes minutes:
+`make check` runs it (marker `colab`), `make test` does not.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
+import types
 import venv
 from pathlib import Path
 
 import pytest
 
+from mvl import colab as room
+from mvl import launch, plan, runs, studies
 from mvl.config import ROOT
 from mvl.report import repository_url
 
 BROUGHT = ("torch", "numpy", "matplotlib", "ipykernel")
 "What the stand-in has before; IPython is what runs a Colab notebook."
-pytestmark = pytest.mark.colab
 
 
 def needs(names):
@@ -88,6 +93,34 @@ def frozen(python, env):
     return {row["name"].lower().replace("_", "-"): row["version"] for row in json.loads(done.stdout)}
 
 
+STUDY = """
+title: One small run
+tasks: [phantoms]
+grid: [{name: main, systems: [vit_baseline], fractions: [0.1]}]
+data: {img_size: [16, 16, 16]}
+model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 16, mlp_dim: 16}
+train: {train_epochs: 3, batch_size: 2}
+"""
+
+
+def begun_elsewhere(folder):
+    """A study of one run, and its results folder from another machine: interrupted on its way, on a processor that is not this one."""
+    from mvl.gpu_run_probes import stopped_after
+    from mvl.train import Interrupted, train_run
+
+    folder.mkdir()
+    study = folder / "small.yaml"
+    study.write_text(STUDY)
+    [config] = studies.study_runs(str(study))
+    with pytest.raises(Interrupted), stopped_after(2):
+        train_run(config, folder / "results", progress=False)
+    place = runs.run_dir(folder / "results", config) / "environment.json"
+    told = json.loads(place.read_text())
+    told["platform"]["processor"] = "another processor"
+    place.write_text(json.dumps(told))
+    return study, place
+
+
 def run(name, values, colab):
     """Execute a notebook with the stand-in's kernel, as it is but for its parameters; returns the executed copy."""
     import nbformat
@@ -108,6 +141,118 @@ def run(name, values, colab):
     return notebook
 
 
+def test_set_up_leaves_torch_numpy_and_matplotlib_as_they_are(monkeypatch):
+    calls = []
+
+    def run(words, **_):
+        text = Path(words[words.index("-c") + 1]).read_text() if "pip" in words else ""
+        calls.append((words, text))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    room.set_up()
+    words, constraints = calls[0]
+    assert words[1:4] == ["-m", "pip", "install"] and words[-2] == "-e"
+    assert constraints.split() == room.kept_versions() and [line.split("==")[0] for line in room.kept_versions()] == ["torch", "numpy", "matplotlib"]
+    assert [words[-1] for words, _ in calls[1:3]] == ["weights", "Task04_Hippocampus"]
+
+
+@pytest.mark.parametrize(("notebook", "gpu", "study"), [
+    ("01_baseline", "Tesla T4", "colab"), ("01_baseline", "", "quick"), ("04_lora_ablation", "NVIDIA L4", "colab"),
+    ("08_qualitative", "Tesla T4", "colab"), ("05_controls", "Tesla T4", "hippocampus"), ("06_llm4seg", "", "busi"),
+    ("07_comparators", "", "hippocampus")])
+def test_a_gpu_gets_scans_and_phantoms_are_for_machines_without_one(notebook, gpu, study):
+    assert room.chosen_study(notebook, gpu) == study
+
+
+def test_away_from_colab_a_notebook_shows_its_own_study_and_says_nothing(capsys):
+    assert room.ready("05_controls", "auto", "data/runs", drive=True) == ("hippocampus", "data/runs")
+    assert room.ready("01_baseline", "busi", "x") == ("busi", "x") and capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def on_colab(monkeypatch, tmp_path):
+    """A notebook that believes it is on Colab, whose Drive is a folder; returns what it mounts."""
+    mounts = []
+    drive = types.SimpleNamespace(mount=mounts.append)
+    for name, module in (("google", types.ModuleType("google")), ("google.colab", types.SimpleNamespace(drive=drive))):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(room, "on_colab", lambda: True)
+    monkeypatch.setattr(room, "DRIVE", tmp_path / "drive")
+    return mounts
+
+
+@pytest.mark.parametrize(("gpu", "words"), [
+    ("Tesla T4", "colab: 15 runs are left, about {} minutes on Tesla T4 (2.02 TFLOP/s"),
+    ("NVIDIA A9", "colab: 15 runs are left, about {} minutes on NVIDIA A9, planned as a T4 ("),
+    ("", "quick: 9 runs are left, about {} minutes on one core of this machine (")])
+def test_the_plan_is_said_before_anything_starts(on_colab, monkeypatch, tmp_path, capsys, gpu, words):
+    monkeypatch.setattr(room, "card", lambda: gpu)
+    monkeypatch.setattr(plan, "cpu_peak", lambda: 100.0)
+    study, _ = room.ready("01_baseline", "auto", str(tmp_path / "results"), allow_drift=True)
+    said = capsys.readouterr().out
+    runs_left = studies.study_runs(study, "main")
+    minutes = sum(plan.seconds(c, plan.find_device("t4" if gpu else "cpu")) for c in runs_left) / 60
+    assert words.format(max(1, round(minutes))) in said and "go on here and are marked" in said and on_colab == []
+
+
+def test_colab_is_an_hour_of_a_t4_at_most_with_cases_read_one_by_one():
+    """By the planner, and by today's loader beside it: 17 ms of one core for each step of two cases."""
+    t4, all_runs = plan.find_device("t4"), studies.study_runs("colab")
+    assert {block["name"] for block in studies.load_study("colab").grid} == {"main", "few_shot", "lora"}
+    steps = sum(plan.visits(c)[0] / c.train.batch_size for c in all_runs)
+    assert sum(plan.seconds(c, t4) for c in all_runs) + 0.017 * steps <= 3600
+    assert all(plan.memory_mb(c, t4) < t4.memory_mb for c in all_runs[::8])
+
+
+def test_results_come_from_drive_and_go_there(on_colab, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(room, "card", lambda: "")
+    monkeypatch.setattr(room, "plan_text", lambda *words: "plan")
+    monkeypatch.setattr(room, "COPY_S", 0.05)
+    ends = []
+    monkeypatch.setattr(room.atexit, "register", ends.append)
+    there, here = tmp_path / "drive" / "MyDrive" / "mvl" / "runs", tmp_path / "results"
+    run = there / "quick" / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "checkpoint-000000001-0123.pt").write_text("old")
+    room.ready("01_baseline", "quick", str(here), drive=True)
+    assert on_colab == [str(tmp_path / "drive")] and "results: 1 files taken" in capsys.readouterr().out
+    own = here / "quick" / "runs" / "a"
+    assert (own / "checkpoint-000000001-0123.pt").read_text() == "old"
+    (own / "checkpoint-000000002-4567.pt").write_text("new")
+    (own / "checkpoint-000000001-0123.pt").unlink()
+    until = time.monotonic() + 20
+    while [path.name for path in run.iterdir()] != ["checkpoint-000000002-4567.pt"] and time.monotonic() < until:
+        time.sleep(0.02)
+    assert [path.name for path in run.iterdir()] == ["checkpoint-000000002-4567.pt"]
+    (own / "status.json").write_text("done")
+    ends[0]()
+    assert (run / "status.json").read_text() == "done"
+
+
+def test_a_copy_is_whole_and_only_of_what_is_newer(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "run").mkdir(parents=True)
+    for name in ("status.json", "cases.csv", ".lock", ".cases.csv.1.tmp"):
+        (here / "run" / name).write_text("1")
+    order = []
+    replace = os.replace
+    monkeypatch.setattr(room.os, "replace", lambda a, b: (order.append(Path(b).name), replace(a, b)))
+    assert room.copy_newer(here, there) == 2 and order == ["cases.csv", "status.json"]
+    assert room.copy_newer(here, there) == 0
+    (here / "run" / "cases.csv").write_text("12")
+    assert room.copy_newer(here, there) == 1 and (there / "run" / "cases.csv").read_text() == "12"
+
+
+def test_a_run_of_another_machine_goes_on_when_that_is_allowed_and_is_marked(tmp_path, capsys):
+    study, place = begun_elsewhere(tmp_path / "mine")
+    assert len(launch.ensure_runs(str(study), "main", tmp_path / "mine" / "results")) == 1
+    assert "another processor" in capsys.readouterr().err
+    assert launch.ensure_runs(str(study), "main", tmp_path / "mine" / "results", allow_drift=True) == []
+    assert any("another processor" in line for line in json.loads(place.read_text())["drift"]) and runs.is_done(place.parent)
+
+
+@pytest.mark.colab
 def test_the_set_up_cell_leaves_what_colab_brings_and_the_first_notebook_runs(colab, capfd):
     python, work, env = colab
     before = frozen(python, env)
@@ -125,5 +270,14 @@ def test_the_set_up_cell_leaves_what_colab_brings_and_the_first_notebook_runs(co
     words = "".join(output.get("text", "") + str(output.get("data", {}).get("text/markdown", "")) for output in outputs)
     words += capfd.readouterr().out  # what the cell's own processes print comes this way where the kernel does not catch it
     assert "installed; kept: torch==" in words and "Phantom data." in words
+    assert "device: CPU only; the study `auto` is `quick`" in words and "quick: every run of this notebook is done" in words
     assert any("image/png" in output.get("data", {}) or "image/svg+xml" in output.get("data", {}) for output in outputs)
     assert (work / "mvl-book" / "data" / "results").is_dir() and set(changed) <= {"pip", "setuptools"}
+    study, place = begun_elsewhere(work.parent / "mine")
+    code = ("import sys; from pathlib import Path; from mvl.launch import ensure_runs\n"
+            "ensure_runs(sys.argv[1], 'main', Path(sys.argv[2]), allow_drift=sys.argv[3] == '1')")
+    for allowed in (False, True):
+        words = [python, "-c", code, str(study), str(study.parent / "results"), str(int(allowed))]
+        subprocess.run(words, cwd=work / "mvl-book", env=env, check=True)
+        assert runs.is_done(place.parent) is allowed, "results of another machine go on only when that is allowed"
+    assert any("another processor" in line for line in json.loads(place.read_text())["drift"])

@@ -81,7 +81,7 @@ def test_records_are_never_trained_into(trained: list[str], tmp_path: Path, monk
 def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:
     words = launch.snakemake_command("quick", tmp_path, None)
     assert "study=quick" in words and "all_runs" in words and words[words.index("--cores") + 1] == "2"
-    queued = launch.snakemake_command("paper", tmp_path, None, Launch(8, profile="slurm"))
+    queued = launch.snakemake_command("own/four.yaml", tmp_path, None, Launch(8, profile="slurm"))
     assert queued[queued.index("--jobs") + 1] == "8" and "--cores" not in queued
     assert f"study={Path('own/four.yaml').resolve()}" in queued  # Snakemake and its jobs run in another folder
 

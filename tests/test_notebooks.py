@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mvl.chapters import TOPICS
+from mvl.colab import own_study
 from mvl.config import DataConfig, ModelConfig, TokenBlockConfig, TrainConfig
 from mvl.doctor import redact
 from mvl.notebooks import (
@@ -21,11 +22,9 @@ from mvl.notebooks import (
     NotebookError,
     check_parameters,
     declared_parameters,
-    kept_versions,
     list_notebooks,
     notebook_path,
     run_notebook,
-    set_up_colab,
 )
 from mvl.report import colab_url, repository_url
 from mvl.studies import load_study
@@ -82,8 +81,11 @@ def test_one_setup_and_one_parameters_cell(name):
     tags = [tag for cell in notebook["cells"] for tag in cell["metadata"].get("tags", ())]
     assert tags.count("setup") == 1 and tags.count("parameters") == 1
     declared = declared_parameters(notebook, name)
-    assert declared == {"study": ("str", declared["study"][1]), "results_dir": ("str", "data/runs")}
-    assert name in load_study(declared["study"][1]).notebooks, "the study that a notebook shows by itself owns it"
+    assert declared == {"study": ("str", "auto"), "results_dir": ("str", "data/runs"), "drive": ("bool", False), "allow_drift": ("bool", False)}
+    assert name in load_study(own_study(name)).notebooks, "the study that a notebook shows by itself owns it"
+    opened = next(source for cell, source in code(notebook) if cell["id"].endswith("-open"))
+    assert f'study, results_dir = colab.ready("{name}", study, results_dir, drive, allow_drift)' in opened
+    assert len(re.findall(r"open_chapter\(", opened)) == len(re.findall(r", allow_drift\)\n?", opened)) - 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +108,7 @@ def test_setup_cell_clones_and_runs_the_setup_on_colab(tmp_path):
     origin, home, packages = tmp_path / "origin", tmp_path / "home", tmp_path / "packages"
     (origin / "mvl").mkdir(parents=True)
     (origin / "mvl" / "__init__.py").touch()
-    (origin / "mvl" / "notebooks.py").write_text("from pathlib import Path; Path('set_up').touch()")
+    (origin / "mvl" / "colab.py").write_text("from pathlib import Path; Path('set_up').touch()")
     git = ["git", "-C", str(origin), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for words in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *words], check=True)
@@ -119,22 +121,6 @@ def test_setup_cell_clones_and_runs_the_setup_on_colab(tmp_path):
     subprocess.run([sys.executable, "-c", setup], cwd=work, check=True, timeout=60,
                    env={**os.environ, "HOME": str(home), "PYTHONPATH": str(packages)})
     assert (work / "mvl-book" / "set_up").exists()
-
-
-def test_set_up_leaves_torch_numpy_and_matplotlib_as_they_are(monkeypatch):
-    calls = []
-
-    def run(words, **_):
-        text = Path(words[words.index("-c") + 1]).read_text() if "pip" in words else ""
-        calls.append((words, text))
-        return subprocess.CompletedProcess(words, 0)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    set_up_colab()
-    words, constraints = calls[0]
-    assert words[1:4] == ["-m", "pip", "install"] and words[-2] == "-e"
-    assert constraints.split() == kept_versions() and [line.split("==")[0] for line in kept_versions()] == ["torch", "numpy", "matplotlib"]
-    assert [words[-1] for words, _ in calls[1:3]] == ["weights", "Task04_Hippocampus"]
 
 
 def test_unknown_parameter_and_notebook_are_refused_with_a_hint():

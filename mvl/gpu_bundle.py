@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from mvl import runs
 from mvl.config import ROOT
 from mvl.datasets.tasks import data_root, find_task, task_dir
@@ -137,7 +139,7 @@ def write_layers(source: str, layers: list[int], folder: Path) -> None:
 
     config = llm_sources.load_config(source)
     family = family_of(config)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer in layers:
         weights = llm_sources.load_layer(source, layer)
         place = f"{family.layers}.{layer}".replace("\\.", ".")

@@ -41,6 +41,8 @@ WORKLOADS = ("hippocampus vit_baseline", "hippocampus medvisionllama_v3", "busi2
 "Study and system of the training steps; busi256 is `busi` at the paper's 256x256, paper's hybrid has a random layer of Llama-3.1-8B's shape."
 HEADS = {"16": (4, 4, 16), "grouped 64": (9, 3, 64), "grouped 128": (32, 8, 128)}
 "Attention: heads, heads of keys and values, width of a head, as in the ViT, SmolLM2-135M and Llama-3.1-8B."
+MATRIX = {"cuda": 8192, "cpu": 256}
+"Rows of the matrices whose product is a device's peak."
 BACKENDS = ("flash", "efficient", "cudnn", "math")
 Facts = dict[str, Any]
 
@@ -99,19 +101,21 @@ def seconds_of(action: Callable[[], object], device: str, repeats: int = 10) -> 
     return statistics.median(times)
 
 
-def matmul_gflops(precision: str, device: str, size: int = 8192) -> float:
+def matmul_gflops(precision: str, device: str) -> float:
     """GFLOP/s of a square matrix product."""
     set_precision(precision)
+    size = MATRIX[device]
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     a, b = (torch.randn(size, size, device=device, dtype=kinds.get(precision, torch.float32)) for _ in range(2))
     return 2 * size**3 / seconds_of(lambda: a @ b, device) / 1e9
 
 
-def card_facts(device: str, size: int, part: str) -> Facts:
+def card_facts(device: str, part: str) -> Facts:
     """Item 1: the card, its driver and libraries, copies in GB/s, matrix products in TFLOP/s."""
-    found = {f"matmul_{kind}_tflops": matmul_gflops(kind, device, size) / 1e3 for kind in (*PRECISIONS, "fp16")}
-    host = torch.empty(size * size, pin_memory=device == "cuda")
-    there = torch.empty(size * size, device=device)
+    found = {f"matmul_{kind}_tflops": matmul_gflops(kind, device) / 1e3 for kind in (*PRECISIONS, "fp16")}
+    size = MATRIX[device] ** 2
+    host = torch.empty(size, pin_memory=device == "cuda")
+    there = torch.empty(size, device=device)
     giga = host.numel() * 4 / 1e9
     copies = {
         "to_device_gb_s": giga / seconds_of(lambda: there.copy_(host, non_blocking=True), device),
@@ -156,7 +160,7 @@ def attention(device: str, tokens: int, part: str) -> Facts:
     refused = ""
     for grouped in (True, False) if number > shared else (False,):
         try:
-            return {"ms": 1e3 * seconds_of(lambda grouped=grouped: step(grouped), device), "mb": peak_mb(partial(step, grouped), device),
+            return {"ms": 1e3 * seconds_of(partial(step, grouped), device), "mb": peak_mb(partial(step, grouped), device),
                     "keys_repeated": number > shared and not grouped}
         except RuntimeError as error:
             refused = str(error).splitlines()[0]
@@ -243,7 +247,7 @@ def step_cost(device: str, released: str | None, shrink: int, part: str) -> Fact
     seconds, held = seconds_of(step, device), peak_mb(step, device)
     work = plan.work_of(load_config(config.study, config.task, config.system)) if shrink == 1 and config.study == "paper" else plan.work_of(config)
     gflop = work.trained * config.train.batch_size
-    peak = matmul_gflops(precision, device, 8192 // shrink)
+    peak = matmul_gflops(precision, device)
     return {"workload": workload, "precision": precision, "mode": mode, "seconds": seconds, "gflop": gflop, "share": gflop / seconds / peak,
             "mb": held}
 
@@ -300,7 +304,7 @@ def main(item: str, words: str) -> None:
     device, small = asked["device"], asked["small"]
     torch.manual_seed(0)
     measures: dict[str, Callable[[str], Facts]] = {
-        "facts": partial(card_facts, device, 256 if small else 8192),
+        "facts": partial(card_facts, device),
         "attention": partial(attention, device, 64 if small else 4096),
         "agree": partial(agreement, device),
         "steps": partial(step_cost, device, asked["released"], 8 if small else 1)}

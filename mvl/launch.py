@@ -85,7 +85,7 @@ def run_study(name: str, results_dir: Path, data_dir: Path | None = None, launch
         print(f"[{name}] all {len(study_runs(name))} runs are done; nothing to do", file=sys.stderr)
         return 0
     ensure_data(name, data_dir)
-    code = _engine(launch.engine)(name, results_dir, data_dir, launch)
+    code = _start_runs(name, results_dir, data_dir, launch)
     if code >= 128:
         return code
     for row in study_status(name, results_dir)["runs"]:
@@ -94,11 +94,15 @@ def run_study(name: str, results_dir: Path, data_dir: Path | None = None, launch
     return 1 if missing_runs(name, results_dir) else 0
 
 
-def _engine(name: str) -> Callable[[str, Path, Path | None, Launch], int]:
-    """What starts the runs, by the word of `--engine`."""
+def _start_runs(name: str, results_dir: Path, data_dir: Path | None, launch: Launch) -> int:
+    """Start the runs as the word of `--engine` says; returns the engine's exit code."""
     from mvl import workers
 
-    return {"inline": run_inline, "snakemake": _run_snakemake, "workers": workers.run_workers}[name]
+    if launch.engine == "inline":
+        return run_inline(name, results_dir, data_dir, launch)
+    if launch.engine == "workers":
+        return workers.run_workers(name, results_dir, data_dir, launch)
+    return _run_snakemake(name, results_dir, data_dir, launch)
 
 
 def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None, allow_drift: bool = False) -> None:

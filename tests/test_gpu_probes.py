@@ -59,11 +59,11 @@ def test_attention_is_refused_by_a_backend_that_cannot_and_measured_by_one_that_
     assert probes.attention("cpu", 16, "16, fp32, cudnn")["state"] == "refused"
 
 
-@pytest.mark.parametrize("part", ["hippocampus vit_baseline, fp32, eager", "busi256 cmunext, bf16, eager"])
+@pytest.mark.parametrize("part", ["hippocampus vit_baseline, fp32, eager", "busi256 cmunext, fp32, eager"])
 def test_a_step_is_measured_beside_the_cards_own_product(part: str) -> None:
-    facts = probes.step_cost("cpu", None, 4 if part.startswith("busi") else 1, part)
+    facts = probes.step_cost("cpu", None, 8 if part.startswith("busi") else 1, part)
     assert facts["workload"] == part.split(",")[0] and facts["seconds"] > 0 and facts["gflop"] > 0
-    assert facts["share"] == pytest.approx(facts["gflop"] / facts["seconds"] / (facts["gflop"] / facts["seconds"] / facts["share"]))
+    assert facts["share"] * probes.matmul_gflops(facts["precision"], "cpu") > 0.01 * facts["gflop"] / facts["seconds"]
 
 
 def test_every_workload_is_what_it_is_called() -> None:

@@ -245,8 +245,7 @@ def step_cost(device: str, released: str | None, shrink: int, part: str) -> Fact
     set_precision(precision)
     step = training_step(config, device, precision, mode, released if workload.startswith("released") else None)
     seconds, held = seconds_of(step, device), peak_mb(step, device)
-    work = plan.work_of(load_config(config.study, config.task, config.system)) if shrink == 1 and config.study == "paper" else plan.work_of(config)
-    gflop = work.trained * config.train.batch_size
+    gflop = plan.work_of(config).trained * config.train.batch_size
     peak = matmul_gflops(precision, device)
     return {"workload": workload, "precision": precision, "mode": mode, "seconds": seconds, "gflop": gflop, "share": gflop / seconds / peak,
             "mb": held}

@@ -82,3 +82,17 @@ def test_the_card_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert begun == {"begin": ""} and found["state"] == "done"
     facts = found["facts"]
     assert isinstance(facts, dict) and facts["matmul_fp32_tflops"] > 0 and facts["on_device_gb_s"] > 0 and "driver" not in facts
+
+
+def test_a_precision_that_a_card_only_emulates_is_refused_and_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_fp32(precision: str, device: torch.device) -> None:
+        if precision != "fp32":
+            raise probes.RunError(f"Tesla T4 emulates {precision}")
+
+    monkeypatch.setattr(probes, "check_precision", only_fp32)
+    assert probes.refused("fp32", "cuda") == "" and probes.refused("bf16", "cpu") == ""
+    refusal = probes.step_cost("cuda", None, 1, "hippocampus vit_baseline, bf16, eager")
+    assert refusal == {"state": "refused", "error": "Tesla T4 emulates bf16"}
+    monkeypatch.setattr(probes, "refused", lambda precision, device: only_fp32.__name__ if precision == "bf16" else "")
+    facts = probes.agreement("cpu", "unet_plain")
+    assert facts["state"] == "done" and "bf16_logits" not in facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -73,7 +74,7 @@ def test_a_bundle_is_whole_and_its_script_runs_from_anywhere(tmp_path: Path, whe
     script = (place / "run.sh").read_text().replace("-m mvl.gpu_checks", f'-c "{code}"')
     (place / "run.sh").write_text(script)
     done = subprocess.run(["sh", str(place / "run.sh")], cwd=tmp_path, capture_output=True, text=True, check=True,
-                          env={**os.environ, "PYTHONPATH": ""})
+                          env={**os.environ, "PYTHONPATH": "", "PYTHON": sys.executable})
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     assert done.stdout.startswith(str(place / "site" / "brought.py")) and commit in done.stdout
 

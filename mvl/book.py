@@ -155,8 +155,8 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
             "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
             "determinism": determinism_table(),
             "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),
-            "statistics": statistics(studies, results), **faults.facts(), **rounding.facts(), **plan_page.page(), **gpu_record.page(), **overhead.facts(),
-            **loader_bench.facts(),
+            "statistics": statistics(studies, results), **faults.facts(), **rounding.facts(), **plan_page.page(), **gpu_record.page(),
+            **overhead.facts(), **loader_bench.facts(),
             **audit.facts(studies, results, repository_url()), "claims": claims_page.facts(studies, results, list(plan(studies)), staging),
             **cards.facts([task for study in studies for task in load_study(study).tasks])}
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl import claims, report, stats
+from mvl import claims, report, reported_page, stats
 from mvl.claims import PAPERS, Entry
 from mvl.claims_evidence import within
 from mvl.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, SHARED, UNTESTABLE, number
@@ -18,7 +18,8 @@ from mvl.style import INK, VERDICTS, finish, styled, title
 
 FILE = "claims.svg"
 "The figure beside the pages that show it."
-TABLE_HEAD = "| verdict | claim | first difference, 95 % interval | chapter |\n|---|---|---|---|"
+TABLE_HEAD = ("| verdict | claim | first difference, 95 % interval | what the paper's own numbers can carry | chapter |\n"
+              "|---|---|---|---|---|")
 REPORTED = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "val_dice": "validation Dice", "iou_percent": "IoU, percent,", "f1_percent": "F1, percent,",
             "comparisons_better_of_60": "better, of 60 comparisons,", "comparisons_p_below_0.05_of_60": "with p below 0.05, of 60,"}
 "Columns of data/paper_reported.csv in words."
@@ -93,7 +94,8 @@ def table(entries: Sequence[Entry], shown: Sequence[str]) -> str:
     """A Markdown table of the claims by paper: verdict, claim, first difference, and its chapter where that is in the book."""
     blocks = []
     for name, members in claims.groups(entries).items():
-        rows = [f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims.brief(e)} | {chapter(e, shown)} |" for e in members]
+        rows = [f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims.brief(e)} | {reported_page.cell(e.claim.id)} | {chapter(e, shown)} |"
+                for e in members]
         blocks.append("\n".join([f"**{name}**", "", TABLE_HEAD, *rows]))
     return "\n\n".join(blocks)
 

@@ -63,6 +63,7 @@ def test_the_landing_page_speaks_of_the_main_claims():
 @pytest.mark.parametrize("shown", [(), ("02_llm_hybrid", "06_llm4seg")])
 def test_the_table_has_a_row_for_each_claim(shown):
     text = page.table([entry(claim=claim) for claim in LEDGER], shown)
+    assert "| P(false) 0.003 to 0.17, n = 10 tasks |" in text, "what the paper's own numbers can carry"
     assert text.count("| reproduced |") == len(LEDGER) and "+5.00 [+4.00, +6.00] Dice points, 2 of 3 pairs" in text
     assert ("notebooks/06_llm4seg.ipynb" in text) == bool(shown)
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import integrate, stats
 
+from mvl.decision import LEVEL
 from mvl.report import reported
-from mvl.stats import LEVEL
 
 TASKS = 10
 "Tasks that MedVisionLlama's averages are over, the cases of its comparisons here."

@@ -13,9 +13,9 @@ import pandas as pd
 from mvl import reported_evidence as evidence
 from mvl.chapters import _foreground
 from mvl.datasets.tasks import MADE
+from mvl.decision import LEVEL
 from mvl.report import paper_value
 from mvl.reported_evidence import CNN, COMPARISONS, DEEPSEEK, HYBRID, LLAMA, Comparison, Point
-from mvl.stats import LEVEL
 
 NOTHING = "no number recovered"
 "What stands beside a claim of which no number was recovered."

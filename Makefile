@@ -8,6 +8,8 @@ PORT ?= 8000
 KILLS ?= 1000
 KILLED_RUNS ?= 20
 STUDY_KILLS ?= 50
+# Not empty: `make faults` puts faults into the code too, hours on one core.
+MUTANTS ?=
 # An index of CPU wheels of torch, for Linux machines without a GPU (see README); empty: what pip is configured to use.
 TORCH_INDEX ?=
 
@@ -71,9 +73,10 @@ $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
 test: setup ## run every test (at most 10 minutes on two cores)
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-faults: setup ## kill, flip, fill and cut on purpose, about 40 minutes (KILLS=1000 over KILLED_RUNS=20 runs, STUDY_KILLS=50; goes on where it was)
+faults: setup ## kill, flip, fill and cut on purpose, about 40 minutes (KILLS=1000 over KILLED_RUNS=20 runs, STUDY_KILLS=50; MUTANTS=1: into the code too; goes on where it was)
 	@MVL_FAULT_FIGURES=data/faults.json MVL_FAULT_KILLS=$(KILLS) MVL_FAULT_RUNS=$(KILLED_RUNS) MVL_FAULT_STUDY_KILLS=$(STUDY_KILLS) \
 	    MVL_FAULT_STATE=data/runs/faults $(VENV)/bin/python -m pytest -q -s -m faults tests/faults $(ARGS); code=$$?; $(VENV)/bin/python -m mvl.faults; exit $$code
+	@test -z "$(MUTANTS)" || $(VENV)/bin/python -m mvl.mutants --jobs $(JOBS)
 
 smoke: setup ## train every system for a few steps (at most 10 minutes)
 	@$(MVL) study run smoke --engine inline

@@ -141,8 +141,22 @@ def execute_one(name: str, target: Path, study: str, results: Path) -> None:
 def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any]:
     """What the pages say by rule: the first study's main chapter, a summary of each further one; writes the landing page's figure."""
     from mvl import (
-        audit, cards, claims_page, faults, figures, gpu_record, overhead, plan_page, rates, report, reported_page, rounding,
-        systems, yardsticks)
+        audit,
+        cards,
+        claims_page,
+        faults,
+        figures,
+        gpu_record,
+        mutants,
+        overhead,
+        plan_page,
+        rates,
+        report,
+        reported_page,
+        rounding,
+        systems,
+        yardsticks,
+    )
     from mvl.datasets import loader_bench
 
     name = main_notebook(studies[0])
@@ -158,7 +172,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
             "determinism": determinism_table(),
             "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),
              "statistics": statistics(studies, results), **faults.facts(), **rounding.facts(), **plan_page.page(), **gpu_record.page(),
-             **overhead.facts(), **loader_bench.facts(), **reported_page.facts(studies, results),
+             **overhead.facts(), **loader_bench.facts(), **reported_page.facts(studies, results), **mutants.facts(),
             **audit.facts(studies, results, repository_url()), "claims": claims_page.facts(studies, results, list(plan(studies)), staging),
             **cards.facts([task for study in studies for task in load_study(study).tasks])}
 

@@ -1,5 +1,5 @@
-"""Mutation testing: what is mutated is there, verdicts are counted as they are, a real run finds what
-a test overlooks."""
+"""Mutation testing: what is mutated is there, verdicts are counted as they are, and a real run
+finds what a test overlooks."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def test_survivors_are_those_whose_tests_passed_or_were_none(
     ]
 
 
-@pytest.mark.parametrize("codes", [{"mvl.toy.x_larger__mutmut_1": None}, {}])
+@pytest.mark.parametrize(
+    "codes", [{"mvl.toy.x_larger__mutmut_1": None}, {"mvl.toy.x_larger__mutmut_1": 255}, {}]
+)
 def test_without_every_verdict_there_is_no_figure(
     tmp_path: Path, codes: dict[str, int | None]
 ) -> None:

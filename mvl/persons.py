@@ -87,13 +87,13 @@ def effect(cases: pd.DataFrame, system: str = "vit_baseline") -> dict[str, float
             "with": float(rows["dice"][beside].mean()), "without": float(rows["dice"][~beside].mean())}
 
 
-def sentence(results_dir: Path | None = None) -> str:
+def sentence() -> str:
     """What is known of persons in the hippocampus data, and its effect on the records."""
     from mvl.tables import read_cases
 
     like = json.loads(RECORD.read_text())
     names = [case for fold in range(10) for case in other_side_trained(fold)]
-    found = effect(read_cases("hippocampus", results_dir or runs.records_dir()))
+    found = effect(read_cases("hippocampus", runs.records_dir()))
     both = pairs(names)
     one, two = like["one person"], like["two persons"]
     return (

@@ -90,7 +90,7 @@ def build_unetpp(config: Config, num_channels: int, num_classes: int) -> Peer:
     replace_pools(network, len(config.data.img_size))
     for module in network.modules():
         if isinstance(module, UpCat):
-            module.forward = MethodType(join, module)
+            module.forward = MethodType(join, module)  # type: ignore[method-assign]
     return Peer(network, network.conv_4_0)
 
 

@@ -102,7 +102,8 @@ class ViTBlock(nn.Module):
         if not on_gpu(tokens):
             return True
         # Kept of a token: ten vectors of its width and two of the MLP's, at most 4 bytes a value.
-        width = 10 * tokens.shape[2] + 2 * self.mlp[0].out_features
+        mlp_dim = int(self.mlp[0].out_features)  # type: ignore[arg-type]  # a Linear, which Sequential does not say
+        width = 10 * tokens.shape[2] + 2 * mlp_dim
         return not fits_gpu(4 * tokens.shape[0] * tokens.shape[1] * width)
 
     def steps(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None) -> Tokens:

@@ -14,6 +14,7 @@ import pandas as pd
 from mvl import runs
 from mvl.block_config import LAYER_KINDS
 from mvl.config import Config, ConfigError, to_dict
+from mvl.datasets.splits import split_name
 from mvl.evaluate import CASE_COLUMNS, DECATHLON, METRICS, mean, run_columns
 
 RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
@@ -152,7 +153,7 @@ def check_split(folder: Path, config: Config, seen: dict[tuple[Any, ...], tuple[
     first, other = seen.setdefault((config.task, config.fraction, config.fold, config.data.split), (digest, folder))
     if first != digest:
         raise TableError(f"{folder} and {other} were made with different splits (sha256 {digest[:12]}..., {first[:12]}...) and cannot be compared; "
-                         f"restore data/splits/{config.task}.json, delete the run that has another and train it again")
+                         f"restore {split_name(config.task, config.data.split)}, delete the run that has another and train it again")
 
 
 def run_row(folder: Path, config: Config, state: str, cases: list[dict[str, str]]) -> dict[str, Any]:

@@ -284,7 +284,7 @@ def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Pat
     task = tasks.find_task(config.task, data_dir)
     split = splits.run_split(config, task, data_dir)
     runs.write_config(folder, config)
-    trust.check_inputs(task, split, folder, data_dir)
+    trust.check_inputs(task, split, folder, data_dir, config.data.split)
     store = lambda cases, damage=None: CaseStore(task, cases, config.data, data_dir, damage)
     seen, watched, split = audited(config, split, store(split.train, label_damage(config, split.train)), store)
     trainer = Trainer(config, task, seen, watched, folder, runs.command(config, results_dir, data_dir))

@@ -112,13 +112,20 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
     elif not path.is_file():
         together, pictures = grouping.find_groups(task, cases, task_dir(task, data_dir)), task.layout in ("busi", "pairs")
         write_split_file(task.name, case_ids, path, groups=together if together or pictures else None,
-                         rule=grouping.RULE if pictures else grouping.PATIENT_RULE)
+                         rule=grouping.rule_of(task))
     split = read_split(path)
     check_cases(split, case_ids, path)
+    _check_groups(grouping.known_groups(task, case_ids), split["blocks"], path)
     if kind == "persons":
         # A file without its groups would pass every other check and leak a person into the test.
         _check_groups(grouping.person_groups(task, case_ids), split["blocks"], path)
     return path
+
+
+def split_name(task_name: str, kind: str = "folds") -> str:
+    """Return the name of a task's committed split file below the clone, for a config's `data.split`."""
+    ending = "_persons" if kind == "persons" else ""
+    return f"data/splits/{task_name}{ending}.json"
 
 
 def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
@@ -126,8 +133,7 @@ def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
 
     For `kind` persons the name ends in `_persons.json`; every other kind starts from the one file of the task.
     """
-    ending = "_persons" if kind == "persons" else ""
-    ours = ROOT / "data" / "splits" / f"{task.name}{ending}.json"
+    ours = ROOT / split_name(task.name, kind)
     writable = os.access(ours.parent if ours.parent.is_dir() else ROOT, os.W_OK)
     return ours if not task.own and (ours.is_file() or writable) else data_root(data_dir) / "splits" / ours.name
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mvl.datasets import limited
 from mvl.datasets.groups import patients
-from mvl.datasets.splits import Split, split_path
+from mvl.datasets.splits import Split, split_name, split_path
 from mvl.datasets.tasks import MANIFESTS, Case, Task, TaskError, list_cases, read_manifest, task_dir, whole_task
 from mvl.runs import RunError, sha256_bytes, sha256_file, write_json
 
@@ -23,15 +23,15 @@ _CLOSED: set[Path] = set()
 _SOUND: dict[str, str] = {}
 
 
-def check_inputs(task: Task, split: Split, run_folder: Path, data_dir: Path | None = None) -> None:
-    """Nothing when every file of the split is what was checked, and no scan or patient lies on two of its sides.
+def check_inputs(task: Task, split: Split, run_folder: Path, data_dir: Path | None = None, kind: str = "folds") -> None:
+    """Nothing when every file of the split is what was checked, and no scan or patient lies on two of its sides; `kind`: `data.split`.
 
     Raises:
         TaskError: names file or cases, and the remedy.
         RunError: the run was begun with another split.
     """
     keep_split(run_folder, split)
-    sides = case_sides(task, split)
+    sides = case_sides(task, split, kind)
     task = whole_task(task)
     folder = task_dir(task, data_dir)
     cases = [case for case in list_cases(task, data_dir) if case.case_id in sides]
@@ -42,7 +42,7 @@ def check_inputs(task: Task, split: Split, run_folder: Path, data_dir: Path | No
     else:
         scans = known_voxels(task, cases, folder, hashes)
     keys = patients(folder)
-    where = split_path(task, data_dir)
+    where = split_path(task, data_dir, kind)
     check_sides(sides, scans, f"{folder}: {{}} hold the same scan under two names; keep one of them{_deal_anew(task, where)}")
     check_sides(sides, {case: keys[case] for case in sides if case in keys},
                 f"{folder / 'dataset.json'}: {{}} are of one patient; correct `patients` there{_deal_anew(task, where)}")
@@ -71,14 +71,14 @@ def keep_split(run_folder: Path, split: Split) -> None:
                        f"restore data/splits, or delete {run_folder} to start anew")
 
 
-def case_sides(task: Task, split: Split) -> dict[str, str]:
+def case_sides(task: Task, split: Split, kind: str = "folds") -> dict[str, str]:
     """Case id -> train, val or test; of a task of slices, the volumes."""
     sides: dict[str, str] = {}
     for side, listed in (("train", split.train), ("val", split.val), ("test", split.test)):
         for item in listed:
             case = item.rpartition("_z")[0] if task.layout == "slices" else item
             if sides.setdefault(case, side) != side:
-                raise TaskError(f"{task.name}: case {case} is in {sides[case]} and in {side}; restore data/splits/{whole_task(task).name}.json")
+                raise TaskError(f"{task.name}: case {case} is in {sides[case]} and in {side}; restore {split_name(whole_task(task).name, kind)}")
     return sides
 
 

@@ -15,7 +15,7 @@ from mvl.datasets.splits import NUM_FOLDS, load_split, make_split, read_split, r
 from mvl.datasets.tasks import TaskError, find_task
 from mvl.evaluate import CASE_COLUMNS, evaluate_run
 from mvl.run_pages import Row, split_files
-from mvl.tables import read_rows
+from mvl.tables import TableError, check_split, read_rows
 from mvl.train import train_run
 
 HIPPOCAMPUS = find_task("Task04_Hippocampus")
@@ -133,3 +133,15 @@ def test_a_studys_page_links_the_split_that_its_runs_used() -> None:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, split="persons"))
     rows = [Row("b", config, config.task, config.system, 1.0, 0, 0, {})]
     assert list(split_files(rows)) == ["Task04_Hippocampus_persons"]
+
+
+def test_runs_with_other_splits_are_told_which_file_to_restore(tmp_path: Path) -> None:
+    config = load_config("hippocampus", "Task04_Hippocampus", "vit_baseline")
+    for kind, name in (("folds", "Task04_Hippocampus.json"), ("persons", PATH.name)):
+        asked = dataclasses.replace(config, data=dataclasses.replace(config.data, split=kind))
+        seen: dict = {}
+        for digest in ("a", "b"):
+            runs.write_json(tmp_path / kind / digest / "status.json", {"state": "done", "split_sha256": digest})
+        check_split(tmp_path / kind / "a", asked, seen)
+        with pytest.raises(TableError, match=f"restore data/splits/{name}"):
+            check_split(tmp_path / kind / "b", asked, seen)

@@ -89,3 +89,11 @@ def test_the_start_of_a_run_costs_little(tmp_path):
     split, start = load_split(task, 0, 1.0), time.process_time()
     trust.check_inputs(task, split, tmp_path)
     assert time.process_time() - start < 2
+
+
+def test_a_run_by_persons_is_told_of_the_persons_file(tmp_path):
+    task = find_task("hippocampus")
+    split = Split(("hippocampus_001",), (), ("hippocampus_001",), "x")
+    for kind, name in (("folds", "Task04_Hippocampus.json"), ("persons", "Task04_Hippocampus_persons.json")):
+        with pytest.raises(TaskError, match=f"restore data/splits/{name}"):
+            trust.check_inputs(task, split, tmp_path / kind, kind=kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,45 @@ PERSON_RULE = RULE.replace(
     "near duplicates (see mvl/datasets/duplicates.py)",
     "scans of one person (cases numbered 2k-1 and 2k)",
 )
+
+
+KNOWN_RULE = RULE.replace(
+    "near duplicates (see mvl/datasets/duplicates.py)",
+    "cases that the registry keeps together (frames of one sequence, one image with two labels)",
+)
+
+
+def known_groups(task: Task, case_ids: Sequence[str]) -> list[list[str]]:
+    """Return the groups of two and more cases that the registry keeps together, sorted.
+
+    A group lists the cases that `together` names, or the frames of one sequence.
+
+    Raises:
+        TaskError: a case is no frame number, or lies behind the last sequence.
+    """
+    known = set(case_ids)
+    held: dict[str, list[str]] = {}
+    for names in task.together:
+        held[names[0]] = sorted(known.intersection(names))
+    if task.sequence_ends:
+        for case in sorted(case_ids):
+            held.setdefault(f"sequence {sequence_of(task, case)}", []).append(case)
+    return sorted(group for group in held.values() if len(group) > 1)
+
+
+def sequence_of(task: Task, case_id: str) -> int:
+    """Return the number of a frame's sequence, counted from 1.
+
+    Raises:
+        TaskError: the case is no frame number, or lies behind the last sequence.
+    """
+    number = int(case_id) if case_id.isdecimal() else 0
+    if not 1 <= number <= task.sequence_ends[-1]:
+        raise TaskError(
+            f"{task.name}: case {case_id} is no frame of its sequences (1 to {task.sequence_ends[-1]}); "
+            "remove it from the data folder"
+        )
+    return bisect_left(task.sequence_ends, number) + 1
 
 
 def person_groups(task: Task, case_ids: Sequence[str]) -> list[list[str]]:
@@ -41,7 +81,12 @@ def person_groups(task: Task, case_ids: Sequence[str]) -> list[list[str]]:
 
 
 def find_groups(task: Task, cases: Sequence[Case], folder: Path) -> list[list[str]]:
-    """Groups of two and more near duplicates among the cases of a picture task; of scans, those of one patient."""
+    """Return the groups of two and more cases that must stay in one block.
+
+    Those are the groups that the registry knows, else near duplicates among pictures, else scans of one patient.
+    """
+    if task.together or task.sequence_ends:
+        return known_groups(task, [case.case_id for case in cases])
     if task.layout not in ("busi", "pairs"):
         held: dict[str, list[str]] = {}
         for case, key in patients(folder).items():
@@ -50,7 +95,15 @@ def find_groups(task: Task, cases: Sequence[Case], folder: Path) -> list[list[st
         return sorted(group for names in held.values() if len(group := sorted(known.intersection(names))) > 1)
     from mvl.datasets.duplicates import duplicate_groups
 
-    return duplicate_groups([case.case_id for case in cases], [case.image for case in cases])
+    names, paths = [case.case_id for case in cases], [case.image for case in cases]
+    return duplicate_groups(names, paths, task.least_correlation)
+
+
+def rule_of(task: Task) -> str:
+    """Return the words for how a task with groups is dealt."""
+    if task.together or task.sequence_ends:
+        return KNOWN_RULE
+    return RULE if task.layout in ("busi", "pairs") else PATIENT_RULE
 
 
 def patients(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl.config import Config
-from mvl.datasets.tasks import OWN, Case, Task, TaskError, case_name, data_root, find_task, is_stray, load_tasks, read_cases
+from mvl.datasets.tasks import OWN, Case, Task, TaskError, aliases, case_name, data_root, find_task, is_stray, load_tasks, read_cases
 
 ENDINGS = (".nii.gz", ".nii")
 NSD_TOLERANCE_MM = 2.0
@@ -39,7 +39,7 @@ def settle(text: str, data_dir: Path | None = None) -> tuple[str, Path | None]:
 
 def find_registered(name: str) -> str | None:
     """Full name of the task of the registry that `name` stands for, or nothing."""
-    return next((task for task in load_tasks() if name.lower() in (task.lower(), task.lower().split("_")[-1])), None)
+    return next((task for task in load_tasks() if name.lower() in aliases(task)), None)
 
 
 def own_task(name: str, data_dir: Path | None = None) -> Task | None:

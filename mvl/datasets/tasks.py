@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,12 @@ class Task:
     persons: str = ""
     """How the case names tell persons, for `data.split: persons`; `pairs`: numbers 2k-1 and 2k are two sides of one person; empty: they
     do not."""
+    together: tuple[tuple[str, ...], ...] = ()
+    "Groups of cases that stay in one block of every split, such as one image with two labels."
+    sequence_ends: tuple[int, ...] = ()
+    "Last number of each video sequence, where a case is the number of a frame; the frames of a sequence stay in one block."
+    least_correlation: float = 0.96
+    "Near duplicates of a picture task correlate at least so much at 64 x 64 pixels (see duplicates.py)."
     prompt: str = ""
     "Words for text guidance; empty: structure and modality, from title, channels and modality."
 
@@ -120,12 +127,21 @@ def load_tasks() -> dict[str, Task]:
 
 def _task(name: str, row: dict[str, Any]) -> Task:
     fields = {key: value for key, value in row.items() if key != "note"}
+    fields["together"] = tuple(map(tuple, row.get("together", ())))
+    for key in ("channels", "sequence_ends"):
+        fields[key] = tuple(row.get(key, ()))
     labels = {int(value): label for value, label in row["labels"].items()}
-    return Task(**{**fields, "name": name, "labels": labels, "channels": tuple(row["channels"])})
+    return Task(**{**fields, "name": name, "labels": labels})
+
+
+def aliases(name: str) -> set[str]:
+    """What a task of the registry may be called, in small letters: its name, also without `Task04_` before it or `_256` behind it."""
+    short = name.lower()
+    return {short, re.sub(r"^task\d\d_", "", short), short.removesuffix("_256")}
 
 
 def find_task(name: str, data_dir: Path | None = None) -> Task:
-    """The task called `name`: its folder name or the word after the underscore, in any case; `<task>_slices`: the axial slices of one.
+    """The task called `name`: its folder name or one of its `aliases`, in any case; `<task>_slices`: the axial slices of one.
 
     A folder of your own data in the data folder is found by its whole name.
 
@@ -134,7 +150,7 @@ def find_task(name: str, data_dir: Path | None = None) -> Task:
     """
     if name.lower().endswith(SLICES) and len(name) > len(SLICES):
         return sliced(find_task(name[:-len(SLICES)], data_dir))
-    known = {alias: task for task in load_tasks().values() for alias in (task.name.lower(), task.name.lower().split("_")[-1])}
+    known = {alias: task for task in load_tasks().values() for alias in aliases(task.name)}
     if name.lower() not in known:
         from mvl.datasets.own import own_task
 

@@ -35,13 +35,18 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
         return [Finding(str(path), fault, _remedy(task, folder)) for path, fault in picture_faults(task, folder, data_dir)]
     cases, manifest, again = read_layout(task, folder), read_manifest(task, folder), _remedy(task, folder)
     findings = _listing(task, folder, cases, again)
-    seen: dict[str, Path] = {}
+    seen: dict[str, Case] = {}
     for case in cases:
         faults, digest = look_at(task, case, folder, manifest)
-        if digest and (twin := seen.setdefault(digest, case.image)) != case.image and case.image not in faults:
-            faults[case.image] = f"the same voxels as {twin.name}: one scan under two names would leak from training into test"
+        if digest and (twin := seen.setdefault(digest, case)) != case and case.image not in faults and not _together(task, twin, case):
+            faults[case.image] = f"the same voxels as {twin.image.name}: one scan under two names would leak from training into test"
         findings += [Finding(str(path), text, again) for path, text in faults.items()]
     return findings
+
+
+def _together(task: Task, one: Case, other: Case) -> bool:
+    """Whether the registry keeps two cases in one block."""
+    return any(one.case_id in group and other.case_id in group for group in task.together)
 
 
 def look_at(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[dict[Path, str], str | None]:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mvl.config import ROOT
 from mvl.datasets.duplicates import correlations, distances, duplicate_groups, hashes, joined, thumbnail
+from mvl.datasets.groups import find_groups
 from mvl.datasets.shapes2d import make_shape
-from mvl.datasets.tasks import MANIFESTS, find_task, list_cases
+from mvl.datasets.tasks import MANIFESTS, Case, find_task, list_cases
 
 BUSI = Path(os.environ.get("MVL_DATA", "")) / "Dataset_BUSI_with_GT"
 
@@ -30,6 +32,24 @@ def test_copies_are_grouped_and_other_pictures_are_not(tmp_path):
     assert duplicate_groups(list(paths), list(paths.values())) == [["a", "b", "c"]]
 
 
+def test_a_proposed_pair_is_dropped_where_the_pictures_do_not_correlate(tmp_path):
+    """Two endoscope pictures: one frame with unlike insides gives like hashes."""
+    rng = np.random.default_rng(2)
+    rows, columns = np.mgrid[:64, :64]
+    disc = np.hypot(rows - 32, columns - 32) < 28
+    paths = []
+    for shift in (0, 0, 9):
+        blob = np.hypot(rows - 26 - shift, columns - 26 - shift) < 8
+        values = 130.0 * disc + 70.0 * blob + rng.normal(0, 2, disc.shape)
+        paths.append(tmp_path / f"{len(paths)}.png")
+        Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(paths[-1])
+    alike = correlations(np.stack([thumbnail(path) for path in paths]))
+    least = float(alike[0, 1] + alike[0, 2]) / 2
+    assert alike[0, 1] > 0.97 > alike[0, 2] > 0.9
+    assert duplicate_groups(list("abc"), paths) == [["a", "b", "c"]]
+    assert duplicate_groups(list("abc"), paths, least) == [["a", "b"]]
+
+
 def test_distance_and_correlation_are_what_they_say():
     few = np.random.default_rng(1).random((3, 64, 64)).astype(np.float32)
     few[2] = 3 * few[0] + 5
@@ -40,6 +60,24 @@ def test_distance_and_correlation_are_what_they_say():
 
 def test_groups_join_through_others():
     assert joined(list("abcdef"), [("a", "b"), ("d", "e"), ("b", "f")]) == [["a", "b", "f"], ["d", "e"]]
+
+
+DATA = Path(os.environ.get("MVL_DATA", ""))
+
+
+@pytest.mark.parametrize("name", ["ISIC2017_256", "PH2_256", "Kvasir_SEG_256"])
+def test_committed_groups_of_pictures_follow_from_the_pictures(name):
+    """On every group and fifty other cases: the chains that swallowed such sets are gone."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"needs {name} under MVL_DATA")
+    task = find_task(name)
+    groups = json.loads((ROOT / "data" / "splits" / f"{name}.json").read_text())["groups"]
+    paths = {case.case_id: case.image for case in list_cases(task)}
+    named = {case for group in groups for case in group} | set(sorted(paths)[:: len(paths) // 50])
+    some = [Case(case, paths[case], paths[case]) for case in sorted(named)]
+    assert find_groups(task, some, DATA / name) == groups
+    # Without the correlation the hash alone joins others too.
+    assert duplicate_groups(sorted(named), [paths[case] for case in sorted(named)]) != groups
 
 
 @pytest.mark.skipif(not BUSI.is_dir(), reason="needs BUSI under MVL_DATA")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mvl.config import ROOT
-from mvl.datasets.groups import find_groups, kind_of, training_order, units
-from mvl.datasets.splits import make_split, read_split, select
-from mvl.datasets.tasks import MANIFESTS, TaskError, find_task
+from mvl.datasets.groups import KNOWN_RULE, RULE, find_groups, kind_of, known_groups, rule_of, sequence_of, training_order, units
+from mvl.datasets.splits import make_split, read_split, select, split_file
+from mvl.datasets.tasks import MANIFESTS, Case, TaskError, find_task
 
 PATH = ROOT / "data" / "splits" / "BUSI.json"
 
@@ -71,3 +71,52 @@ def test_units_order_and_kinds():
     assert sorted(order) == ["a", "c", "d"] and abs(order.index("a") - order.index("c")) == 1
     assert [kind_of(case) for case in ("benign_003", "patient_3", "x")] == ["benign", "case", "case"]
     assert find_groups(find_task("hippocampus"), [], Path("nowhere")) == []
+
+
+REDUCED = ["Task02_Heart_half", "LeftAtrium2018_half", "ISIC2017_256", "PH2_256", "Kvasir_SEG_256", "CVC_ClinicDB_256"]
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_committed_splits_of_reduced_copies_follow_from_rule_and_manifest(name):
+    task = find_task(name)
+    split = read_split(ROOT / "data" / "splits" / f"{name}.json")
+    everyone = sorted(case for block in split["blocks"] for case in block)
+    files = json.loads((MANIFESTS / f"{name}.json").read_text())["files"]
+    assert {Path(file).name.split(".")[0] for file in files} == set(everyone)
+    assert len(everyone) == task.num_cases and len(files) == 2 * task.num_cases
+    if name == "LeftAtrium2018_half":
+        assert make_split(name, everyone) == split
+        return
+    groups = known_groups(task, everyone) or split["groups"]
+    assert make_split(name, everyone, groups=groups, rule=rule_of(task)) == split
+    assert split["rule"] == (KNOWN_RULE if task.together or task.sequence_ends else RULE)
+
+
+def test_the_doubled_heart_lies_in_one_block():
+    split = read_split(ROOT / "data" / "splits" / "Task02_Heart_half.json")
+    assert [block for block in split["blocks"] if "la_005" in block] == [["la_005", "la_026"]]
+
+
+def test_no_sequence_of_frames_lies_in_two_blocks():
+    task = find_task("CVC_ClinicDB_256")
+    ends = [sequence_of(task, case) for case in ("1", "25", "26", "205", "206", "592", "612")]
+    assert ends == [1, 1, 2, 10, 11, 29, 29] and len(task.sequence_ends) == 29
+    homes: dict[int, set[int]] = {}
+    for k, block in enumerate(read_split(ROOT / "data" / "splits" / "CVC_ClinicDB_256.json")["blocks"]):
+        for case in block:
+            homes.setdefault(sequence_of(task, case), set()).add(k)
+    assert len(homes) == 29 and all(len(blocks) == 1 for blocks in homes.values())
+    for case in ("613", "0", "la_005"):
+        with pytest.raises(TaskError, match="is no frame of its sequences"):
+            sequence_of(task, case)
+
+
+def test_a_split_that_parts_what_the_registry_keeps_together_is_refused(tmp_path, monkeypatch):
+    """A file without its groups passes every other check."""
+    monkeypatch.setattr("mvl.datasets.splits.split_path", lambda *_: tmp_path / "heart.json")
+    cases = [Case(name, tmp_path, tmp_path) for name in ("la_005", "la_026", *(f"la_1{i:02d}" for i in range(18)))]
+    monkeypatch.setattr("mvl.datasets.splits.list_cases", lambda *_: cases)
+    split = make_split("Task02_Heart_half", [case.case_id for case in cases], seed=1)
+    (tmp_path / "heart.json").write_text(json.dumps(split))
+    with pytest.raises(TaskError, match="la_005 and la_026 lie in different blocks"):
+        split_file(find_task("Task02_Heart_half"))

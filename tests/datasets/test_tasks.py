@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from mvl.datasets.phantoms import write_phantoms
-from mvl.datasets.tasks import TaskError, data_root, find_task, list_cases, load_tasks, read_cases, task_dir, task_path
+from mvl.datasets.tasks import TaskError, aliases, data_root, find_task, list_cases, load_tasks, read_cases, task_dir, task_path
 
 
 def test_registry_holds_the_ten_tasks_and_the_phantoms():
     tasks = load_tasks()
-    assert len(tasks) == 13 and {"phantoms", "BUSI", "shapes"} < set(tasks) and sum(t.num_cases for t in tasks.values() if t.url) == 1741
+    assert len(tasks) == 19 and {"phantoms", "BUSI", "shapes"} < set(tasks) and sum(t.num_cases for t in tasks.values() if t.url) == 1741
     for task in tasks.values():
         assert task.labels and min(task.labels) == 1 and task.nsd_tolerance_mm > 0 and task.channels and task.citation
         assert not task.url or (task.url.endswith(f"/{task.name}.tar") and len(task.md5) == 32 and task.licence == "CC-BY-SA 4.0")
@@ -23,8 +23,10 @@ def test_registry_holds_the_ten_tasks_and_the_phantoms():
 
 def test_pictures_are_measured_in_pixels():
     tasks = load_tasks()
-    assert [name for name, task in tasks.items() if task.unit == "px"] == ["BUSI", "shapes"]
-    assert [name for name, task in tasks.items() if task.dims == 2] == ["BUSI", "shapes"]
+    pictures = ["BUSI", "shapes", "ISIC2017_256", "PH2_256", "Kvasir_SEG_256", "CVC_ClinicDB_256"]
+    assert [name for name, task in tasks.items() if task.unit == "px"] == pictures
+    assert [name for name, task in tasks.items() if task.dims == 2] == pictures
+    assert all(len(tasks[name].channels) == 3 for name in pictures[2:])
     assert tasks["BUSI"].folder == "Dataset_BUSI_with_GT" and tasks["BUSI"].num_cases == 780 and tasks["BUSI"].licence == "CC BY 4.0"
 
 
@@ -32,6 +34,19 @@ def test_md5_sums_are_those_of_monai():
     from monai.apps import DecathlonDataset
 
     assert {name: task.md5 for name, task in load_tasks().items() if task.url} == DecathlonDataset.md5
+
+
+def test_no_two_tasks_share_a_name_and_reduced_copies_keep_theirs():
+    names = [alias for name in load_tasks() for alias in aliases(name)]
+    assert len(set(names)) == len(names)
+    assert find_task("heart").name == "Task02_Heart"
+    assert find_task("heart_half").name == "Task02_Heart_half"
+    assert find_task("ph2").name == find_task("PH2_256").name == "PH2_256"
+
+
+def test_a_task_that_is_cropped_by_its_label_says_so():
+    task = find_task("LeftAtrium2018_half")
+    assert "cropped by its label" in task.title and "Decathlon" not in task.citation
 
 
 def test_task_is_found_by_folder_name_or_last_word():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -256,3 +257,17 @@ def test_several_channels_are_expected_by_number(tmp_path):
     assert decode(nifti_bytes(voxels, np.eye(4)), 2).voxels.shape == (6, 6, 6, 2)
     with pytest.raises(FileFault, match="expected 3 axes and 4 channels"):
         decode(nifti_bytes(voxels, np.eye(4)), 4)
+
+
+@pytest.mark.parametrize("name", ["Task02_Heart_half", "LeftAtrium2018_half", "ISIC2017_256", "PH2_256", "Kvasir_SEG_256", "CVC_ClinicDB_256"])
+def test_reduced_copies_are_whole(name):
+    """The heart holds one image twice, which the registry knows."""
+    if not (HIPPOCAMPUS.parent / name).is_dir():
+        pytest.skip(f"MVL_DATA has no {name}")
+    assert verify(find_task(name)) == []
+
+
+@pytest.mark.skipif(not (HIPPOCAMPUS.parent / "Task02_Heart_half").is_dir(), reason="MVL_DATA has no Task02_Heart_half")
+def test_one_image_twice_is_a_fault_unless_the_registry_keeps_it_together():
+    [finding] = verify(dataclasses.replace(find_task("Task02_Heart_half"), together=()))
+    assert "la_026" in finding.path and "the same voxels as la_005" in finding.fault

@@ -1,0 +1,61 @@
+"""The script that reduces public data: sizes, masks, halves of volumes and their place in space, on made-up originals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvl.config import ROOT
+from mvl.datasets.pictures import read_case, read_pairs
+from mvl.datasets.tasks import find_task, read_cases
+
+SPEC = importlib.util.spec_from_file_location("reduce_data", ROOT / "workflow" / "reduce_data.py")
+reduce_data = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(reduce_data)
+
+
+@pytest.mark.parametrize(("name", "image", "mask", "shape"), [
+    ("isic", "ISIC-2017_Training_Data/ISIC_0000001.jpg", "ISIC-2017_Training_Part1_GroundTruth/ISIC_0000001_segmentation.png", (256, 256)),
+    ("ph2", "IMD003/IMD003_Dermoscopic_Image/IMD003.bmp", "IMD003/IMD003_lesion/IMD003_lesion.bmp", (192, 256)),
+    ("kvasir", "Kvasir-SEG/images/abc.jpg", "Kvasir-SEG/masks/abc.jpg", (256, 256)),
+    ("cvc", "CVC/Original/12.tif", "CVC/Ground Truth/12.tif", (256, 256)),
+])
+def test_pictures_get_their_size_and_masks_stay_black_and_white(tmp_path, name, image, mask, shape):
+    drawn = np.zeros((300, 400), np.uint8)
+    drawn[75:150, 100:300] = 255
+    colours = np.stack([np.where(drawn, 200, 40), np.full_like(drawn, 90), np.full_like(drawn, 30)], -1)
+    for part, values in ((image, colours.astype(np.uint8)), (mask, drawn)):
+        (tmp_path / "in" / part).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(tmp_path / "in" / part)
+    folder = reduce_data.main(name, tmp_path / "in", tmp_path / "out")
+    task = find_task(folder.name)
+    [case] = read_pairs(folder)
+    pixels, label = read_case(case, len(task.channels))
+    assert pixels.shape == (3, *shape) and label.mean() == pytest.approx(0.125, abs=0.01)
+    assert pixels[0][label > 0].mean() > 190 and pixels[0][label == 0].mean() < 50 and pixels[1].mean() == pytest.approx(90, abs=3)
+    assert set(np.unique(np.asarray(Image.open(case.label)))) == {0, 255}
+
+
+def test_a_halved_heart_lies_where_the_whole_one_lay(tmp_path):
+    """The centre of mass of the label, in mm, moves by less than a fine voxel."""
+    label = np.zeros((320, 260, 12), np.uint8)
+    label[120:180, 100:160, 4:10] = 1
+    affine = np.diag([1.25, 1.25, 1.37, 1])
+    affine[:3, 3] = (-100, 30, 7)
+    for part, voxels in (("imagesTr", label * 100.0 + 5), ("labelsTr", label)):
+        (tmp_path / "Task02_Heart" / part).mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "Task02_Heart" / part / "la_003.nii.gz")
+    folder = reduce_data.main("heart", tmp_path, tmp_path / "out")
+    [case] = read_cases(folder)
+    image, small = nibabel.load(case.image), nibabel.load(case.label)
+    assert image.shape == small.shape == (128, 128, 6)
+    assert nibabel.affines.voxel_sizes(small.affine) == pytest.approx([2.5, 2.5, 2.74])
+    centres = [nibabel.affines.apply_affine(a, np.argwhere(v)).mean(0) for a, v in ((affine, label), (small.affine, small.get_fdata()))]
+    assert centres[0] == pytest.approx(centres[1], abs=1e-3)
+    assert image.get_fdata()[small.get_fdata() > 0].mean() == pytest.approx(105)
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 1

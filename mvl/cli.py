@@ -199,7 +199,11 @@ def add_run(commands: Any) -> None:
     command.add_argument("--runs-per-gpu", type=whole(0, 64), default=0, metavar="N",
                          help="wait for a card that fewer than N such runs hold, and use it alone; 0: what CUDA shows first (default: 0)")
     command.add_argument("--tensorboard", action="store_true", help="write event files into the run's folder (MVL_TENSORBOARD=1: every run does)")
-    add(commands, "evaluate", do.evaluate, data_dir).add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
+    command = add(commands, "evaluate", do.evaluate, data_dir)
+    command.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
+    command.add_argument(
+        "--on", type=task_name, metavar="TASK",
+        help="evaluate every case of another task, e.g. PH2_256, into cases_on_TASK.csv")
     add(commands, "usage", do.usage, data_dir, as_json).add_argument("run", type=Path, metavar="RUN", help="folder of a trained hybrid's run")
     command = add(commands, "predict", do.predict, as_json)
     command.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run, with its weights")

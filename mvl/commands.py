@@ -93,11 +93,10 @@ def train(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """`mvl evaluate RUN`: scores a trained run again and writes its cases.csv."""
-    from mvl.evaluate import evaluate_run
+    """`mvl evaluate RUN`: scores a trained run again and writes its cases.csv; --on TASK: on every case of another task."""
+    from mvl.external import evaluate_command
 
-    print(f"{args.run / 'cases.csv'}: {len(evaluate_run(args.run, args.data_dir))} rows")
-    return DONE
+    return evaluate_command(args.run, args.on, args.data_dir)
 
 
 def usage(args: argparse.Namespace) -> int:
@@ -195,7 +194,7 @@ def study_check(args: argparse.Namespace) -> int:
 
 
 def study_collect(args: argparse.Namespace) -> int:
-    """`mvl study collect S`: writes runs.csv, cases.csv and history.csv of a study."""
+    """`mvl study collect S`: writes runs.csv, cases.csv, history.csv and, of external tests, external.csv."""
     from mvl.tables import collect
 
     print(collect(args.study, args.results_dir))

@@ -28,6 +28,8 @@ RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 "What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
 EXTRA_FILES = ("usage.csv",)
 "What the record of some runs holds besides: how a hybrid uses its block."
+EXTERNAL = "cases_on_"
+"Beginning of the names of external tests' rows, which a record holds too."
 PACKAGES = ("torch", "numpy", "monai", "transformers", "peft", "accelerate", "safetensors", "nibabel", "scipy", "pandas")
 STALE_S = 3600
 "Age from which a temporary file is no live writer's: a write takes seconds."
@@ -209,7 +211,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 def is_done(folder: Path, need_weights: bool = False) -> bool:
     """True when the run says done and every recorded file is there with its hash."""
     status = read_status(folder)
-    files = {n: h for n, h in status.get("files", {}).items() if need_weights or n in (*RECORD_FILES, *EXTRA_FILES)}
+    files = {n: h for n, h in status.get("files", {}).items() if need_weights or is_record(n)}
     whole = all((folder / n).is_file() and sha256_file(folder / n) == h for n, h in files.items())
     return status["state"] == "done" and set(RECORD_FILES) <= set(files) and whole
 
@@ -217,7 +219,22 @@ def is_done(folder: Path, need_weights: bool = False) -> bool:
 def recorded_files(folder: Path) -> tuple[str, ...]:
     """Names of a finished run's sealed files, but for its weights."""
     sealed = read_status(folder).get("files", {})
-    return (*RECORD_FILES, *(name for name in EXTRA_FILES if name in sealed))
+    return (*RECORD_FILES, *(name for name in EXTRA_FILES if name in sealed), *external_files(folder))
+
+
+def is_record(name: str) -> bool:
+    """Return whether a sealed file of this name belongs into a run's record, as all do but the weights."""
+    return name in (*RECORD_FILES, *EXTRA_FILES) or name.startswith(EXTERNAL)
+
+
+def external_file(task_name: str) -> str:
+    """Return the name of the file in which a run's external test on a task is kept."""
+    return f"{EXTERNAL}{task_name}.csv"
+
+
+def external_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of a finished run's sealed external tests, sorted."""
+    return tuple(sorted(name for name in read_status(folder).get("files", {}) if name.startswith(EXTERNAL)))
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:

@@ -23,9 +23,11 @@ RUN_COLUMNS = [*RUN_KEYS, "state", "n_test", "dice", "dice_sd", "jaccard", "sens
                "missed", "best_epoch", "trainable", "frozen", "total", "runtime_s", "cpu_s", "runtime_per_epoch_s", "peak_memory_mb", "run",
                "weights_sha256", "cases_sha256", "history_sha256", *DECATHLON]
 "Columns of runs.csv, in order; the last two, as in cases.csv, only where a run of the study has them."
+EXTERNAL_COLUMNS = ["trained_on", *CASE_COLUMNS]
+"Columns of external.csv: the run's own task, then the row of its external test, whose `task` is the external one."
 NEUTRAL = ("data.cache_gb", "data.num_workers")
 "Settings that change no result, so a run made with others is not stale."
-TEXT = {"study": str, "task": str, "system": str, "case": str, "label": str, "status": str, "state": str, "run": str,
+TEXT = {"trained_on": str, "study": str, "task": str, "system": str, "case": str, "label": str, "status": str, "state": str, "run": str,
         "weights_sha256": str, "cases_sha256": str, "history_sha256": str}
 
 
@@ -72,12 +74,27 @@ def collect(study: str, results_dir: Path) -> Path:
 
 def _collect_locked(study: str, results_dir: Path) -> Path:
     folder, (table, cases, history) = Path(results_dir) / Path(study).stem, gather(study, results_dir)
-    for name in ("cases.csv", "history.csv", "runs.csv"):
+    for name in ("cases.csv", "external.csv", "history.csv", "runs.csv"):
         runs.sweep(folder, name)
     write_table(folder / "cases.csv", cases, CASE_COLUMNS)
     runs.write_csv(folder / "history.csv", history, [*RUN_KEYS, *HISTORY_COLUMNS])
+    if external := gather_external(study, results_dir):
+        write_table(folder / "external.csv", external, EXTERNAL_COLUMNS)
+    else:
+        (folder / "external.csv").unlink(missing_ok=True)
     write_table(folder / "runs.csv", table, RUN_COLUMNS)
     return folder
+
+
+def gather_external(study: str, results_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of every external test that is sealed in a done run of the grid, in the grid's order."""
+    rows: list[dict[str, Any]] = []
+    for config in study_runs(study):
+        folder = runs.run_dir(results_dir, config)
+        if run_state(folder, config) == "done":
+            for name in runs.external_files(folder):
+                rows += [{"trained_on": config.task} | row for row in read_rows(folder / name, CASE_COLUMNS)]
+    return rows
 
 
 def without_decathlon(columns: list[str]) -> list[str]:
@@ -233,11 +250,23 @@ def read_cases(study: str, results_dir: Path) -> pd.DataFrame:
     Raises:
         TableError: a metric is empty or not finite, or a row stands twice.
     """
-    path = Path(results_dir) / Path(study).stem / "cases.csv"
-    table = read_table(path, CASE_COLUMNS)
+    return read_scores(study, Path(results_dir) / Path(study).stem / "cases.csv", CASE_COLUMNS)
+
+
+def read_external(study: str, results_dir: Path) -> pd.DataFrame:
+    """Return `external.csv`, checked as `read_cases` does: one row per done run, external case and label; no row without a file."""
+    path = Path(results_dir) / Path(study).stem / "external.csv"
+    if not path.is_file():
+        return pd.DataFrame(columns=EXTERNAL_COLUMNS)
+    return read_scores(study, path, EXTERNAL_COLUMNS)
+
+
+def read_scores(study: str, path: Path, columns: list[str]) -> pd.DataFrame:
+    """Return a table of cases after checking that no metric is empty and no row stands twice."""
+    table = read_table(path, columns)
     if table[["status", *METRICS]].isna().any().any():
         raise TableError(f"{path}: a metric is empty or NaN; collect it again with `mvl study collect {study}`")
-    if table.duplicated([*RUN_KEYS, "case", "label"]).any():
+    if table.duplicated([column for column in columns if column in ("trained_on", *RUN_KEYS, "case", "label")]).any():
         raise TableError(f"{path}: a case stands twice; collect it again with `mvl study collect {study}`")
     return table
 

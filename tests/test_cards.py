@@ -44,6 +44,18 @@ def test_every_data_set_and_weight_has_its_licence():
     assert "10.1038/s41467-022-30695-9" in cards.data_citations(["Task04_Hippocampus"]) and "None" in cards.data_citations(["phantoms"])
 
 
+def test_the_data_card_gives_the_licence_of_each_reduced_copy_and_counts_what_the_splits_say():
+    text = (ROOT / "book" / "data_card.md").read_text()
+    for name, task in load_tasks().items():
+        if name.endswith(("_half", "_256")):
+            [start] = re.findall(rf"\*\*`{name}`\*\* \(([^;)]+)", text)
+            assert start == task.licence
+            assert name != "LeftAtrium2018_half" or "cropped by its label" in text
+    groups = {name: json.loads((ROOT / "data" / "splits" / f"{name}.json").read_text())["groups"] for name in ("ISIC2017_256", "Kvasir_SEG_256")}
+    assert len(groups["ISIC2017_256"]) == 12 and "Twelve groups" in text
+    assert [len(group) for group in groups["Kvasir_SEG_256"]] == [2] * 5 and "Five pairs" in text
+
+
 def test_every_script_of_others_has_its_licence():
     folders = {path.name for path in (ROOT / "book" / "_vendor").iterdir() if path.is_dir()}
     assert folders <= set(cards.VENDORED)

@@ -80,6 +80,8 @@ class Task:
     persons: str = ""
     """How the case names tell persons, for `data.split: persons`; `pairs`: numbers 2k-1 and 2k are two sides of one person; empty: they
     do not."""
+    copy_of: str = ""
+    "Name of the task of which this one is a reduced copy; empty: of none that the registry knows."
     together: tuple[tuple[str, ...], ...] = ()
     "Groups of cases that stay in one block of every split, such as one image with two labels."
     sequence_ends: tuple[int, ...] = ()

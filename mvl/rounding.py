@@ -172,6 +172,12 @@ def facts() -> dict[str, str]:
     return {"rounding": paragraph(), "rounding_table": table()}
 
 
+def spread(percents: list[float]) -> str:
+    """The smallest and the largest of some percentages, or the one that both round to."""
+    ends = sorted({f"{value:.0f}" for value in (min(percents), max(percents))}, key=float)
+    return " to ".join(ends)
+
+
 def paragraph() -> str:
     """The rounding and its bounds in three sentences."""
     record = read_record()
@@ -181,8 +187,8 @@ def paragraph() -> str:
         f"SmolLM2-135M's layer is a **4-bit rounding**: the file holds all "
         f"{record['tensors']['matrices of layers, Q4_1']} matrices of its layers as Q4_1, 16 levels for each 32 "
         f"values, and the weights before that rounding were not used. The rounding's error in a matrix of "
-        f"the last layer is estimated at {min(steps):.0f} to {max(steps):.0f} % of the weights' size from the file's "
-        f"own steps, and at {min(second):.0f} to {max(second):.0f} % by rounding once more. The whole dequantised "
+        f"the last layer is estimated at {spread(steps)} % of the weights' size from the file's "
+        f"own steps, and at {spread(second)} % by rounding once more. The whole dequantised "
         f"model is still a language model: its next-token loss is {loss['as published']:.2f} nats on "
         f"{record['tokens']} tokens of English, {loss['rounded once more']:.2f} after one more such rounding of all "
         f"matrices, {loss['shuffled']:.2f} with their values shuffled and {loss['random']:.2f} with random ones.")

@@ -81,3 +81,8 @@ def test_the_errors_are_measured_again_from_the_file():
     assert set(found) == set(wanted)
     for name, errors in found.items():
         assert errors == pytest.approx(wanted[name], rel=1e-4)
+
+
+def test_a_spread_of_one_rounded_value_is_that_value():
+    assert rounding.spread([7.9, 8.1]) == "8"
+    assert rounding.spread([11.2, 8.1, 9.0]) == "8 to 11"

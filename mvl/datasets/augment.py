@@ -58,13 +58,16 @@ class Changes:
 
     def apply(self, image: Tensor, label: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """Changed copies of images (B, C, *S) and labels (B, 1, *S), whose draws stand in `rows`."""
-        drawn = self.drawn[rows]
+        drawn, given = self.drawn[rows], image
         if any(c.turn is not None for c in drawn):
             image, label = self.turned(image, label, rows)
         if any(c.intensity is not None for c in drawn):
             factor, summand = self.intensity[rows].unbind(1)
             bright = [c.intensity is not None for c in drawn]
-            image = chosen(bright, image * factor + summand, image)
+            if all(bright) and image is not given:  # a copy already
+                image = image.mul_(factor).add_(summand)
+            else:
+                image = chosen(bright, image * factor + summand, image)
         if any(c.mirrored or c.plane for c in drawn):
             image = torch.stack([flipped(x[None], c)[0] for x, c in zip(image, drawn)])
             label = torch.stack([flipped(y[None], c)[0] for y, c in zip(label, drawn)])

@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvl import runs
 from mvl.config import ROOT, Config, load_config
 from mvl.overhead import clock
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvl.datasets.augment import Change
+
 RECORD = ROOT / "data" / "loader.json"
 STUDY, TASK, SYSTEMS, DEVICE = "paper", "Task04_Hippocampus", ("vit_baseline", "medvisionllama_v3"), "h100"
 "Real scans at the paper's size and batch; what is asked for is asked by these systems on this device."
 VOLUMES, WORKERS, LARGE = 8, (0, 1, 2), (512, 512, 64)
+BATCH_BAR = 0.5
+"Most that a case's augmentation in a batch may take of what it takes alone."
 SOURCES = {"files": "decoded at each visit", "disk": "from the cache on disk", "memory": "from memory"}
 
 
@@ -39,7 +47,11 @@ def bench(tell: Callable[[str], None] = lambda line: None, data_dir: Path | None
                 rows += [row(replace(config, data=replace(data, num_workers=workers)), source, volumes, data_dir) for workers in WORKERS]
                 tell("; ".join(f"{r['source']}, augment {r['augment']}, {r['workers']} processes: {r['volumes_per_s']:.2f} volumes/s"
                                for r in rows[-len(WORKERS):]))
-    return {"task": config.task, "img_size": list(config.data.img_size), "volumes": volumes, "rows": rows, "asked": asked(config),
+    with cached(None):
+        augmented = augmentation_times(config, volumes, data_dir)
+    tell(augmentation_line(augmented))
+    return {"task": config.task, "augmentation": augmented, "img_size": list(config.data.img_size), "volumes": volumes, "rows": rows,
+            "asked": asked(config),
             "large": {"shape": list(large), "cpu_s": large_scan(config, large)}, "device": DEVICE, "measured": runs.now(),
             "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "environment": runs.environment()}
 
@@ -75,14 +87,69 @@ def row(config: Config, source: str, volumes: int, data_dir: Path | None) -> dic
     return {"source": source, "augment": config.data.augment, "workers": config.data.num_workers, "volumes_per_s": seen / wall, "cpu_s": cpu / seen}
 
 
+def augmentation_times(config: Config, volumes: int, data_dir: Path | None, repeats: int = 3) -> dict[str, float]:
+    """Milliseconds of processor time that the augmentation of a case takes alone and in a batch, with the same draws, in this process.
+
+    Alone is PyTorch's own sampler, asked for image and label apart; the batch is what training does. Medians of `repeats`, turn about.
+
+    Raises:
+        RuntimeError: the two differ in a bit.
+    """
+    import torch
+
+    from mvl.datasets.augment import Changes, augmentation
+    from mvl.datasets.loaders import CaseStore
+    from mvl.datasets.splits import load_split
+    from mvl.datasets.tasks import find_task
+
+    runs.keep_freed_memory()  # as training does: without it, page faults are most of what is measured
+    task = find_task(config.task, data_dir)
+    store = CaseStore(task, load_split(task, 0, 1.0, data_dir).train[:volumes], config.data, data_dir)
+    pairs = [store.get(index) for index in range(len(store))]
+    images, labels = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    augment, size = augmentation(config.data), config.train.batch_size
+    taken: dict[str, list[float]] = {"alone": [], "batch": []}
+    for repeat in range(repeats + 1):
+        begun = clock()
+        single = [one_alone(augment.draw(index), images[index:index + 1], labels[index:index + 1]) for index in range(volumes)]
+        middle = clock()
+        changes = Changes([augment.draw(index) for index in range(volumes)], config.data.img_size, images.device)
+        parts = [slice(start, start + size) for start in range(0, volumes, size)]
+        together = [changes.apply(images[part], labels[part], part) for part in parts]
+        if repeat:  # the first warms up
+            taken["alone"].append((middle - begun) / volumes * 1e3)
+            taken["batch"].append((clock() - middle) / volumes * 1e3)
+    for which in (0, 1):
+        if not torch.equal(torch.cat([pair[which] for pair in single]), torch.cat([pair[which] for pair in together])):
+            raise RuntimeError("augmentation in a batch differs from that of a case alone")
+    medians = {way: statistics.median(times) for way, times in taken.items()}
+    return {"alone_ms": medians["alone"], "batch_ms": medians["batch"], "ratio": medians["batch"] / medians["alone"], "bar": BATCH_BAR}
+
+
+def one_alone(change: Change, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """One case (1, C, *S) turned and brightened as PyTorch does it, whose sampler finds the positions for image and label apart."""
+    import torch.nn.functional as F
+
+    from mvl.datasets.resample import read, sampling_theta
+
+    if change.turn is not None:
+        theta = sampling_theta(change.turn, tuple(image.shape[2:]))[None]
+        grid = F.affine_grid(theta, [1, 1, *image.shape[2:]], align_corners=False)
+        image, label = read(image, grid, "bilinear"), read(label.float(), grid, "nearest").to(label.dtype)
+    factor, summand = change.intensity or (1.0, 0.0)
+    return image * factor + summand, label
+
+
 def asked(config: Config) -> dict[str, dict[str, float]]:
     """Seconds per step and volumes per second that the planner expects of the device, by system."""
-    from mvl import plan
+    from mvl import gpus, plan
 
-    device, out = plan.find_device(DEVICE), {}
+    device, size, out = plan.find_device(DEVICE), config.train.batch_size, {}
     for system in SYSTEMS:
-        each = plan.work_of(load_config(STUDY, config.task, system)).trained / (plan.GPU_SHARE * device.fp32)
-        out[system] = {"step_s": each * config.train.batch_size, "volumes_per_s": 1 / each}
+        planned = load_config(STUDY, config.task, system)
+        fast = gpus.speed(device, planned.train.precision)
+        step = plan.work_of(planned).trained * size / fast.gflops + fast.step_s
+        out[system] = {"step_s": step, "volumes_per_s": size / step}
     return out
 
 
@@ -101,6 +168,14 @@ def large_scan(config: Config, shape: tuple[int, ...]) -> float:
         transform, begun = preprocessing(config.data), clock()
         transform(paths)
         return clock() - begun
+
+
+def augmentation_line(augmented: dict[str, float]) -> str:
+    """The augmentation of a case alone and in a batch, beside its bar."""
+    met = "met" if augmented["ratio"] <= augmented["bar"] else "NOT met"
+    return (f"The augmentation of a case takes {augmented['alone_ms']:.0f} ms of processor time alone, by PyTorch's sampler, and "
+            f"{augmented['batch_ms']:.0f} ms in a batch, with the same draws and bits: {augmented['ratio']:.2f} of it "
+            f"(bar: at most {augmented['bar']:g}, {met}).")
 
 
 def starving(value: dict[str, Any]) -> str:
@@ -136,7 +211,7 @@ def table(value: dict[str, Any]) -> str:
 
 def show(value: dict[str, Any]) -> str:
     """The measured epochs and what they mean."""
-    return f"{table(value)}\n\n{starving(value)}"
+    return "\n\n".join([table(value), augmentation_line(value["augmentation"]), starving(value)])
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:
@@ -148,4 +223,6 @@ def facts(path: Path = RECORD) -> dict[str, str]:
     first = (f"Volumes per second that the loader gives, by loader processes (0: the run's own), over epochs of {value['volumes']} scans of "
              f"`{value['task']}` at {size}, as `mvl bench --loader` wrote them into `data/loader.json`. The machine had {value['cores']} cores and a "
              f"load of {value['load']:g} from other work: the last column hardly depends on that, the others do.")
-    return {"loader": f"{first}\n\n{table(value)}\n\n{starving(value)}"}
+    # A record of before the measurement has none.
+    augmented = [augmentation_line(value["augmentation"])] if "augmentation" in value else []
+    return {"loader": "\n\n".join([first, table(value), *augmented, starving(value)])}

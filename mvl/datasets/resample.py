@@ -62,7 +62,8 @@ def read_on_cpu(image: Tensor, label: Tensor, theta: Tensor) -> tuple[Tensor, Te
     moved = torch.empty_like(label)
     for number in range(len(image)):
         grid = theta[number] @ base
-        values = image[number].flatten(1)
+        # The neighbours of the last voxels lie behind the volume, where they get weight 0.
+        values = F.pad(image[number].flatten(1), (0, 1 + size[2] + size[1] * size[2]))
         marks = label[number].flatten()
         for start in range(0, grid.shape[1], CHUNK):
             part = slice(start, start + CHUNK)
@@ -85,21 +86,23 @@ def nearest(places: list[Tensor], size: tuple[int, ...]) -> Tensor:
 
 
 def trilinear(values: Tensor, places: list[Tensor], size: tuple[int, ...], out: Tensor) -> None:
-    """Write the values (C, voxels) between the eight voxels around each place (x, y, z)."""
+    """Write what lies between the eight voxels around each place (x, y, z).
+
+    `values` (C, voxels and a plane, a row and a voxel more) holds any finite number behind the volume.
+    """
     low = [place.floor() for place in places]
     above = [place - floor for place, floor in zip(places, low)]
     below = [floor.add(1).sub_(place) for place, floor in zip(places, low)]
     x, y, z = (floor.int() for floor in low)
     corner = z.mul_(size[1]).add_(y).mul_(size[2]).add_(x)
-    # At the last voxel of an axis the next one has weight 0: any voxel may stand for it.
-    last = values.shape[1] - 1
     steps = (1, size[2], size[1] * size[2])
+    voxels = values.shape[1] - sum(steps)
     flat = [below[0] * below[1], above[0] * below[1], below[0] * above[1], above[0] * above[1]]
     out.zero_()
     for upper, depth in enumerate((below[2], above[2])):
         for number, weight in enumerate(flat):
             shift = (number & 1) * steps[0] + (number >> 1) * steps[1] + upper * steps[2]
-            index = corner.add(shift).clamp_(max=last)
             share = weight * depth
             for channel, filled in zip(values, out):
-                filled.add_(channel.index_select(0, index).mul_(share))
+                neighbours = channel.narrow(0, shift, voxels).index_select(0, corner)
+                filled.add_(neighbours.mul_(share))

@@ -44,8 +44,23 @@ def test_every_source_is_measured_and_shown(tmp_path, monkeypatch):
     path = tmp_path / "loader.json"
     path.write_text(json.dumps(value, allow_nan=False))
     shown = loader_bench.facts(path)["loader"]
+    assert "of processor time alone" in shown and "of processor time alone" in loader_bench.show(value)
     assert shown.count("\n| ") == 7 and "volumes a second" in shown and "phantoms" in shown
     assert "not measured" in loader_bench.facts(tmp_path / "none.json")["loader"]
+
+
+def test_the_augmentation_of_a_batch_is_measured_beside_that_of_a_case_alone(monkeypatch):
+    config = load_config("quick", "phantoms", "vit_baseline")
+    config = replace(config, data=replace(config.data, img_size=(16, 16, 16)))
+    times = loader_bench.augmentation_times(config, 3, None, repeats=1)
+    assert times["ratio"] == times["batch_ms"] / times["alone_ms"] > 0 and times["bar"] == 0.5
+    line = loader_bench.augmentation_line({"alone_ms": 140.0, "batch_ms": 63.0, "ratio": 0.45, "bar": 0.5})
+    assert "140 ms" in line and "63 ms in a batch" in line and "0.45 of it (bar: at most 0.5, met)" in line
+    assert "NOT met" in loader_bench.augmentation_line({"alone_ms": 100.0, "batch_ms": 51.0, "ratio": 0.51, "bar": 0.5})
+    kept = loader_bench.one_alone
+    monkeypatch.setattr(loader_bench, "one_alone", lambda change, image, label: (kept(change, image, label)[0] + 1, label))
+    with pytest.raises(RuntimeError, match="differs"):
+        loader_bench.augmentation_times(config, 3, None, repeats=1)
 
 
 def test_what_is_asked_for_is_the_planners_step():

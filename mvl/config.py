@@ -136,6 +136,8 @@ class TrainConfig:
     "fp32 | tf32 | bf16 | fp16 (the last two by autocast); refused where the device has it not (see mvl/precision.py)."
     compile: bool = False
     "Run the network through torch.compile."
+    cuda_graph: bool = False
+    "On a CUDA GPU, run each step of a full batch as one recorded graph (see mvl/step_graph.py)."
     checkpoint_s: float = 30.0
     "Seconds between checkpoints, which are made at the ends of epochs; 0: at each of them."
     val_interval: int = 1

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mvl import checkpoints, runs
+from mvl import checkpoints, devices, runs
 
-COMPARED = ("python", "packages", "platform")
+COMPARED = ("python", "packages", "platform", "gpu")
 "Parts of `environment.json` that bitwise repetition depends on."
 
 
@@ -22,7 +22,9 @@ def environment(folder: Path, allow: bool = False) -> dict[str, Any]:
         RunError: a checkpoint is there that other packages or another processor made, and that was not allowed; names what differs.
     """
     now, begun = runs.environment(), before(folder)
-    changed = [line for part in COMPARED for line in differences(begun.get(part), now[part], part)]
+    if gpu := devices.gpu_facts():
+        now["gpu"] = gpu
+    changed = [line for part in COMPARED for line in differences(begun.get(part), now.get(part), part)]
     if changed and not allow:
         raise runs.RunError(f"{folder / 'environment.json'}: the run was begun elsewhere: {'; '.join(changed)}. Go on there, "
                             "or with `mvl train ... --allow-drift` (the run is then marked), or delete the folder to start anew")
@@ -46,4 +48,4 @@ def differences(old: Any, new: Any, name: str) -> list[str]:
     """`name.key: old -> new` of what both know."""
     if isinstance(old, dict) and isinstance(new, dict):
         return runs.differences({k: v for k, v in old.items() if k in new}, {k: v for k, v in new.items() if k in old}, f"{name}.")
-    return [] if old is None or old == new else [f"{name}: {old!r} -> {new!r}"]
+    return [] if old is None or new is None or old == new else [f"{name}: {old!r} -> {new!r}"]

@@ -8,15 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
-
-from mvl import runs
+from mvl import device_faults, devices, runs
 from mvl.config import Config
 from mvl.datasets.loaders import epoch_order
 from mvl.doctor import redact
 
 LOADER = re.compile(r"DataLoader worker \(pid|DataLoader timed out")
-MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA error: out of memory")
 PREFETCH = 2
 "Batches that each loader process reads ahead (the default of torch)."
 
@@ -37,34 +34,45 @@ class OutOfMemory(runs.RunError):
     """A step needs more memory than there is; names the sizes and what to lower."""
 
 
+class DeviceLost(runs.RunError):
+    """The GPU answers this process no more; a new one goes on."""
+
+
 class WorkerLost(runs.RunError):
     """A process that reads cases died or answers nothing; names the cases it may have been reading."""
 
 
 def state_of(error: Exception) -> str:
     """The state of a run that an error ended."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory) or (isinstance(error, RuntimeError) and MEMORY.search(str(error))):
-        return "oom"
-    return "diverged" if isinstance(error, Diverged) else "killed" if isinstance(error, WorkerLost) else "failed"
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, WorkerLost):
+        return "killed"
+    return "oom" if device_faults.is_out_of_memory(error) else "failed"
 
 
 def close(error: Exception, folder: Path, config: Config) -> None:
     """Record in `status.json` how a run ended; its checkpoints stay. A status that cannot be written hides no error.
 
     Raises:
-        OutOfMemory: in place of an error that says less.
+        OutOfMemory, DeviceLost: in place of an error that says less.
     """
     state = state_of(error)
-    told = memory_words(folder, config, error) if state == "oom" else f"{type(error).__name__}: {error}"
+    clearer: runs.RunError | None = None
+    if state == "oom" and not isinstance(error, OutOfMemory):
+        clearer = OutOfMemory(memory_words(folder, config, error))
+    elif device_faults.loses_device(error) and not isinstance(error, DeviceLost):
+        clearer = DeviceLost(f"{folder}: {error}. The GPU answers this process no more; the same command, started anew, goes on")
+    told = str(clearer) if clearer else f"{type(error).__name__}: {error}"
     with suppress(OSError):
         runs.write_json(folder / "status.json", {"state": state, "error": redact(told), "updated": runs.now()})
-    if state == "oom" and not isinstance(error, OutOfMemory):
-        raise OutOfMemory(told) from error
+    if clearer:
+        raise clearer from error
 
 
 def memory_words(folder: Path, config: Config, error: Exception) -> str:
     """What was asked for, and which settings to lower."""
-    peak = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else runs.peak_memory_mb()
+    peak = devices.gpu_peak_mb() or runs.peak_memory_mb()
     size, patch = ("x".join(map(str, sizes)) for sizes in (config.data.img_size, config.model.patch_size))
     said, train = str(error).splitlines()[0] if str(error) else type(error).__name__, config.train
     return (f"{folder}: out of memory at batch_size {train.batch_size}, img_size {size}, patch_size {patch}, precision {train.precision}, "

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from mvl import gpu_slots, plan
 from mvl.config import Config, load_config
 from mvl.datasets.tasks import find_task
+from mvl.devices import driver
 from mvl.launch import GPU_LOST
 from mvl.models import build_system
 from mvl.models.families import SourceError
@@ -115,13 +115,6 @@ def card_facts(device: str, part: str) -> Facts:
         about |= {"driver": driver(), "capability": f"{properties.major}.{properties.minor}", "memory_gb": properties.total_memory / 1e9,
                   "multiprocessors": properties.multi_processor_count}
     return about | copies | found
-
-
-def driver() -> str:
-    """The driver's version, as its own tool says it."""
-    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    listed = subprocess.run(words, capture_output=True, text=True).stdout.split()
-    return listed[0] if listed else ""
 
 
 def attention_parts() -> list[str]:

@@ -52,7 +52,8 @@ def ensure_runs(name: str, block: str, results_dir: Path, data_dir: Path | None 
         return missing
     with gpu_slots.one_gpu():
         for config in missing:
-            _train_recorded(config, results_dir, data_dir, allow_drift)
+            if not _train_recorded(config, results_dir, data_dir, allow_drift):
+                break
     return missing_runs(name, results_dir, block)
 
 
@@ -73,9 +74,9 @@ def ensure_data(name: str, data_dir: Path | None = None) -> None:
 
 
 def run_study(name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch()) -> int:
-    """Run what the study lacks; 0 when every run is done, 1 when some failed, 130 or 143 when interrupted.
+    """Run what the study lacks; 0 when every run is done, 1 when some failed, 75 when the GPU was lost, 130 or 143 when interrupted.
 
-    A failed run is recorded as failed and does not stop the others.
+    A failed run is recorded as failed and does not stop the others. After a lost GPU the same command, started anew, goes on with the rest.
     """
     missing = missing_runs(name, results_dir)
     for folder in (runs.run_dir(results_dir, config) for config in study_runs(name) if config not in missing):
@@ -86,7 +87,7 @@ def run_study(name: str, results_dir: Path, data_dir: Path | None = None, launch
         return 0
     ensure_data(name, data_dir)
     code = _start_runs(name, results_dir, data_dir, launch)
-    if code >= 128:
+    if code >= 128 or code == GPU_LOST:
         return code
     for row in study_status(name, results_dir)["runs"]:
         if row["state"] != "done":
@@ -105,14 +106,22 @@ def _start_runs(name: str, results_dir: Path, data_dir: Path | None, launch: Lau
     return _run_snakemake(name, results_dir, data_dir, launch)
 
 
-def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None, allow_drift: bool = False) -> None:
+def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None, allow_drift: bool = False) -> bool:
+    """Train one run, whose failure is said and not raised; False when the GPU answers this process no more, so that it must end."""
+    from mvl.endings import DeviceLost
     from mvl.train import train_run
 
+    lost = False
     try:
         train_run(config, results_dir, data_dir, allow_drift=allow_drift)
     except Exception as error:
+        lost = isinstance(error, DeviceLost)
         if not is_held(runs.run_dir(results_dir, config)):  # else another machine took it meanwhile
             print(f"{runs.run_name(config)} failed: {error}", file=sys.stderr)
+    if lost or gpu_slots.gpu_is_lost():
+        print("the GPU of this process no longer answers; the same command goes on with the rest", file=sys.stderr)
+        return False
+    return True
 
 
 def run_inline(name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch(), since: str = "") -> int:
@@ -132,12 +141,10 @@ def run_inline(name: str, results_dir: Path, data_dir: Path | None = None, launc
             if since and _failed_since(free[0], results_dir, since):  # in another of the processes that work together
                 tried.add(runs.run_name(free[0]))
                 continue
-            _train_recorded(free[0], results_dir, data_dir, launch.allow_drift)
+            if not _train_recorded(free[0], results_dir, data_dir, launch.allow_drift):
+                return GPU_LOST
             if not is_held(runs.run_dir(results_dir, free[0])):
                 tried.add(runs.run_name(free[0]))
-            if gpu_slots.gpu_is_lost():
-                print(f"[{name}] the GPU of this process no longer answers; the same command goes on with the rest", file=sys.stderr)
-                return GPU_LOST
     return 0
 
 

@@ -101,19 +101,32 @@ def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Adam; AdamW that decays matrices alone; or SGD with momentum that decays everything that is trained, as LLM4Seg.
 
-    On a CUDA GPU each step is one fused kernel; on a CPU it is not, so that recorded runs repeat.
+    On a CUDA GPU each step is one fused kernel; on a CPU it is not, so that recorded runs repeat. A step that is recorded as a graph
+    (`train.cuda_graph`) reads its rate from a tensor, which `set_rate` fills.
     """
     train = config.train
     everything = [p for p in model.parameters() if p.requires_grad]
-    fused = True if any(p.device.type == "cuda" for p in everything) else None
+    on_gpu = any(p.device.type == "cuda" for p in everything)
+    fused = True if on_gpu else None
+    recorded = train.cuda_graph and on_gpu
+    rate = torch.tensor(train.lr, device=everything[0].device) if recorded else train.lr
     if train.optimizer == "sgd":
-        return torch.optim.SGD(everything, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
+        return torch.optim.SGD(everything, lr=rate, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
     trained = [p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and "positions" not in n]
     exempt = [p for n, p in model.named_parameters() if p.requires_grad and (p.ndim < 2 or "positions" in n)]
     if train.optimizer == "adam":
-        return torch.optim.Adam([*trained, *exempt], lr=train.lr, fused=fused)
+        return torch.optim.Adam([*trained, *exempt], lr=rate, fused=fused, capturable=recorded)
     groups = [{"params": trained, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=train.lr, fused=fused)
+    return torch.optim.AdamW(groups, lr=rate, fused=fused, capturable=recorded)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the optimiser's next step go at `rate`."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mvl import checkpoints, precision, runs
 from mvl.config import Config
 from mvl.datasets.own import task_of_run
-from mvl.devices import device_of_runs
+from mvl.devices import device_of_runs, repeat_exactly
 from mvl.models import build_system, own_state
 from mvl.objective import num_classes
 from mvl.shapes import Image, Logits
@@ -33,6 +33,8 @@ class Predictor:
         self.size = config.data.img_size
         precision.check_precision(self.precision, self.device)
         precision.set_flags(self.precision)
+        if self.device.type == "cuda":  # on a CPU no forward pass needs it
+            repeat_exactly(config.system)
         self.network = network.to(self.device)
 
     def __call__(self, image: Image) -> Logits:

@@ -1,7 +1,9 @@
 """The reproduction check: every recorded quantity of a study beside the rerun's, the tolerance and a verdict.
 
-Bitwise: where `environment.json` of a run says the same platform (system, processor and its flags, torch build, threads, device) and the
-same packages as its record, the sha256 of weights, cases and history must be the record's. Nothing is tolerated.
+Bitwise: where `environment.json` of a run says the same platform (system, processor and its flags, torch build, threads, device), the same
+packages and, where it used one, the same GPU, driver and libraries as its record, the sha256 of weights, cases and history must be the record's.
+Nothing is tolerated. A run whose operators had no deterministic form on its GPU (`deterministic: warn` in `status.json`) is compared as on
+another platform.
 
 Elsewhere training takes other roundings and drifts apart, at most as far as a new seed would take it. So the tolerance of an arm's mean
 over n runs is measured in the record: t * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system,
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvl import runs
+from mvl import runs, tables
 from mvl.evaluate import CASE_COLUMNS, DECATHLON, METRICS, mean
 from mvl.tables import gather, read_rows, without_decathlon
 
@@ -104,10 +106,22 @@ def compared_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _same_platform(run: str, results_dir: Path, records_dir: Path) -> bool:
-    """Whether a run and its record say the same under `platform` and `packages`."""
-    read = [json.loads((Path(folder) / run / "environment.json").read_text()) for folder in (results_dir, records_dir)]
-    facts = [(said.get("platform"), said.get("packages")) for said in read]
-    return facts[0][0] is not None and facts[0] == facts[1]
+    """Whether a run and its record say the same under `platform`, `packages` and `gpu`, and were both made to repeat."""
+    folders = [Path(folder) / run for folder in (results_dir, records_dir)]
+    read = [json.loads((folder / "environment.json").read_text()) for folder in folders]
+    facts = [(said.get("platform"), said.get("packages"), said.get("gpu")) for said in read]
+    strict = all(runs.read_status(folder).get("deterministic") != "warn" for folder in folders)
+    return facts[0][0] is not None and facts[0] == facts[1] and strict
+
+
+def determinism_line(study: str, results_dir: Path) -> str:
+    """How many of the rerun's finished runs used operators that repeat bit for bit, in words."""
+    statuses = [runs.read_status(runs.run_dir(results_dir, config)) for config in tables.study_runs(study)]
+    said = [status.get("deterministic") for status in statuses if status["state"] == "done"]
+    words = {"strict": "strict (every operator repeats bit for bit)", "warn": "warn (some operators do not: compared within tolerances)",
+             None: "made before this was recorded"}
+    counts = [f"{said.count(key)} {text}" for key, text in words.items() if key in said]
+    return f"{study}: determinism of the rerun's runs: {', '.join(counts) or 'none is done'}"
 
 
 def check_run(old: Row, new: Row, same_platform: bool) -> list[Check]:
@@ -216,5 +230,6 @@ def _show(value: float | str | None) -> str:
 def main(study: str, results_dir: Path, records_dir: Path | None = None) -> int:
     """Print the check; 1 when a quantity does not reproduce, else 0."""
     checks = check(study, Path(results_dir), Path(records_dir or runs.records_dir()))
+    print(determinism_line(study, Path(results_dir)))
     print(report(study, checks))
     return int(not checks or any(c.failed for c in checks))

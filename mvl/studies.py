@@ -10,13 +10,12 @@ from typing import Any
 
 from mvl import runs
 from mvl.config import Config, ConfigError, did_you_mean, load_config, named
+from mvl.device_faults import says_out_of_memory
 
 STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "task_overrides", "fraction_overrides", "arms", "notebooks", "tuning"}
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 FAILED = ("failed", "diverged", "oom", "killed")
 "States that need a person; anything else that is not done goes on by itself."
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory")
-"What the error of a run says that ran out of memory: Python's and PyTorch's words, on a GPU and on a CPU."
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def run_state(config: Config, results_dir: Path) -> dict[str, Any]:
         state = "running"
     elif state in ("new", "running"):
         state = "missing" if state == "new" else "interrupted"
-    elif state == "failed" and any(words in str(status.get("error")) for words in OUT_OF_MEMORY):
+    elif state == "failed" and says_out_of_memory(str(status.get("error"))):
         state = "oom"
     held = (folder / ".lock").read_text() if state == "running" else None
     keep = ("epoch", "epochs", "runtime_s", "error")

@@ -13,21 +13,21 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mvl import checkpoints, drift, endings, events, precision, runs
+from mvl import checkpoints, drift, endings, events, precision, runs, step_graph
 from mvl.config import Config
 from mvl.datasets import splits, tasks, trust
 from mvl.datasets.device_store import DeviceStore, Feed, fits
 from mvl.datasets.loaders import CaseStore, steps_per_epoch
 from mvl.datasets.noise import label_damage
-from mvl.datasets.own import task_facts
 from mvl.datasets.released import audited
 from mvl.devices import start_accelerator
 from mvl.endings import Diverged
-from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
-from mvl.objective import build_loss, build_optimizer, foreground_dice, is_better, learning_rate, num_classes
+from mvl.models import build_system, frozen_sha256, own_state
+from mvl.objective import build_loss, build_optimizer, foreground_dice, is_better, learning_rate, num_classes, set_rate
 from mvl.predictor import Predictor, load_own_state, load_run
-from mvl.progress import Interrupted, Progress, largest_loss_rise, signals
+from mvl.progress import Interrupted, Progress, signals
 from mvl.readings import Reading, values_of
+from mvl.run_facts import facts, write_state
 
 __all__ = ["Diverged", "Interrupted", "Progress", "Trainer", "fit", "load_run", "train_run"]
 READ_EVERY = 50
@@ -56,6 +56,9 @@ class Trainer:
         if config.train.compile:
             self.model = torch.compile(self.model)
         self.steps = steps_per_epoch(len(train), config.train.batch_size)
+        self.graph: step_graph.StepGraph | None = None
+        if config.train.cuda_graph:
+            self.graph = step_graph.graph_of(self.whole_step, config, self.device, self.accelerator.num_processes)
 
     def update(self, batch: dict[str, Any], weight: float = 1.0) -> None:
         """One optimiser step on this process's share of a batch, whose gradient counts `weight` times.
@@ -68,6 +71,18 @@ class Trainer:
         image, label = (batch[key].to(self.device, non_blocking=True) for key in ("image", "label"))
         if not batch["cases"]:  # a short last batch left this process none: take part with weight 0
             image, label = image.new_zeros(1, *image.shape[1:]), label.new_zeros(1, *label.shape[1:])
+        if self.graph is not None:
+            loss, norm = self.graph(image, label)
+            self.note(batch, [loss], norm)
+            return
+        losses, norm = self.gradient(image, label, weight)
+        self.note(batch, losses, norm)
+        self.scaler.step(self.optimizer)  # in fp16 it leaves out a step whose gradient overflowed
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def gradient(self, image: Tensor, label: Tensor, weight: float = 1.0) -> tuple[list[Tensor], Tensor]:
+        """Give each parameter its clipped gradient; returns the loss of each part of the batch, and the norm before clipping."""
         micro = max(1, math.ceil(len(image) / self.config.train.accumulate))
         parts, losses = list(zip(image.split(micro), label.split(micro), strict=True)), []
         for number, (x, y) in enumerate(parts):
@@ -79,13 +94,23 @@ class Trainer:
                 self.scaler.scale(loss * weight).backward()
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip or math.inf)
+        return losses, self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip or math.inf)
+
+    def whole_step(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """A step that never looks at the device, so that it can be recorded; returns loss and gradient norm.
+
+        Gradients are let go before it, not after: a recorded backward pass then writes them anew in place of adding to the last ones.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, norm = self.gradient(image, label)
+        self.optimizer.step()
+        return losses[0], norm
+
+    def note(self, batch: dict[str, Any], losses: list[Tensor], norm: Tensor) -> None:
+        """Keep a step's numbers until they are read: at once on a CPU, now and then on a GPU."""
         self.unread.append(Reading(self.progress.epoch, self.progress.step, tuple(batch["cases"]), losses, norm))
         if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
             self.read_losses()
-        self.scaler.step(self.optimizer)  # in fp16 it leaves out a step whose gradient overflowed
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def read_losses(self) -> None:
         """Take over the losses of the steps since the last look; every checkpoint and every epoch's end looks first.
@@ -115,8 +140,7 @@ class Trainer:
             for batch in self.feed.epoch(config, p.epoch, p.step):
                 done = p.epoch * self.steps + p.step
                 torch.manual_seed(runs.draw_seed(config.seed, "dropout", done, rank))
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(config, done, config.train.train_epochs * self.steps)
+                set_rate(self.optimizer, learning_rate(config, done, config.train.train_epochs * self.steps))
                 cases = min(config.train.batch_size, len(self.train) - p.step * config.train.batch_size)
                 self.update(batch, len(batch["cases"]) * world / cases)
                 p.step += 1
@@ -167,7 +191,7 @@ class Trainer:
         p, train = self.progress, self.config.train
         if not p.losses:
             raise Diverged(f"{self.folder}: every step of epoch {p.epoch} overflowed fp16; lower train.lr, or set train.precision to bf16 or fp32")
-        row = {"epoch": p.epoch, "lr": self.optimizer.param_groups[0]["lr"], "train_loss": sum(p.losses) / len(p.losses)}
+        row = {"epoch": p.epoch, "lr": float(self.optimizer.param_groups[0]["lr"]), "train_loss": sum(p.losses) / len(p.losses)}
         if (p.epoch + 1) % train.val_interval == 0 or p.epoch + 1 == train.train_epochs:
             row["val_loss"], row["val_dice"] = self.validate()
             if not (math.isfinite(row["val_loss"]) and math.isfinite(row["val_dice"])):
@@ -203,6 +227,9 @@ class Trainer:
             raise runs.RunError(f"{self.folder}: its checkpoint was made with other frozen weights; restore the source, or delete the folder")
         load_own_state(self.network, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # read from the checkpoint onto the CPU
+                group["lr"] = group["lr"].to(self.device)
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.best, self.progress = state["best"], Progress(**state["progress"])
@@ -213,15 +240,6 @@ class Trainer:
         self.save()
         write_state(self, "interrupted")
         raise Interrupted(signum, self.command)
-
-
-def write_state(trainer: Trainer, state: str) -> None:
-    """`status.json` of a run on its way: who, how far, how fast."""
-    p, config = trainer.progress, trainer.config
-    if trainer.accelerator.is_main_process:
-        runs.write_json(trainer.folder / "status.json", {
-            "state": state, "pid": os.getpid(), "updated": runs.now(), "epoch": p.epoch, "epochs": config.train.train_epochs,
-            "runtime_s": round(p.runtime_s, 1), "best_dice": p.best_dice})
 
 
 def fit(trainer: Trainer, progress: bool = True) -> None:
@@ -314,17 +332,3 @@ def finish(trainer: Trainer, split: splits.Split) -> None:
     if trainer.accelerator.is_main_process:
         runs.write_csv(trainer.folder / "history.csv", trainer.progress.history, HISTORY_COLUMNS)
         checkpoints.save_weights(trainer.folder / "weights.safetensors", trainer.best)
-
-
-def facts(trainer: Trainer, split: splits.Split) -> dict[str, Any]:
-    """What `status.json` says of a finished run beside its files."""
-    p = trainer.progress
-    rise, risen = largest_loss_rise(p.history)
-    return {
-        "runtime_s": round(p.runtime_s, 1), "runtime_per_epoch_s": round(p.runtime_s / trainer.config.train.train_epochs, 3),
-        "cpu_s": round(p.cpu_s, 1), "numbers": precision.facts_of(trainer.config.train.precision), "skipped_steps": p.skipped,
-        "largest_loss_rise": rise, "largest_loss_rise_epoch": risen,
-        "peak_memory_mb": round(runs.peak_memory_mb()), "best_epoch": p.best_epoch, "best_dice": p.best_dice,
-        "frozen_sha256_before": p.frozen_sha256, "frozen_sha256_after": frozen_sha256(trainer.network),
-        "parameters": parameter_counts(trainer.network), "split_sha256": split.sha256,
-        "task": task_facts(trainer.train.task), "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)}}

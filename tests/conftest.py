@@ -1,13 +1,18 @@
-"""A tiny data set of your own, made when a test asks for it."""
+"""No GPU for the tests, which compare bits of a CPU; and a tiny data set of your own, made when a test asks for it."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+
+# Before CUDA starts, in this process and in those that tests start. What a GPU must show is shown by `make gpu`.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["HIP_VISIBLE_DEVICES"] = ""
 
 AFFINE = np.array([[-1.5, 0, 0, 20], [0, -1, 0, 10], [0, 0, 1.2, -5], [0, 0, 0, 1.0]])
 

@@ -22,7 +22,7 @@ def test_an_unknown_key_is_named_with_a_hint():
 
 @pytest.mark.parametrize(("key", "value"), [
     ("train_epochs", 3.0), ("train_epochs", True), ("lr", "1e-3"), ("lr", math.nan), ("lr", math.inf), ("optimizer", "lion"), ("compile", 1),
-    ("precision", "fp16")])
+    ("precision", "fp8"), ("cuda_graph", 1)])
 def test_a_wrong_value_is_refused_and_named(key, value):
     with pytest.raises(ConfigError, match=f"train.{key}"):
         build(TrainConfig, {key: value}, "train")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl import checkpoints, drift, runs
+from mvl import checkpoints, devices, drift, runs
 
 HERE = {"mvl": {"commit": "a", "dirty": False}, "python": "3.11.7", "packages": {"torch": "2.13.0"}, "platform": {"machine": "x86_64"},
         "started": "now"}
@@ -35,3 +35,14 @@ def test_another_commit_goes_on_and_both_are_kept(tmp_path: Path, monkeypatch: p
     runs.write_json(tmp_path / "environment.json", HERE | {"mvl": {"commit": "older", "dirty": False}})
     monkeypatch.setattr(runs, "environment", lambda: HERE)
     assert drift.environment(tmp_path)["commits"] == [{"commit": "older", "dirty": False}]
+
+
+def test_a_run_of_another_card_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "environment", lambda: dict(HERE))
+    monkeypatch.setattr(devices, "gpu_facts", lambda: {"card": "Tesla T4", "cudnn": 91400})
+    runs.write_json(tmp_path / "environment.json", drift.environment(tmp_path))
+    checkpoints.save(tmp_path, 1, {"step": 1})
+    assert drift.environment(tmp_path)["gpu"] == {"card": "Tesla T4", "cudnn": 91400}
+    monkeypatch.setattr(devices, "gpu_facts", lambda: {"card": "NVIDIA L4", "cudnn": 91400})
+    with pytest.raises(runs.RunError, match="gpu.card: 'Tesla T4' -> 'NVIDIA L4'"):
+        drift.environment(tmp_path)

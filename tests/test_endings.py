@@ -25,6 +25,13 @@ def test_each_error_has_its_state(error: Exception, state: str, tmp_path: Path) 
     assert runs.read_status(tmp_path)["state"] == state and runs.read_status(tmp_path)["error"]
 
 
+def test_a_lost_gpu_is_recorded_with_what_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(endings.DeviceLost, match="illegal memory access.*started anew, goes on"):
+        endings.close(RuntimeError("CUDA error: an illegal memory access was encountered"), tmp_path, Config())
+    status = runs.read_status(tmp_path)
+    assert status["state"] == "failed" and "answers this process no more" in status["error"]
+
+
 def test_a_full_disk_does_not_hide_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

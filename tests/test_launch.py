@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl import gpu_slots, launch, runs, studies
+from mvl import gpu_slots, launch, runs, studies, train
 from mvl.config import Config, ConfigError
 from mvl.launch import Launch
 
@@ -176,6 +176,27 @@ def test_the_inline_engine_holds_a_card_and_ends_when_it_is_lost(
     monkeypatch.setattr(launch, "progress_line", lambda status, jobs: shown.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or "")
     assert launch.run_inline("quick", tmp_path) == launch.GPU_LOST
     assert len(trained) == 2 and shown == ["0", "0"]
+
+
+def test_a_cuda_error_that_nothing_survives_ends_the_process_and_not_the_study(
+        trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run that hit it is recorded with the reason; a new process, by the same command, trains the rest."""
+    seal, first = train.train_run, studies.study_runs("quick")[0]
+
+    def dying(config: Config, folder: Path, *_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "_train_locked", dying)
+    assert launch.run_study("quick", tmp_path, launch=Launch(engine="inline")) == launch.GPU_LOST
+    assert "no longer answers; the same command goes on" in capsys.readouterr().err
+    status = studies.study_status("quick", tmp_path)
+    assert status["failed"] == 1 and status["missing"] == status["total"] - 1
+    assert "device-side assert triggered" in runs.read_status(runs.run_dir(tmp_path, first))["error"]
+    assert launch.ensure_runs("quick", "lora", tmp_path) and studies.study_status("quick", tmp_path)["failed"] == 2
+    monkeypatch.setattr("mvl.train.train_run", seal)
+    assert launch.run_study("quick", tmp_path, launch=Launch(engine="inline")) == 1
+    assert studies.study_status("quick", tmp_path)["done"] == status["total"] - 1, "all but the one that `trained` fails"
 
 
 def test_what_another_process_saw_fail_is_not_tried_again(trained: list[str], tmp_path: Path) -> None:

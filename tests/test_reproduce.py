@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +53,32 @@ def test_identical_is_bitwise(study: list[Config], tmp_path: Path, capsys: pytes
     assert len(checks) == 9 * 3 + 3 * 8
     assert main("hippocampus", tmp_path / "rerun", tmp_path / "record") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("hippocampus: reproduces (51 quantities")
+
+
+def test_what_may_not_repeat_on_its_gpu_is_compared_within_tolerances(
+        study: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("record", "rerun"):
+        fill(tmp_path / name, study)
+    for config, mode in zip(study, ("strict", "strict", *["warn"] * 6), strict=False):
+        path = runs.run_dir(tmp_path / "rerun", config) / "status.json"
+        runs.write_json(path, json.loads(path.read_text()) | {"deterministic": mode})
+    checks = check("hippocampus", tmp_path / "rerun", tmp_path / "record")
+    assert sum(c.quantity.endswith("weights_sha256") for c in checks) == 3, "hashes of the other six are not compared"
+    assert main("hippocampus", tmp_path / "rerun", tmp_path / "record") == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert "2 strict" in said and "6 warn" in said and "1 made before this was recorded" in said
+
+
+def test_another_card_is_another_platform(study: list[Config], tmp_path: Path) -> None:
+    for name, card in (("record", "Tesla T4"), ("rerun", "NVIDIA L4")):
+        fill(tmp_path / name, study)
+        for config in study:
+            folder = runs.run_dir(tmp_path / name, config)
+            status = runs.read_status(folder)
+            said = json.loads((folder / "environment.json").read_text())
+            runs.write_json(folder / "environment.json", said | {"gpu": {"card": card}})
+            runs.seal(folder, {key: status[key] for key in ("best_epoch", "runtime_s", "peak_memory_mb", "parameters")})
+    assert verdicts(tmp_path) == {"within"}
 
 
 def test_published_record_has_no_weights_and_is_enough(study: list[Config], tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_states_are_what_is_on_disk(tmp_path: Path) -> None:
     ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "oom"),
     ("RuntimeError: [enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory: you tried", "oom"),
     ("MemoryError: ", "oom"),
+    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "oom"),
     ("TaskError: label is empty", "failed"),
 ])
 def test_a_run_that_ran_out_of_memory_is_told_from_another_failure(tmp_path: Path, error: str, state: str) -> None:

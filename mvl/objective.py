@@ -101,14 +101,14 @@ def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Adam; AdamW that decays matrices alone; or SGD with momentum that decays everything that is trained, as LLM4Seg.
 
-    On a CUDA GPU each step is one fused kernel; on a CPU it is not, so that recorded runs repeat. A step that is recorded as a graph
-    (`train.cuda_graph`) reads its rate from a tensor, which `set_rate` fills.
+    On a CUDA GPU, and on a CPU in bf16, each step is one fused kernel; on a CPU in fp32 it is not, so that recorded runs repeat. A step
+    that is recorded as a graph (`train.cuda_graph`) reads its rate from a tensor, which `set_rate` fills.
     """
     train = config.train
     everything = [p for p in model.parameters() if p.requires_grad]
-    on_gpu = any(p.device.type == "cuda" for p in everything)
-    fused = True if on_gpu else None
-    recorded = train.cuda_graph and on_gpu
+    kinds = {p.device.type for p in everything}
+    fused = True if "cuda" in kinds or (kinds == {"cpu"} and train.precision == "bf16") else None
+    recorded = train.cuda_graph and "cuda" in kinds
     rate = torch.tensor(train.lr, device=everything[0].device) if recorded else train.lr
     if train.optimizer == "sgd":
         return torch.optim.SGD(everything, lr=rate, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)

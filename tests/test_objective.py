@@ -117,3 +117,11 @@ def test_sgd_decays_everything_that_is_trained() -> None:
     model[0].bias.grad = torch.zeros(3)
     optimizer.step()
     assert torch.allclose(model[0].bias, before * (1 - 0.1 * 0.2))
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("fp32", None), ("bf16", True)])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_optimiser_is_one_kernel_on_a_cpu_in_bf16_alone(optimizer: str, precision: str, fused: bool | None) -> None:
+    train = replace(TrainConfig(), optimizer=optimizer, precision=precision)
+    found = objective.build_optimizer(Config(train=train), torch.nn.Linear(2, 2))
+    assert found.defaults["fused"] is fused

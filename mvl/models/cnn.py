@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mvl.config import ConfigError, ModelConfig
+from mvl.models.cpu_bf16 import GELU
 from mvl.models.deterministic_layers import MaxPool, Upsample
 from mvl.shapes import Image, Logits
 
@@ -47,7 +48,7 @@ def double_conv(dims: int, width: int, out_width: int) -> nn.Sequential:
 
 def gelu_norm(dims: int, width: int) -> list[nn.Module]:
     """GELU, then BatchNorm: CMUNeXt's order."""
-    return [nn.GELU(), NORM[dims](width)]
+    return [GELU(), NORM[dims](width)]
 
 
 def widen_and_narrow(dims: int, width: int, hidden: int, out_width: int) -> list[nn.Module]:

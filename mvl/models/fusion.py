@@ -86,12 +86,17 @@ class MultiScaleFusion(nn.Module):
         self.mix = nn.Linear(len(SCALES) * hidden_size, hidden_size)
         nn.init.zeros_(self.mix.weight)
         nn.init.zeros_(self.mix.bias)
+        # Made once, on the device: a CUDA graph cannot copy from the CPU at each step.
+        for scale in SCALES[1:]:
+            for axis, length in enumerate(grid):
+                matrix = pooling_matrix(length, scale)
+                self.register_buffer(f"pool{scale}_{axis}", matrix, persistent=False)
 
     def at_scale(self, tokens: Tokens, scale: int, project: nn.Module) -> Tokens:
         """One feature, seen in cells of `scale` tokens on edge."""
         if scale == 1:
             return functional.gelu(project(tokens))
-        pools = [pooling_matrix(n, scale).to(tokens) for n in self.grid]
+        pools = [self.get_buffer(f"pool{scale}_{axis}").to(tokens.dtype) for axis in range(len(self.grid))]
         cells = along_axes(tokens.reshape(tokens.shape[0], *self.grid, -1), pools)
         cells = functional.gelu(project(cells))
         return along_axes(cells, [(pool.T > 0).to(cells) for pool in pools]).reshape(tokens.shape)

@@ -1,6 +1,7 @@
 """Attention inside a language layer where PyTorch's fused kernels have no word for it.
 
-Soft-capped scores and sliding windows go block by block. Grouped heads in fp32 on a GPU have their keys and values repeated.
+Soft-capped scores and sliding windows go block by block. Grouped heads in fp32 on a GPU have their keys and values repeated,
+and so have short sequences in bf16 on a CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from mvl.models.cpu_bf16 import is_short, short_attention
 from mvl.models.deterministic_layers import on_gpu
 
 NAME = "query_blocks"
@@ -50,10 +52,13 @@ def grouped_attention(module: nn.Module, query: Float[Tensor, "B H T d"], key: F
                       attention_mask: Tensor | None, scaling: float | None = None, is_causal: bool = False,
                       **settings: Any) -> tuple[Float[Tensor, "B T H d"], None]:
     """transformers' call of PyTorch's fused attention, in which a group of heads has one key and one value."""
-    if attention_mask is not None or not needs_repeat(query):
+    short = is_short(query, value)
+    if attention_mask is not None or not (short or needs_repeat(query)):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if short:
+        return short_attention(query, key, value, scaling, is_causal).transpose(1, 2), None
     return scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=is_causal).transpose(1, 2), None
 
 

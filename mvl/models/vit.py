@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mvl.config import ModelConfig
+from mvl.models.cpu_bf16 import is_short, short_attention
 from mvl.models.deterministic_layers import on_gpu
 from mvl.models.tiled_attention import available, tiled_attention
 from mvl.runs import draw_seed
@@ -56,9 +57,11 @@ KEPT = [torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, torc
 
 
 def attention(query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], value: Float[Tensor, "B H S d"]) -> Float[Tensor, "B H T d"]:
-    """Softmax attention by PyTorch's fused kernel; of long fp32 sequences on a CPU by ours, the same up to rounding."""
+    """Softmax attention by PyTorch's fused kernel; on a CPU by ours, the same up to rounding, for long sequences in fp32 and short ones in bf16."""
     if query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[2] >= LONG and available():
         return tiled_attention(query, key, value)[0]
+    if is_short(query, value):
+        return short_attention(query, key, value)
     return functional.scaled_dot_product_attention(query, key, value)
 
 

@@ -77,3 +77,13 @@ def test_every_scale_learns_once_the_mix_has_moved() -> None:
     torch.nn.init.normal_(fusion.mix.weight)
     fusion([some_tokens((3, 4, 5)) + i for i in range(3)]).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fusion.parameters())
+
+
+def test_the_cells_are_made_once_and_kept_out_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion, tokens = MultiScaleFusion(8, (4, 6)), some_tokens((4, 6))
+    torch.nn.init.ones_(fusion.mix.weight)
+    before = fusion([tokens, tokens, tokens])
+    monkeypatch.setattr("mvl.models.fusion.pooling_matrix", lambda *sizes: pytest.fail("a matrix was made in a forward pass"))
+    assert torch.equal(fusion([tokens, tokens, tokens]), before)
+    assert not any("pool" in name for name in fusion.state_dict())
+    assert {buffer.dtype for buffer in fusion.buffers()} == {torch.float32} and len(list(fusion.buffers())) == 4

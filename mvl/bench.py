@@ -1,4 +1,4 @@
-"""`mvl bench`: each figure is a ratio of two measurements made in one run, in child processes of one thread."""
+"""`mvl bench`: each figure is a ratio of two measurements made in one run, in child processes of one thread; on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl import runs
+from mvl.bench_clock import best_of, matmul_peak_gflops, peak_memory_mb, step_memory_mb
 from mvl.config import Config, TokenBlockConfig, build
 
 if TYPE_CHECKING:
@@ -20,25 +21,6 @@ if TYPE_CHECKING:
 
 STEP_128 = {"data": {"img_size": [128, 128, 128]}}
 STEP_64 = {"data": {"img_size": [64, 64, 64]}}
-
-
-def best_of(action: Callable[[], object], repeats: int) -> float:
-    """Shortest of `repeats` durations, seconds, after one warm-up."""
-    action()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-def matmul_peak_gflops() -> float:
-    """GFLOP/s of a 2048 x 2048 fp32 matrix product on the threads in force."""
-    import torch
-
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    return 2 * 2048**3 / best_of(lambda: a @ b, 5) / 1e9
 
 
 def counted_gflops(action: Callable[[], object]) -> float:
@@ -63,18 +45,23 @@ def counted_gflops(action: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def training_step(config: Config, batch: int) -> Callable[[], object]:
-    """A full training step (forward, Dice + BCE, backward, Adam) of a config's system on random tensors of one channel."""
+def training_step(config: Config, batch: int, device: str = "cpu") -> Callable[[], object]:
+    """A full training step (forward, Dice + BCE, backward, Adam) of a config's system, in its precision, on random tensors of one channel."""
     import torch
 
     from mvl.models import build_system
+    from mvl.precision import autocast
 
-    network = build_system(config, 1, 1).train()
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3)
-    image, label = torch.randn(batch, 1, *config.data.img_size), torch.empty(batch, 1, *config.data.img_size).bernoulli_(0.5)
+    network = build_system(config, 1, 1).to(device).train()
+    fused = True if device != "cpu" or config.train.precision == "bf16" else None
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3, fused=fused)
+    image = torch.randn(batch, 1, *config.data.img_size, device=device)
+    label = torch.empty(batch, 1, *config.data.img_size, device=device).bernoulli_(0.5)
 
     def step() -> None:
-        dice_bce(network(image), label).backward()
+        with autocast(config.train.precision, image.device):
+            logits = network(image)
+        dice_bce(logits.float(), label).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -132,10 +119,15 @@ def probe_hybrid() -> dict[str, float]:
 
 def share_of_peak(config: Config, batch: int, repeats: int) -> dict[str, float]:
     """Seconds of a training step, GFLOP counted in it, and the share of the matmul peak that it reaches."""
+    from mvl.devices import device_of_runs
+
     runs.keep_freed_memory()
-    step = training_step(config, batch)
-    peak, work, seconds = matmul_peak_gflops(), counted_gflops(step), best_of(step, repeats)
-    peak, memory = max(peak, matmul_peak_gflops()), runs.peak_memory_mb()
+    device, kind = device_of_runs().type, config.train.precision
+    step = training_step(config, batch, device)
+    peak, work, seconds = matmul_peak_gflops(kind, device), counted_gflops(step), best_of(step, repeats, device)
+    # The peak's own matrices, of 0.8 GB on a GPU, are not the step's memory.
+    memory = peak_memory_mb(device) if device == "cpu" else step_memory_mb(step)
+    peak = max(peak, matmul_peak_gflops(kind, device))
     return {"seconds": seconds, "gflop": work, "peak_gflops": peak, "share": work / seconds / peak, "peak_memory_mb": memory}
 
 
@@ -228,18 +220,33 @@ def probe_peak() -> dict[str, float]:
     return {"peak_gflops": matmul_peak_gflops()}
 
 
+def probe_peaks() -> dict[str, float | None]:
+    """The matmul peaks of one thread in fp32 and bf16."""
+    from mvl.bench_bf16 import probe_peaks as measure
+
+    return measure()
+
+
+def probe_bf16(name: str, study: str | None, img_size: list[int], batch: int) -> dict[str, float]:
+    """A step in bf16 beside the same in fp32."""
+    from mvl.bench_bf16 import probe_bf16 as measure
+
+    return measure(name, study, img_size, batch)
+
+
 def probe_help() -> dict[str, float]:
     """`mvl --help`, best of five."""
     words = [sys.executable, "-m", "mvl.cli", "--help"]
     return {"seconds": best_of(lambda: subprocess.run(words, capture_output=True, check=True), 5)}
 
 
-PROBES: dict[str, Callable[..., dict[str, float]]] = {
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "vit": probe_vit, "released": probe_released, "system": probe_system, "hybrid": probe_hybrid, "loop": probe_loop,
-    "metrics": probe_metrics, "layer": probe_layer, "hub_layer": probe_hub_layer, "help": probe_help, "peak": probe_peak}
+    "metrics": probe_metrics, "layer": probe_layer, "hub_layer": probe_hub_layer, "help": probe_help,
+    "peak": probe_peak, "peaks": probe_peaks, "bf16": probe_bf16}
 
 
-def child(probe: str, *arguments: Any) -> dict[str, float]:
+def child(probe: str, *arguments: Any) -> dict[str, Any]:
     """Run one probe in a fresh process with one thread.
 
     Raises:
@@ -255,6 +262,8 @@ def child(probe: str, *arguments: Any) -> dict[str, float]:
 
 def bench(released: Path | None = None, progress: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Rows of the table: what, value, unit, bar, met, and what was measured. `released`: a clone of the paper's repository."""
+    from mvl import bench_bf16
+
     rows: list[dict[str, Any]] = []
 
     def add(what: str, value: float, unit: str, bar: float, measured: dict[str, Any], at_least: bool = False) -> None:
@@ -274,6 +283,8 @@ def bench(released: Path | None = None, progress: Callable[[str], None] = lambda
         add(f"ViT-Baseline step, 128^3, {name}: memory, ours / released", memory, "ratio", memory_bar, both)
     hybrid, loop, metrics, layer, hub, usage = (child(name) for name in ("hybrid", "loop", "metrics", "layer", "hub_layer", "help"))
     add("hybrid step, 64^3, batch 4: share of the matmul peak", hybrid["share"], "ratio", 0.65, hybrid, at_least=True)
+    for what, bar, measured in bench_bf16.rows(child):
+        add(what, measured["ratio"], "ratio", bar, measured)
     add("training loop over bare forward-backward-step", loop["overhead"], "ratio", 0.05, loop)
     add("all metrics of one 128^3 case", metrics["seconds"], "s", 2.0, metrics)
     add("all metrics of one 128^3 case, memory", metrics["extra_memory_mb"], "MB", 1000.0, metrics)

@@ -212,11 +212,12 @@ def further(study: str, results: Path) -> dict[str, Any] | None:
 
 
 def bench_machine() -> str:
-    """`, on <processor> (...)` for the page of systems; nothing where no bench is recorded."""
-    from mvl.systems import read_bench
+    """`, on <machine> (...)` for the page of systems, a machine after the other; nothing where no bench is recorded."""
+    from mvl.bench_record import machine_words, machines
+    from mvl.systems import whole_record
 
-    facts = read_bench()["environment"].get("platform")
-    return f", on {facts['processor'].partition(' flags-')[0]} (environment in data/bench.json)" if facts else ""
+    found = [machine_words(each) for each in machines(whole_record())]
+    return f", on {'; or '.join(found)} (each row of data/bench.json names its machine)" if found else ""
 
 
 def reproduction(study: str, results: Path, published: bool) -> str:

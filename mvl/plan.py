@@ -72,9 +72,10 @@ def find_device(text: str) -> Device:
 @cache
 def cpu_peak() -> float:
     """GFLOP/s of a matrix product on one core: recorded by `mvl bench` if this is the bench's processor, else measured now."""
-    record = systems.read_bench()
-    peaks = sorted(row["peak_gflops"] for row in record["systems"].values())
-    if peaks and record["environment"].get("platform", {}).get("processor") == runs.platform_facts()["processor"]:
+    processor = runs.platform_facts()["processor"]
+    rows = (row for rows in systems.whole_record()["systems"].values() for row in rows)
+    peaks = sorted(row["peak_gflops"] for row in rows if row["machine"]["processor"] == processor and row["machine"]["device"] == "cpu")
+    if peaks:
         return peaks[len(peaks) // 2]
     from mvl.bench import child
 

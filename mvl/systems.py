@@ -129,21 +129,31 @@ def measure_systems(names: list[str], study: str | None = None, progress: Callab
 
 
 def record_bench(rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]], study: str | None = None) -> None:
-    """Write `data/bench.json` (what was not measured keeps its row) and the head of every system's YAML."""
-    old = read_bench()
-    if study:
-        name = Path(study).stem
-        old["studies"][name] = {**old["studies"].get(name, {}), **measured}
-    systems = {name: (not study and measured.get(name)) or old["systems"].get(name) for name in system_names()}
-    runs.write_json(BENCH, {"environment": runs.environment(), "bars": rows or old["bars"], "systems": {n: s for n, s in systems.items() if s},
-                            "studies": old["studies"]})
+    """Write `data/bench.json` and the head of every system's YAML; what was not measured, or on another machine, keeps its row."""
+    from mvl import bench_record
+
+    record, here = whole_record(), bench_record.machine()
+    group = record["studies"].setdefault(Path(study).stem, {}) if study else record["systems"]
+    for name, row in measured.items():
+        group[name] = bench_record.with_row(group.get(name, []), {**row, "machine": here})
+    order = [name for name in system_names() if name in record["systems"]]
+    runs.write_json(BENCH, {"bars": bench_record.with_bars(record["bars"], rows, here), "systems": {n: record["systems"][n] for n in order},
+                            "studies": record["studies"]})
     for name in system_names():
         write_header(name)
 
 
+def whole_record() -> dict[str, Any]:
+    """`data/bench.json`, a list of rows for each system, one for each machine; or the same with nothing in it."""
+    return {"bars": [], "systems": {}, "studies": {}} | (json.loads(BENCH.read_text()) if BENCH.is_file() else {})
+
+
 def read_bench() -> dict[str, Any]:
-    """`data/bench.json`, or the same with nothing in it."""
-    return {"environment": {}, "bars": [], "systems": {}, "studies": {}} | (json.loads(BENCH.read_text()) if BENCH.is_file() else {})
+    """The record with one row a system: that of the machine which measured it first, as the recorded runs were made there."""
+    from mvl.bench_record import first_rows
+
+    record = whole_record()
+    return record | {"systems": first_rows(record["systems"]), "studies": {name: first_rows(rows) for name, rows in record["studies"].items()}}
 
 
 def cost(row: dict[str, Any] | None) -> str:

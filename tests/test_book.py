@@ -144,5 +144,7 @@ def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, other
 def test_the_machine_of_the_bench_is_named_only_where_there_is_a_bench(tmp_path, monkeypatch):
     monkeypatch.setattr("mvl.systems.BENCH", tmp_path / "bench.json")
     assert book.bench_machine() == ""
-    (tmp_path / "bench.json").write_text(json.dumps({"environment": {"platform": {"processor": "a cpu"}}, "bars": [], "systems": {}}))
-    assert book.bench_machine() == ", on a cpu (environment in data/bench.json)"
+    row = {"machine": {"processor": "p", "device": "cpu", "model": "a cpu", "cpu_capability": "AVX2", "fp32_gflops": 50.0}}
+    (tmp_path / "bench.json").write_text(json.dumps({"bars": [row], "systems": {}}))
+    words = "a cpu, AVX2, a matrix product of 50 GFLOP/s in fp32"
+    assert book.bench_machine() == f", on {words} (each row of data/bench.json names its machine)"

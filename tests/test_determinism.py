@@ -9,6 +9,7 @@ from torch import nn
 from mvl import determinism
 from mvl.models import deterministic_layers
 from mvl.systems import system_config
+from tests.models.distinct import distinct
 
 
 class Faulty(nn.Module):
@@ -36,15 +37,7 @@ def test_a_cpus_ways_would_not_do_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert determinism.nondeterministic_operators("unetpp") == ["max_pool3d_with_indices_backward", "nll_loss2d_forward"]
 
 
-def distinct_systems() -> list[str]:
-    """One system for each network."""
-    first: dict[str, str] = {}
-    for name in determinism.trained_systems():
-        first.setdefault(repr(determinism.sketch(system_config(name)).model), name)
-    return list(first.values())
-
-
-@pytest.mark.parametrize("name", distinct_systems())
+@pytest.mark.parametrize("name", distinct(determinism.trained_systems(), system_config))
 def test_the_record_holds(name: str) -> None:
     assert determinism.read_record()[name] == determinism.nondeterministic_operators(name) == []
 

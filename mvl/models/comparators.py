@@ -108,6 +108,10 @@ def build_unetr(config: Config, num_channels: int, num_classes: int) -> Peer:
     return Peer(network, network.vit)
 
 
+def accept_size(spatial_shape: tuple[int, ...]) -> None:
+    """Nothing: `build_swinunetr` has checked the grid. MONAI's own check at each call, in numpy, breaks the compiled graph."""
+
+
 def build_swinunetr(config: Config, num_channels: int, num_classes: int) -> Peer:
     """Swin UNETR; its first width is `channels[0]`, a multiple of 12.
 
@@ -121,6 +125,7 @@ def build_swinunetr(config: Config, num_channels: int, num_classes: int) -> Peer
     check_multiple(config, (32,) * dims)
     with torch.device("cpu"):  # it reads numbers out of tensors while it is built, which `meta` has none of
         network = SwinUNETR(num_channels, num_classes, feature_size=width, drop_rate=config.model.dropout_rate, spatial_dims=dims)
+    network._check_input_size = accept_size
     return Peer(network, network.encoder10)
 
 

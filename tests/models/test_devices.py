@@ -21,19 +21,10 @@ from mvl.config import ROOT, Config, system_names
 from mvl.models import build_system, deterministic_layers
 from mvl.objective import build_loss, build_optimizer
 from mvl.systems import NEVER_TRAINED, system_config
+from tests.models.distinct import distinct
 from tests.models.graphs import COMPILED, TRACED, small_system
 
-
-def networks() -> list[str]:
-    """A system for each network: of those that differ in their labels alone, the first."""
-    first: dict[str, str] = {}
-    for name in system_names():
-        if name not in NEVER_TRAINED:
-            first.setdefault(repr(system_config(name).model), name)
-    return list(first.values())
-
-
-SYSTEMS = networks()
+SYSTEMS = distinct([name for name in system_names() if name not in NEVER_TRAINED], system_config)
 
 
 def to_fake(network: nn.Module, device: str) -> nn.Module:

@@ -1,0 +1,118 @@
+"""Rows of the bench name their machine, and rows of several machines stand side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mvl import bench_bf16, bench_clock, bench_record, plan, systems
+
+HERE = {"processor": "new", "device": "cpu", "model": "New", "cpu_capability": "AVX512",
+        "fp32_gflops": 80.0, "bf16_gflops": 200.0}
+THERE = {**HERE, "processor": "old", "model": "Old", "bf16_gflops": None}
+
+
+def test_every_row_of_the_record_names_its_processor_and_its_peaks() -> None:
+    record = systems.whole_record()
+    rows = [*record["bars"], *(row for each in record["systems"].values() for row in each)]
+    rows += [row for study in record["studies"].values() for each in study.values() for row in each]
+    assert rows
+    for row in rows:
+        assert set(row["machine"]) >= set(HERE)
+        assert row["machine"]["fp32_gflops"] > 0
+    assert len(bench_record.machines(record)) >= 1
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A record of another machine, and this one called `new`."""
+    path = tmp_path / "bench.json"
+    row: dict[str, Any] = {"seconds": 1.0, "peak_gflops": 90.0, "share": 0.5, "machine": THERE}
+    bar = {"what": "a bar", "value": 0.5, "machine": THERE}
+    path.write_text(json.dumps({"bars": [bar], "systems": {"unet": [row]}, "studies": {}}))
+    monkeypatch.setattr(systems, "BENCH", path)
+    monkeypatch.setattr(systems, "write_header", lambda name: None)
+    monkeypatch.setattr(bench_record, "machine", lambda: HERE)
+    return path
+
+
+def test_a_second_machine_stands_beside_the_first(record: Path) -> None:
+    fresh = {"seconds": 2.0, "peak_gflops": 80.0, "share": 0.4}
+    for _ in range(2):
+        systems.record_bench([{"what": "a bar", "value": 0.6}], {"unet": fresh})
+        systems.record_bench([], {"unet": fresh}, "smoke")
+    whole = systems.whole_record()
+    assert [row["machine"]["processor"] for row in whole["systems"]["unet"]] == ["old", "new"]
+    assert [row["value"] for row in whole["bars"]] == [0.5, 0.6]
+    assert whole["studies"]["smoke"]["unet"] == [{**fresh, "machine": HERE}]
+    assert systems.read_bench()["systems"]["unet"]["seconds"] == 1.0
+    assert bench_record.machines(whole) == [THERE, HERE]
+
+
+def test_the_plan_takes_the_peak_of_its_own_processor(
+    record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systems.record_bench([], {"unet": {"seconds": 2.0, "peak_gflops": 80.0, "share": 0.4}})
+    for processor, peak in (("new", 80.0), ("old", 90.0)):
+        monkeypatch.setattr(plan.runs, "platform_facts", lambda name=processor: {"processor": name})
+        assert plan.cpu_peak.__wrapped__() == peak
+
+
+def test_a_machine_is_told_with_the_peaks_that_are_known() -> None:
+    peaks = "a matrix product of 80 GFLOP/s in fp32 and 200 GFLOP/s in bf16"
+    assert bench_record.machine_words(HERE) == f"New, AVX512, {peaks}"
+    assert "bf16" not in bench_record.machine_words(THERE)
+
+
+def test_zen_4_and_zen_5_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = frozenset({"avx512f"})
+    monkeypatch.setattr(bench_record.precision, "processor_flags", lambda: flags)
+    assert bench_record.architecture("AMD EPYC", "25") == " (Zen 4)"
+    assert bench_record.architecture("AMD EPYC", "26") == " (Zen 5)"
+    assert bench_record.architecture("Intel(R) Xeon(R)", "6") == ""
+    monkeypatch.setattr(bench_record.precision, "processor_flags", lambda: frozenset[str]())
+    assert bench_record.architecture("AMD EPYC", "25") == ""
+
+
+def test_on_a_gpu_time_is_taken_between_events_after_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            seen.append("event")
+
+        def elapsed_time(self, other: object) -> float:
+            assert seen[-1] == "synchronised"
+            return 250.0
+
+    fake = {"Event": Event, "synchronize": lambda: seen.append("synchronised"),
+            "max_memory_allocated": lambda: 3e6,
+            "reset_peak_memory_stats": lambda: seen.append("reset")}
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(**fake))
+    assert bench_clock.duration(lambda: seen.append("work"), "cuda") == 0.25
+    assert seen == ["event", "work", "event", "synchronised"]
+    assert bench_clock.step_memory_mb(lambda: seen.append("step")) == 3.0
+    assert seen[-2:] == ["reset", "step"]
+
+
+def test_bf16_is_not_measured_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_bf16, "has_units", lambda: False)
+    assert list(bench_bf16.rows(lambda *words: pytest.fail("measured"))) == []
+    monkeypatch.setattr(bench_bf16, "has_units", lambda: True)
+    found = list(bench_bf16.rows(lambda *words: {"ratio": 0.4}))
+    assert [bar for _, bar, _ in found] == [0.5, 0.5, 0.55]
+
+
+def test_a_bf16_step_is_measured_beside_the_fp32_one() -> None:
+    found = bench_bf16.probe_bf16("vit_baseline", "hippocampus", [16, 16, 16], 1, repeats=1)
+    assert found["ratio"] == pytest.approx(found["bf16_seconds"] / found["fp32_seconds"])

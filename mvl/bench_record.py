@@ -104,3 +104,22 @@ def machine_words(here: Row) -> str:
     ]
     of_product = f", a matrix product of {' and '.join(peaks)}" if peaks else ""
     return f"{here['model']}, {here['cpu_capability']}{of_product}"
+
+
+def bf16_table(record: dict[str, Any]) -> str:
+    """Markdown: a training step in bf16 over the same in fp32, beside its bar, on each machine."""
+    ending = ": bf16 / fp32"
+    lines = ["| step | machine | fp32, s | bf16, s | ratio | at most |", "|---|---|---:|---:|---:|---:|"]
+    for row in record["bars"]:
+        if row["what"].endswith(ending):
+            took = row["measured"]
+            words = [
+                row["what"].removesuffix(ending),
+                machine_words(row["machine"]),
+                f"{took['fp32_seconds']:.3f}",
+                f"{took['bf16_seconds']:.3f}",
+                f"{row['value']:.2f}",
+                f"{row['bar']:g} ({'met' if row['met'] else 'missed'})",
+            ]
+            lines.append(f"| {' | '.join(words)} |")
+    return "\n".join(lines)

@@ -170,7 +170,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
             "claim": report.claim(chapter.topic), "others": [f for s in studies[1:] if (f := further(s, results))], "holes": chapter.holes,
             "check": "\n\n".join(reproduction(s, results, chapter.published) for s in studies), "systems": systems.systems_table(),
             "determinism": determinism_table(),
-            "bench_machine": bench_machine(), "runs_page": run_pages.page_name(studies[0]),
+            "bench_machine": bench_machine(), "bf16_steps": bf16_steps(), "runs_page": run_pages.page_name(studies[0]),
              "statistics": statistics(studies, results), **faults.facts(), **rounding.facts(), **plan_page.page(), **gpu_record.page(),
              **overhead.facts(), **loader_bench.facts(), **reported_page.facts(studies, results), **mutants.facts(),
             **audit.facts(studies, results, repository_url()), "claims": claims_page.facts(studies, results, list(plan(studies)), staging),
@@ -218,6 +218,14 @@ def bench_machine() -> str:
 
     found = [machine_words(each) for each in machines(whole_record())]
     return f", on {'; or '.join(found)} (each row of data/bench.json names its machine)" if found else ""
+
+
+def bf16_steps() -> str:
+    """The table of training steps in bf16 on CPUs."""
+    from mvl.bench_record import bf16_table
+    from mvl.systems import whole_record
+
+    return bf16_table(whole_record())
 
 
 def reproduction(study: str, results: Path, published: bool) -> str:

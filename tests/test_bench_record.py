@@ -116,3 +116,13 @@ def test_bf16_is_not_measured_where_it_would_be_emulated(monkeypatch: pytest.Mon
 def test_a_bf16_step_is_measured_beside_the_fp32_one() -> None:
     found = bench_bf16.probe_bf16("vit_baseline", "hippocampus", [16, 16, 16], 1, repeats=1)
     assert found["ratio"] == pytest.approx(found["bf16_seconds"] / found["fp32_seconds"])
+
+
+def test_the_table_of_bf16_says_what_was_missed() -> None:
+    took = {"fp32_seconds": 1.0, "bf16_seconds": 0.6}
+    bar = {"what": "a step: bf16 / fp32", "value": 0.6, "bar": 0.5, "met": False}
+    other = {"what": "mvl --help", "value": 0.1, "bar": 0.5, "met": True, "machine": HERE}
+    text = bench_record.bf16_table({"bars": [{**bar, "measured": took, "machine": HERE}, other]})
+    row = text.splitlines()[2:]
+    assert len(row) == 1 and row[0].startswith("| a step | New, AVX512")
+    assert row[0].endswith("| 1.000 | 0.600 | 0.60 | 0.5 (missed) |")

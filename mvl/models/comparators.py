@@ -125,7 +125,7 @@ def build_swinunetr(config: Config, num_channels: int, num_classes: int) -> Peer
     check_multiple(config, (32,) * dims)
     with torch.device("cpu"):  # it reads numbers out of tensors while it is built, which `meta` has none of
         network = SwinUNETR(num_channels, num_classes, feature_size=width, drop_rate=config.model.dropout_rate, spatial_dims=dims)
-    network._check_input_size = accept_size
+    network._check_input_size = accept_size  # type: ignore[method-assign]
     return Peer(network, network.encoder10)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from mvl import bench_bf16, bench_clock, bench_record, plan, systems
+from mvl import bench_record, plan, systems
 
 HERE = {"processor": "new", "device": "cpu", "model": "New", "cpu_capability": "AVX512",
         "fp32_gflops": 80.0, "bf16_gflops": 200.0}
@@ -77,45 +75,6 @@ def test_zen_4_and_zen_5_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None
     assert bench_record.architecture("Intel(R) Xeon(R)", "6") == ""
     monkeypatch.setattr(bench_record.precision, "processor_flags", lambda: frozenset[str]())
     assert bench_record.architecture("AMD EPYC", "25") == ""
-
-
-def test_on_a_gpu_time_is_taken_between_events_after_the_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen: list[str] = []
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None:
-            seen.append("event")
-
-        def elapsed_time(self, other: object) -> float:
-            assert seen[-1] == "synchronised"
-            return 250.0
-
-    fake = {"Event": Event, "synchronize": lambda: seen.append("synchronised"),
-            "max_memory_allocated": lambda: 3e6,
-            "reset_peak_memory_stats": lambda: seen.append("reset")}
-    monkeypatch.setattr(torch, "cuda", SimpleNamespace(**fake))
-    assert bench_clock.duration(lambda: seen.append("work"), "cuda") == 0.25
-    assert seen == ["event", "work", "event", "synchronised"]
-    assert bench_clock.step_memory_mb(lambda: seen.append("step")) == 3.0
-    assert seen[-2:] == ["reset", "step"]
-
-
-def test_bf16_is_not_measured_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_bf16, "has_units", lambda: False)
-    assert list(bench_bf16.rows(lambda *words: pytest.fail("measured"))) == []
-    monkeypatch.setattr(bench_bf16, "has_units", lambda: True)
-    found = list(bench_bf16.rows(lambda *words: {"ratio": 0.4}))
-    assert [bar for _, bar, _ in found] == [0.5, 0.5, 0.55]
-
-
-def test_a_bf16_step_is_measured_beside_the_fp32_one() -> None:
-    found = bench_bf16.probe_bf16("vit_baseline", "hippocampus", [16, 16, 16], 1, repeats=1)
-    assert found["ratio"] == pytest.approx(found["bf16_seconds"] / found["fp32_seconds"])
 
 
 def test_the_table_of_bf16_says_what_was_missed() -> None:

@@ -88,12 +88,9 @@ def effect(cases: pd.DataFrame, system: str = "vit_baseline") -> dict[str, float
 
 
 def sentence() -> str:
-    """What is known of persons in the hippocampus data, and its effect on the records."""
-    from mvl.tables import read_cases
-
+    """What is known of persons in the hippocampus data, and its effect on the records where they are there."""
     like = json.loads(RECORD.read_text())
     names = [case for fold in range(10) for case in other_side_trained(fold)]
-    found = effect(read_cases("hippocampus", runs.records_dir()))
     both = pairs(names)
     one, two = like["one person"], like["two persons"]
     return (
@@ -101,10 +98,21 @@ def sentence() -> str:
         f"Over the {one['pairs']:.0f} such pairs the label's volume correlates with r = {one['volume']:.2f} and the scan's "
         f"median intensity with r = {one['intensity']:.2f}; over the {two['pairs']:.0f} pairs 2k and 2k + 1 it is "
         f"{two['volume']:.2f} and {two['intensity']:.2f}. So {2 * both} of the {len(names)} scans form {both} pairs, "
-        f"and there are {len(names) - both} persons. The first study's splits do not keep them together: "
+        f"and there are {len(names) - both} persons. The first study's splits do not keep them together. "
+        f"{recorded_effect()}New studies split by person (`data/splits/Task04_Hippocampus_persons.json`).")
+
+
+def recorded_effect() -> str:
+    """What sharing persons between training and test cases did to the published hippocampus records; empty without them."""
+    from mvl.tables import read_cases
+
+    if not (runs.records_dir() / "hippocampus" / "cases.csv").is_file():
+        return ""
+    found = effect(read_cases("hippocampus", runs.records_dir()))
+    return (
         f"{found['beside']:.0f} of the {found['all']:.0f} test scans of folds 0 to 4 have the other side in training. "
         f"ViT-Baseline's mean Dice is {found['with']:.4f} with it and {found['without']:.4f} without, so that no "
-        "verdict changes. New studies split by person (`data/splits/Task04_Hippocampus_persons.json`).")
+        "verdict changes. ")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,14 @@ def needs_repeat(query: Tensor) -> bool:
 
 
 def grouped_attention(module: nn.Module, query: Float[Tensor, "B H T d"], key: Float[Tensor, "B G T d"], value: Float[Tensor, "B G T d"],
-                      attention_mask: Tensor | None, scaling: float | None = None, is_causal: bool = False,
+                      attention_mask: Tensor | None, scaling: float | None = None, is_causal: bool | None = None,
                       **settings: Any) -> tuple[Float[Tensor, "B T H d"], None]:
-    """transformers' call of PyTorch's fused attention, in which a group of heads has one key and one value."""
+    """transformers' call of PyTorch's fused attention, in which a group of heads has one key and one value.
+
+    Where `is_causal` is not said, the layer's own default holds, as in transformers.
+    """
+    if is_causal is None:
+        is_causal = bool(getattr(module, "is_causal", True))
     short = is_short(query, value)
     if attention_mask is not None or not (short or needs_repeat(query)):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal)

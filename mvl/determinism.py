@@ -56,6 +56,23 @@ def as_on_a_gpu() -> Iterator[None]:
         deterministic_layers.GPUS.discard("meta")
 
 
+@contextmanager
+def deterministic_off() -> Iterator[None]:
+    """Let PyTorch choose its operators as it would for anybody.
+
+    Asked to be deterministic, which a run before this one may have done, PyTorch takes another way to upsample, and the operator
+    that is looked for would go unseen.
+    """
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def sketch(config: Config) -> Config:
     """The config with a language layer that is drawn at its listed sizes, so that no file of a model is read."""
     block = config.model.token_block
@@ -83,7 +100,7 @@ def step_operators(network: nn.Module, img_size: tuple[int, ...], classes: int) 
 
     image = torch.empty(2, 1, *img_size, device="meta")
     label = torch.empty(2, 1, *img_size, device="meta")
-    with as_on_a_gpu(), Names():
+    with as_on_a_gpu(), deterministic_off(), Names():
         logits = network.to("meta").train()(image)
         for loss in ("dice_ce", "bce_dice"):
             build_loss(classes, loss)(logits, label).backward(retain_graph=True)

@@ -6,6 +6,8 @@ explains what a frozen layer does by it. Differs: gradients of whole cases, not 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ CASES = 16
 
 def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The trained parameters of a ViT before the block: patch embedding, positions and encoder."""
-    vit = getattr(network, "vit", network)
+    vit: Any = getattr(network, "vit", network)
     return [p for p in (*vit.embed.parameters(), vit.positions, *vit.encoder.parameters()) if p.requires_grad]
 
 

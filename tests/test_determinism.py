@@ -30,6 +30,16 @@ def test_operators_without_a_fixed_order_are_found() -> None:
     assert "meta" not in deterministic_layers.GPUS
 
 
+def test_what_a_run_before_asked_of_pytorch_changes_nothing() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert "upsample_trilinear3d_backward" in determinism.step_operators(Faulty(), (4, 4, 4), 3)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_a_cpus_ways_would_not_do_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deterministic_layers, "on_gpu", lambda tensor: False)
     monkeypatch.setattr("mvl.objective.on_gpu", lambda tensor: False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def script(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "worker.py"
     path.write_text(f"import json, sys, time\nfrom pathlib import Path\nasked = json.loads(sys.argv[3])\n{text}")
     python = folder / "python"
-    python.write_text(f"#!/bin/sh\nexec {sys.executable} {path} \"$@\"\n")
+    python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(path))} \"$@\"\n")
     python.chmod(0o755)
     monkeypatch.setattr(workers.sys, "executable", str(python))
 

@@ -51,16 +51,19 @@ def table(results_dir: Path, study: str = STUDY) -> str:
         numbers = " | ".join(f"{value:+.2f}" for value in row)
         lines.append(f"| {rate:g}{notes.get(float(str(rate)), '')} | {numbers} |")
     trial = "Validation Dice points in the trials that chose the rate: fold 0, one seed, 8 epochs."
-    return "\n".join([caution(results_dir), "", *lines, "", trial])
+    return "\n".join([caution(results_dir, "../protocol_2.html"), "", *lines, "", trial])
 
 
-def caution(results_dir: Path) -> str:
-    """What the rate means for the study's main answer, in plain words; nothing without trials."""
+def caution(results_dir: Path, page: str = "protocol_2.md") -> str:
+    """What the rate means for the study's main answer, in plain words; nothing without trials.
+
+    page: the address of the second protocol from where the words will stand.
+    """
     found = gaps(results_dir)
     if found.empty:
         return ""
     paper, used = found.loc[PAPER_RATE], found.loc[used_rate()]
-    answer = " [The second protocol](protocol_2.md) is made to answer it." if PROTOCOL_2.is_file() else (
+    answer = f" [The second protocol]({page}) is made to answer it." if PROTOCOL_2.is_file() else (
         " A second protocol, in preparation, is made to answer it.")
     return (
         f"**What this study cannot see.** The trials that chose the learning rate suggest that it switches "

@@ -68,6 +68,7 @@ def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, pro
     from mvl import checkpoints
     from mvl.datasets import splits, tasks
     from mvl.datasets.loaders import CaseStore
+    from mvl.progress import largest_loss_rise
     from mvl.train import Diverged, Trainer, fit
 
     folder, config = trial.folder(results_dir), trial.config
@@ -87,7 +88,7 @@ def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, pro
             score = {"best_val_dice": p.best_dice, "last_val_dice": p.history[-1]["val_dice"], "best_epoch": p.best_epoch}
         except Diverged:
             score = {"best_val_dice": 0.0, "last_val_dice": 0.0, "best_epoch": -1}
-        score["largest_loss_rise"] = largest_loss_rise(trainer.progress.history)
+        score["largest_loss_rise"] = largest_loss_rise(trainer.progress.history)[0]
         who = {key: getattr(config, key) for key in ("study", "task", "system", "fold", "seed")}
         row = {**who, "lr": config.train.lr, "train_epochs": config.train.train_epochs, **score, "cpu_s": round(trainer.progress.cpu_s, 1)}
         runs.write_json(done, row)
@@ -105,12 +106,6 @@ def tune(study: str, results_dir: Path, data_dir: Path | None = None, systems: l
     out = Path(results_dir) / Path(study).stem / "tuning.csv"
     runs.write_csv(out, rows, COLUMNS)
     return out
-
-
-def largest_loss_rise(history: list[dict[str, Any]]) -> float:
-    """The largest rise of the mean training loss from one epoch to the next; 0 where it never rose."""
-    losses = [row["train_loss"] for row in history]
-    return max([0.0, *(after - before for before, after in itertools.pairwise(losses))])
 
 
 def stable(table: pd.DataFrame) -> pd.DataFrame:

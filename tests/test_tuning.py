@@ -80,12 +80,6 @@ def test_a_rate_whose_loss_jumped_is_not_chosen_and_makes_the_next_lower_one_int
     assert tuning.at_the_edge(table.assign(largest_loss_rise=1.0)) == ["a", "b"]
 
 
-def test_the_largest_rise_is_between_consecutive_epochs():
-    history = [{"train_loss": loss} for loss in (1.0, 0.6, 0.9, 0.2, 0.3)]
-    assert tuning.largest_loss_rise(history) == pytest.approx(0.3)
-    assert tuning.largest_loss_rise(history[:2]) == 0
-
-
 @pytest.mark.parametrize("name", [name for name in STUDIES if (runs.records_dir() / name / "tuning.csv").is_file()])
 def test_the_study_uses_the_rates_that_its_trials_chose(name):
     task = named("studies", name)["tasks"][0]

@@ -17,6 +17,7 @@ from mvl import runs, stats
 from mvl.audit_clone import CHECKS, which_paper
 from mvl.audit_measures import MEASURES
 from mvl.config import ROOT, Config, load_config
+from mvl.errors import MvlError
 from mvl.evaluate import CASE_COLUMNS, mean
 from mvl.report import run_address
 from mvl.tables import read_rows, run_state
@@ -29,7 +30,7 @@ KNOWN = {"run": "was run or computed here", "source": "the text of the code show
 SHOWN = ("dice", "dice_resized")
 
 
-class AuditError(ValueError):
+class AuditError(MvlError, ValueError):
     """An entry of `data/audit.toml` is wrong; the message names it."""
 
 

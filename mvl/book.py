@@ -23,6 +23,7 @@ from mvl import run_pages, runs
 from mvl.chapters import Chapter, covered, open_chapter
 from mvl.config import ROOT
 from mvl.determinism import determinism_table
+from mvl.errors import MvlError
 from mvl.notebooks import FOLDER, list_notebooks, run_notebook, write_notebook
 from mvl.studies import load_study, missing_runs
 
@@ -33,7 +34,7 @@ COPIED = ("*.md", "_config.yml", "_toc.yml", "references.bib")
 COLAB_BADGE = re.compile(r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/[^)]*\)\]\(([^)]*)\)")
 
 
-class BookError(RuntimeError):
+class BookError(MvlError, RuntimeError):
     """The book could not be built, or would ask for something from the network; the message names the page."""
 
 

@@ -13,6 +13,8 @@ import tempfile
 import time
 from typing import Any
 
+from mvl.errors import MvlError
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
          "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 FLAGS = ("--headless", "--no-sandbox", "--hide-scrollbars", "--no-first-run", "--disable-extensions", "--disable-background-networking",
@@ -23,7 +25,7 @@ AS_3_AND_4 = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv
 "The browser reads commands from file 3 and answers on file 4."
 
 
-class BrowserError(RuntimeError):
+class BrowserError(MvlError, RuntimeError):
     """There is no Chromium, or it did not answer; the message names the remedy."""
 
 

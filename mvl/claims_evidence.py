@@ -15,6 +15,7 @@ from mvl import stats
 from mvl.chapters import TOPICS, units_of
 from mvl.decision import MARGINS, Decision, Numbers, decide
 from mvl.decision import within as in_words
+from mvl.errors import MvlError
 from mvl.style import title
 
 OVERLAP = {"dice": "Dice", "jaccard": "IoU", "nsd": "NSD", "sensitivity": "sensitivity", "specificity": "specificity",
@@ -24,7 +25,7 @@ UNITS = {**{metric: (100.0, f"{word} points", 2) for metric, word in OVERLAP.ite
 "By metric: what a value is multiplied with, the unit then, and digits shown."
 
 
-class ClaimError(ValueError):
+class ClaimError(MvlError, ValueError):
     """A claim names what there is not; the message says which claim and what."""
 
 

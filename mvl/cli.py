@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl import commands as do
-from mvl.commands import BAD, NO_SPACE, USAGE
-from mvl.config import ConfigError
+from mvl.errors import BAD, NO_SPACE, MvlError
 from mvl.runs import FULL
 
 Handler = Callable[[argparse.Namespace], int]
@@ -46,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_code(error: Exception) -> int | None:
     """Exit code of an error that the package raises on purpose, None for a fault of the package itself (which keeps its traceback)."""
-    if isinstance(error, ConfigError):
-        return USAGE
     if isinstance(error, OSError) and error.errno in FULL:
         return NO_SPACE
-    return BAD if type(error).__module__.split(".")[0] == "mvl" or isinstance(error, OSError) else None
+    if isinstance(error, MvlError):
+        return error.exit_code
+    return BAD if isinstance(error, OSError) else None
 
 
 def lacking(module: str) -> str:

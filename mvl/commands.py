@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-DONE, BAD, USAGE, NO_SPACE = 0, 1, 2, 28
+from mvl.errors import BAD, DONE, USAGE
 "Exit codes: done; the data or the run is bad; wrong usage; the disk is full. Interrupted and resumable: 128 + signal (130, 143)."
 
 

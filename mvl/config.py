@@ -13,14 +13,17 @@ import yaml
 
 from mvl.block_config import KINDS
 from mvl.block_config import TokenBlockConfig as TokenBlockConfig
+from mvl.errors import USAGE, MvlError
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 ROOT = Path(__file__).resolve().parent.parent
 "The clone's top folder: `data/`, `notebooks/` and `book/` lie beside the package."
 
 
-class ConfigError(ValueError):
+class ConfigError(MvlError, ValueError):
     """A configuration key, value or file is wrong; the message names it and the remedy."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True)

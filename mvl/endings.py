@@ -12,6 +12,7 @@ from mvl import device_faults, devices, runs
 from mvl.config import Config
 from mvl.datasets.loaders import epoch_order
 from mvl.doctor import redact
+from mvl.errors import MvlError
 
 LOADER = re.compile(r"DataLoader worker \(pid|DataLoader timed out")
 PREFETCH = 2
@@ -26,7 +27,7 @@ class Place(Protocol):
     step: int
 
 
-class Diverged(RuntimeError):
+class Diverged(MvlError, RuntimeError):
     """A loss, gradient or validation metric is not finite; names step and cases."""
 
 

@@ -18,6 +18,7 @@ from mvl.datasets.loaders import CaseStore
 from mvl.datasets.splits import run_split
 from mvl.datasets.tasks import Task, find_task
 from mvl.edges import edge_distances, joint_box
+from mvl.errors import MvlError
 from mvl.objective import predict_probabilities
 from mvl.predictor import Predictor, load_run
 from mvl.surface import decathlon_metrics
@@ -35,7 +36,7 @@ OVERLAPS = {"dice": "f1_score", "jaccard": "threat_score", "sensitivity": "sensi
 "Our name = MONAI's name in compute_confusion_matrix_metric."
 
 
-class MetricError(ValueError):
+class MetricError(MvlError, ValueError):
     """A mask, spacing, tolerance or metric value that cannot be scored; the message says which and why."""
 
 

@@ -14,11 +14,12 @@ from mvl.datasets.loaders import CaseStore
 from mvl.datasets.pictures import read_case
 from mvl.datasets.tasks import Task, find_task, list_cases, task_dir, whole_task
 from mvl.datasets.trust import files_of, known_voxels
+from mvl.errors import MvlError
 from mvl.evaluate import CASE_COLUMNS, evaluate_run, evaluate_store
 from mvl.train import load_run
 
 
-class ExternalError(ValueError):
+class ExternalError(MvlError, ValueError):
     """A task cannot be an external test of a run; the message says why."""
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from mvl import runs
 from mvl.config import ROOT
 from mvl.datasets.tasks import data_root, find_task, task_dir
+from mvl.errors import MvlError
 from mvl.models import llm_sources
 from mvl.studies import study_runs
 
@@ -51,7 +52,7 @@ exec "$python" -m mvl.gpu_checks "$@"
 """
 
 
-class BundleError(RuntimeError):
+class BundleError(MvlError, RuntimeError):
     """A bundle cannot be made; the message names the remedy."""
 
 

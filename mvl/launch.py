@@ -73,7 +73,13 @@ def ensure_data(name: str, data_dir: Path | None = None) -> None:
             download.fetch(task, data_dir)
 
 
-def run_study(name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch()) -> int:
+WriteNeeds = Callable[[str, Path, str], None]
+"Writes what each run of a study asks a cluster for: study, file, device (`mvl.needs.write_needs`)."
+
+
+def run_study(
+    name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch(), write_needs: WriteNeeds | None = None,
+) -> int:
     """Run what the study lacks; 0 when every run is done, 1 when some failed, 75 when the GPU was lost, 130 or 143 when interrupted.
 
     A failed run is recorded as failed and does not stop the others. After a lost GPU the same command, started anew, goes on with the rest.
@@ -86,7 +92,7 @@ def run_study(name: str, results_dir: Path, data_dir: Path | None = None, launch
         print(f"[{name}] all {len(study_runs(name))} runs are done; nothing to do", file=sys.stderr)
         return 0
     ensure_data(name, data_dir)
-    code = _start_runs(name, results_dir, data_dir, launch)
+    code = _start_runs(name, results_dir, data_dir, launch, write_needs)
     if code >= 128 or code == GPU_LOST:
         return code
     for row in study_status(name, results_dir)["runs"]:
@@ -95,7 +101,7 @@ def run_study(name: str, results_dir: Path, data_dir: Path | None = None, launch
     return 1 if missing_runs(name, results_dir) else 0
 
 
-def _start_runs(name: str, results_dir: Path, data_dir: Path | None, launch: Launch) -> int:
+def _start_runs(name: str, results_dir: Path, data_dir: Path | None, launch: Launch, write_needs: WriteNeeds | None) -> int:
     """Start the runs as the word of `--engine` says; returns the engine's exit code."""
     from mvl import workers
 
@@ -103,7 +109,7 @@ def _start_runs(name: str, results_dir: Path, data_dir: Path | None, launch: Lau
         return run_inline(name, results_dir, data_dir, launch)
     if launch.engine == "workers":
         return workers.run_workers(name, results_dir, data_dir, launch)
-    return _run_snakemake(name, results_dir, data_dir, launch)
+    return _run_snakemake(name, results_dir, data_dir, launch, write_needs)
 
 
 def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None, allow_drift: bool = False) -> bool:
@@ -197,18 +203,20 @@ def check_profile(profile: str) -> None:
         raise ConfigError(f"profile {profile!r} needs {plugin}; install it as the head of {path} says")
 
 
-def dry_run(name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch()) -> int:
+def dry_run(
+    name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch(), write_needs: WriteNeeds | None = None,
+) -> int:
     """Print the runs that `run_study` would start and what each asks for; nothing is trained. 0 when the graph can be read."""
-    return _run_snakemake(name, results_dir, data_dir, launch, dry=True)
+    return _run_snakemake(name, results_dir, data_dir, launch, write_needs, dry=True)
 
 
-def _run_snakemake(name: str, results_dir: Path, data_dir: Path | None, launch: Launch, dry: bool = False) -> int:
+def _run_snakemake(
+    name: str, results_dir: Path, data_dir: Path | None, launch: Launch, write_needs: WriteNeeds | None, dry: bool = False,
+) -> int:
     check_profile(launch.profile)
     log = Path(results_dir) / Path(name).stem / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    if launch.profile != "local":
-        from mvl.needs import write_needs
-
+    if launch.profile != "local" and write_needs is not None:
         write_needs(name, log.parent / "needs.json", device_of(launch))
     found = (PROFILES / launch.profile, Path(sys.executable).parent, os.environ.get("PATH", ""))
     environment = {**os.environ, "PATH": os.pathsep.join(map(str, found))}

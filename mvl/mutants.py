@@ -20,6 +20,7 @@ from typing import Any
 
 from mvl import runs
 from mvl.config import ROOT
+from mvl.errors import MvlError
 
 RECORD = ROOT / "data" / "mutants.json"
 REASONS = ROOT / "data" / "mutants.toml"
@@ -42,7 +43,7 @@ ADDOPTS = (
 annotations, which could not be set up twice in one process either."""
 
 
-class MutantsError(RuntimeError):
+class MutantsError(MvlError, RuntimeError):
     """mutmut did not come to a result, or a layer is unknown; the message names the remedy."""
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mvl.errors import MvlError
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 NAME = re.compile(r"[a-z_]\w*", re.ASCII)
@@ -22,7 +24,7 @@ CELL_TIMEOUT_S = 24 * 3600
 LAST_WORDS = "mvl: this notebook ran to its end"
 
 
-class NotebookError(RuntimeError):
+class NotebookError(MvlError, RuntimeError):
     """A notebook is unknown, was given a wrong parameter, or did not run to its end; the message names it and the remedy."""
 
 

@@ -20,6 +20,7 @@ from unittest.mock import patch
 from mvl import runs, studies, systems
 from mvl.block_config import LAYER_KINDS
 from mvl.config import Config, ConfigError, DataConfig, did_you_mean, load_config, system_names
+from mvl.errors import MvlError
 from mvl.gpus import GPU_SHARE, GPUS, Device, speed
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ DECATHLON_BYTES, SMALL = 80e9, {"Task04_Hippocampus": 28e6}
 "The ten archives together, about; the registry does not know them one by one, so that each of the other nine is taken for a ninth."
 
 
-class PlanError(RuntimeError):
+class PlanError(MvlError, RuntimeError):
     """A study cannot be planned; the message names the remedy."""
 
 

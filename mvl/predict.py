@@ -32,6 +32,7 @@ from mvl.datasets.nifti import FileFault
 from mvl.datasets.own import task_of_run
 from mvl.datasets.pictures import png_bytes, read_image
 from mvl.datasets.slices import load_volume
+from mvl.errors import MvlError
 from mvl.evaluate import MetricError, class_masks
 from mvl.objective import predict_probabilities
 from mvl.precision import check_precision
@@ -42,7 +43,7 @@ Volume = Float[Tensor, "C *spatial"]
 Probabilities = Float[Tensor, "K *spatial"]
 
 
-class PredictError(RuntimeError):
+class PredictError(MvlError, RuntimeError):
     """A run or device that cannot segment; the message names it and the remedy."""
 
 

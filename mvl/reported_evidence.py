@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import integrate, stats
 
 from mvl.decision import LEVEL
+from mvl.errors import MvlError
 from mvl.report import reported
 
 TASKS = 10
@@ -33,7 +34,7 @@ DEEPSEEK = "layers of DeepSeek-R1-Distill-Qwen-1.5B"
 "Tables of LLM4Seg's layer figure."
 
 
-class EvidenceError(ValueError):
+class EvidenceError(MvlError, ValueError):
     """The question cannot be asked of these numbers; the message says why."""
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from mvl.config import ROOT, Config, build, merge, read_yaml, to_dict
+from mvl.errors import MvlError
 
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 "What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
@@ -37,7 +38,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 "Error numbers of a full disk and of a spent quota."
 
 
-class RunError(RuntimeError):
+class RunError(MvlError, RuntimeError):
     """A run cannot start, go on or be trusted; the message names the folder and the remedy."""
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from mvl.decision import LEVEL, MARGIN, TEST_OVER_TRAIN, t_reach
+from mvl.errors import MvlError
 from mvl.resampling import hierarchical_means
 
 ONE_RUN = "one (fold, seed) pair: what varies between runs cannot be estimated"
@@ -30,7 +31,7 @@ def cases_and_seeds(distinct: int, pairs: int) -> str:
     return f"{distinct} cases x {pairs // distinct} seeds" if distinct and pairs % distinct == 0 else f"{pairs} pairs of {distinct} cases"
 
 
-class StatsError(ValueError):
+class StatsError(MvlError, ValueError):
     """The two systems cannot be compared; the message says which cases or runs do not pair."""
 
 

@@ -15,6 +15,7 @@ from mvl import runs
 from mvl.block_config import LAYER_KINDS
 from mvl.config import Config, ConfigError, to_dict
 from mvl.datasets.splits import split_name
+from mvl.errors import MvlError
 from mvl.evaluate import CASE_COLUMNS, DECATHLON, METRICS, mean, run_columns
 
 RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
@@ -31,7 +32,7 @@ TEXT = {"trained_on": str, "study": str, "task": str, "system": str, "case": str
         "weights_sha256": str, "cases_sha256": str, "history_sha256": str}
 
 
-class TableError(RuntimeError):
+class TableError(MvlError, RuntimeError):
     """A table or a record is absent, damaged or not complete; the message names the file and the remedy."""
 
 

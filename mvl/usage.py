@@ -16,6 +16,7 @@ from mvl.config import Config
 from mvl.datasets.loaders import CaseStore
 from mvl.datasets.splits import run_split
 from mvl.datasets.tasks import Task, find_task
+from mvl.errors import MvlError
 from mvl.evaluate import class_masks, dice, label_masks, label_names, mean, run_columns
 from mvl.models.control_blocks import TokenBlock
 from mvl.models.interventions import INTERVENTIONS, SIZES, Intervened, intervened_block, replaced
@@ -29,7 +30,7 @@ COLUMNS = ["study", "task", "system", "fraction", "fold", "seed", "intervention"
 "Columns of usage.csv, in order; a size that is not defined is empty."
 
 
-class UsageError(ValueError):
+class UsageError(MvlError, ValueError):
     """A run whose use of its block cannot be measured; the message says why."""
 
 

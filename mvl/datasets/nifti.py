@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from nibabel.spatialimages import HeaderDataError
 
+from mvl.errors import MvlError
+
 MAX_VOXELS = 10**9
 "The largest Decathlon scan has 0.3e9 voxels (all channels)."
 SLACK = 2**16
@@ -21,7 +23,7 @@ SPACING_MM = (0.05, 20.0)
 Affine = Float[np.ndarray, "4 4"]
 
 
-class FileFault(ValueError):
+class FileFault(MvlError, ValueError):
     """What is wrong with one file, without its name."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl.config import ROOT, did_you_mean
+from mvl.errors import MvlError
 from mvl.runs import sha256_file
 
 REGISTRY = ROOT / "data" / "registry.toml"
@@ -30,7 +31,7 @@ IGNORED_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini")
 "Stray files that desktops leave behind; so is every name that starts with `._`."
 
 
-class TaskError(RuntimeError):
+class TaskError(MvlError, RuntimeError):
     """A task is unknown, absent or not whole; the message names it and the remedy."""
 
 
@@ -312,13 +313,13 @@ def waiting_lock(path: Path) -> Iterator[None]:
     The kernel frees it when the process ends, however it ends.
 
     Raises:
-        TaskError: nothing can be written there.
+        RunError: nothing can be written there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise TaskError(f"{path.parent}: cannot write there ({error.strerror}); choose a writable folder with --data-dir") from error
+        raise RunError(f"{path.parent}: cannot write there ({error.strerror}); choose a writable folder with --data-dir") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

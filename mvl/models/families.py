@@ -12,12 +12,13 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from mvl.config import did_you_mean
+from mvl.errors import MvlError
 
 Settings = PreTrainedConfig | dict[str, Any]
 "A model's config, or what its `config.json` holds."
 
 
-class SourceError(RuntimeError):
+class SourceError(MvlError, RuntimeError):
     """A language-model source is missing or its tensors are not what its config says; names the file and the remedy."""
 
 

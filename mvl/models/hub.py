@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from mvl.config import ROOT, did_you_mean
-from mvl.datasets.tasks import TaskError, waiting_lock
+from mvl.datasets.tasks import waiting_lock
 from mvl.models.families import SourceError, make_config, wanted
 from mvl.models.hub_checkpoint import Checkpoint, Names, Plan, find_checkpoint, plan_rows, plan_tensors
 from mvl.models.hub_client import HubClient, connect
@@ -249,5 +249,5 @@ def _lock(source: HubSource) -> Iterator[None]:
     try:
         with waiting_lock(source_dir(source).parent / ".lock"):
             yield
-    except TaskError as error:
+    except runs.RunError as error:
         raise SourceError(f"{weights_dir()}: cannot write there; set MVL_WEIGHTS to a writable folder") from error

@@ -16,6 +16,7 @@ from email.message import Message
 from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
+from mvl.errors import MvlError
 from mvl.models.families import SourceError
 from mvl.models.safetensors_ranges import Span, cut_front
 
@@ -32,7 +33,7 @@ class Missing(SourceError):
     """The repository has no such file at this commit."""
 
 
-class Busy(ConnectionError):
+class Busy(MvlError, ConnectionError):
     """An answer after which the same request may succeed."""
 
 

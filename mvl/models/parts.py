@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mvl.block_config import LAYER_KINDS
 from mvl.config import Config
+from mvl.errors import MvlError
 from mvl.models.adapters import Mapper
 from mvl.models.cnn import UShape
 from mvl.models.control_blocks import Nothing
@@ -33,7 +34,7 @@ CONTROLS = {"BareNorm": ("GELU and LayerNorm", "without parameters"), "Nothing":
 "Blocks without a language model's layer: name and a detail, by class."
 
 
-class PartsError(ValueError):
+class PartsError(MvlError, ValueError):
     """A network that cannot be drawn; the message says which and what can."""
 
 

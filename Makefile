@@ -75,8 +75,8 @@ test: setup ## run every test (at most 10 minutes on two cores)
 
 faults: setup ## kill, flip, fill and cut on purpose, about 40 minutes (KILLS=1000 over KILLED_RUNS=20 runs, STUDY_KILLS=50; MUTANTS=1: into the code too; goes on where it was)
 	@MVL_FAULT_FIGURES=data/faults.json MVL_FAULT_KILLS=$(KILLS) MVL_FAULT_RUNS=$(KILLED_RUNS) MVL_FAULT_STUDY_KILLS=$(STUDY_KILLS) \
-	    MVL_FAULT_STATE=data/runs/faults $(VENV)/bin/python -m pytest -q -s -m faults tests/faults $(ARGS); code=$$?; $(VENV)/bin/python -m mvl.faults; exit $$code
-	@test -z "$(MUTANTS)" || $(VENV)/bin/python -m mvl.mutants --jobs $(JOBS)
+	    MVL_FAULT_STATE=data/runs/faults $(VENV)/bin/python -m pytest -q -s -m faults tests/faults $(ARGS); code=$$?; $(VENV)/bin/python -m mvl.evidence.faults; exit $$code
+	@test -z "$(MUTANTS)" || $(VENV)/bin/python -m mvl.evidence.mutants --jobs $(JOBS)
 
 smoke: setup ## train every system for a few steps (at most 10 minutes)
 	@$(MVL) study run smoke --engine inline
@@ -85,7 +85,7 @@ check: setup ## lint, type-check, check the built book (links, names, browser) a
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
 	@test -n "$(FRESH)" || { echo "[check] the book is missing or older than its sources: building it"; $(MVL) book; }
-	$(VENV)/bin/python -m mvl.bookcheck
+	$(VENV)/bin/python -m mvl.publish.book_check
 	$(VENV)/bin/python -m pytest -q -m colab
 
 data: setup ## get the scans of the published hippocampus study (28 MB), for the qualitative page
@@ -108,10 +108,10 @@ bench: setup ## measure speed and memory beside their bars (RELEASED=folder: bes
 	@$(MVL) bench $(if $(RELEASED),--released $(RELEASED))
 
 gpu: setup ## show all that a GPU must show, into data/gpu.json (ARGS="--minutes 12 --then STUDY --at-once 12"; goes on where it was)
-	@$(VENV)/bin/python -m mvl.gpu_checks $(if $(RELEASED),--released $(RELEASED)) $(ARGS)
+	@$(VENV)/bin/python -m mvl.bench.gpu_checks $(if $(RELEASED),--released $(RELEASED)) $(ARGS)
 
 gpu-pack: setup ## write data/runs/mvl-gpu.tar.gz: make gpu for a machine without network (DATASET=Task04_Hippocampus)
-	@$(VENV)/bin/python -m mvl.gpu_bundle $(if $(DATASET),--task $(DATASET)) $(ARGS)
+	@$(VENV)/bin/python -m mvl.bench.gpu_bundle $(if $(DATASET),--task $(DATASET)) $(ARGS)
 
 doctor: setup ## print versions, devices, data and weights found, and what is missing
 	@$(MVL) doctor

@@ -11,15 +11,15 @@ import os
 import sys
 from pathlib import Path
 
-from mvl.config import ROOT
-from mvl.runs import default_results_dir, is_done, run_name
-from mvl.studies import study_runs
+from mvl.core.config import ROOT
+from mvl.core.run_folder import default_results_dir, is_done, run_name
+from mvl.study.grid import study_runs
 
 STUDY = str(config.get("study", "quick"))
 RESULTS = Path(config.get("results_dir") or default_results_dir()).absolute()
 OPTIONS = f"--results-dir '{RESULTS}'"
 DATA = f" --data-dir '{Path(config['data_dir']).absolute()}'" if config.get("data_dir") else ""
-MVL = f"'{sys.executable}' -m mvl.cli"
+MVL = f"'{sys.executable}' -m mvl"
 SLOT = f" --runs-per-gpu {config['runs_per_gpu']}" if config.get("gpu") else ""  # a cluster deals its cards itself
 DRIFT = " --allow-drift" if config.get("allow_drift") else ""
 HOME = RESULTS / Path(STUDY).stem

@@ -10,6 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from tests.tiny_checkpoints import hub, minilm, smollm2, tiny, tiny_llama, wide_llama  # noqa: F401  (fixtures)
+
 # Before CUDA starts, in this process and in those that tests start. What a GPU must show is shown by `make gpu`.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HIP_VISIBLE_DEVICES"] = ""
@@ -99,7 +101,7 @@ def evidence():
     """A maker of a study's tables for the claims' rules: per arm, one mean Dice per fold; every arm's cases vary alike around it."""
     import pandas as pd
 
-    from mvl.claims_evidence import Evidence
+    from mvl.evidence.claims_tests import Evidence
 
     task, keys = "Task04_Hippocampus", ["task", "system", "fraction", "fold", "seed"]
 

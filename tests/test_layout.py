@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mvl.config import ROOT
+from mvl.core.config import ROOT
 
 TOP = set("README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml constraints.txt environment.yml Makefile".split())
 TOP |= {"Snakefile", "data", "mvl", "notebooks", "book", "tests", "workflow", ".ci", ".github", ".gitignore"}
@@ -67,10 +67,51 @@ def test_functions_are_near_ten_lines_on_the_whole():
     assert sum(lengths) / len(lengths) <= 14
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__init__.py"], ids=named)
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name not in ("__init__.py", "__main__.py")], ids=named)
 def test_tests_mirror_the_package(path):
-    inner = path.relative_to(ROOT / "mvl")
-    assert (ROOT / "tests" / inner.parent / f"test_{inner.name}").is_file()
+    """A module has a test file of its name, or the tests of its layer import it."""
+    layer = ROOT / "tests" / path.parent.name
+    if not (layer / f"test_{path.name}").is_file():
+        used = {name for tests in layer.glob("test_*.py") for name in imported_modules(tests)}
+        assert dotted(path) in used
+
+
+LAYERS = "core datasets weights models training study bench evidence publish cli".split()
+"The layers of the package, from the ground up."
+ALL = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
+
+
+def dotted(path: Path) -> str:
+    """Name of a module as an import writes it."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of the package that a file imports, inside its functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & ALL
+            outer = {node.module} if len(inner) < len(node.names) else set()
+            found |= inner | outer
+    return found & ALL
+
+
+def test_every_import_points_downwards():
+    upward = [f"{dotted(path)} imports {name}" for path in MODULES if path.parent.name in LAYERS for name in imported_modules(path)
+              if name == "mvl.__main__" or name.count(".") and LAYERS.index(name.split(".")[1]) > LAYERS.index(path.parent.name)]
+    assert upward == []
+    assert {path.parent.name for path in MODULES} == {"mvl", *LAYERS}
+    assert {path.name for path in MODULES if path.parent.name == "mvl"} == {"__init__.py", "__main__.py"}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    import networkx
+
+    graph = networkx.DiGraph([(dotted(path), name) for path in MODULES for name in imported_modules(path)])
+    assert [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
 def test_no_unfinished_mark_and_no_machine_path():
@@ -168,7 +209,8 @@ def test_readme_names_each_study_and_shows_its_figure():
 
 
 def test_annotations_are_checked_in_this_run():
-    from mvl.runs import draw_seed, sha256_bytes
+    from mvl.core.files import sha256_bytes
+    from mvl.core.seeds import draw_seed
 
     assert draw_seed(1) >= 0
     with pytest.raises(Exception, match="Type-check error"):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvl.config import ROOT
+from mvl.core.config import ROOT
+from mvl.datasets.decathlon import read_cases
 from mvl.datasets.pictures import read_case, read_pairs
-from mvl.datasets.tasks import find_task, read_cases
+from mvl.datasets.registry import find_task
 
 SPEC = importlib.util.spec_from_file_location("reduce_data", ROOT / "workflow" / "reduce_data.py")
 reduce_data = importlib.util.module_from_spec(SPEC)

@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from mvl.config import ROOT
+from mvl.core.config import ROOT
 
 FOLDER = ROOT / ".github" / "workflows"
 TARGETS = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
@@ -55,5 +55,5 @@ def test_ci_runs_everything():
 
 def test_make_check_covers_the_built_book_and_the_colab_set_up():
     recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
-    assert all(part in recipe for part in ("ruff check", "mypy", "mvl.bookcheck", "-m colab"))
+    assert all(part in recipe for part in ("ruff check", "mypy", "mvl.publish.book_check", "-m colab"))
     assert "fetch Task04_Hippocampus" in re.search(r"^data:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]

@@ -1,1 +1,4 @@
-"""Data: what the tasks are, how they are fetched and verified, how they are split, and how a network sees them."""
+"""Data: what the tasks are, how they are fetched and verified, how they are split, and what a network sees.
+
+It imports `core`.
+"""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from mvl.config import DataConfig
+from mvl.core.config import DataConfig
 from mvl.datasets.resample import resample, sampling_theta
 
 Volume = Float32[Tensor, "C *spatial"]

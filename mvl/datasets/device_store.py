@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvl.config import Config
+from mvl.core.config import Config
+from mvl.core.seeds import draw_seed
 from mvl.datasets.augment import Changes, augmentation
 from mvl.datasets.loaders import CaseStore, batch_loader, batch_rows, epoch_order, read_case
-from mvl.runs import draw_seed
 
 GPU_SHARE = 0.5
 "Share of a GPU's free memory that cases may take."

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mvl.datasets.nifti import FileFault
-from mvl.datasets.tasks import is_stray
+from mvl.datasets.task import is_stray
 
 Affine = Float[np.ndarray, "4 4"]
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

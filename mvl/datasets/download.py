@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mvl.datasets.archive import extract
-from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, read_cases, read_manifest, task_dir, task_path, waiting_lock, whole_task
-from mvl.datasets.verify import Finding, verify
-from mvl.runs import sha256_file, write_json
+from mvl.core.files import sha256_file, waiting_lock, write_json
+from mvl.datasets.decathlon import read_cases
+from mvl.datasets.registry import list_cases, read_manifest, task_dir, task_path, whole_task
+from mvl.datasets.task import Task, TaskError, data_root
+from mvl.datasets.unpack import extract
 
 ATTEMPTS = 5
 TIMEOUT_S = 30.0
@@ -216,6 +217,3 @@ class _bar:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-
-
-__all__ = ["Finding", "download", "fetch", "is_whole", "verify", "write_manifest"]

@@ -36,14 +36,16 @@ from monai.transforms.utils import allow_missing_keys_mode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mvl.config import Config, DataConfig
-from mvl.datasets import decoded, planes
+from mvl.core.config import Config, DataConfig
+from mvl.core.files import atomic_write, sha256_file
+from mvl.core.seeds import draw_seed
+from mvl.datasets import cases_2d, decoded_cache
 from mvl.datasets.augment import Mask, Volume, augmentation
-from mvl.datasets.phantoms import nifti_bytes
+from mvl.datasets.nifti import nifti_bytes
 from mvl.datasets.pictures import png_bytes
-from mvl.datasets.tasks import Case, Task, TaskError, list_cases, read_manifest, task_dir
-from mvl.datasets.trust import files_of, refuse_closed, sound_voxels
-from mvl.runs import atomic_write, draw_seed, sha256_file
+from mvl.datasets.preflight import files_of, refuse_closed, sound_voxels
+from mvl.datasets.registry import list_cases, read_manifest, task_dir
+from mvl.datasets.task import Case, Task, TaskError
 
 Probabilities = Float[Tensor, "K *spatial"]
 NativeProbabilities = Float[Tensor, "K *native"]
@@ -157,7 +159,7 @@ class CaseStore:
         if not self.opened:
             refuse_closed(self.cases[index])
         if self.task.dims == 2:
-            _, flat, unit = planes.read_plane(self.task, self.cases[index])
+            _, flat, unit = cases_2d.read_plane(self.task, self.cases[index])
             return NativeCase(flat, np.diag([*unit, 1.0, 1.0]), unit)
         path = self.cases[index].label
         self._check_bytes(path)
@@ -198,7 +200,7 @@ class CaseStore:
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         case, digests = self.cases[index], self._digests(index)
-        image, label = decoded.kept(self.task, case, self.data, tuple(digests.values()), lambda: self._transformed(index, digests))
+        image, label = decoded_cache.kept(self.task, case, self.data, tuple(digests.values()), lambda: self._transformed(index, digests))
         return image, label if self.damage is None else self.damage(case.case_id, label)
 
     def _digests(self, index: int) -> dict[Path, str]:
@@ -222,7 +224,7 @@ class CaseStore:
 
     def _source(self, case: Case) -> dict[str, Any]:
         if self.task.dims == 2:
-            return planes.tensors(self.task, case)
+            return cases_2d.tensors(self.task, case)
         return {"image": [str(path) for path in case.images] if case.more else str(case.image), "label": str(case.label)}
 
     def _check_values(self, case: Case, image: Tensor, label: Tensor) -> None:

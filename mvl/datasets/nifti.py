@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import struct
 import zlib
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from nibabel.spatialimages import HeaderDataError
 
-from mvl.errors import MvlError
+from mvl.core.errors import MvlError
 
 MAX_VOXELS = 10**9
 "The largest Decathlon scan has 0.3e9 voxels (all channels)."
@@ -238,3 +239,12 @@ def _scaled(header: nibabel.Nifti1Header, voxels: np.ndarray) -> np.ndarray:
         raise FileFault(f"intensity scale {slope:g} with intercept {inter:g} is not finite")
     with np.errstate(over="ignore", invalid="ignore"):
         return (voxels * slope + inter).astype(np.float32)
+
+
+def nifti_bytes(voxels: np.ndarray, affine: Affine) -> bytes:
+    """A gzipped NIfTI-1 file of `voxels`; the same bytes for the same input, with no time stamp."""
+    image = nibabel.Nifti1Image(voxels, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)

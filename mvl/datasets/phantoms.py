@@ -7,26 +7,25 @@ left-posterior.
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from scipy.ndimage import gaussian_filter
 
-from mvl.datasets.tasks import TaskError, waiting_lock
-from mvl.runs import draw_seed, sha256_bytes, write_json
+from mvl.core.files import sha256_bytes, swap, waiting_lock, write_json
+from mvl.core.seeds import draw_seed
+from mvl.datasets.nifti import Affine, nifti_bytes
+from mvl.datasets.task import TaskError
 
 VERSION = 2
 "Raised whenever a change of this file changes the bytes of a phantom; folders of another version are made anew."
 Points = Float32[np.ndarray, "*grid 3"]
 Field = Float32[np.ndarray, "*grid"]
-Affine = Float[np.ndarray, "4 4"]
 
 
 def ensure_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
@@ -96,24 +95,6 @@ def _description(names: list[str], seed: int) -> dict[str, Any]:
     return {"name": "phantoms", "description": "Phantoms made by mvl: no person was scanned", "licence": "MIT", "tensorImageSize": "3D",
             "modality": {"0": "phantom"}, "labels": {"0": "background", "1": "anterior", "2": "posterior"}, "numTraining": len(names),
             "numTest": 0, "training": pairs, "test": [], "phantoms": recipe(len(names), seed)}
-
-
-def swap(partial: Path, folder: Path) -> None:
-    """Put the whole folder `partial` in the place of `folder`, and remove what was there."""
-    if folder.exists():
-        folder.replace(partial.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}"))
-    partial.replace(folder)
-    for old in folder.parent.glob(f"{folder.name}.partial-*"):
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def nifti_bytes(voxels: np.ndarray, affine: Affine) -> bytes:
-    """A gzipped NIfTI-1 file of `voxels`; the same bytes for the same input, with no time stamp."""
-    image = nibabel.Nifti1Image(voxels, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), compresslevel=4, mtime=0)
 
 
 def make_phantom(seed: int, index: int) -> tuple[np.ndarray, UInt8[np.ndarray, "x y z"], Affine]:

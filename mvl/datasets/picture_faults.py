@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mvl.core.files import sha256_bytes, sha256_file
 from mvl.datasets.nifti import FileFault
 from mvl.datasets.pictures import list_busi, list_pairs, mask_values, read_image, read_mask
+from mvl.datasets.registry import MANIFESTS, read_manifest
 from mvl.datasets.splits import read_split, split_path
-from mvl.datasets.tasks import MANIFESTS, Case, Task, TaskError, read_manifest
-from mvl.runs import sha256_bytes, sha256_file
+from mvl.datasets.task import Case, Task, TaskError
 
 Fault = tuple[Path, str]
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from mvl.datasets.nifti import FileFault, read_whole
-from mvl.datasets.tasks import Case, TaskError, is_stray
+from mvl.datasets.task import Case, TaskError, is_stray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 "Endings of pictures, in any case."

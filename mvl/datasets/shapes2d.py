@@ -19,10 +19,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from mvl.datasets.phantoms import swap
+from mvl.core.files import sha256_bytes, swap, waiting_lock, write_json
+from mvl.core.seeds import draw_seed
 from mvl.datasets.pictures import png_bytes
-from mvl.datasets.tasks import TaskError, waiting_lock
-from mvl.runs import draw_seed, sha256_bytes, write_json
+from mvl.datasets.task import TaskError
 
 VERSION = 1
 "Raised whenever a change of this file changes a picture; folders of another version are made anew."

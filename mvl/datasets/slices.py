@@ -11,7 +11,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from mvl.datasets.tasks import Case, TaskError, read_cases
+from mvl.datasets.decathlon import read_cases
+from mvl.datasets.task import Case, TaskError
 
 EMPTY_STEP = 4
 "Which slices are cases: every one that holds foreground, and of the others those whose index is a multiple of this."

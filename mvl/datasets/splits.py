@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvl.config import ROOT, Config
-from mvl.datasets import groups as grouping
-from mvl.datasets.tasks import Task, TaskError, data_root, list_cases, task_dir, waiting_lock, whole_task
-from mvl.runs import draw_seed, sha256_bytes, write_json
+from mvl.core.config import ROOT, Config
+from mvl.core.files import sha256_bytes, waiting_lock, write_json
+from mvl.core.seeds import draw_seed
+from mvl.datasets import split_groups
+from mvl.datasets.registry import list_cases, task_dir, whole_task
+from mvl.datasets.task import Task, TaskError, data_root
 
 NUM_FOLDS = 10
 RULE = ("cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; "
@@ -33,7 +35,7 @@ class Split:
 
 
 def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[list[str]] | None = None,
-               rule: str = grouping.RULE) -> dict[str, Any]:
+               rule: str = split_groups.RULE) -> dict[str, Any]:
     """The whole split of a task, a function of the case ids, the seed and the groups that must stay together, which `rule` describes.
 
     Raises:
@@ -51,13 +53,13 @@ def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[
 
 
 def _make_grouped(task_name: str, case_ids: list[str], groups: list[list[str]], seed: int) -> dict[str, Any]:
-    units = grouping.units(case_ids, groups)
-    blocks = grouping.deal(task_name, units, seed, NUM_FOLDS)
+    units = split_groups.units(case_ids, groups)
+    blocks = split_groups.deal(task_name, units, seed, NUM_FOLDS)
     folds = []
     for fold in range(NUM_FOLDS):
         test, *val = roles(fold)
         members = [case for k, block in enumerate(blocks) if k not in (test, *val) for case in block]
-        folds.append({"test": test, "val": val, "train": grouping.training_order(task_name, members, units, fold, seed)})
+        folds.append({"test": test, "val": val, "train": split_groups.training_order(task_name, members, units, fold, seed)})
     return {"task": task_name, "seed": seed, "groups": groups, "blocks": blocks, "folds": folds}
 
 
@@ -107,18 +109,18 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
     case_ids = [case.case_id for case in cases]
     path = split_path(task, data_dir, kind)
     if not path.is_file() and kind == "persons":
-        persons = grouping.person_groups(task, case_ids)
-        write_split_file(task.name, case_ids, path, groups=persons, rule=grouping.PERSON_RULE)
+        persons = split_groups.person_groups(task, case_ids)
+        write_split_file(task.name, case_ids, path, groups=persons, rule=split_groups.PERSON_RULE)
     elif not path.is_file():
-        together, pictures = grouping.find_groups(task, cases, task_dir(task, data_dir)), task.layout in ("busi", "pairs")
+        together, pictures = split_groups.find_groups(task, cases, task_dir(task, data_dir)), task.layout in ("busi", "pairs")
         write_split_file(task.name, case_ids, path, groups=together if together or pictures else None,
-                         rule=grouping.rule_of(task))
+                         rule=split_groups.rule_of(task))
     split = read_split(path)
     check_cases(split, case_ids, path)
-    _check_groups(grouping.known_groups(task, case_ids), split["blocks"], path)
+    _check_groups(split_groups.known_groups(task, case_ids), split["blocks"], path)
     if kind == "persons":
         # A file without its groups would pass every other check and leak a person into the test.
-        _check_groups(grouping.person_groups(task, case_ids), split["blocks"], path)
+        _check_groups(split_groups.person_groups(task, case_ids), split["blocks"], path)
     return path
 
 
@@ -139,7 +141,7 @@ def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
 
 
 def write_split_file(task_name: str, case_ids: list[str], path: Path, seed: int = 0, groups: list[list[str]] | None = None,
-                     rule: str = grouping.RULE) -> Path:
+                     rule: str = split_groups.RULE) -> Path:
     """Write the split once; a file that another process wrote meanwhile stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(path.parent):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mvl.shapes import Tokens
+from mvl.core.shapes import Tokens
 
 
 class Mapper(nn.Module):

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mvl.config import ConfigError, ModelConfig
+from mvl.core.config import ConfigError, ModelConfig
+from mvl.core.shapes import Image, Logits
 from mvl.models.cpu_bf16 import GELU
 from mvl.models.deterministic_layers import MaxPool, Upsample
-from mvl.shapes import Image, Logits
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

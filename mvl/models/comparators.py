@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvl.config import Config, ConfigError
+from mvl.core.config import Config, ConfigError
+from mvl.core.shapes import Image, Logits
 from mvl.models.deterministic_layers import replace_pools
-from mvl.shapes import Image, Logits
 
 MIN_EDGE = 4
 "nnU-Net: no axis is halved below this many voxels."

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mvl.core.seeds import draw_seed
+from mvl.core.shapes import Tokens
 from mvl.models.vit import ViTBlock, attention
-from mvl.runs import draw_seed
-from mvl.shapes import Tokens
 
 
 class TokenBlock(nn.Module, ABC):

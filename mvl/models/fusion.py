@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mvl.shapes import Tokens
+from mvl.core.shapes import Tokens
 
 SCALES = (1, 2, 4)
 "Edge of a cell in tokens, from the shallowest feature that is fused to the deepest."

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mvl.core.seeds import draw_seed
+from mvl.core.shapes import Tokens
 from mvl.models.control_blocks import TokenBlock
 from mvl.models.token_blocks import redrawn_tensor
-from mvl.runs import draw_seed
-from mvl.shapes import Tokens
 
 BRANCHES = ("as_trained", "zero", "mean", "shuffled_tokens", "attention_off")
 "Interventions on the block's own part h."

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mvl.block_config import NATIVE_KINDS
-from mvl.config import ModelConfig
+from mvl.core.block_config import NATIVE_KINDS
+from mvl.core.config import ModelConfig
+from mvl.core.shapes import Image, Logits
 from mvl.models.cnn import build_cnn
 from mvl.models.control_blocks import NativeSizes
 from mvl.models.token_blocks import build_token_block
-from mvl.shapes import Image, Logits
 
 
 class LLM4Seg(nn.Module):

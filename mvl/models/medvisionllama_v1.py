@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mvl.config import ModelConfig
+from mvl.core.config import ModelConfig
+from mvl.core.shapes import Image, Tokens
 from mvl.models.fusion import HybridAttention, MultiScaleFusion
 from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
-from mvl.shapes import Image, Tokens
 
 
 class MedVisionLlamaV1(MedVisionLlamaV3):

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mvl.block_config import NATIVE_KINDS
-from mvl.config import ModelConfig
+from mvl.core.block_config import NATIVE_KINDS
+from mvl.core.config import ModelConfig
+from mvl.core.shapes import Image, Logits
 from mvl.models.adapters import Mapper
 from mvl.models.control_blocks import NativeSizes
 from mvl.models.token_blocks import build_token_block
 from mvl.models.vit import ViTBaseline
-from mvl.shapes import Image, Logits
 
 
 class MedVisionLlamaV3(nn.Module):

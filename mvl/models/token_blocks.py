@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mvl.block_config import BARE_KINDS, LAYER_KINDS, NATIVE_KINDS
-from mvl.config import ConfigError, TokenBlockConfig
-from mvl.models import families, llm_sources
+from mvl.core.block_config import BARE_KINDS, LAYER_KINDS, NATIVE_KINDS, TokenBlockConfig
+from mvl.core.config import ConfigError
+from mvl.core.seeds import draw_seed
+from mvl.core.shapes import Tokens
 from mvl.models.adapters import add_lora
 from mvl.models.control_blocks import NativeSizes, TokenBlock, build_control, build_native
-from mvl.models.guidance import word_rows
 from mvl.models.layer_attention import choose_attention
-from mvl.models.llm_sources import LayerWeights
-from mvl.runs import draw_seed
-from mvl.shapes import Tokens
+from mvl.models.text_guidance import word_rows
+from mvl.weights import families, sources
+from mvl.weights.sources import LayerWeights
 
 
 class LanguageLayer(TokenBlock):
@@ -82,7 +82,7 @@ def build_token_block(block: TokenBlockConfig, seed: int, words: str = "", nativ
         if native is None:
             raise ConfigError(f"token_block.kind {block.kind} needs the width of a network")
         return build_native(block.kind, native, block.residual)
-    config = llm_sources.load_config(block.source)
+    config = sources.load_config(block.source)
     check_switches(block, config)
     if block.kind in BARE_KINDS:
         return build_control(block.kind, config.hidden_size, block.residual, seed)
@@ -123,7 +123,7 @@ def make_weights(block: TokenBlockConfig, config: PreTrainedConfig, seed: int) -
     """The tensors that the block's kind asks for."""
     if block.kind == "random":
         return random_layer(config, seed)
-    weights = llm_sources.load_layer(block.source, block.layer)
+    weights = sources.load_layer(block.source, block.layer)
     return redrawn_layer(weights, block.kind, seed) if block.kind in REDRAWN else weights
 
 
@@ -133,9 +133,9 @@ def random_layer(config: PreTrainedConfig, seed: int) -> LayerWeights:
     draw = lambda shape: torch.randn(shape, generator=generator) * config.initializer_range
     gain = families.family_of(config).unit_gain
     start = lambda name, shape: torch.zeros(shape) if name.endswith("bias") else torch.full(shape, gain)
-    shapes = llm_sources.expected_shapes(config)
+    shapes = sources.expected_shapes(config)
     tensors = {name: draw(shape) if len(shape) == 2 else start(name, shape) for name, shape in sorted(shapes.items())}
-    return LayerWeights(tensors, {name: start(name, shape) for name, shape in llm_sources.norm_shapes(config).items()})
+    return LayerWeights(tensors, {name: start(name, shape) for name, shape in sources.norm_shapes(config).items()})
 
 
 def redrawn_layer(weights: LayerWeights, kind: str, seed: int) -> LayerWeights:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from mvl.config import ModelConfig
+from mvl.core.config import ModelConfig
+from mvl.core.seeds import draw_seed
+from mvl.core.shapes import Image, Logits, Tokens
 from mvl.models.cpu_bf16 import is_short, short_attention
 from mvl.models.deterministic_layers import on_gpu
 from mvl.models.tiled_attention import available, tiled_attention
-from mvl.runs import draw_seed
-from mvl.shapes import Image, Logits, Tokens
 
 LONG = 2048
 "Tokens from which a block may compute all but attention again in the backward pass, and attention on a CPU goes tile by tile."

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from mvl import launch, runs, studies
+from mvl.core import run_folder
+from mvl.study import grid, launch
+from mvl.study.inline import Launch
 
 STUDY = """title: Four small runs
 tasks: [phantoms]
@@ -16,9 +18,9 @@ train: {train_epochs: 2, batch_size: 4, lr: 0.002}
 
 def assert_same_as_inline(study: str, queued: Path, inline: Path) -> None:
     """Run the study inline too: the same settings, weights, history and scores; on the cluster one run, cut off, went on from its checkpoint."""
-    assert launch.run_study(study, inline, launch=launch.Launch(engine="inline")) == 0
+    assert launch.run_study(study, inline, launch=Launch(engine="inline")) == 0
     logs = [path.read_text() for path in (queued / "four" / "logs").rglob("*.log")]
     assert len(logs) == 4 and sum("going on from here" in text for text in logs) == 1, "only the run that was cut off went on from a checkpoint"
-    for config in studies.study_runs(study):
-        ours, theirs = (runs.read_status(runs.run_dir(folder, config))["files"] for folder in (queued, inline))
+    for config in grid.study_runs(study):
+        ours, theirs = (run_folder.read_status(run_folder.run_dir(folder, config))["files"] for folder in (queued, inline))
         assert {n: h for n, h in ours.items() if n != "environment.json"} == {n: h for n, h in theirs.items() if n != "environment.json"}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mvl import studies
-from mvl.config import ROOT
+from mvl.core.config import ROOT
+from mvl.study import status
 from tests.cluster.four_runs import STUDY, assert_same_as_inline
 from tests.cluster.kube import Cluster
 
@@ -78,7 +78,7 @@ def evict_one(engine: subprocess.Popen[bytes], study: str, results: Path, cluste
     """Empty the node of the first run that has an epoch behind it."""
     until = time.monotonic() + LIMIT_S
     while engine.poll() is None and time.monotonic() < until:
-        rows = studies.study_status(study, results)["runs"]
+        rows = status.study_status(study, results)["runs"]
         running = [job for job, pod in cluster.pods.items() if pod.poll() is None]
         if running and any(row["state"] == "running" and row["epoch"] == 1 for row in rows):
             cluster.drain(running[0])
@@ -92,7 +92,7 @@ def evict_one(engine: subprocess.Popen[bytes], study: str, results: Path, cluste
 def test_an_evicted_run_is_sent_again_and_the_study_ends_with_the_same_bytes(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "four.yaml").write_text(STUDY)
     study, queued = str(tmp_path / "four.yaml"), tmp_path / "queued"
-    words = [sys.executable, "-m", "mvl.cli", "study", "run", study, "--results-dir", str(queued), "--profile", "kubernetes", "--jobs", "1"]
+    words = [sys.executable, "-m", "mvl", "study", "run", study, "--results-dir", str(queued), "--profile", "kubernetes", "--jobs", "1"]
     engine = subprocess.Popen(words)
     evict_one(engine, study, queued, cluster)
     assert engine.wait(LIMIT_S) == 0

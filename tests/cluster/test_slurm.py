@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl import studies
+from mvl.study import status
 from tests.cluster.four_runs import STUDY, assert_same_as_inline
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
@@ -49,7 +49,7 @@ def cancel_one(engine: subprocess.Popen[bytes], study: str, results: Path) -> st
     """Cancel the job of the first run that has an epoch behind it; returns the job's id."""
     until = time.monotonic() + LIMIT_S
     while engine.poll() is None and time.monotonic() < until:
-        rows = studies.study_status(study, results)["runs"]
+        rows = status.study_status(study, results)["runs"]
         if any(row["state"] == "running" and row["epoch"] == 1 for row in rows) and (job := ask("squeue", "-h", "-t", "R", "-o", "%i")):
             subprocess.run(["scancel", job], check=True)
             return job
@@ -60,7 +60,7 @@ def cancel_one(engine: subprocess.Popen[bytes], study: str, results: Path) -> st
 def test_a_cancelled_job_is_sent_again_and_the_study_ends_with_the_same_bytes(cluster: Path, tmp_path: Path) -> None:
     (tmp_path / "four.yaml").write_text(STUDY)
     study, queued = str(tmp_path / "four.yaml"), tmp_path / "queued"
-    words = [sys.executable, "-m", "mvl.cli", "study", "run", study, "--results-dir", str(queued), "--profile", "slurm", "--jobs", "4"]
+    words = [sys.executable, "-m", "mvl", "study", "run", study, "--results-dir", str(queued), "--profile", "slurm", "--jobs", "4"]
     engine = subprocess.Popen(words)
     job = cancel_one(engine, study, queued)
     assert engine.wait(LIMIT_S) == 0

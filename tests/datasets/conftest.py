@@ -9,8 +9,8 @@ import shutil
 import pytest
 
 from mvl.datasets.phantoms import write_phantoms
+from mvl.datasets.registry import find_task
 from mvl.datasets.shapes2d import ensure_shapes
-from mvl.datasets.tasks import find_task
 
 FEW = 12
 

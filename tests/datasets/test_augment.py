@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvl.config import DataConfig
+from mvl.core.config import DataConfig
 from mvl.datasets.augment import Augment, Changes, FlipRotate, augmentation, rotation
 from mvl.datasets.resample import resample, sampling_theta
 

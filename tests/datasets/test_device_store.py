@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from mvl.config import Config, DataConfig, TrainConfig
+from mvl.core.config import Config, DataConfig, TrainConfig
 from mvl.datasets import device_store
 from mvl.datasets.device_store import Feed, bytes_of, fits
 from mvl.datasets.loaders import CaseStore, training_loader
-from mvl.datasets.released import VersionStore
-from mvl.datasets.tasks import TaskError, list_cases
+from mvl.datasets.registry import list_cases
+from mvl.datasets.released_faults import VersionStore
+from mvl.datasets.task import TaskError
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,11 @@ import threading
 
 import pytest
 
-from mvl.datasets import download as module
-from mvl.datasets.download import download, fetch, is_whole, verify
-from mvl.datasets.tasks import TaskError, list_cases
+from mvl.datasets import download as download_module
+from mvl.datasets.download import download, fetch, is_whole
+from mvl.datasets.registry import list_cases
+from mvl.datasets.task import TaskError
+from mvl.datasets.verify import verify
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -57,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download_module.time, "sleep", lambda _: None)
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.handle_error = lambda *_: None  # a client that hangs up early is what some tests are about
     made.mode, made.cuts, made.requests, made.body = "plain", [], [], bytes(range(256)) * 4000
@@ -138,7 +140,7 @@ def test_busy_server_is_asked_again(server, tmp_path):
 def test_other_size_than_registered_and_full_disk_stop_before_the_body(server, tmp_path, monkeypatch):
     with pytest.raises(TaskError, match="offers 1024000 bytes, expected 5"):
         get(server, tmp_path, size=5)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("", (), {"free": 10})())
+    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _: type("", (), {"free": 10})())
     with pytest.raises(TaskError, match="1024000 bytes needed, 10 free"):
         get(server, tmp_path)
 
@@ -168,9 +170,9 @@ def test_fetch_makes_a_whole_verified_task_and_then_does_nothing(published, serv
 
 def test_stopped_extraction_never_passes_for_whole(published, monkeypatch):
     task, root = published
-    import mvl.datasets.archive as archive
+    from mvl.datasets import unpack
 
-    write, count = archive._write, []
+    write, count = unpack._write, []
 
     def dies(tar, info, folder):
         count.append(info)
@@ -178,11 +180,11 @@ def test_stopped_extraction_never_passes_for_whole(published, monkeypatch):
             raise KeyboardInterrupt
         write(tar, info, folder)
 
-    monkeypatch.setattr(archive, "_write", dies)
+    monkeypatch.setattr(unpack, "_write", dies)
     with pytest.raises(KeyboardInterrupt):
         fetch(task, root, progress=False)
     assert not (root / "Toy").exists() and not is_whole(task, root)
-    monkeypatch.setattr(archive, "_write", write)
+    monkeypatch.setattr(unpack, "_write", write)
     (root / "Toy.partial-left-by-sigkill").mkdir()
     assert is_whole(task, fetch(task, root, progress=False).parent) and list(root.glob("*.partial-*")) == []
 
@@ -209,7 +211,7 @@ def test_archive_that_lacks_a_case_is_refused(published, server, tmp_path):
 def test_two_processes_fetch_once(published, server):
     task, root = published
     code = ("import dataclasses, sys; from pathlib import Path\n"
-            "from mvl.datasets.tasks import find_task; from mvl.datasets.download import fetch\n"
+            "from mvl.datasets.registry import find_task; from mvl.datasets.download import fetch\n"
             "task = dataclasses.replace(find_task('phantoms'), name='Toy', num_cases=12, url=sys.argv[1], md5=sys.argv[2])\n"
             "print(fetch(task, Path(sys.argv[3]), progress=False))")
     command = [sys.executable, "-c", code, task.url, task.md5, str(root)]
@@ -220,5 +222,5 @@ def test_two_processes_fetch_once(published, server):
 
 def test_read_only_data_that_are_whole_need_no_lock(toy, monkeypatch):
     task, root = toy
-    monkeypatch.setattr(module, "waiting_lock", lambda _: pytest.fail("wanted to write"))
+    monkeypatch.setattr(download_module, "waiting_lock", lambda _: pytest.fail("wanted to write"))
     assert fetch(task, root, progress=False) == root / "Toy"

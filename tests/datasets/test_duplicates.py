@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvl.config import ROOT
+from mvl.core.config import ROOT
 from mvl.datasets.duplicates import correlations, distances, duplicate_groups, hashes, joined, thumbnail
-from mvl.datasets.groups import find_groups
+from mvl.datasets.registry import MANIFESTS, find_task, list_cases
 from mvl.datasets.shapes2d import make_shape
-from mvl.datasets.tasks import MANIFESTS, Case, find_task, list_cases
+from mvl.datasets.split_groups import find_groups
+from mvl.datasets.task import Case
 
 BUSI = Path(os.environ.get("MVL_DATA", "")) / "Dataset_BUSI_with_GT"
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from mvl.config import Config, DataConfig, TrainConfig
+from mvl.core.config import Config, DataConfig, TrainConfig
 from mvl.datasets.loaders import CaseStore, epoch_order, steps_per_epoch, training_loader
-from mvl.datasets.tasks import TaskError, find_task, list_cases
+from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.task import TaskError
 
 HIPPOCAMPUS = Path(os.environ.get("MVL_DATA", "")) / "Task04_Hippocampus"
 SMALL = DataConfig(img_size=(24, 32, 24))

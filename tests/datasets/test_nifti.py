@@ -7,8 +7,7 @@ from contextlib import suppress
 import nibabel
 import numpy as np
 
-from mvl.datasets.nifti import FileFault, decode
-from mvl.datasets.phantoms import nifti_bytes
+from mvl.datasets.nifti import FileFault, decode, nifti_bytes
 
 
 def test_flip_of_any_content_bit_fails_the_gzip_checksum():

@@ -10,9 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from mvl.core.files import sha256_file
 from mvl.datasets.phantoms import ensure_phantoms, make_phantom, recipe, write_phantoms
-from mvl.datasets.tasks import TaskError
-from mvl.runs import sha256_file
+from mvl.datasets.task import TaskError
 
 
 def hashes(folder):

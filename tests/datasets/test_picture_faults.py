@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvl.datasets import picture_faults as room
+from mvl.datasets import picture_faults as picture_faults_module
 from mvl.datasets.download import fetch
 from mvl.datasets.picture_faults import picture_faults
-from mvl.datasets.tasks import TaskError, find_task, is_other_copy, read_manifest
+from mvl.datasets.registry import find_task, is_other_copy, read_manifest
+from mvl.datasets.task import TaskError
 from mvl.datasets.verify import verify
 
 
@@ -81,7 +82,7 @@ def test_one_picture_on_both_sides_of_a_split_is_found(pics):
     (root / "splits").mkdir()
     (root / "splits" / "pics.json").write_text(json.dumps(split))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "split_path", lambda *_: root / "splits" / "pics.json")
+        patch.setattr(picture_faults_module, "split_path", lambda *_: root / "splits" / "pics.json")
         assert ["the same pixels as shape_000" in fault for _, fault in picture_faults(task, folder, root)] == [True]
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from mvl.datasets import pictures
 from mvl.datasets.nifti import FileFault
 from mvl.datasets.pictures import list_busi, list_pairs, png_bytes, read_busi, read_case, read_image, read_mask, read_pairs
-from mvl.datasets.tasks import TaskError, find_task, list_cases
+from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.task import TaskError
 
 BUSI = Path(os.environ.get("MVL_DATA", "")) / "Dataset_BUSI_with_GT"
 RAMP = (np.arange(12 * 8, dtype=np.uint8) * 2).reshape(12, 8)

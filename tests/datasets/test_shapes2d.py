@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from mvl.config import ROOT
+from mvl.core.config import ROOT
 from mvl.datasets.pictures import read_case
+from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.shapes2d import ensure_shapes, make_shape, write_shapes
 from mvl.datasets.splits import make_split, read_split
-from mvl.datasets.tasks import TaskError, find_task, list_cases
+from mvl.datasets.task import TaskError
 
 
 def test_pictures_are_a_function_of_seed_and_index(few_shapes, tmp_path):

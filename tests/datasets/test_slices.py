@@ -8,9 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from mvl.datasets.registry import find_task, list_cases, whole_task
 from mvl.datasets.slices import EMPTY_STEP, read_slice, read_slices, volume_of
 from mvl.datasets.splits import load_split
-from mvl.datasets.tasks import TaskError, find_task, list_cases, whole_task
+from mvl.datasets.task import TaskError
 
 
 def test_slices_of_a_task_are_a_task(few_phantoms):
@@ -47,7 +48,7 @@ def test_a_slice_that_is_not_there_is_refused(few_phantoms):
 
 def test_slices_share_their_volumes_fold(few_phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr("mvl.datasets.splits.ROOT", tmp_path)
-    monkeypatch.setattr("mvl.datasets.tasks.make", lambda task, folder: folder)
+    monkeypatch.setattr("mvl.datasets.registry.make", lambda task, folder: folder)
     task = find_task("phantoms_slices")
     whole, volumes = load_split(task, 0, 1.0, few_phantoms), load_split(find_task("phantoms"), 0, 1.0, few_phantoms)
     for part in ("train", "val", "test"):

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from mvl.config import ROOT
+from mvl.core.config import ROOT
+from mvl.datasets.registry import MANIFESTS, find_task
 from mvl.datasets.splits import NUM_FOLDS, check_cases, load_split, make_split, read_split, select, split_path, write_split_file
-from mvl.datasets.tasks import MANIFESTS, TaskError, find_task
+from mvl.datasets.task import TaskError
 
 COMMITTED = ["Task04_Hippocampus", "phantoms"]
 

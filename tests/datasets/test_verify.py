@@ -15,10 +15,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.datasets.download import verify
-from mvl.datasets.nifti import FileFault, decode
-from mvl.datasets.phantoms import nifti_bytes
-from mvl.datasets.tasks import find_task
+from mvl.datasets.nifti import FileFault, decode, nifti_bytes
+from mvl.datasets.registry import find_task
+from mvl.datasets.verify import verify
 
 HIPPOCAMPUS = Path(os.environ.get("MVL_DATA", "")) / "Task04_Hippocampus"
 
@@ -50,8 +49,9 @@ def test_every_bit_flip_hole_and_truncation_is_found(toy):
     task, root = toy
     path = root / "Toy" / "imagesTr" / "phantom_005.nii.gz"
     whole, draw = path.read_bytes(), random.Random(0)
-    from mvl.datasets.tasks import read_cases, read_manifest
-    from mvl.datasets.verify import check_case
+    from mvl.datasets.checks import check_case
+    from mvl.datasets.decathlon import read_cases
+    from mvl.datasets.registry import read_manifest
 
     case = next(c for c in read_cases(root / "Toy") if c.case_id == "phantom_005")
     manifest = read_manifest(task, root / "Toy")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mvl.config import Config, load_config
-from mvl.datasets.phantoms import nifti_bytes
-from mvl.runs import sha256_bytes
+from mvl.core.config import Config, load_config
+from mvl.core.files import sha256_bytes
+from mvl.datasets.nifti import nifti_bytes
 
 TINY = """
 title: tiny

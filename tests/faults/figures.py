@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mvl.faults import FIGURES, keep_figure
+from mvl.evidence.faults import FIGURES, keep_figure
 
 PLACE = "MVL_FAULT_FIGURES"
 "Environment variable with the JSON file that figures go to; without it nothing is written, so that a single test changes no record."
@@ -18,6 +18,6 @@ def record_figure(key: str, value: float, n: int, words: str = "") -> None:
         KeyError: the table has no such row; lists those there are.
     """
     if key not in FIGURES:
-        raise KeyError(f"{key!r} is no row of mvl.faults.FIGURES: {', '.join(FIGURES)}")
+        raise KeyError(f"{key!r} is no row of mvl.evidence.faults.FIGURES: {', '.join(FIGURES)}")
     if place := os.environ.get(PLACE):
         keep_figure(Path(place), key, float(value), int(n), words)

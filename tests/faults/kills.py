@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from mvl import checkpoints, runs
-from mvl.config import load_config
+from mvl.core import files, seeds
+from mvl.core.config import load_config
+from mvl.core.run_folder import is_done, run_dir
+from mvl.training import checkpoints
 from tests.faults.conftest import TINY, write_task
 
 BYTES = ("weights.safetensors", "history.csv", "cases.csv")
@@ -28,7 +30,7 @@ def context(start: str, more: Sequence[str] = ()) -> Any:
     """Processes that are cheap to start: forked, or from a server that has imported the package, and the modules `more`, already."""
     made = multiprocessing.get_context(start)
     if start == "forkserver":
-        made.set_forkserver_preload(["mvl.train", "mvl.evaluate", *more])
+        made.set_forkserver_preload(["mvl.training.loop", "mvl.training.evaluate", *more])
     first = made.Process(target=os.getpid)  # the server imports the package before it starts its first process; that is no part of a run's time
     first.start()
     first.join()
@@ -37,7 +39,7 @@ def context(start: str, more: Sequence[str] = ()) -> Any:
 
 def train(place: str, results: str, seed: int) -> None:
     """One attempt at a run, in a process of its own."""
-    from mvl.train import train_run
+    from mvl.training.run import train_run
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     train_run(load_config(f"{place}/tiny.yaml", "Toy", "vit_baseline", seed=seed), Path(results), Path(place) / "data", progress=False)
@@ -56,13 +58,13 @@ def attempt(make: Any, place: Path, results: Path, seed: int, wait: float | None
 
 def run_folder(place: Path, results: Path, seed: int) -> Path:
     """Folder of a run."""
-    return runs.run_dir(results, load_config(f"{place}/tiny.yaml", "Toy", "vit_baseline", seed=seed))
+    return run_dir(results, load_config(f"{place}/tiny.yaml", "Toy", "vit_baseline", seed=seed))
 
 
 def calm_run(make: Any, place: Path, seed: int) -> tuple[Path, float]:
     """The undisturbed run and the seconds that it takes."""
     folder, begun = run_folder(place, place / "calm", seed), time.monotonic()
-    if not runs.is_done(folder, need_weights=True):
+    if not is_done(folder, need_weights=True):
         assert attempt(make, place, place / "calm", seed, None) == 0, f"the undisturbed run {folder} failed"
         (folder / "seconds").write_text(str(time.monotonic() - begun))
     return folder, float((folder / "seconds").read_text()) if (folder / "seconds").is_file() else 5.0
@@ -71,7 +73,7 @@ def calm_run(make: Any, place: Path, seed: int) -> tuple[Path, float]:
 def same(a: Path, b: Path) -> bool:
     """True when both runs are whole, end with the same bytes, and leave no temporary file and no checkpoint."""
     clean = not [p for p in b.iterdir() if p.name.endswith(".tmp") or p.suffix == ".pt"]
-    return clean and runs.is_done(b, need_weights=True) and all((a / name).read_bytes() == (b / name).read_bytes() for name in BYTES)
+    return clean and is_done(b, need_weights=True) and all((a / name).read_bytes() == (b / name).read_bytes() for name in BYTES)
 
 
 def kill_runs(place: Path, kills: int, count: int, seed: int, start: str = "forkserver") -> dict[str, int]:
@@ -89,7 +91,7 @@ def kill_runs(place: Path, kills: int, count: int, seed: int, start: str = "fork
         calm, seconds = calm_run(make, place, run)
         while tally["kills"] < kills // count + (run < kills % count) or tally["now"]:
             spare = tally["kills"] >= kills // count + (run < kills % count)
-            draw = random.Random(runs.draw_seed(seed, "kill", run, tally["kills"], tally["ends"]))
+            draw = random.Random(seeds.draw_seed(seed, "kill", run, tally["kills"], tally["ends"]))
             life = place / "killed" / f"{run}-{tally['ends']}"
             begun = time.monotonic()
             code = attempt(make, place, life, run, None if spare else draw.uniform(0, seconds))
@@ -103,7 +105,7 @@ def kill_runs(place: Path, kills: int, count: int, seed: int, start: str = "fork
                 if alike:
                     shutil.rmtree(life, ignore_errors=True)
                 assert tally["differing"] < 10, f"run {run}: {life} ends with {code} or other bytes again and again"
-            runs.write_json(place / "kills.json", {"seed": seed, "runs": tallies})
+            files.write_json(place / "kills.json", {"seed": seed, "runs": tallies})
     some = [tallies[str(run)] for run in range(count)]
     return {"runs": count} | {key: sum(tally[key] for tally in some) for key in ("kills", "ends", "differing", "good")}
 
@@ -141,10 +143,10 @@ def kill_writers(folder: Path, kills: int, seed: int, start: str = "forkserver",
         process.kill()
         process.join()
         out["kills"] += process.exitcode == -9
-        whole = all(path.stem.endswith(runs.sha256_file(path)[:16]) for path in checkpoints.found(folder))
+        whole = all(path.stem.endswith(files.sha256_file(path)[:16]) for path in checkpoints.found(folder))
         state = checkpoints.load(folder) or {"step": -1, "x": torch.zeros(1)}
         out["loadable"] += whole and state["step"] >= times[2][0] - 1 and bool((state["x"] == state["step"]).all())
-        out["cut"] += runs.sweep(folder) > 0
+        out["cut"] += files.sweep(folder) > 0
         out["stale"] += len(list(folder.glob(".*.tmp")))
         step = max(int(state["step"]), 0) + 1
         if out["kills"] % 100 == 0:

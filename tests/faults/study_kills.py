@@ -17,7 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mvl import cli, runs, studies
+from mvl.cli import main
+from mvl.core import files, run_folder, seeds
+from mvl.study import status
+from mvl.study.grid import study_runs
 from tests.faults.conftest import write_task
 from tests.faults.kills import context
 
@@ -43,9 +46,9 @@ def work(home: str, command: str) -> None:
     for stream in (1, 2):
         os.dup2(os.open(f"{home}/log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.chdir(home)
-    runs.records_dir = lambda: Path("results")
+    run_folder.records_dir = lambda: Path("results")
     more = ["--engine", "inline", "--data-dir", "data"] if command == "run" else []
-    raise SystemExit(cli.main(["study", command, "twelve.yaml", "--results-dir", "runs", *more]))
+    raise SystemExit(main.main(["study", command, "twelve.yaml", "--results-dir", "runs", *more]))
 
 
 def follow() -> None:
@@ -73,7 +76,7 @@ def prepared(place: Path) -> Path:
     """A folder with the study and a task of its own."""
     if not (place / "twelve.yaml").is_file():
         write_task(place / "data" / "Toy")
-        runs.atomic_write(place / "twelve.yaml", STUDY)
+        files.atomic_write(place / "twelve.yaml", STUDY)
     return place
 
 
@@ -85,7 +88,7 @@ def undisturbed(make: Any, place: Path) -> dict[str, float]:
         for command in COMMANDS:
             assert attempt(make, place, command, None) == 0, f"the undisturbed study failed; see {place / 'log.txt'}"
             times.append(time.monotonic())
-        runs.write_json(seconds, dict(zip(COMMANDS, (b - a for a, b in itertools.pairwise(times)))))
+        files.write_json(seconds, dict(zip(COMMANDS, (b - a for a, b in itertools.pairwise(times)))))
     return dict(json.loads(seconds.read_text()))
 
 
@@ -111,15 +114,15 @@ def kill_study(place: Path, kills: int, seed: int, start: str = "forkserver") ->
     (files of the records that are not the same).
     """
     tally, killed = read_tally(place, seed), prepared(place / "killed")
-    make, study = context(start, ("mvl.cli", "mvl.studies", "mvl.tables", "tests.faults.study_kills")), str(killed / "twelve.yaml")
-    seconds, grid = undisturbed(make, prepared(place / "calm")), len(studies.study_runs(study))
+    make, study = context(start, ("mvl", "mvl.study.grid", "mvl.study.tables", "tests.faults.study_kills")), str(killed / "twelve.yaml")
+    seconds, grid = undisturbed(make, prepared(place / "calm")), len(study_runs(study))
     for command, share in (("run", kills - kills // 10), ("record", kills)):
         while command not in tally["ended"]:
             before, wait = tally["run"] + tally["record"], None
             if before < share:
-                done = grid - len(studies.missing_runs(study, killed / "runs"))
+                done = grid - len(status.missing_runs(study, killed / "runs"))
                 bound = longest_life(command, seconds[command], grid, done, before / share)
-                wait = random.Random(runs.draw_seed(seed, command, tally["calls"])).uniform(0, bound)
+                wait = random.Random(seeds.draw_seed(seed, command, tally["calls"])).uniform(0, bound)
             begun, code = time.monotonic(), attempt(make, killed, command, wait)
             assert code in (0, -signal.SIGKILL), f"`mvl study {command}` ended with {code}; see {killed / 'log.txt'}"
             if code == 0 and command == "record" and before < share:  # done before it was killed: once more, from nothing
@@ -128,9 +131,9 @@ def kill_study(place: Path, kills: int, seed: int, start: str = "forkserver") ->
             tally["calls"] += 1
             tally[command] += code != 0
             tally["ended"] += [command] * (code == 0 and (command == "run" or before >= share))
-            rows = studies.study_status(study, killed / "runs")["runs"]
+            rows = status.study_status(study, killed / "runs")["runs"]
             tally["hit"] = sorted({*tally["hit"], *(row["run"] for row in rows if row["state"] == "interrupted")})
-            runs.write_json(killed / "kills.json", tally)
+            files.write_json(killed / "kills.json", tally)
     return {key: tally[key] for key in ("run", "record", "hit")} | {"runs": grid, "differing": differing(place / "calm/results", killed / "results")}
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from mvl.datasets.download import download, fetch
-from mvl.datasets.tasks import TaskError, find_task
-from mvl.models.families import SourceError
-from mvl.models.hub import fetch_file, fetch_layer, find_source
+from mvl.datasets.registry import find_task
+from mvl.datasets.task import TaskError
+from mvl.weights.families import SourceError
+from mvl.weights.hub import fetch_file, fetch_layer, find_source
+from tests import tiny_checkpoints as models
 from tests.datasets import test_download as room
-from tests.models import conftest as models
 
 LISTED = [f"A{n}" for n in range(1, 12)]
 NOT_HERE: dict[str, str] = {}
@@ -114,7 +115,7 @@ def seven_bytes(place: Any) -> None:
     server = place.get("server")
     (place.root / "Toy.tar").write_bytes(b"7 bytes")
     assert get(server, place.root).read_bytes() == server.body
-    from mvl.datasets.tasks import load_tasks
+    from mvl.datasets.registry import load_tasks
 
     assert [task.name for task in load_tasks().values() if task.url and not task.md5] == []
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from mvl.datasets.archive import extract
 from mvl.datasets.download import fetch, is_whole
-from mvl.datasets.tasks import TaskError, find_task, list_cases
+from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.task import TaskError
+from mvl.datasets.unpack import extract
 from mvl.datasets.verify import verify
 from tests.datasets import test_download as room
-from tests.datasets.test_archive import HOSTILE, archive_of, member
+from tests.datasets.test_unpack import HOSTILE, archive_of, member
 from tests.faults.figures import record_figure
 
 LISTED = [f"B{n}" for n in range(1, 10)]
@@ -30,7 +31,7 @@ DIES = """
 import dataclasses, os, sys
 from pathlib import Path
 from mvl.datasets import archive, download
-from mvl.datasets.tasks import find_task
+from mvl.datasets.registry import find_task
 write, count = archive._write, []
 def dies(*words):
     count.append(1)

@@ -15,10 +15,13 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.config import DataConfig
-from mvl.datasets import limited, trust
+from mvl.core import files
+from mvl.core.config import DataConfig
+from mvl.datasets import sandbox
+from mvl.datasets.decathlon import read_cases
 from mvl.datasets.loaders import CaseStore
-from mvl.datasets.tasks import TaskError, find_task, read_cases, read_manifest
+from mvl.datasets.registry import find_task, read_manifest
+from mvl.datasets.task import TaskError
 from mvl.datasets.verify import verify
 from tests.faults.figures import record_figure
 
@@ -178,13 +181,13 @@ def test_bits_of_a_plain_file_are_known_by_its_sha256(row: str, case_folder: Pat
     whole = gzip.decompress(path.with_name(f"{NAME}.nii.gz").read_bytes())
     task, case = find_task("Toy", case_folder.parent), read_cases(case_folder)[3]
     manifest = read_manifest(task, case_folder)
-    manifest |= {f"imagesTr/{path.name}": trust.sha256_bytes(whole)}
+    manifest |= {f"imagesTr/{path.name}": files.sha256_bytes(whole)}
     plain = type(case)(case.case_id, path, case.label)
     for place in ([2000] if row == "C4" else range(0, 348, 4)):
         data = bytearray(whole)
         data[place] ^= 1 << (place // 4 % 8)
         path.write_bytes(data)
-        faults, _ = limited.check_case(task, plain, case_folder, manifest)
+        faults, _ = sandbox.check_case(task, plain, case_folder, manifest)
         assert list(faults) == [path] and re.search("its bytes differ from the manifest|neither gzip nor NIfTI", faults[path]), place
 
 
@@ -199,7 +202,7 @@ def test_a_header_bit_that_passes_unhashed_leaves_a_possible_scan(row: str, case
         data = bytearray(whole)
         data[place] ^= 1 << (place % 7 + 1)
         path.write_bytes(gzip.compress(bytes(data), 1))
-        faults, digest = limited.check_case(task, case, case_folder, {})
+        faults, digest = sandbox.check_case(task, case, case_folder, {})
         assert faults or digest
         if not faults:
             passed += 1
@@ -250,8 +253,8 @@ def count_refused(case_folder: Path, kind: str, count: int, seed: int) -> tuple[
     hashed = read = 0
     for _ in range(count):
         case.image.write_bytes(broken(whole, kind, draw))
-        hashed += list(limited.check_case(task, case, case_folder, manifest)[0]) == [case.image]
-        read += list(limited.check_case(task, case, case_folder, {})[0]) == [case.image]
+        hashed += list(sandbox.check_case(task, case, case_folder, manifest)[0]) == [case.image]
+        read += list(sandbox.check_case(task, case, case_folder, {})[0]) == [case.image]
     return hashed, read
 
 
@@ -274,14 +277,14 @@ def test_hostile_files_at_length(tmp_path: Path, pristine_task: Path) -> None:
     """Every file of this group, in one bounded process: refused by name in less than 5 s of its time and within 1 GB."""
     import shutil
 
-    case_folder, by, refusals, slowest = tmp_path / "data" / "Toy", limited.Child(), 0, 0.0
+    case_folder, by, refusals, slowest = tmp_path / "data" / "Toy", sandbox.Child(), 0, 0.0
     for change, pattern in FAULTS.values():
         shutil.rmtree(case_folder, ignore_errors=True)
         shutil.copytree(pristine_task, case_folder)
         task, case = find_task("Toy", case_folder.parent), read_cases(case_folder)[3]
         change(case.image)
         start = time.monotonic()
-        faults, _ = limited.check_case(task, case, case_folder, {}, by)
+        faults, _ = sandbox.check_case(task, case, case_folder, {}, by)
         slowest = max(slowest, time.monotonic() - start)
         refusals += list(faults) == [case.image] and bool(re.search(f"{pattern}|damaged gzip", faults[case.image]))  # a flip, without a manifest
     by.close()

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from mvl import runs, tables, train
-from mvl.config import ROOT, Config
-from mvl.evaluate import CASE_COLUMNS, METRICS, run_columns
-from mvl.studies import load_study, study_runs
+from mvl.core import files, run_folder
+from mvl.core.columns import CASE_COLUMNS, METRICS, run_columns
+from mvl.core.config import ROOT, Config
+from mvl.study import tables
+from mvl.study.grid import load_study, study_runs
+from mvl.training import run
 from tests.faults.figures import record_figure
 
 NOT_HERE: dict[str, str] = {}
@@ -40,7 +42,7 @@ def holder(folder: Path) -> int:
     ready, told = os.pipe()
 
     def hold() -> None:
-        with runs.locked(folder):
+        with files.locked(folder):
             os.write(told, b"x")
             signal.pause()
 
@@ -57,34 +59,34 @@ def stop(process: int) -> None:
 
 def second_starts(tiny: Config, results: Path, times: int) -> int:
     """How many of so many second starts of a held run are refused with the holder's number, and leave the folder as it was."""
-    folder, refused = runs.run_dir(results, tiny), 0
+    folder, refused = run_folder.run_dir(results, tiny), 0
     for _ in range(times):
         process = holder(folder)
         before = sorted(p.name for p in folder.iterdir())
         try:
-            train.train_run(tiny, results, progress=False)
-        except runs.RunError as error:
+            run.train_run(tiny, results, progress=False)
+        except files.RunError as error:
             told = f"{folder} is held by pid {process} since 2" in str(error) and "stop it" in str(error)
             refused += told and sorted(p.name for p in folder.iterdir()) == before
         stop(process)
-        with runs.locked(folder):
+        with files.locked(folder):
             pass
     return refused
 
 
 def write_rows(config: Config, results: Path, count: int) -> None:
     """A done run whose cases.csv grows row by row to `count` rows, each time written whole."""
-    folder, rows = runs.run_dir(results, config), []
-    runs.write_config(folder, config)
-    runs.atomic_write(folder / "environment.json", "{}")
-    runs.write_csv(folder / "history.csv", [], tables.HISTORY_COLUMNS)
-    runs.atomic_write(folder / "weights.safetensors", b"")
+    folder, rows = run_folder.run_dir(results, config), []
+    run_folder.write_config(folder, config)
+    files.atomic_write(folder / "environment.json", "{}")
+    files.write_csv(folder / "history.csv", [], tables.HISTORY_COLUMNS)
+    files.atomic_write(folder / "weights.safetensors", b"")
     for number in range(count):
         rows.append(dict.fromkeys(CASE_COLUMNS, "1") | run_columns(config) | dict.fromkeys(METRICS, 0.5)
                     | {"case": f"c{number}", "label": "foreground", "status": "ok"})
         if number % 30 == 29 or number == count - 1:
-            runs.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
-            runs.seal(folder, {"parameters": {}})
+            files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
+            run_folder.seal(folder, {"parameters": {}})
 
 
 def two_writers(folder: Path, count: int) -> tuple[int, int]:
@@ -120,14 +122,14 @@ def row_K3(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
         study = load_study(path.stem)
         keys = {key for part in study.grid for key in itertools.product(
             part.get("tasks", study.tasks), part["systems"], part.get("fractions", [1.0]), part.get("seeds", [0]), part.get("folds", [0]))}
-        names = {runs.run_name(Config(task=t, system=y, fraction=float(f), seed=s, fold=k)).lower() for t, y, f, s, k in keys}
+        names = {run_folder.run_name(Config(task=t, system=y, fraction=float(f), seed=s, fold=k)).lower() for t, y, f, s, k in keys}
         assert len(names) == len(keys)
     changed = [{"fraction": 0.5}, {"fold": 1}, {"seed": 1}, {"task": "Other"}, {"system": "unet"}, {"study": "s"}]
-    folders = [runs.run_dir(folder, Config(**({"study": "a", "task": "Toy", "system": "vit"} | some))) for some in [{}, *changed]]
+    folders = [run_folder.run_dir(folder, Config(**({"study": "a", "task": "Toy", "system": "vit"} | some))) for some in [{}, *changed]]
     assert all(a != b and a not in b.parents for a, b in itertools.permutations(folders, 2))
-    runs.write_config(folder, tiny)
-    with pytest.raises(runs.RunError, match=r"config.yaml was begun with other settings: train.lr.*delete"):
-        runs.write_config(folder, Config(**(vars(tiny) | {"train": type(tiny.train)(**(vars(tiny.train) | {"lr": 0.5}))})))
+    run_folder.write_config(folder, tiny)
+    with pytest.raises(files.RunError, match=r"config.yaml was begun with other settings: train.lr.*delete"):
+        run_folder.write_config(folder, Config(**(vars(tiny) | {"train": type(tiny.train)(**(vars(tiny.train) | {"lr": 0.5}))})))
 
 
 def row_K4(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
@@ -139,14 +141,14 @@ def row_K5(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
     """A lock file that a crash left: no obstacle, for the kernel holds the lock. A file system without locks: refused, with the remedy."""
     folder.mkdir(exist_ok=True)
     (folder / ".lock").write_text("pid 1 since 2020-01-01T00:00:00Z")
-    with runs.locked(folder):
+    with files.locked(folder):
         assert f"pid {os.getpid()} since" in (folder / ".lock").read_text()
     for number in (errno.ENOLCK, errno.EOPNOTSUPP):
         def flock(*_: object, number: int = number) -> None:
             raise OSError(number, os.strerror(number))
 
         patch.setattr(fcntl, "flock", flock)
-        with pytest.raises(runs.RunError, match=rf"{folder}: the file system has no locks .*local disk with --results-dir"), runs.locked(folder):
+        with pytest.raises(files.RunError, match=rf"{folder}: the file system has no locks .*local disk with --results-dir"), files.locked(folder):
             pass
 
 

@@ -12,13 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mvl import runs, train
-from mvl.config import Config, DataConfig
-from mvl.datasets import trust
+from mvl.core import files, run_folder
+from mvl.core.config import Config, DataConfig
+from mvl.core.progress import Interrupted
+from mvl.datasets import preflight
+from mvl.datasets.decathlon import read_cases
 from mvl.datasets.loaders import CaseStore
+from mvl.datasets.registry import find_task
 from mvl.datasets.splits import Split, load_split, make_split, read_split, select, split_path
-from mvl.datasets.tasks import TaskError, find_task, read_cases
+from mvl.datasets.task import TaskError
 from mvl.datasets.verify import verify
+from mvl.training import loop
+from mvl.training.run import train_run
 from tests.faults.figures import record_figure
 from tests.faults.test_c import NAME, Change, refused, voxels
 
@@ -70,7 +75,7 @@ def test_every_row_is_here() -> None:
 def toy(case_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a task without a manifest, so that only a look at its files finds what is wrong."""
     (case_folder / "manifest.json").unlink()
-    monkeypatch.setattr(trust, "_SOUND", {})
+    monkeypatch.setattr(preflight, "_SOUND", {})
     return case_folder
 
 
@@ -79,7 +84,7 @@ def leak_of(folder: Path, run: Path) -> str:
     task = find_task("Toy", folder.parent)
     split = load_split(task, 0, 1.0, folder.parent)
     with pytest.raises(TaskError) as caught:
-        trust.check_inputs(task, split, run, folder.parent)
+        preflight.check_inputs(task, split, run, folder.parent)
     return str(caught.value)
 
 
@@ -180,38 +185,38 @@ def test_nothing_is_fitted_on_other_cases(row: str, toy: Path) -> None:
 
 @pytest.mark.parametrize("row", ["D10"])
 def test_training_cannot_read_test_cases(row: str, toy: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def peek(trainer: train.Trainer, progress: bool = True) -> None:
+    def peek(trainer: loop.Trainer, progress: bool = True) -> None:
         test = load_split(trainer.train.task, 0, 1.0, toy.parent).test
         CaseStore(trainer.train.task, test, tiny.data, toy.parent).get(0)
 
-    monkeypatch.setattr(train, "fit", peek)
+    monkeypatch.setattr(loop, "fit", peek)
     with pytest.raises(TaskError, match=r"toy_\d+.nii.gz: a test case, closed until the run's weights are chosen; train and select on"):
-        train.train_run(tiny, tmp_path / "out", toy.parent, progress=False)
-    assert runs.read_status(runs.run_dir(tmp_path / "out", tiny))["state"] == "failed"
+        train_run(tiny, tmp_path / "out", toy.parent, progress=False)
+    assert run_folder.read_status(run_folder.run_dir(tmp_path / "out", tiny))["state"] == "failed"
 
 
 @pytest.mark.parametrize("row", ["D10-exception"])
 def test_only_the_audit_of_the_released_code_opens_them(row: str) -> None:
-    sources = {path.name: path.read_text() for path in Path(trust.__file__).parent.parent.rglob("*.py")}
+    sources = {path.name: path.read_text() for path in Path(preflight.__file__).parent.parent.rglob("*.py")}
     assert {name for name, text in sources.items() if re.search(r"\.opened = ", text)} == {"released.py"}
 
 
 @pytest.mark.parametrize("row", ["D11"])
 def test_an_edited_split_is_refused(row: str, toy: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two training cases swapped, which leaves every list whole; then a case removed."""
-    def stop(trainer: train.Trainer, progress: bool = True) -> None:
-        raise train.Interrupted(15, "again")
+    def stop(trainer: loop.Trainer, progress: bool = True) -> None:
+        raise Interrupted(15, "again")
 
-    monkeypatch.setattr(train, "fit", stop)
-    with pytest.raises(train.Interrupted):
-        train.train_run(tiny, tmp_path / "out", toy.parent, progress=False)
+    monkeypatch.setattr(loop, "fit", stop)
+    with pytest.raises(Interrupted):
+        train_run(tiny, tmp_path / "out", toy.parent, progress=False)
     path = split_path(find_task("Toy", toy.parent), toy.parent)
     split = json.loads(path.read_text())
     order = split["folds"][0]["train"]
     order[0], order[1] = order[1], order[0]
     path.write_text(json.dumps(split))
-    with pytest.raises(runs.RunError, match=r"split.json: the run was begun with another split .*restore data/splits, or delete .* to start anew"):
-        train.train_run(tiny, tmp_path / "out", toy.parent, progress=False)
+    with pytest.raises(files.RunError, match=r"split.json: the run was begun with another split .*restore data/splits, or delete .* to start anew"):
+        train_run(tiny, tmp_path / "out", toy.parent, progress=False)
     order.pop()
     path.write_text(json.dumps(split))
     with pytest.raises(TaskError, match=r"Toy.json: case toy_\d+ and the training list of fold 0 do not belong together; restore"):
@@ -239,17 +244,17 @@ def test_leaks_at_length(pristine_task: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pristine_task, tmp_path / "data" / "Toy"))
     task, refusals, count = find_task("Toy", folder.parent), 0, 0
     split = load_split(task, 0, 1.0, folder.parent)
-    sides = trust.case_sides(task, split)
+    sides = preflight.case_sides(task, split)
     for case in (*split.train, *split.val):
         for keys in ({c: "scan" if c in (case, split.test[0]) else c for c in sides}, {case: "p", split.test[0]: "p"}):
             count += 1
             try:
-                trust.check_sides(sides, keys, "{} leak")
+                preflight.check_sides(sides, keys, "{} leak")
             except TaskError as error:
                 refusals += case in str(error) and split.test[0] in str(error)
         count += 1
         try:
-            trust.case_sides(task, Split(split.train, split.val, (*split.test, case), "x"))
+            preflight.case_sides(task, Split(split.train, split.val, (*split.test, case), "x"))
         except TaskError as error:
             refusals += case in str(error)
     record_figure("leakage", refusals, count, "a shared case, patient or voxel hash between train, val and test")

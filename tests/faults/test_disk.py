@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from mvl import checkpoints, cli, runs
-from mvl.config import ROOT, Config, load_config
+from mvl.cli import main
+from mvl.core import files, run_folder
+from mvl.core.config import ROOT, Config, load_config
 from mvl.datasets.loaders import CaseStore
 from mvl.datasets.phantoms import write_phantoms
+from mvl.datasets.registry import find_task
 from mvl.datasets.splits import write_split_file
-from mvl.datasets.tasks import find_task
-from mvl.faults import keep_figure
-from mvl.notebooks import write_notebook
-from mvl.tables import record
+from mvl.evidence.faults import keep_figure
+from mvl.publish.notebooks import write_notebook
+from mvl.study.tables import record
+from mvl.training import checkpoints
 from tests.faults.figures import record_figure
 from tests.faults.injection import KINDS, layer
 
@@ -33,18 +35,17 @@ STUDY = "title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline
 
 def finished_run(results: Path, study: str) -> Config:
     """A run of `study` that is done, with one scored case; every byte is the same each time but the time it was finished."""
-    from mvl.evaluate import CASE_COLUMNS, METRICS
-    from mvl.train import HISTORY_COLUMNS
+    from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS, METRICS
 
     config = load_config(study, "phantoms", "vit_baseline")
-    folder = runs.run_dir(results, config)
+    folder = run_folder.run_dir(results, config)
     row = {key: getattr(config, key, "") for key in CASE_COLUMNS} | dict.fromkeys(METRICS, 0.5) | {"case": "a", "label": "foreground", "status": "ok"}
-    runs.write_config(folder, config)
-    runs.write_json(folder / "environment.json", {})
-    runs.write_csv(folder / "cases.csv", [row], CASE_COLUMNS)
-    runs.write_csv(folder / "history.csv", [dict.fromkeys(HISTORY_COLUMNS, 1)], HISTORY_COLUMNS)
+    run_folder.write_config(folder, config)
+    files.write_json(folder / "environment.json", {})
+    files.write_csv(folder / "cases.csv", [row], CASE_COLUMNS)
+    files.write_csv(folder / "history.csv", [dict.fromkeys(HISTORY_COLUMNS, 1)], HISTORY_COLUMNS)
     checkpoints.save_weights(folder / "weights.safetensors", TENSORS)
-    runs.seal(folder, {"parameters": {}})
+    run_folder.seal(folder, {"parameters": {}})
     return config
 
 
@@ -57,8 +58,8 @@ def writers(outside: Path, case_folder: Path) -> dict[str, Callable[[Path], obje
     store = CaseStore(task, ("toy_000",), load_config("quick", "phantoms", "vit_baseline").data, case_folder.parent)
     mask = np.ones((16, 16, 16), np.uint8)
     return {
-        "bytes": lambda to: runs.atomic_write(to / "x.bin", b"new" * 1000), "json": lambda to: runs.write_json(to / "x.json", {"new": 1}),
-        "csv": lambda to: runs.write_csv(to / "x.csv", [{"a": 1}], ["a"]), "config": lambda to: runs.write_config(to, Config()),
+        "bytes": lambda to: files.atomic_write(to / "x.bin", b"new" * 1000), "json": lambda to: files.write_json(to / "x.json", {"new": 1}),
+        "csv": lambda to: files.write_csv(to / "x.csv", [{"a": 1}], ["a"]), "config": lambda to: run_folder.write_config(to, Config()),
         "checkpoint": lambda to: checkpoints.save(to, 3, {"step": 3, **TENSORS}),
         "weights": lambda to: checkpoints.save_weights(to / "weights.safetensors", TENSORS),
         "records": lambda to: record(str(study), outside / "results", to), "notebook": lambda to: write_notebook(to / "n.ipynb", {"cells": []}),
@@ -139,8 +140,8 @@ def row_G1(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with layer(folder, "write", 0), pytest.raises(OSError, match=said) as full:
         checkpoints.save(folder, 2, {"step": 2, "x": torch.ones(50_000)})
     assert contents(folder) == before and checkpoints.load(folder) == {"step": 1}
-    monkeypatch.setattr("mvl.train.train_run", lambda *_, **__: (_ for _ in ()).throw(full.value))
-    assert cli.main("train --study quick --task phantoms --system vit_baseline".split()) == 28
+    monkeypatch.setattr("mvl.training.run.train_run", lambda *_, **__: (_ for _ in ()).throw(full.value))
+    assert main.main("train --study quick --task phantoms --system vit_baseline".split()) == 28
     assert "the previous file is kept" in capsys.readouterr().err
 
 
@@ -171,11 +172,11 @@ def row_G3(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     for number, words in ((errno.EDQUOT, "Disk quota exceeded.*needs"), (errno.EROFS, "Read-only file system.*permissions"),
                           (errno.ENOSPC, "No space left")):
         with layer(folder, "replace", 0, number), pytest.raises(OSError, match=rf"cases\.csv: {words}"):
-            runs.atomic_write(folder / "cases.csv", "new")
+            files.atomic_write(folder / "cases.csv", "new")
     real = os.open
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
     with pytest.raises(OSError, match=r"cases\.csv.*permissions"):
-        runs.atomic_write(folder / "cases.csv", "new")
+        files.atomic_write(folder / "cases.csv", "new")
     assert os.open is real and contents(folder) == {"cases.csv": b"old"}
 
 

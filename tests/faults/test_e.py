@@ -18,16 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mvl import checkpoints, runs, tables
-from mvl.config import Config, load_config
-from mvl.models.families import SourceError
-from mvl.models.gguf_source import gguf_config, open_gguf
-from mvl.models.hub import fetch_layer, find_source
-from mvl.models.llm_sources import load_config as model_config
-from mvl.models.llm_sources import load_layer
+from mvl.core import files
+from mvl.core.config import Config, load_config
+from mvl.study import tables
+from mvl.training import checkpoints
+from mvl.weights.families import SourceError
+from mvl.weights.gguf_source import gguf_config, open_gguf
+from mvl.weights.hub import fetch_layer, find_source
+from mvl.weights.sources import load_config as model_config
+from mvl.weights.sources import load_layer
+from tests import tiny_checkpoints as models
 from tests.faults.figures import record_figure
-from tests.models import conftest as models
-from tests.models.hub_server import commit_of
+from tests.weights.hub_server import commit_of
 
 LISTED = [f"E{n}" for n in range(1, 13)]
 NOT_HERE: dict[str, str] = {}
@@ -91,9 +93,9 @@ def pickles(place: Any) -> None:
     place.patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     body = io.BytesIO()
     torch.save({"weights": Payload(mark)}, body)
-    path = place.root / f"checkpoint-000000001-{runs.sha256_bytes(body.getvalue())[:16]}.pt"
+    path = place.root / f"checkpoint-000000001-{files.sha256_bytes(body.getvalue())[:16]}.pt"
     path.write_bytes(body.getvalue())
-    with pytest.raises(runs.RunError, match=rf"{re.escape(str(path))}: is no checkpoint of mvl .* was not opened; delete it"):
+    with pytest.raises(files.RunError, match=rf"{re.escape(str(path))}: is no checkpoint of mvl .* was not opened; delete it"):
         checkpoints.load(place.root)
     assert not mark.exists()
 
@@ -161,22 +163,23 @@ def swapped_arms(place: Any) -> None:
 
 def drifted(place: Any) -> None:
     from mvl.datasets.splits import Split
-    from mvl.train import Trainer, finish
+    from mvl.training.loop import Trainer
+    from mvl.training.run import finish
 
     with pytest.raises(tables.TableError, match=r"run/status.json: its frozen tensors changed in training; delete the run's folder"):
         tables.Fingerprints().check(arm("medvisionllama_v3"), said("a", "b"), place.root / "run")
     network = torch.nn.Linear(2, 2).requires_grad_(False)
     trainer = object.__new__(Trainer)
     trainer.__dict__ |= {"network": network, "folder": place.root / "run", "progress": SimpleNamespace(frozen_sha256="0" * 64)}
-    with pytest.raises(runs.RunError, match="run: frozen weights changed during training"):
+    with pytest.raises(files.RunError, match="run: frozen weights changed during training"):
         finish(trainer, object.__new__(Split))
 
 
 def adapters(place: Any) -> None:
-    from mvl.train import load_own_state
+    from mvl.training.trained import load_own_state
 
     network = torch.nn.Linear(2, 2)
-    with pytest.raises(runs.RunError, match=r"weights do not fit the network: missing \['bias'\], extra \['lora_A'\]"):
+    with pytest.raises(files.RunError, match=r"weights do not fit the network: missing \['bias'\], extra \['lora_A'\]"):
         load_own_state(network, {"weight": torch.ones(2, 2), "lora_A": torch.ones(1)})
 
 
@@ -276,10 +279,10 @@ def few_ggufs(place: Any) -> None:
     code = "import sys, gguf_directory as g\nfor name in sys.argv[1:]:\n try: g.directory(name)\n except Exception: continue\n else: print(name)"
     for name, body in GGUFS.items():
         (place.root / f"{name}.gguf").write_bytes(body)
-    import mvl.models.gguf_directory as script
+    from mvl.weights import gguf_directory
 
     done = subprocess.run([sys.executable, "-c", code, *[str(place.root / f"{name}.gguf") for name in GGUFS]], capture_output=True, text=True,
-                          cwd=Path(script.__file__).parent, check=True)
+                          cwd=Path(gguf_directory.__file__).parent, check=True)
     assert done.stdout == ""
     (place.root / "other.gguf").write_bytes(gguf(0, 1, text("general.architecture") + struct.pack("<I", 8) + text("other")) + bytes(64))
     with pytest.raises(SourceError, match=r"other.gguf: .*llama.embedding_length is None.*delete it"):

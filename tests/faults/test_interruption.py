@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl import checkpoints, drift, runs, train
-from mvl.config import ROOT, Config
-from mvl.datasets import decoded
+from mvl.core import files, machine, progress, run_folder
+from mvl.core.config import ROOT, Config
+from mvl.datasets import decoded_cache
 from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
-from mvl.datasets.tasks import find_task
+from mvl.training import checkpoints, loop, resume_check, run
 from tests.faults.figures import record_figure
 from tests.faults.injection import layer
 from tests.faults.kills import kill_runs, kill_writers
@@ -48,21 +49,21 @@ def row_F1(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
 
 def row_F2(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGTERM, then SIGINT: the step is finished and checkpointed, exit code 143 and 130, the command to go on is said."""
-    update, done = train.Trainer.update, []
+    update, done = loop.Trainer.update, []
 
-    def update_then_signal(self: train.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+    def update_then_signal(self: loop.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
         done.append(self.progress.epoch * self.steps + self.progress.step)
         if len(done) in (2, 4):
             os.kill(os.getpid(), signal.SIGTERM if len(done) == 2 else signal.SIGINT)
         return update(self, batch, weight)
 
-    patch.setattr(train.Trainer, "update", update_then_signal)
+    patch.setattr(loop.Trainer, "update", update_then_signal)
     for code in (143, 130):
-        with pytest.raises(train.Interrupted) as stopped:
-            train.train_run(tiny, folder / "runs", data, progress=False)
+        with pytest.raises(progress.Interrupted) as stopped:
+            run.train_run(tiny, folder / "runs", data, progress=False)
         assert stopped.value.code == code and "mvl train --study tiny --task Toy" in stopped.value.command
-        assert runs.read_status(runs.run_dir(folder / "runs", tiny))["state"] == "interrupted"
-    ended = train.train_run(tiny, folder / "runs", data, progress=False)
+        assert run_folder.read_status(run_folder.run_dir(folder / "runs", tiny))["state"] == "interrupted"
+    ended = run.train_run(tiny, folder / "runs", data, progress=False)
     assert done == list(range(8)), "no step twice, none left out"
     epochs = [line.split(",")[0] for line in (ended / "history.csv").read_text().splitlines()[1:]]
     assert epochs == ["0", "1", "2", "3"]
@@ -82,7 +83,7 @@ def row_F3(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
 
         assert dying(save) == signal.SIGKILL
         assert checkpoints.load(place) in ({"step": 1}, {"step": 2})
-        runs.sweep(place)
+        files.sweep(place)
         assert {p.suffix for p in place.iterdir()} == {".pt"}
 
 
@@ -96,23 +97,23 @@ def row_F4(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
         assert checkpoints.load(folder) == {"step": 1}
         assert path.name in capsys.readouterr().err
     first.write_bytes(b"")
-    with pytest.raises(runs.RunError, match=rf"{folder}.*no checkpoint is whole; delete the checkpoint"):
+    with pytest.raises(files.RunError, match=rf"{folder}.*no checkpoint is whole; delete the checkpoint"):
         checkpoints.load(folder)
 
 
 def row_F5(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
     """Resumed with another setting, package or processor: refused with the difference; --allow-drift marks the run."""
-    runs.write_config(folder, tiny)
-    with pytest.raises(runs.RunError, match=r"config.yaml.*train.lr: [\d.]+ -> 0.5.*delete"):
-        runs.write_config(folder, replace(tiny, train=replace(tiny.train, lr=0.5)))
-    runs.write_json(folder / "environment.json", drift.environment(folder))
+    run_folder.write_config(folder, tiny)
+    with pytest.raises(files.RunError, match=r"config.yaml.*train.lr: [\d.]+ -> 0.5.*delete"):
+        run_folder.write_config(folder, replace(tiny, train=replace(tiny.train, lr=0.5)))
+    files.write_json(folder / "environment.json", resume_check.environment(folder))
     checkpoints.save(folder, 1, {"step": 1})
-    now = runs.environment()
+    now = machine.environment()
     other = now | {"packages": now["packages"] | {"torch": "1.0"}, "platform": now["platform"] | {"device": "NVIDIA T4"}}
-    patch.setattr(runs, "environment", lambda: other)
-    with pytest.raises(runs.RunError, match=r"environment.json.*packages.torch: .* -> '1.0'; platform.device: .*NVIDIA T4.*--allow-drift"):
-        drift.environment(folder)
-    assert len(drift.environment(folder, allow=True)["drift"]) == 2
+    patch.setattr(machine, "environment", lambda: other)
+    with pytest.raises(files.RunError, match=r"environment.json.*packages.torch: .* -> '1.0'; platform.device: .*NVIDIA T4.*--allow-drift"):
+        resume_check.environment(folder)
+    assert len(resume_check.environment(folder, allow=True)["drift"]) == 2
 
 
 def row_F6(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,17 +127,17 @@ def row_F6(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
 
 def row_F7(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
     """Dead after a checkpoint and before its line of progress: the history stands in the checkpoint, so no row is lost or doubled."""
-    original = train.write_state
+    original = loop.write_state
 
-    def die(trainer: train.Trainer, state: str) -> None:
+    def die(trainer: loop.Trainer, state: str) -> None:
         if trainer.progress.epoch == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         original(trainer, state)
 
-    patch.setattr(train, "write_state", die)
-    assert dying(lambda: train.train_run(tiny, folder / "runs", data, progress=False)) == signal.SIGKILL
+    patch.setattr(loop, "write_state", die)
+    assert dying(lambda: run.train_run(tiny, folder / "runs", data, progress=False)) == signal.SIGKILL
     patch.undo()
-    ended = train.train_run(tiny, folder / "runs", data, progress=False)
+    ended = run.train_run(tiny, folder / "runs", data, progress=False)
     assert [line.split(",")[0] for line in (ended / "history.csv").read_text().splitlines()[1:]] == ["0", "1", "2", "3"]
 
 
@@ -146,15 +147,15 @@ def row_F8(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
              if isinstance(node, ast.Attribute) and node.attr == "time" and getattr(node.value, "id", "") == "time"]
     assert calls == [], "time.time() in place of time.monotonic()"
     patch.setattr(time, "time", itertools.count(2e9, -1e6).__next__)
-    folder = train.train_run(replace(tiny, train=replace(tiny.train, train_epochs=1)), folder / "runs", data, progress=False)
-    assert 0 <= runs.read_status(folder)["runtime_s"] < 600
+    folder = run.train_run(replace(tiny, train=replace(tiny.train, train_epochs=1)), folder / "runs", data, progress=False)
+    assert 0 <= run_folder.read_status(folder)["runtime_s"] < 600
 
 
 def row_F9(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
     """Power loss: each file is synced before its rename, and its folder after it."""
     with layer(folder) as seen:
         checkpoints.save(folder, 1, {"step": 1})
-        runs.write_json(folder / "status.json", {})
+        files.write_json(folder / "status.json", {})
     kinds = [kind for kind, _ in seen.events if kind != "write"]
     assert kinds == ["fsync", "replace", "fsync"] * 2
     assert [os.path.realpath(path) for kind, path in seen.events if kind == "fsync"][1::2] == [os.path.realpath(folder)] * 2
@@ -162,12 +163,12 @@ def row_F9(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
 
 def row_F10(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
     """Temporary files of a hundred killed writers: gone at the next start, under the run's lock."""
-    place = runs.run_dir(folder, tiny)
+    place = run_folder.run_dir(folder, tiny)
     place.mkdir(parents=True)
     for index in range(100):
         (place / f".weights.safetensors.{index}-ab.tmp").write_text("half")
-    patch.setattr(train, "_train_locked", lambda *_: None)
-    train.train_run(tiny, folder, data, progress=False)
+    patch.setattr(run, "_train_locked", lambda *_: None)
+    run.train_run(tiny, folder, data, progress=False)
     assert [p.name for p in place.iterdir()] == [".lock"]
 
 
@@ -186,12 +187,12 @@ def row_F11(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest
 
     writers = [os.fork() or (fill(), os._exit(0)) for _ in range(2)]  # type: ignore[func-returns-value]
     assert [os.waitpid(pid, 0)[1] for pid in writers] == [0, 0]
-    paths = list(decoded.entries(folder / "cache"))
+    paths = list(decoded_cache.entries(folder / "cache"))
     assert len(paths) == len(case_ids), "two writers, one entry for each case and no half of one"
     with patch.context() as undecodable:
         undecodable.setattr(CaseStore, "_transformed", lambda *_: pytest.fail("decoded although it is kept"))
         assert all(same(fresh().get(index), pair) for index, pair in enumerate(plain))
-    victim = next(p for p in paths if p.name.startswith(decoded.key(task, fresh().cases[0], tiny.data, tuple(fresh()._digests(0).values()))))
+    victim = next(p for p in paths if p.name.startswith(decoded_cache.key(task, fresh().cases[0], tiny.data, tuple(fresh()._digests(0).values()))))
     good = victim.read_bytes()
     for bad in (good[:900] + bytes([good[900] ^ 1]) + good[901:], good[:-1], b""):
         victim.write_bytes(bad)
@@ -200,7 +201,7 @@ def row_F11(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest
         assert same(fresh().get(0), plain[0]) and capsys.readouterr().err == "", "and said once"
     half = victim.with_name(f".{victim.name}.1-ab.tmp")
     half.write_bytes(good[:100])
-    assert same(fresh().get(0), plain[0]) and half in decoded.entries(folder / "cache"), "a half entry is not read, and is there to be cleared"
+    assert same(fresh().get(0), plain[0]) and half in decoded_cache.entries(folder / "cache"), "a half entry is not read, and is there to be cleared"
     assert fresh(replace(tiny.data, img_size=(24, 16, 16))).get(0)[0].shape == (1, 24, 16, 16), "other transforms, other entry"
     image = fresh().cases[0].image
     image.write_bytes(fresh().cases[1].image.read_bytes())

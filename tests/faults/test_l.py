@@ -11,8 +11,17 @@ from typing import Any
 
 import pytest
 
-from mvl import book, notebooks
-from mvl.notebooks import LAST_WORDS, NotebookError, check_executed, check_parameters, check_sources, list_notebooks, run_notebook, write_notebook
+from mvl.publish import book, notebooks
+from mvl.publish.notebooks import (
+    LAST_WORDS,
+    NotebookError,
+    check_executed,
+    check_parameters,
+    check_sources,
+    list_notebooks,
+    run_notebook,
+    write_notebook,
+)
 from tests.faults.figures import record_figure
 
 ROWS = [f"L{k}" for k in range(1, 8)]
@@ -90,7 +99,7 @@ def test_parameters_are_those_declared(row: str, given: dict[str, Any], message:
 
 @pytest.mark.parametrize("row", ["L5"])
 def test_each_notebook_shows_the_hashes_of_its_inputs(row: str) -> None:
-    """The book executes every notebook anew, and each ends with the sha256 of the tables that it read (mvl.report.inputs)."""
+    """The book executes every notebook anew, and each ends with the sha256 of the tables that it read (mvl.publish.chapter_page.inputs)."""
     for name in list_notebooks():
         text = "".join("".join(part["source"]) for part in json.loads(notebooks.notebook_path(name).read_text())["cells"])
         assert "inputs(" in text, name

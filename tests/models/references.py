@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mvl.config import Config, build
-from mvl.models import build_system
+from mvl.core.config import Config, build
+from mvl.models.build import build_system
 
 Parameters = Iterator[Tensor]
 "Parameters in the order in which the equations name them: weight, then bias; layer by layer."

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from mvl.config import Config, ConfigError, build, merge
-from mvl.models import build_system, count_parameters, own_state
+from mvl.core.config import Config, ConfigError, build, merge
+from mvl.models.build import build_system, count_parameters, own_state
 from mvl.models.cnn import UShape, pointwise, skip_fusion
 
 SMALL = {"data": {"img_size": [16, 16]}, "model": {"architecture": "cnn", "channels": [4, 6, 8], "depths": [1, 1, 2], "kernel_sizes": [3, 3, 5]}}
@@ -106,8 +106,8 @@ def test_training_repeats_bit_for_bit(backbone: dict[str, object]) -> None:
 
 def test_running_statistics_are_part_of_what_a_run_keeps(tmp_path: Path) -> None:
     """Trained, kept and read back through both formats, a network predicts the same bits."""
-    from mvl import checkpoints
-    from mvl.train import load_own_state
+    from mvl.training import checkpoints
+    from mvl.training.trained import load_own_state
 
     network, x = make(), picture(16, 16)
     step(network, x)
@@ -128,24 +128,25 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypa
     """Running statistics travel through the checkpoint; evaluated again from its files, the run has the same figures."""
     import signal
 
-    from mvl import train
-    from mvl.evaluate import evaluate_run
+    from mvl.core import progress
+    from mvl.training import loop, run
+    from mvl.training.evaluate import evaluate_run
 
     settings = {"data": {"img_size": [16, 16, 16]}, "train": {"train_epochs": 2, "optimizer": "sgd", "lr": 0.01, "schedule": "poly"}}
     config = build(Config, merge(SMALL, settings, {"fraction": 0.2}), "test")
-    whole = train.train_run(config, tmp_path / "whole", progress=False)
-    update, count = train.Trainer.update, iter(range(100))
+    whole = run.train_run(config, tmp_path / "whole", progress=False)
+    update, count = loop.Trainer.update, iter(range(100))
 
-    def update_then_signal(self: train.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+    def update_then_signal(self: loop.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
         loss = update(self, batch, weight)
         if next(count) == 3:
             signal.raise_signal(signal.SIGTERM)
         return loss
 
-    monkeypatch.setattr(train.Trainer, "update", update_then_signal)
-    with pytest.raises(train.Interrupted):
-        train.train_run(config, tmp_path / "stopped", progress=False)
-    stopped = train.train_run(config, tmp_path / "stopped", progress=False)
+    monkeypatch.setattr(loop.Trainer, "update", update_then_signal)
+    with pytest.raises(progress.Interrupted):
+        run.train_run(config, tmp_path / "stopped", progress=False)
+    stopped = run.train_run(config, tmp_path / "stopped", progress=False)
     assert all((whole / name).read_bytes() == (stopped / name).read_bytes() for name in ("weights.safetensors", "history.csv", "cases.csv"))
     before = (whole / "cases.csv").read_bytes()
     evaluate_run(whole)

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from mvl.config import Config, ConfigError, build, merge, named
-from mvl.models import build_system, count_parameters
+from mvl.core.config import Config, ConfigError, build, merge, named
+from mvl.models.build import build_system, count_parameters
 from mvl.models.comparators import PEERS, nnunet_plan
 
 TINY = {

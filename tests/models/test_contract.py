@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvl.config import Config, build, check, merge, named, system_names, to_dict
-from mvl.models import build_system, frozen_sha256, own_state
-from mvl.systems import system_config
+from mvl.core.config import Config, build, check, merge, named, system_names, to_dict
+from mvl.models.build import build_system, frozen_sha256, own_state
+from mvl.models.describe import system_config
 
 PARENTS = {"medvisionllama_v3_mask_rotary": "medvisionllama_v3_mask", "medvisionllama_v3_random_trained": "medvisionllama_v3_random"}
 "Controls that are one step from another control; all others are one step from medvisionllama_v3."

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from mvl.config import Config, TokenBlockConfig, build
-from mvl.models import build_system
+from mvl.core.block_config import TokenBlockConfig
+from mvl.core.config import Config, build
+from mvl.models.build import build_system
 from mvl.models.control_blocks import NativeSizes, Noise, TrainedAttention, TrainedTransformer, build_control
 from mvl.models.token_blocks import build_token_block
 

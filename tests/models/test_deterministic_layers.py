@@ -8,7 +8,7 @@ from torch import nn
 
 from mvl.models import deterministic_layers
 from mvl.models.deterministic_layers import MaxPool, Upsample, doubled, halved, replace_pools
-from mvl.objective import BCEDice, build_loss, cross_entropy
+from mvl.training.objective import BCEDice, build_loss, cross_entropy
 
 SHAPES = {2: (2, 3, 6, 4), 3: (2, 3, 4, 6, 2)}
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl.config import Config, TokenBlockConfig, build, merge
-from mvl.models import build_system
+from mvl.core.block_config import TokenBlockConfig
+from mvl.core.config import Config, build, merge
+from mvl.models.build import build_system
 from mvl.models.control_blocks import TokenBlock
 from mvl.models.interventions import INTERVENTIONS, Intervened, intervened_block, replaced, sizes, with_redrawn_weights
 from mvl.models.token_blocks import build_token_block

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mvl.block_config import KINDS, LAYER_KINDS
-from mvl.config import Config, build, load_config, merge, named
-from mvl.models import build_system, count_parameters, frozen_sha256, own_state, parameter_counts
+from mvl.core.block_config import KINDS, LAYER_KINDS
+from mvl.core.config import Config, build, load_config, merge, named
+from mvl.models.build import build_system, count_parameters, frozen_sha256, own_state, parameter_counts
 
 SMALL = {"data": {"img_size": [16, 16]},
          "model": {"architecture": "llm4seg", "channels": [4, 6, 8], "depths": [1, 1, 1], "kernel_sizes": [3, 3, 5]}}
@@ -123,7 +123,7 @@ def test_with_and_without_a_block_the_cnn_starts_alike(make) -> None:
 
 @pytest.mark.parametrize("block", [{}, {"kind": "xavier"}, {"trainable": True}], ids=["frozen", "random", "trained"])
 def test_what_a_run_keeps_gives_the_same_prediction(make, block: dict[str, object]) -> None:
-    from mvl.train import load_own_state
+    from mvl.training.trained import load_own_state
 
     network = make(**block)
     train(network, 2)

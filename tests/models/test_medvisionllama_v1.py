@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl.config import Config, build, merge
-from mvl.models import build_system, own_state, parameter_counts
+from mvl.core.config import Config, build, merge
+from mvl.models.build import build_system, own_state, parameter_counts
 
 SIZES = [(16, 16), (16, 8, 24)]
 PARTS = {"plain": (False, False), "hybrid": (True, False), "fusion": (False, True), "full": (True, True)}

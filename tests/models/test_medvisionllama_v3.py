@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl.config import Config, build, merge
-from mvl.models import build_system, frozen_sha256, own_state, parameter_counts
+from mvl.core.config import Config, build, merge
+from mvl.models.build import build_system, frozen_sha256, own_state, parameter_counts
 
 SMALL = {"data": {"img_size": [16, 16, 16]},
          "model": {"architecture": "medvisionllama_v3", "encoder_layers": 1, "decoder_layers": 1, "dropout_rate": 0.0}}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mvl.config import merge
+from mvl.core.config import merge
 from mvl.models.vit import ViTBlock
 from tests.models import references as ref
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mvl.config import ConfigError, TokenBlockConfig
-from mvl.models import frozen_sha256, parameter_counts
-from mvl.models.llm_sources import LayerWeights, load_config, load_layer
+from mvl.core.block_config import TokenBlockConfig
+from mvl.core.config import ConfigError
+from mvl.models.build import frozen_sha256, parameter_counts
 from mvl.models.token_blocks import REDRAWN, LanguageLayer, build_token_block, random_layer, redrawn_layer
+from mvl.weights.sources import LayerWeights, load_config, load_layer
 
 AS_TRAINED = TokenBlockConfig(residual=False, causal_mask=True, rotary=True, final_norm="none")
 

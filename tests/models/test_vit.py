@@ -11,10 +11,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mvl.config import Config, ModelConfig, build
-from mvl.models import build_system, parameter_counts, vit
+from mvl.core.config import Config, ModelConfig, build
+from mvl.models import tiled_attention, vit
+from mvl.models.build import build_system, parameter_counts
+from mvl.models.describe import system_config
 from mvl.models.vit import ViTBaseline, patchify, unpatchify
-from mvl.systems import system_config
 
 
 @pytest.mark.parametrize(("size", "patch"), [((8, 12), (4, 4)), ((8, 12, 16), (4, 4, 8))])
@@ -83,7 +84,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_long_block_keeps_attention_alone_and_computes_the_rest_again(monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
     """Kept beside input and output: the output of attention, one width a token, and a number a head for its softmax."""
-    if ours and not vit.available():
+    if ours and not tiled_attention.available():
         pytest.skip("this build of PyTorch has no oneDNN")
     monkeypatch.setattr(vit, "available", lambda: ours)
     block, tokens = vit.ViTBlock(64, 4, 256, 0.0).train(), torch.randn(1, vit.LONG, 64, requires_grad=True)

@@ -1,0 +1,121 @@
+"""A run is one folder: its path is its identity, every file in it is whole, and `status.json` is written last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mvl.core.config import ROOT, Config, build, merge, read_yaml, to_dict
+from mvl.core.files import RunError, atomic_write, now, sha256_file, write_json
+
+RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
+"What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
+EXTRA_FILES = ("usage.csv",)
+"What the record of some runs holds besides: how a hybrid uses its block."
+EXTERNAL = "cases_on_"
+"Beginning of the names of external tests' rows, which a record holds too."
+
+
+def run_name(config: Config) -> str:
+    """`<task>/<system>/fraction-<f>_fold-<k>_seed-<n>`: differs between any two runs of a study."""
+    return f"{config.task}/{config.system}/fraction-{config.fraction!r}_fold-{config.fold}_seed-{config.seed}"
+
+
+def run_dir(results_dir: Path, config: Config) -> Path:
+    """Folder of a run: `<results_dir>/<study>/runs/<run_name>`."""
+    return Path(results_dir) / config.study / "runs" / run_name(config)
+
+
+def command(config: Config, results_dir: Path, data_dir: Path | None = None) -> str:
+    """The command that trains, or goes on with, this run."""
+    where = "" if Path(results_dir) == default_results_dir() else f" --results-dir {results_dir}"
+    where += f" --data-dir {data_dir}" if data_dir else ""
+    return (f"mvl train --study {config.study} --task {config.task} --system {config.system} "
+            f"--fraction {config.fraction!r} --fold {config.fold} --seed {config.seed}{where}")
+
+
+def default_results_dir() -> Path:
+    """Where runs of this clone go (`data/runs`, ignored by git); published records are in `data/results`."""
+    return ROOT / "data" / "runs"
+
+
+def records_dir() -> Path:
+    """Published records, committed: `data/results`."""
+    return ROOT / "data" / "results"
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The run's `status.json`; `{"state": "new"}` where there is none or it is not JSON."""
+    try:
+        return json.loads((folder / "status.json").read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return {"state": "new"}
+
+
+def is_done(folder: Path, need_weights: bool = False) -> bool:
+    """True when the run says done and every recorded file is there with its hash."""
+    status = read_status(folder)
+    files = {n: h for n, h in status.get("files", {}).items() if need_weights or is_record(n)}
+    whole = all((folder / n).is_file() and sha256_file(folder / n) == h for n, h in files.items())
+    return status["state"] == "done" and set(RECORD_FILES) <= set(files) and whole
+
+
+def recorded_files(folder: Path) -> tuple[str, ...]:
+    """Names of a finished run's sealed files, but for its weights."""
+    sealed = read_status(folder).get("files", {})
+    return (*RECORD_FILES, *(name for name in EXTRA_FILES if name in sealed), *external_files(folder))
+
+
+def is_record(name: str) -> bool:
+    """Return whether a sealed file of this name belongs into a run's record, as all do but the weights."""
+    return name in (*RECORD_FILES, *EXTRA_FILES) or name.startswith(EXTERNAL)
+
+
+def external_file(task_name: str) -> str:
+    """Return the name of the file in which a run's external test on a task is kept."""
+    return f"{EXTERNAL}{task_name}.csv"
+
+
+def external_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of a finished run's sealed external tests, sorted."""
+    return tuple(sorted(name for name in read_status(folder).get("files", {}) if name.startswith(EXTERNAL)))
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write `status.json` with state done, `facts` and the sha256 of every artefact. The last write of a run."""
+    extra = [name for name in EXTRA_FILES if (folder / name).is_file()]
+    names = [*RECORD_FILES, *extra, "weights.safetensors"]
+    files = {name: sha256_file(folder / name) for name in names}
+    write_json(folder / "status.json", {"state": "done", "finished": now(), "files": files, **facts})
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write `config.yaml`, or check that the one there says the same (a setting that it does not name has its default).
+
+    Raises:
+        RunError: the folder was begun with another config; names the keys that differ and the remedy.
+    """
+    path, wanted = folder / "config.yaml", to_dict(config)
+    if path.is_file() and (changed := differences(merge(to_dict(Config()), yaml.safe_load(path.read_text()) or {}), wanted)):
+        raise RunError(f"{path} was begun with other settings: {'; '.join(changed)}. Restore them, or delete {folder} to start anew")
+    atomic_write(path, yaml.safe_dump(wanted, sort_keys=False))
+
+
+def read_config(folder: Path) -> Config:
+    """The config that a run folder was made with."""
+    return build(Config, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every leaf that differs between two nested dicts."""
+    out: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return out

@@ -1,0 +1,180 @@
+"""What a run may trust before its first step: files with the bytes that were checked, a split that nothing leaks through, test cases closed.
+
+Every file of the split has the sha256 of its manifest. A file that no publisher's manifest vouches for is looked at whole, in a bounded
+process (see limited.py), once: its verdict is kept by sha256 in `checked/` beside the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mvl.core.files import RunError, sha256_bytes, sha256_file, write_json
+from mvl.datasets import sandbox
+from mvl.datasets.registry import MANIFESTS, list_cases, read_manifest, task_dir, whole_task
+from mvl.datasets.split_groups import patients
+from mvl.datasets.splits import Split, split_name, split_path
+from mvl.datasets.task import Case, Task, TaskError
+
+RULES = 1
+"Number of the rules that a kept verdict follows; raise it when the checks of nifti.py or verify.py become stricter."
+_CLOSED: set[Path] = set()
+_SOUND: dict[str, str] = {}
+
+
+def check_inputs(task: Task, split: Split, run_folder: Path, data_dir: Path | None = None, kind: str = "folds") -> None:
+    """Nothing when every file of the split is what was checked, and no scan or patient lies on two of its sides; `kind`: `data.split`.
+
+    Raises:
+        TaskError: names file or cases, and the remedy.
+        RunError: the run was begun with another split.
+    """
+    keep_split(run_folder, split)
+    sides = case_sides(task, split, kind)
+    task = whole_task(task)
+    folder = task_dir(task, data_dir)
+    cases = [case for case in list_cases(task, data_dir) if case.case_id in sides]
+    manifest, hashes = read_manifest(task, folder), {path: sha256_file(path) for case in cases for path in files_of(case)}
+    check_hashes(task, folder, hashes, manifest)
+    if task.own and task.dims == 3:
+        scans = sound_voxels(task, cases, folder, manifest, hashes, keep=True)
+    else:
+        scans = known_voxels(task, cases, folder, hashes)
+    keys = patients(folder)
+    where = split_path(task, data_dir, kind)
+    check_sides(sides, scans, f"{folder}: {{}} hold the same scan under two names; keep one of them{_deal_anew(task, where)}")
+    check_sides(sides, {case: keys[case] for case in sides if case in keys},
+                f"{folder / 'dataset.json'}: {{}} are of one patient; correct `patients` there{_deal_anew(task, where)}")
+
+
+def _deal_anew(task: Task, where: Path) -> str:
+    return f", then delete {where} to deal anew" if task.own else f", see `mvl verify {task.name}`; then restore or deal anew {where.name}"
+
+
+def keep_split(run_folder: Path, split: Split) -> None:
+    """Write the split's sha256 into the run folder at its first start, and check it at each further one.
+
+    Raises:
+        RunError: another split began the run.
+    """
+    path = run_folder / "split.json"
+    try:
+        begun = json.loads(path.read_text())["sha256"]
+    except FileNotFoundError:
+        write_json(path, {"sha256": split.sha256})
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: cannot be read ({type(error).__name__}); delete {run_folder} to start anew") from error
+    if begun != split.sha256:
+        raise RunError(f"{path}: the run was begun with another split (sha256 {begun[:12]}..., now {split.sha256[:12]}...); "
+                       f"restore data/splits, or delete {run_folder} to start anew")
+
+
+def case_sides(task: Task, split: Split, kind: str = "folds") -> dict[str, str]:
+    """Case id -> train, val or test; of a task of slices, the volumes."""
+    sides: dict[str, str] = {}
+    for side, listed in (("train", split.train), ("val", split.val), ("test", split.test)):
+        for item in listed:
+            case = item.rpartition("_z")[0] if task.layout == "slices" else item
+            if sides.setdefault(case, side) != side:
+                raise TaskError(f"{task.name}: case {case} is in {sides[case]} and in {side}; restore {split_name(whole_task(task).name, kind)}")
+    return sides
+
+
+def files_of(case: Case) -> tuple[Path, ...]:
+    """Every file of a case."""
+    return (*case.images, case.label, *case.more_labels)
+
+
+def check_hashes(task: Task, folder: Path, hashes: dict[Path, str], manifest: dict[str, str]) -> None:
+    """Nothing when each file has the sha256 of the manifest, where there is one.
+
+    Raises:
+        TaskError: names the first file that has not, and how many there are.
+    """
+    odd = [path for path, digest in hashes.items() if manifest and manifest.get(path.relative_to(folder).as_posix()) != digest]
+    if odd:
+        wanted = manifest.get(odd[0].relative_to(folder).as_posix(), "none")
+        raise TaskError(f"{odd[0]}: its bytes differ from the manifest's sha256 ({hashes[odd[0]][:12]}..., expected {wanted[:12]}...), "
+                        f"as do {len(odd) - 1} more; run `mvl verify {task.name}` for the list and the remedy")
+
+
+def known_voxels(task: Task, cases: Iterable[Case], folder: Path, hashes: dict[Path, str]) -> dict[str, str]:
+    """Case id -> sha256 of its voxels as the committed manifest has it, where the bytes are that manifest's; else of its image files."""
+    path = MANIFESTS / f"{task.name}.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    voxels, files = record.get("voxels", {}), record.get("files", {})
+    same = lambda case: all(files.get(image.relative_to(folder).as_posix()) == hashes[image] for image in case.images)
+    return {case.case_id: voxels[case.case_id] if case.case_id in voxels and same(case)
+            else " ".join(hashes[image] for image in case.images) for case in cases}
+
+
+def sound_voxels(task: Task, cases: Iterable[Case], folder: Path, manifest: dict[str, str], hashes: dict[Path, str],
+                 keep: bool = False) -> dict[str, str]:
+    """Case id -> sha256 of its voxels, after a look at each case that is not yet known by its files' sha256; `keep` writes the verdicts.
+
+    Raises:
+        TaskError: a file cannot be used; names it and the remedy.
+    """
+    kept, fresh = folder.parent / "checked" / f"{task.name}.json", {}
+    rules = [RULES, task.channels, sorted(task.labels)]
+    keys = {case: sha256_bytes(json.dumps([*rules, [hashes[path] for path in files_of(case)]]).encode()) for case in cases}
+    if kept.is_file() and not _SOUND.keys() >= set(keys.values()):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            _SOUND.update(json.loads(kept.read_text())["sound"])
+    for case, key in keys.items():
+        if key not in _SOUND:
+            faults, digest = sandbox.check_case(task, case, folder, manifest)
+            for path, fault in faults.items():
+                raise TaskError(f"{path}: {fault}; put the file right, or take its case out of the folder "
+                                f"(run `mvl verify {task.name}` for all such files)")
+            _SOUND[key] = str(digest)
+        fresh[key] = _SOUND[key]
+    if keep:
+        _keep(kept, fresh)
+    return {case.case_id: _SOUND[key] for case, key in keys.items()}
+
+
+def _keep(path: Path, fresh: dict[str, str]) -> None:
+    """Add verdicts to those kept; where nothing can be written, they hold for this process alone."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        old = json.loads(path.read_text())["sound"] if path.is_file() else {}
+        if not fresh.keys() <= old.keys():
+            write_json(path, {"sound": old | fresh})
+
+
+def check_sides(sides: dict[str, str], keys: dict[str, str], message: str) -> None:
+    """Nothing when no two cases with the same key lie on two sides; `message` gets the first two that do.
+
+    Raises:
+        TaskError: names both cases and their sides.
+    """
+    homes: dict[str, str] = {}
+    for case, key in sorted(keys.items()):
+        first = homes.setdefault(key, case)
+        if sides[first] != sides[case]:
+            raise TaskError(message.format(f"{first} ({sides[first]}) and {case} ({sides[case]})"))
+
+
+@contextmanager
+def closed(task: Task, case_ids: Iterable[str], data_dir: Path | None = None) -> Iterator[None]:
+    """While the block runs, no store gives the image or label of these cases (see released.py for the one exception)."""
+    ids = set(case_ids)
+    paths = {case.image for case in list_cases(task, data_dir) if case.case_id in ids} - _CLOSED
+    _CLOSED.update(paths)
+    try:
+        yield
+    finally:
+        _CLOSED.difference_update(paths)
+
+
+def refuse_closed(case: Case) -> None:
+    """Nothing unless the case is closed.
+
+    Raises:
+        TaskError: training asked for a test case.
+    """
+    if case.image in _CLOSED:
+        raise TaskError(f"{case.image}: a test case, closed until the run's weights are chosen; train and select on the split's train and val alone")

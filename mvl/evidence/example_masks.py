@@ -1,0 +1,203 @@
+"""Best, median and worst test case: every arm's whole mask, and one slice of it over the scan.
+
+Masks are drawn from weights once and kept as a small file beside the tables; scan and label are read from the data each time, never kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mvl.core import files, run_folder
+from mvl.datasets.task import TaskError
+from mvl.evidence.chapter import Chapter, open_chapter
+from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative, view
+
+FILE = "examples.npz"
+RANKS = ("best", "median", "worst")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the networks said of one test case, whole: a mask per arm on the scan's own grid, and nothing of the scan."""
+
+    task: str
+    "Task name."
+    case: str
+    "Case id."
+    rank: str
+    "best, median or worst by the Dice of the first arm."
+    z: int
+    "Axial slice that holds most of the label; 0 for a picture."
+    affine: tuple[tuple[float, ...], ...]
+    "The scan's affine, 4 x 4, mm; the identity for a picture."
+    predictions: dict[str, np.ndarray]
+    "Boolean mask by system name."
+    dice: dict[str, float]
+    "Dice of the whole case by system name."
+
+
+def load_examples(chapter: Chapter, data_dir: Path | None = None) -> tuple[list[Example], list[str]]:
+    """The chapter's examples on one slice over their scans, and what is missing for them, one of the two being empty."""
+    drawn, holes = load_drawn(chapter, data_dir)
+    try:
+        return [example(one, data_dir) for one in drawn], holes
+    except TaskError as error:
+        return [], [f"example segmentations need the scans: {relative(error)}"]
+
+
+def load_drawn(chapter: Chapter, data_dir: Path | None = None, home: Path | None = None) -> tuple[list[Drawn], list[str]]:
+    """The chapter's whole masks and what is missing for them, one of the two being empty.
+
+    They are read from `<results_dir>/<study>/examples.npz` where that was made by the recorded weights; else made anew where weights
+    (in `home`, the results' or the clone's own runs) and data are at hand.
+    """
+    if chapter.done.empty:
+        return [], ["no finished run to draw predictions of"]
+    chosen = common_runs(chapter.done)
+    path = chapter.folder / FILE
+    if kept := read_drawn(path, chosen):
+        return kept, []
+    homes = [h for h in (home, chapter.results_dir, run_folder.default_results_dir()) if h]
+    found = next((h for h in homes if all(has_weights(h / row.run, row.weights_sha256) for row in chosen.itertuples())), None)
+    if found is None:
+        return [], [f"example segmentations need the weights of {', '.join(chosen['run'])}; `mvl study run {chapter.study}` makes them"]
+    try:
+        drawn = draw(chapter, chosen, found, data_dir)
+    except TaskError as error:
+        return [], [f"example segmentations need the scans: {relative(error)}"]
+    if not chapter.published:
+        files.atomic_write(path, packed(drawn, chosen))
+    return drawn, []
+
+
+def save_examples(chapter: Chapter, data_dir: Path | None = None, home: Path | None = None) -> Path | None:
+    """Keep the masks beside the tables (published records come without weights); None where they cannot be drawn."""
+    drawn, _ = load_drawn(chapter, data_dir, home)
+    path = chapter.folder / FILE
+    if drawn:
+        files.atomic_write(path, packed(drawn, common_runs(chapter.done)))
+    return path if drawn else None
+
+
+def common_runs(done: pd.DataFrame) -> pd.DataFrame:
+    """One run of each arm, at the lowest fold and seed that most arms have, on all the data."""
+    whole = done[done["fraction"] == done["fraction"].max()]
+    arms = whole.groupby(["task", "fold", "seed"])["system"].nunique()
+    task, fold, seed = min(arms.index, key=lambda key: (-arms[key], *key))
+    return whole[(whole["task"] == task) & (whole["fold"] == fold) & (whole["seed"] == seed)].reset_index(drop=True)
+
+
+def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str]]:
+    """(case, rank): best, median and worst by the Dice of the first chosen run, ties broken by name; of cases with a label where any has one."""
+    first = chosen.iloc[0]
+    labelled = cases[cases["voxels_label"] > 0] if "voxels_label" in cases else cases
+    cases = cases if labelled.empty else labelled
+    same = cases[np.logical_and.reduce([cases[key] == first[key] for key in ("task", "system", "fraction", "fold", "seed")])]
+    order = [str(case) for case in same.sort_values(["dice", "case"], ascending=[False, True])["case"]]
+    return list(dict(zip((order[0], order[len(order) // 2], order[-1]), RANKS)).items())
+
+
+def draw(chapter: Chapter, chosen: pd.DataFrame, home: Path, data_dir: Path | None = None) -> list[Drawn]:
+    """Predict the picked cases with every chosen run."""
+    task, picked = str(chosen["task"].iloc[0]), pick_cases(chapter.cases, chosen)
+    masks = {str(row.system): predicted_masks(home / str(row.run), [case for case, _ in picked], data_dir) for row in chosen.itertuples()}
+    out = []
+    for case, rank in picked:
+        _, label, affine = read_volume(task, case, data_dir)
+        z = int(label.sum(axis=(0, 1)).argmax()) if label.ndim == 3 else 0
+        shown = {system: mask[case] for system, mask in masks.items()}
+        out.append(Drawn(task, case, rank, z, tuple(map(tuple, affine.tolist())), shown, case_dice(chapter.cases, chosen, case)))
+    return out
+
+
+def example(drawn: Drawn, data_dir: Path | None = None) -> Example:
+    """One slice of a drawn case over its scan.
+
+    Raises:
+        TaskError: the scan is absent.
+    """
+    scan, label, _ = read_volume(drawn.task, drawn.case, data_dir)
+    flat = lambda array: view(array, drawn.z, drawn.task, data_dir)
+    shown = {system: flat(mask) for system, mask in drawn.predictions.items()}
+    return Example(drawn.task, drawn.case, drawn.rank, flat(scan), flat(label), shown, drawn.dice)
+
+
+def case_dice(cases: pd.DataFrame, chosen: pd.DataFrame, case: str) -> dict[str, float]:
+    """Dice of one case by system, as recorded."""
+    keys = ["task", "system", "fraction", "fold", "seed"]
+    rows = cases.merge(chosen[keys], on=keys)
+    return {str(row.system): float(row.dice) for row in rows[rows["case"] == case].itertuples()}
+
+
+def packed(drawn: Sequence[Drawn], chosen: pd.DataFrame) -> bytes:
+    """What the networks said of the cases as one npz: a mask of bits per arm, and which weights, cases and scores; nothing of the scans."""
+    arrays = {f"{i}_bits_{system}": np.packbits(mask) for i, one in enumerate(drawn) for system, mask in one.predictions.items()}
+    shape = lambda one: list(next(iter(one.predictions.values())).shape)
+    facts = {"weights": dict(zip(chosen["run"], chosen["weights_sha256"])), "ranked_by": str(chosen["system"].iloc[0]),
+             "examples": [{"task": e.task, "case": e.case, "rank": e.rank, "z": e.z, "affine": e.affine, "dice": e.dice, "shape": shape(e)}
+                          for e in drawn]}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
+    """The kept masks of these runs' arms; none where the file is absent, or was drawn by other weights or ranked by another arm."""
+    if not path.is_file():
+        return []
+    with np.load(path) as kept:
+        facts = json.loads(str(kept["facts"]))
+        others = any(facts["weights"].get(row.run) != row.weights_sha256 for row in chosen.itertuples())
+        if others or facts.get("ranked_by") != chosen["system"].iloc[0]:
+            return []
+        bits = lambda name, shape: np.unpackbits(kept[name], count=int(np.prod(shape))).reshape(shape).astype(bool)
+        systems = [str(s) for s in chosen["system"]]
+        return [Drawn(e["task"], e["case"], e["rank"], e["z"], tuple(map(tuple, e["affine"])),
+                      {s: bits(f"{i}_bits_{s}", e["shape"]) for s in systems}, {s: e["dice"][s] for s in systems})
+                for i, e in enumerate(facts["examples"])]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """`python -m mvl.evidence.example_masks STUDY`: draws the published study's masks and measures their roughness, and keeps both beside its tables."""
+    from mvl.evidence.chapter import covered
+    from mvl.evidence.mask_roughness import save_masks
+
+    parser = argparse.ArgumentParser("python -m mvl.evidence.example_masks", description="keep the example masks and their roughness beside the tables")
+    parser.add_argument("study")
+    parser.add_argument("--weights", type=Path, help="folder of runs that holds the weights (default: data/runs)")
+    args = parser.parse_args(words)
+    topics = covered(args.study)
+    chapter = open_chapter("qualitative" if "qualitative" in topics else topics[0], args.study, run_folder.records_dir())
+    print(save_examples(chapter, home=args.weights), save_masks(chapter, home=args.weights, folds=range(10)))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test case on one slice: scan, label and each system's mask, all 2-D and of one shape."""
+
+    task: str
+    "Task name; phantoms are marked in the figure."
+    case: str
+    "Case id."
+    rank: str
+    "best, median or worst."
+    scan: np.ndarray
+    "Intensities of the slice."
+    label: np.ndarray
+    "Label's mask."
+    predictions: dict[str, np.ndarray]
+    "Mask by system name."
+    dice: dict[str, float]
+    "Dice of the whole case on its own grid by system name."
+
+
+if __name__ == "__main__":
+    main()

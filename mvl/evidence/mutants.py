@@ -1,0 +1,270 @@
+"""Mutation testing: small faults put into the code one at a time, which the tests must notice.
+
+`python -m mvl.evidence.mutants [LAYER ...]` runs mutmut over the layers that `pyproject.toml` lists and
+writes `data/mutants.json`; `make faults MUTANTS=1` does so last. The book shows the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvl.core import machine
+from mvl.core.config import ROOT
+from mvl.core.errors import MvlError
+from mvl.core.files import now, sha256_bytes, sha256_file, write_json
+
+RECORD = ROOT / "data" / "mutants.json"
+REASONS = ROOT / "data" / "mutants.toml"
+"Why a mutant that survives may do so, by its change."
+STATE = ROOT / "data" / "runs" / "faults" / "mutants"
+COPIED = ("mvl", "tests", "pyproject.toml")
+"What a layer's folder has its own copy of; everything else is a link."
+TARGET = 0.95
+"Share of a layer's mutants that its own tests must kill; set beforehand."
+NOTICED = (1, 3, -11, 24, -24, 36, 152)
+"""Exit codes of mutmut for a mutant that was noticed: a test failed, Python crashed, or the tests
+went on for many times their usual time."""
+SURVIVED, UNTESTED = 0, (5, 33)
+"""Survived: every test passed. Untested: no test of the layer calls the function. Any other code is
+no verdict; 255 says that pytest itself could not run."""
+ADDOPTS = (
+    "addopts=--import-mode=importlib -m 'not (slow or faults or colab or slurm or kubernetes)'"
+)
+"""In place of the project's: a fault must be noticed by a test, not by the run-time check of
+annotations, which could not be set up twice in one process either."""
+
+
+class MutantsError(MvlError, RuntimeError):
+    """mutmut did not come to a result, or a layer is unknown; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A part of the package that is mutated, and the tests that are asked."""
+
+    name: str
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+def layers(project: Path = ROOT / "pyproject.toml") -> dict[str, Layer]:
+    """The layers of `[tool.mutants]` by name."""
+    table = tomllib.loads(project.read_text())["tool"]["mutants"]
+    return {name: Layer(name, tuple(v["files"]), tuple(v["tests"])) for name, v in table.items()}
+
+
+def sources_sha256(root: Path = ROOT) -> str:
+    """Hex sha256 of the package, its tests and the settings: a verdict holds for these alone."""
+    inside = [path for name in COPIED for path in sorted((root / name).rglob("*"))]
+    paths = [
+        path
+        for path in [*inside, root / "pyproject.toml"]
+        if path.suffix in (".py", ".yaml", ".toml")
+    ]
+    lines = [f"{path.relative_to(root)} {sha256_file(path)}" for path in paths]
+    return sha256_bytes("\n".join(lines).encode())
+
+
+def settings(layer: Layer) -> str:
+    """The `[tool.mutmut]` section of a layer's copy of `pyproject.toml`.
+
+    Mutants are forked from a process that has imported torch but never ran it: the threads that
+    torch starts do not outlive a fork.
+    """
+    words = {
+        "source_paths": ["mvl"],
+        "only_mutate": list(layer.files),
+        "pytest_add_cli_args_test_selection": list(layer.tests),
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-o", ADDOPTS],
+        "process_isolation": "forkserver",
+        "use_git_change_detection": False,
+    }
+    return "\n[tool.mutmut]\n" + "".join(
+        f"{key} = {json.dumps(value)}\n" for key, value in words.items()
+    )
+
+
+def prepare(layer: Layer, folder: Path, root: Path = ROOT) -> None:
+    """Make a project of the layer in `folder`, unless one of the same sources is there."""
+    stamp, wanted = folder / "sources.sha256", sources_sha256(root)
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    inner = folder / "mutants"
+    inner.mkdir(parents=True)
+    for path in root.iterdir():
+        if path.name not in (*COPIED, ".git", ".venv"):
+            (inner / path.name).symlink_to(path.resolve())
+    leave_out = shutil.ignore_patterns("__pycache__")
+    for name in ("mvl", "tests"):
+        shutil.copytree(root / name, folder / name, ignore=leave_out)
+    (folder / "pyproject.toml").write_text((root / "pyproject.toml").read_text() + settings(layer))
+    stamp.write_text(wanted)
+
+
+def run(layer: Layer, folder: Path, jobs: int = 1, root: Path = ROOT) -> None:
+    """Test the layer's mutants that have no verdict yet.
+
+    Raises:
+        MutantsError: mutmut ended with an error; holds its last lines.
+    """
+    prepare(layer, folder, root)
+    words = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs)]
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
+    )
+    (folder / "mutmut.txt").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        last = (done.stdout + done.stderr).strip().splitlines()[-15:]
+        raise MutantsError(
+            f"mutmut on {layer.name} ended with {done.returncode}; see {folder / 'mutmut.txt'}:\n"
+            + "\n".join(last)
+        )
+
+
+def verdicts(layer: Layer, folder: Path) -> dict[str, int | None]:
+    """mutmut's exit code of every mutant by its name.
+
+    Raises:
+        MutantsError: mutants without a verdict are left; says how many.
+    """
+    codes: dict[str, int | None] = {}
+    for file in sorted(path for pattern in layer.files for path in folder.glob(pattern)):
+        meta = folder / "mutants" / file.relative_to(folder).with_suffix(".py.meta")
+        if meta.is_file():
+            codes |= json.loads(meta.read_text())["exit_code_by_key"]
+    open_ones = [
+        name for name, code in codes.items() if code not in (*NOTICED, SURVIVED, *UNTESTED)
+    ]
+    if open_ones or not codes:
+        raise MutantsError(
+            f"{layer.name}: {len(open_ones)} of {len(codes)} mutants have no verdict; run it again"
+        )
+    return codes
+
+
+def change(name: str, folder: Path) -> str:
+    """The lines that a mutant takes away and puts in, without their indentation."""
+    words = [sys.executable, "-m", "mutmut", "show", name]
+    shown = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout
+    lines = [
+        line for line in shown.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    return "\n".join(f"{line[0]} {line[1:].strip()}" for line in lines)
+
+
+def function_of(name: str) -> str:
+    """`mvl.training.objective.BCEDice.forward` of mutmut's `mvl.training.objective.xǁBCEDiceǁforward__mutmut_3`."""
+    module, mangled = name.rsplit("__mutmut_", 1)[0].rsplit(".", 1)
+    inner = mangled.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return f"{module}.{inner}"
+
+
+def reasons(path: Path = REASONS) -> dict[tuple[str, str], str]:
+    """Why survivors may survive, by function and change."""
+    if not path.is_file():
+        return {}
+    entries = tomllib.loads(path.read_text()).get("survivor", [])
+    return {(entry["function"], entry["change"].strip()): entry["reason"] for entry in entries}
+
+
+def summary(layer: Layer, folder: Path) -> dict[str, Any]:
+    """What `data/mutants.json` keeps of a layer."""
+    codes, known = verdicts(layer, folder), reasons()
+    alive = sorted(name for name, code in codes.items() if code not in NOTICED)
+    rows = []
+    for name in alive:
+        where, what = function_of(name), change(name, folder)
+        reason = known.get((where, what), "")
+        tested = codes[name] == SURVIVED
+        rows.append({"function": where, "change": what, "tested": tested, "reason": reason})
+    return {
+        "files": list(layer.files),
+        "tests": list(layer.tests),
+        "mutants": len(codes),
+        "killed": len(codes) - len(alive),
+        "survivors": rows,
+        "sources_sha256": (folder / "sources.sha256").read_text(),
+        "measured": now(),
+    }
+
+
+def read_record(path: Path = RECORD) -> dict[str, Any]:
+    """What was measured by layer; nothing where the file is absent."""
+    return dict(json.loads(path.read_text())["layers"]) if path.is_file() else {}
+
+
+def table(path: Path = RECORD) -> str:
+    """Each layer's mutants as a Markdown table; a layer that nobody measured says so."""
+    record = read_record(path)
+    lines = [
+        "| layer | files | mutants | killed by its own tests | target | survivors with a reason |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name, layer in layers().items():
+        row, files = record.get(name), ", ".join(f"`{file}`" for file in layer.files)
+        if row is None:
+            lines.append(f"| {name} | {files} | not measured | | {TARGET:.0%} | |")
+            continue
+        reasoned = sum(bool(survivor["reason"]) for survivor in row["survivors"])
+        share = f"{row['killed']:,} ({row['killed'] / row['mutants']:.1%}) | {TARGET:.0%}"
+        last = f"{reasoned} of {len(row['survivors'])}"
+        lines.append(f"| {name} | {files} | {row['mutants']:,} | {share} | {last} |")
+    return "\n".join(lines)
+
+
+def survivors(path: Path = RECORD) -> str:
+    """Every survivor with its change and its reason, as a Markdown table."""
+    lines = ["| layer | function | change | why it may stay |", "|---|---|---|---|"]
+    for name, row in read_record(path).items():
+        for one in row["survivors"]:
+            shown = " → ".join(
+                f"`{line[2:]}`".replace("|", "\\|") for line in one["change"].splitlines()
+            )
+            lines.append(
+                f"| {name} | `{one['function']}` | {shown} | {one['reason'] or 'no reason yet'} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else "None is recorded."
+
+
+def facts(path: Path = RECORD) -> dict[str, str]:
+    """What `book/reliability.md` shows."""
+    return {"mutants_table": table(path), "mutants_survivors": survivors(path)}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the named layers, or all, and write the record; 1 when one stays below the target."""
+    known = layers()
+    parser = argparse.ArgumentParser(prog="python -m mvl.evidence.mutants", description=__doc__)
+    parser.add_argument(
+        "layers", nargs="*", metavar="LAYER", help=f"of {', '.join(known)}; all without one"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="mutants tested side by side")
+    asked = parser.parse_args(words)
+    if unknown := sorted(set(asked.layers) - set(known)):
+        raise MutantsError(f"unknown layer {unknown[0]!r}; known: {', '.join(known)}")
+    below = []
+    for name in asked.layers or known:
+        run(known[name], STATE / name, asked.jobs)
+        row = summary(known[name], STATE / name)
+        write_json(
+            RECORD, {"platform": machine.platform_facts(), "layers": read_record() | {name: row}}
+        )
+        if row["killed"] < TARGET * row["mutants"]:
+            below.append(name)
+        print(f"{name}: {row['killed']} of {row['mutants']} mutants killed", flush=True)
+    return 1 if below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

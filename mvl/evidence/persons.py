@@ -1,0 +1,119 @@
+"""Persons in the Decathlon's hippocampus files: what the numbers of the files say, and what it does to the test scores.
+
+`python -m mvl.evidence.persons` measures how alike neighbouring scans are and writes `data/persons.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mvl.core import files, run_folder
+from mvl.core.config import ROOT
+
+TASK = "Task04_Hippocampus"
+RECORD = ROOT / "data" / "persons.json"
+
+
+def person_of(case: str) -> int:
+    """The number of the person of a scan: files 2k - 1 and 2k are the two sides of person k."""
+    found = re.search(r"_(\d+)$", case)
+    if found is None:
+        raise ValueError(f"{case}: the name of a hippocampus scan ends in its number")
+    return (int(found[1]) + 1) // 2
+
+
+def pairs(cases: list[str]) -> int:
+    """How many persons have both sides among the cases."""
+    numbers = [person_of(case) for case in cases]
+    return len(numbers) - len(set(numbers))
+
+
+def likeness(values: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Correlations over neighbours in number, those of one person by the rule and those of two.
+
+    values: index number of the file; columns volume and intensity.
+    """
+    out = {}
+    for words, first in (("one person", 1), ("two persons", 0)):
+        left = [n for n in values.index if n % 2 == first and n + 1 in values.index]
+        right = [n + 1 for n in left]
+        out[words] = {"pairs": float(len(left))} | {
+            name: float(np.corrcoef(values.loc[left, name], values.loc[right, name])[0, 1])
+            for name in ("volume", "intensity")}
+    return out
+
+
+def measure(data_dir: Path | None = None) -> dict[str, Any]:
+    """The likeness of neighbours: volume of the label in voxels, median intensity of the scan."""
+    import nibabel as nib
+
+    from mvl.datasets.registry import find_task, list_cases
+
+    rows = {}
+    for case in list_cases(find_task(TASK, data_dir), data_dir):
+        label = nib.Nifti1Image.from_filename(case.label).get_fdata() > 0
+        scan = nib.Nifti1Image.from_filename(case.image).get_fdata()
+        number = int(re.findall(r"\d+", case.case_id)[-1])
+        rows[number] = {"volume": float(label.sum()), "intensity": float(np.median(scan))}
+    return likeness(pd.DataFrame(rows).T)
+
+
+def other_side_trained(fold: int) -> dict[str, bool]:
+    """For each test case of a fold of the committed split, whether the other side is in training."""
+    from mvl.datasets.splits import read_split, select
+
+    path = ROOT / "data" / "splits" / f"{TASK}.json"
+    split = select(read_split(path), fold, 1.0, path)
+    trained = {person_of(case) for case in split.train}
+    return {case: person_of(case) in trained for case in split.test}
+
+
+def effect(cases: pd.DataFrame, system: str = "vit_baseline") -> dict[str, float]:
+    """Test cases with the other side in training, all, and an arm's mean Dice with and without.
+
+    cases: rows of the foreground with system, fraction, fold, case, dice.
+    """
+    rows = cases[(cases["system"] == system) & (cases["fraction"] == 1.0)]
+    folds = {int(fold): other_side_trained(int(fold)) for fold in rows["fold"].unique()}
+    beside = np.array([folds[fold][case] for fold, case in zip(rows["fold"], rows["case"])], dtype=bool)
+    flags = [flag for found in folds.values() for flag in found.values()]
+    return {"beside": float(sum(flags)), "all": float(len(flags)),
+            "with": float(rows["dice"][beside].mean()), "without": float(rows["dice"][~beside].mean())}
+
+
+def sentence() -> str:
+    """What is known of persons in the hippocampus data, and its effect on the records where they are there."""
+    like = json.loads(RECORD.read_text())
+    names = [case for fold in range(10) for case in other_side_trained(fold)]
+    both = pairs(names)
+    one, two = like["one person"], like["two persons"]
+    return (
+        f"**The numbers of the files tell who is who**: files 2k - 1 and 2k are the two sides of one person. "
+        f"Over the {one['pairs']:.0f} such pairs the label's volume correlates with r = {one['volume']:.2f} and the scan's "
+        f"median intensity with r = {one['intensity']:.2f}; over the {two['pairs']:.0f} pairs 2k and 2k + 1 it is "
+        f"{two['volume']:.2f} and {two['intensity']:.2f}. So {2 * both} of the {len(names)} scans form {both} pairs, "
+        f"and there are {len(names) - both} persons. The first study's splits do not keep them together. "
+        f"{recorded_effect()}New studies split by person (`data/splits/Task04_Hippocampus_persons.json`).")
+
+
+def recorded_effect() -> str:
+    """What sharing persons between training and test cases did to the published hippocampus records; empty without them."""
+    from mvl.study.tables import read_cases
+
+    if not (run_folder.records_dir() / "hippocampus" / "cases.csv").is_file():
+        return ""
+    found = effect(read_cases("hippocampus", run_folder.records_dir()))
+    return (
+        f"{found['beside']:.0f} of the {found['all']:.0f} test scans of folds 0 to 4 have the other side in training. "
+        f"ViT-Baseline's mean Dice is {found['with']:.4f} with it and {found['without']:.4f} without, so that no "
+        "verdict changes. ")
+
+
+if __name__ == "__main__":
+    files.write_json(RECORD, measure())

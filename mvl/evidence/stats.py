@@ -1,0 +1,339 @@
+"""Paired comparisons of two systems: interval first, then tests, each saying over what it counts (cases, runs or folds).
+
+The unit of a test is the fold, the mean over its seeds and cases: runs of one fold share training set and test cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mvl.core.errors import MvlError
+from mvl.evidence.decision import LEVEL, MARGIN, TEST_OVER_TRAIN, t_reach
+from mvl.evidence.resampling import hierarchical_means
+
+ONE_RUN = "one (fold, seed) pair: what varies between runs cannot be estimated"
+ONE_FOLD = "one fold: what varies between training sets and test cases cannot be estimated"
+ONE_PAIR = "interval over cases of one run pair; run-to-run variation not measured"
+"What a reader has to know of an interval with one (fold, seed)."
+
+
+def cases_and_seeds(distinct: int, pairs: int) -> str:
+    """How many cases a number of case pairs is of: `130 cases x 2 seeds`, so that no case passes for two."""
+    if pairs == distinct:
+        return f"{distinct} cases"
+    return f"{distinct} cases x {pairs // distinct} seeds" if distinct and pairs % distinct == 0 else f"{pairs} pairs of {distinct} cases"
+
+
+class StatsError(MvlError, ValueError):
+    """The two systems cannot be compared; the message says which cases or runs do not pair."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Differences of two systems over the same cases of the same (fold, seed)."""
+
+    system: str
+    "What is tested."
+    reference: str
+    "What it is tested against; a difference is system minus reference."
+    task: str
+    "Task name."
+    fraction: float
+    "Share of the training cases."
+    metric: str
+    "Column of cases.csv."
+    units: tuple[tuple[int, int], ...]
+    "(fold, seed) of each pair of runs."
+    differences: tuple[np.ndarray, ...]
+    "Per unit, one difference per case (mean over labels), cases in order."
+    unpaired: tuple[tuple[int, int], ...]
+    "(fold, seed) that only one of the two has: holes, not used."
+    planned: tuple[tuple[int, int], ...] = ()
+    "(fold, seed) at which the study's grid has both; empty: it was not said, and those of either are taken."
+
+    @cached_property
+    def folds(self) -> tuple[np.ndarray, ...]:
+        """Per fold, in order, the differences (seeds, cases)."""
+        order = sorted({fold for fold, _ in self.units})
+        return tuple(np.stack([d for (f, _), d in zip(self.units, self.differences) if f == fold]) for fold in order)
+
+    @property
+    def fold_means(self) -> np.ndarray:
+        """Mean difference of each fold over its seeds and cases: the units of the tests."""
+        return np.array([d.mean() for d in self.folds])
+
+    @property
+    def n_planned(self) -> int:
+        """Pairs of runs that there should be."""
+        return len(self.planned) or len(self.units) + len(self.unpaired)
+
+    @property
+    def complete(self) -> bool:
+        """True when every planned pair is there."""
+        return len(self.units) == self.n_planned
+
+    @property
+    def n_distinct(self) -> int:
+        """Test cases, each counted once whatever the number of seeds: folds test different ones."""
+        return sum(d.shape[1] for d in self.folds)
+
+    @property
+    def cases(self) -> np.ndarray:
+        """All differences in one array; a case counts once per seed."""
+        return np.concatenate(self.differences)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval of the mean difference."""
+
+    difference: float
+    "Mean over folds of the mean over their seeds and cases."
+    low: float
+    "Lower end."
+    high: float
+    "Upper end."
+    level: float
+    "Nominal coverage."
+    over: str
+    "What was resampled."
+    n_units: int
+    "(fold, seed) pairs."
+    n_cases: int
+    "Case pairs."
+
+
+@dataclass(frozen=True)
+class Test:
+    """A p-value, or None with the reason in `note`."""
+
+    name: str
+    "Which test, over what."
+    statistic: float | None
+    "Its statistic."
+    p: float | None
+    "Two-sided p-value (TOST: the larger of its two one-sided ones)."
+    n: int
+    "Values that entered."
+    note: str = ""
+    "What the reader has to know."
+
+    __test__ = False
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Cohen's dz: mean difference over the sd (n - 1) of the differences; None with the reason in `note`."""
+
+    dz: float | None
+    "Effect size."
+    n: int
+    "Differences that entered."
+    note: str = ""
+    "What the reader has to know."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the book prints about two systems on one task at one fraction."""
+
+    pairs: Pairs
+    "The differences."
+    interval: Interval
+    "Hierarchical bootstrap."
+    t_test: Test
+    "Corrected resampled t-test over folds."
+    equivalence: Test
+    "Two one-sided tests over folds."
+    wilcoxon: Test
+    "The papers' way."
+    effect: Effect
+    "Cohen's dz over folds."
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        """The interval that is printed: the corrected t-test's over folds; with one fold, the bootstrap's over what there is."""
+        return shown_interval(self.pairs, self.interval)
+
+
+def pair(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice",
+         planned: Sequence[tuple[int, int]] = ()) -> Pairs:
+    """Pair two systems' rows of `cases.csv` by (fold, seed, case); of the planned (fold, seed) alone where they are given.
+
+    Raises:
+        StatsError: the runs of a fold were not all scored on the same cases, a value is not finite, or nothing pairs.
+    """
+    chosen = cases[(cases["task"] == task) & (cases["fraction"] == fraction)]
+    ours, theirs = (_by_unit(chosen[chosen["system"] == name], metric, set(planned)) for name in (system, reference))
+    units = sorted(set(ours) & set(theirs))
+    if not units:
+        raise StatsError(f"{system} and {reference} share no finished (fold, seed) on {task} at fraction {fraction}")
+    of_fold = {fold: ours[fold, seed].index for fold, seed in reversed(units)}
+    for unit in units:
+        for odd in (set(arm[unit].index) ^ set(of_fold[unit[0]]) for arm in (ours, theirs)):
+            if odd:
+                raise StatsError(f"{task} fold {unit[0]} seed {unit[1]}: {system} and {reference} were not scored on the same cases: "
+                                 f"{sorted(odd)[:5]}")
+    differences = tuple((ours[u] - theirs[u]).to_numpy(dtype=np.float64) for u in units)
+    if not all(np.isfinite(d).all() for d in differences):
+        raise StatsError(f"{metric} of {system} or {reference} on {task} holds values that are not finite")
+    return Pairs(system, reference, task, float(fraction), metric, tuple(units), differences, tuple(sorted(set(ours) ^ set(theirs))),
+                 tuple(sorted(set(planned))))
+
+
+def _by_unit(rows: pd.DataFrame, metric: str, planned: set[tuple[int, int]]) -> dict[tuple[int, int], pd.Series]:
+    if rows[metric].isna().any():
+        raise StatsError(f"{metric} is empty or NaN in {int(rows[metric].isna().sum())} rows; a mean would leave them out in silence")
+    found = {(int(f), int(s)): unit for (f, s), unit in rows.groupby(["fold", "seed"])}
+    return {u: unit.groupby("case")[metric].mean().sort_index() for u, unit in found.items() if not planned or u in planned}
+
+
+def bootstrap(pairs: Pairs, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Percentile interval of the mean difference: draw folds with replacement, then seeds and cases within each.
+
+    With one fold only its seeds and cases are drawn, with one (fold, seed) only the cases, and `over` says so: that interval leaves out
+    what varies between folds, or runs. With few folds it is too narrow (two or three: by far); read it beside the t-test.
+    """
+    means = hierarchical_means(pairs.folds, resamples, seed)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    drawn = "folds, seeds and cases" if len(pairs.folds) > 1 else "seeds and cases" if len(pairs.units) > 1 else "cases only"
+    over = drawn if len(pairs.folds) > 1 else f"{drawn} ({_too_few(pairs)})"
+    return Interval(float(pairs.fold_means.mean()), float(low), float(high), level, over, len(pairs.units), len(pairs.cases))
+
+
+def wilcoxon(pairs: Pairs) -> Test:
+    """Wilcoxon signed-rank over the cases of the first pair of runs, as the papers would do it: it takes the run's own luck for an effect."""
+    (fold, seed), values = pairs.units[0], pairs.differences[0]
+    name = f"Wilcoxon over the cases of one run, fold {fold} seed {seed} (the papers' way)"
+    if not values.any():
+        return Test(name, 0.0, 1.0, len(values), "every difference is zero")
+    result = stats.wilcoxon(values)
+    note = "treats cases of one training run as independent of it; too many false positives"
+    return Test(name, float(result.statistic), float(result.pvalue), len(values), note)
+
+
+def corrected_t(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> Test:
+    """Corrected resampled t-test over fold means: folds share training cases, so the variance is 1/n + test/train. None with one fold.
+
+    Source: Nadeau and Bengio, Inference for the generalization error, Machine Learning 52 (2003).
+    """
+    name, n = "corrected resampled t-test over folds (means over seeds)", len(pairs.folds)
+    spread = standard_error(pairs, test_over_train)
+    if spread is None:
+        return Test(name, None, None, n, _too_few(pairs))
+    t, p = _t_and_p(float(pairs.fold_means.mean()), spread, n)
+    return Test(name, t, min(1.0, 2 * min(p, 1 - p)), n)
+
+
+def _too_few(pairs: Pairs) -> str:
+    return ONE_RUN if len(pairs.units) == 1 else ONE_FOLD
+
+
+def standard_error(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> float | None:
+    """Nadeau and Bengio's standard error of the mean difference; None with one fold."""
+    means = pairs.fold_means
+    return None if len(means) < 2 else float(means.std(ddof=1)) * math.sqrt(1 / len(means) + test_over_train)
+
+
+def shown_interval(pairs: Pairs, interval: Interval) -> tuple[float, float]:
+    """The corrected t-interval over folds around the mean difference, 95 %; the given bootstrap interval where there is one fold."""
+    spread = standard_error(pairs)
+    if spread is None:
+        return interval.low, interval.high
+    reach = t_reach(spread, len(pairs.folds))
+    return interval.difference - reach, interval.difference + reach
+
+
+def _t_and_p(distance: float, spread: float, n: int) -> tuple[float, float]:
+    """t and the upper-tail p of `distance`; without any spread, t is infinite or, for no distance, 0."""
+    t = distance / spread if spread else math.copysign(math.inf, distance) if distance else 0.0
+    return t, float(stats.t.sf(t, n - 1))
+
+
+def tost(pairs: Pairs, margin: float = MARGIN, test_over_train: float = TEST_OVER_TRAIN) -> Test:
+    """Two one-sided corrected t-tests: a small p says that the mean difference lies within +-margin. None with one fold.
+
+    Raises:
+        StatsError: the margin is not positive.
+    """
+    if not margin > 0:
+        raise StatsError(f"the equivalence margin must be positive, got {margin}")
+    name, spread, n = f"equivalence within ±{margin:g} over folds", standard_error(pairs, test_over_train), len(pairs.folds)
+    if spread is None:
+        return Test(name, None, None, n, _too_few(pairs))
+    centre = float(pairs.fold_means.mean())
+    t, p = max((_t_and_p(distance, spread, n) for distance in (margin + centre, margin - centre)), key=lambda pair: pair[1])
+    return Test(name, t, p, n)
+
+
+def cohens_dz(values: np.ndarray) -> Effect:
+    """Cohen's dz of paired differences over folds; None for fewer than two or without spread."""
+    if len(values) < 2:
+        return Effect(None, len(values), ONE_FOLD)
+    spread = float(values.std(ddof=1))
+    return Effect(float(values.mean()) / spread, len(values)) if spread else Effect(None, len(values), "the differences do not vary")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (statsmodels), in the order given: valid for any dependence within the family.
+
+    NaN is a planned test without a result: it counts towards the family as p = 1 and stays NaN. Whatever it becomes later, the
+    other values cannot rise.
+
+    Raises:
+        StatsError: a value outside [0, 1].
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    if not len(values):
+        return []
+    if ((values < 0) | (values > 1)).any():
+        raise StatsError(f"p-values must lie in [0, 1], got {list(p_values)}")
+    if len(values) == 1:
+        return [float(values[0])]
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = multipletests(np.nan_to_num(values, nan=1.0), alpha=LEVEL, method="holm")[1]
+    return [float(p) for p in np.where(np.isnan(values), np.nan, adjusted)]
+
+
+def compare(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice",
+            margin: float = MARGIN, planned: Sequence[tuple[int, int]] = ()) -> Comparison:
+    """Interval, tests and effect size of system minus reference on one task at one fraction, over the planned (fold, seed) where given."""
+    pairs = pair(cases, system, reference, task, fraction, metric, planned)
+    return Comparison(pairs, bootstrap(pairs), corrected_t(pairs), tost(pairs, margin), wilcoxon(pairs), cohens_dz(pairs.fold_means))
+
+
+def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """One row per comparison for figures and the book; p-values that one fold cannot give are NaN. Its rows of one metric are a family.
+
+    low, high: the interval that is printed (`shown_interval`); boot_low, boot_high: the bootstrap's, which the rule asks too.
+    """
+    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_distinct",
+               "n_runs", "n_folds", "planned", "complete", "unpaired", "boot_low", "boot_high", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
+    number = lambda value: math.nan if value is None else value
+    return adjust(pd.DataFrame([[
+        c.pairs.task, c.pairs.system, c.pairs.reference, c.pairs.fraction, c.pairs.metric, f"{c.pairs.system} - {c.pairs.reference}",
+        c.interval.difference, *c.shown, c.interval.n_cases, c.pairs.n_distinct, c.interval.n_units, len(c.pairs.folds), c.pairs.n_planned,
+        c.pairs.complete, len(c.pairs.unpaired), c.interval.low, c.interval.high,
+        *map(number, (c.t_test.p, c.equivalence.p, c.wilcoxon.p, c.effect.dz)),
+    ] for c in comparisons], columns=columns))
+
+
+def adjust(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add `p_holm`: Holm over the rows of one metric, which are the family's planned contrasts.
+
+    A row that is not complete counts towards the family's size and has no adjusted p: an interim value decides nothing. A row of no
+    planned pair is not of the family.
+    """
+    out = rows.assign(p_holm=math.nan)
+    final = out["p_t"].where(out["complete"].eq(True)).astype(float)
+    for _, family in out[out["planned"] > 0].groupby("metric"):
+        out.loc[family.index, "p_holm"] = holm(final[family.index].tolist())
+    return out

@@ -1,0 +1,224 @@
+"""Checks of a built book: links, names, search and buttons in its pages; and what a browser sees, on a phone and a desk, light and dark."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mvl.core.config import CONFIG_DIR, ROOT, named, system_names
+from mvl.publish.browser import Browser, find_browser
+from mvl.publish.run_pages import FILES, NUMBERED
+
+AXE = ROOT / "tests" / "_vendor" / "axe-core" / "axe.min.js"
+"axe-core, MPL-2.0: only this check loads it, no page of the book."
+SCREENS = ((390, 844), (1440, 900))
+"A phone and a desk, CSS pixels."
+BROWSERS = 2
+NAMES = ("MedVisionLlama", "LLM4Seg", "CMUNeXt", "SmolLM2", "SmolLM2-135M", "SmolLM2-135M-Instruct", "MiniLM", "U-Net", "UNet++", "UNETR",
+         "Swin UNETR", "DynUNet", "nnU-Net", "ViT-Baseline", "ViT-Depth", "ViT-MLP", "LoRA", "TransUNet", "Swin-UNet", "MissFormer", "LLaMA-1",
+         "Llama-3.1-8B", "Llama-3.2-1B", "DeepSeek-R1-Distill-Qwen-1.5B", "BUSI", "MONAI", "SwinUNETR", "V-Net", "LM4VisualEncoding")
+"Every name as it is written; whatever differs from one of them in case, spaces, hyphens or underscores alone is misspelt."
+UNSPELT = ("script", "style", "code", "pre", "kbd", "svg", "cite", "head")
+"Text in these elements is code, or the title of somebody's work."
+AXE_RUN = """axe.run(document, {resultTypes: ['violations']}).then(found => found.violations
+  .filter(v => ['serious', 'critical'].includes(v.impact))
+  .map(v => `${v.id} (${v.impact}): ${v.nodes.length} of ${v.nodes[0].target.join(' ')}: ${v.help}`))"""
+THEME = "document.documentElement.dataset.theme"
+WIDEST = """(() => { const wide = document.scrollingElement.scrollWidth, out = [...document.querySelectorAll('body *')].filter(
+  e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className).slice(0, 3);
+  return wide > innerWidth ? `${wide} px wide: ${out.join(', ')}` : ''; })()"""
+
+
+class Page(HTMLParser):
+    """What the checks need of a page: its ids, its links, its buttons and its words."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.path, self.ids, self.links = path, set[str](), list[str]()
+        self.words, self._quiet, self.unnamed = list[str](), list[str](), list[str]()
+        self.feed(path.read_text(errors="replace"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note ids, addresses and pictures without words."""
+        values = {key: value or "" for key, value in attrs}
+        self.ids |= {values[key] for key in ("id", "name") if values.get(key) and (key == "id" or tag == "a")}
+        self.links += [values[key] for key in ("href", "src", "data-src") if key in values and tag != "base" and values.get("rel") != "canonical"]
+        if tag == "img" and not values.get("alt", "").strip():
+            self.unnamed.append(values.get("src", "")[:60])
+        if tag in UNSPELT:
+            self._quiet.append(tag)
+        self.words += [values[key] for key in ("alt", "title", "aria-label") if key in values and not self._quiet]
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave code behind."""
+        if self._quiet and tag == self._quiet[-1]:
+            self._quiet.pop()
+
+    def handle_data(self, data: str) -> None:
+        """Keep what is prose."""
+        if not self._quiet and data.strip():
+            self.words.append(data)
+
+
+def read_pages(folder: Path) -> dict[Path, Page]:
+    """Every page of a built book, by its path."""
+    return {path: Page(path) for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts}
+
+
+def dead_links(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
+    """Links within the book whose file or anchor is not there, or that lead out of the book's folder."""
+    for path, page in pages.items():
+        for address in dict.fromkeys(page.links):
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc or not address or address == "#":
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.is_relative_to(folder.resolve()) or not target.is_file():
+                yield f"{path.relative_to(folder)}: {address} leads nowhere"
+            elif target in pages and parts.fragment and unquote(parts.fragment) not in pages[target].ids:
+                yield f"{path.relative_to(folder)}: {address} has no such anchor"
+
+
+@cache
+def spelling(name: str) -> re.Pattern[str]:
+    """A pattern of the name in any case, with any or no space, hyphen or underscore between its parts."""
+    parts = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]*\d*|\d+(?:\.\d+)?[A-Za-z]*|[a-z]+\d*|\++", name)
+    return re.compile(r"(?<![\w./-])" + r"[\s_-]?".join(map(re.escape, parts)) + r"(?![\w+]|-\w)", re.IGNORECASE)
+
+
+@cache
+def identifiers() -> frozenset[str]:
+    """What systems, sources of layers, and blocks of studies are called in the project's files."""
+    plans = [named("studies", path.stem) for path in (CONFIG_DIR / "studies").glob("*.yaml")]
+    blocks = {str(block["name"]) for plan in plans for block in plan.get("grid", ())}
+    return frozenset({*system_names(), *tomllib.loads((ROOT / "data" / "sources.toml").read_text()), *blocks})
+
+
+def misspelt(words: Iterable[str]) -> Iterator[str]:
+    """Names of systems and models that are written neither as in `NAMES` nor as the project's files call them."""
+    known = {*NAMES, *identifiers()}
+    for text in words:
+        for name in NAMES:
+            yield from (f"{found} should be {name}" for found in (m[0] for m in spelling(name).finditer(text)) if found not in known)
+
+
+def missing_parts(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
+    """A page without search; a chapter without its buttons for Colab, download and source; a picture without words."""
+    for path, page in pages.items():
+        place = str(path.relative_to(folder))
+        yield from (f"{place}: the picture {source} has no words for who cannot see it" for source in page.unnamed)
+        if path.parent.name == "notebooks":
+            wanted = {"Colab": "colab.research.google.com/github/", "download": f"_sources/notebooks/{path.stem}.ipynb", "source": "https://github.com/"}
+            yield from (f"{place}: no button for {what}" for what, part in wanted.items() if not any(part in link for link in page.links))
+    if not (folder / "searchindex.js").is_file() or folder / "search.html" not in pages:
+        yield "search.html: no search"
+
+
+def untraced(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
+    """A landing page, claims or chapters of recorded runs that lead to none of them, and rows of recorded runs that lack a file."""
+    for path, page in pages.items():
+        links = [link for link in page.links if re.search(r"runs_[\w-]+\.html#|records/", link)]
+        shows = path.parent.name == "notebooks" or path.stem in NUMBERED
+        if shows and not links and "No run is recorded yet." not in " ".join(page.words):
+            yield f"{path.relative_to(folder)}: leads to no run"
+    for path in sorted(folder.glob("runs_*.html")):
+        for row in re.findall(r'<tr id="[^"]*" class="done">.*?</tr>', path.read_text(), re.S):
+            for name in FILES:
+                if f"/{name}.txt" not in row:
+                    yield f"{path.name}: {row[8:80]} has no {name}"
+
+
+def static_faults(folder: Path) -> list[str]:
+    """What is wrong with a built book, by reading it."""
+    pages = read_pages(folder)
+    spelt = (f"{path.relative_to(folder)}: {fault}" for path, page in pages.items() for fault in dict.fromkeys(misspelt(page.words)))
+    return [*dead_links(pages, folder), *spelt, *missing_parts(pages, folder), *untraced(pages, folder)]
+
+
+def page_faults(browser: Browser, page: Path, width: int, height: int) -> list[str]:
+    """What a browser finds on one page, light and dark: console errors, requests that leave, overflow, serious findings of axe-core.
+
+    A phone is dark when the page loads and turns light, a desk the other way round; a page that does not turn is loaded anew.
+    """
+    out: list[str] = []
+    schemes = ("dark", "light") if width < 600 else ("light", "dark")
+    for scheme in schemes:
+        browser.show(width, height, scheme == "dark")
+        if scheme == schemes[0] or browser.evaluate(THEME) != scheme:
+            browser.open(page.resolve().as_uri())
+            browser.evaluate(AXE.read_text() + "; null")
+        out += [f"{page.name} at {width} px, {scheme}: {fault}" for fault in screen_faults(browser, scheme)]
+    return out
+
+
+def screen_faults(browser: Browser, scheme: str) -> list[str]:
+    """What is wrong with the page as the browser shows it now."""
+    theme, wide = browser.evaluate(THEME), browser.evaluate(WIDEST)
+    out = [f"the theme is {theme!r}"] * (theme != scheme) + [f"scrolls sideways, {wide}"] * bool(wide)
+    return [*browser.faults(), *out, *(f"axe-core: {finding}" for finding in browser.evaluate(AXE_RUN))]
+
+
+def search_faults(browser: Browser, folder: Path, word: str = "baseline") -> list[str]:
+    """The search page finds a word that every book has, from the file system, without a server."""
+    browser.show(*SCREENS[1], False)
+    browser.open(f"{(folder / 'search.html').resolve().as_uri()}?q={word}")
+    count = "document.querySelectorAll('#search-results li').length"
+    end = time.monotonic() + 20
+    while not (found := browser.evaluate(count)) and time.monotonic() < end:
+        time.sleep(0.2)
+    return [f"search.html: {fault}" for fault in ([] if found else [f"found nothing for {word!r}"]) + browser.faults()]
+
+
+def browse(folder: Path, pages: Sequence[Path]) -> list[str]:
+    """Open these pages, one after another in one browser, on each screen in each colour scheme."""
+    with Browser() as browser:
+        return [fault for page in pages for width, height in SCREENS for fault in page_faults(browser, page, width, height)]
+
+
+SENT_ON = re.compile(r'<meta[^>]+http-equiv="refresh"', re.I)
+"A page that only sends its reader on; the one it leads to is looked at."
+
+
+def browser_faults(folder: Path) -> list[str]:
+    """What browsers find in a whole book, `BROWSERS` of them side by side."""
+    pages = sorted((path for path in read_pages(folder) if not SENT_ON.search(path.read_text())), key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(BROWSERS + 1) as pool:
+        jobs = [pool.submit(browse, folder, pages[start::BROWSERS]) for start in range(BROWSERS)]
+        with Browser() as browser:
+            found = search_faults(browser, folder)
+        return found + [fault for job in jobs for fault in job.result()]
+
+
+def check_book(folder: Path) -> list[str]:
+    """Every fault of a built book, one line each; without a browser, its part is left out in words, or a fault where `CI` is set."""
+    if not (folder / "index.html").is_file():
+        return [f"{folder}: no book; build it with `make book`"]
+    faults = static_faults(folder)
+    if find_browser():
+        return faults + browser_faults(folder)
+    words = "no Chromium or Chrome (or CHROMIUM=path): what a browser sees was NOT checked"
+    print(f"[check] {words}", file=sys.stderr)
+    return [*faults, words] if os.environ.get("CI") else faults
+
+
+def main() -> int:
+    """Check the published book, or the one in the folder that is given; 1 when something is wrong."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "book" / "_build" / "html"
+    begun, faults = time.monotonic(), check_book(folder)
+    print("\n".join(faults))
+    print(json.dumps({"book": folder.name, "faults": len(faults), "seconds": round(time.monotonic() - begun, 1)}), file=sys.stderr)
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""External tests: a finished run's network on every case of another task, whose cases it has never seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvl.core import files, run_folder
+from mvl.core.columns import CASE_COLUMNS
+from mvl.core.config import Config
+from mvl.core.errors import MvlError
+from mvl.datasets.loaders import CaseStore
+from mvl.datasets.pictures import read_case
+from mvl.datasets.preflight import files_of, known_voxels
+from mvl.datasets.registry import find_task, list_cases, task_dir, whole_task
+from mvl.datasets.task import Task
+from mvl.training.evaluate import evaluate_run, evaluate_store
+from mvl.training.trained import load_run
+
+
+class ExternalError(MvlError, ValueError):
+    """A task cannot be an external test of a run; the message says why."""
+
+
+def evaluate_command(run_dir: Path, on: str | None, data_dir: Path | None) -> int:
+    """Score a finished run on its test cases, or on every case of the task `on`; print the file and return 0.
+
+    Raises:
+        ExternalError: as `evaluate_on`.
+        RunError: the run is not done, or a file does not have its recorded hash.
+    """
+    if on is None:
+        path, rows = run_dir / "cases.csv", evaluate_run(run_dir, data_dir)
+    else:
+        path, rows = evaluate_on(run_dir, on, data_dir)
+    print(f"{path}: {len(rows)} rows")
+    return 0
+
+
+def evaluate_on(
+    run_dir: Path, name: str, data_dir: Path | None = None
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Score a finished run's network on every case of another task and seal `cases_on_<task>.csv` in the run's folder.
+
+    The rows have the columns of cases.csv; their `task` is the external one.
+
+    Raises:
+        ExternalError: the task has other channels, dimensions or labels, or the network's own cases.
+        RunError: the run is not done, or a file does not have its recorded hash.
+    """
+    run_dir = Path(run_dir)
+    if not run_folder.is_done(run_dir, need_weights=True):
+        raise files.RunError(
+            f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first"
+        )
+    config = run_folder.read_config(run_dir)
+    torch.set_num_threads(config.train.num_threads)
+    own = find_task(config.task, data_dir)
+    other = find_task(name, data_dir)
+    check_fits(config, own, other)
+    check_unseen(own, other, data_dir)
+
+    cases = tuple(case.case_id for case in list_cases(other, data_dir))
+    store = CaseStore(other, cases, config.data, data_dir)
+    asked = dataclasses.replace(config, task=other.name)
+    rows = evaluate_store(load_run(run_dir), store, asked, other)
+
+    path = run_dir / run_folder.external_file(other.name)
+    with files.locked(run_dir):
+        files.write_csv(path, rows, CASE_COLUMNS)
+        status = run_folder.read_status(run_dir)
+        status["files"][path.name] = files.sha256_file(path)
+        files.write_json(run_dir / "status.json", status)
+    return path, rows
+
+
+def check_fits(config: Config, own: Task, other: Task) -> None:
+    """Return where a network of the task `own` can be asked about cases of `other`.
+
+    Raises:
+        ExternalError: other channels or dimensions, or, where labels are told apart, other labels.
+    """
+    for what, ours, theirs in (
+        ("channels", len(own.channels), len(other.channels)),
+        ("dimensions", own.dims, other.dims),
+    ):
+        if ours != theirs:
+            raise ExternalError(
+                f"{other.name}: its cases have {theirs} {what}, the run was trained on {own.name} with "
+                f"{ours}; choose a task with {ours}"
+            )
+    if config.data.labels == "all" and own.labels != other.labels:
+        raise ExternalError(
+            f"{other.name}: its labels are {other.labels}, the run tells {own.labels} apart; "
+            "choose a task with the same labels"
+        )
+
+
+def check_unseen(own: Task, other: Task, data_dir: Path | None = None) -> None:
+    """Return where no case of `other` is a case of `own`, be it under another name or in a reduced copy.
+
+    Pictures are compared by their pixels, scans by their voxels as the committed manifest has them, and scans
+    without such a manifest by their files. All cases of `own` count, for other folds have trained on each.
+
+    Raises:
+        ExternalError: both are one data set, or a case of one is a case of the other.
+    """
+    homes = [whole_task(task).copy_of or whole_task(task).name for task in (own, other)]
+    if homes[0] == homes[1]:
+        raise ExternalError(
+            f"{other.name}: the run was trained on cases of this data set ({own.name}); "
+            "an external test needs cases that it has never seen"
+        )
+    seen = {digest: case for case, digest in image_digests(whole_task(own), data_dir).items()}
+    for case, digest in image_digests(whole_task(other), data_dir).items():
+        if digest in seen:
+            raise ExternalError(
+                f"{other.name}: its case {case} is case {seen[digest]} of {own.name}, on which the run "
+                "was trained; take it out, or choose another task"
+            )
+
+
+def image_digests(task: Task, data_dir: Path | None = None) -> dict[str, str]:
+    """Return case id -> sha256 of what its image holds."""
+    cases = list_cases(task, data_dir)
+    if task.dims == 2:
+        channels, top = len(task.channels), max(task.labels)
+        digests = {}
+        for case in cases:
+            image, _ = read_case(case, channels, top)
+            digests[case.case_id] = files.sha256_bytes(repr(image.shape).encode() + image.tobytes())
+        return digests
+    hashes = {path: files.sha256_file(path) for case in cases for path in files_of(case)}
+    return known_voxels(task, cases, task_dir(task, data_dir), hashes)

@@ -1,0 +1,270 @@
+"""Segment new scans with a trained run: the preprocessing of training, the network, and the way back to each scan's own grid."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from monai.data import MetaTensor
+from monai.inferers.utils import sliding_window_inference
+from monai.transforms.utils import allow_missing_keys_mode
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from torch import Tensor
+
+from mvl.core import run_folder
+from mvl.core.config import Config
+from mvl.core.errors import MvlError
+from mvl.core.files import RunError, atomic_write
+from mvl.datasets import sandbox
+from mvl.datasets.loaders import NativeProbabilities, preprocessing, to_scan_grid
+from mvl.datasets.new_scans import Failure, NewScan, find_scans, nifti_like, series_as_nifti
+from mvl.datasets.nifti import FileFault
+from mvl.datasets.pictures import png_bytes, read_image
+from mvl.datasets.registry import task_of_run
+from mvl.datasets.slices import load_volume
+from mvl.training.metrics import MetricError, class_masks
+from mvl.training.objective import predict_probabilities
+from mvl.training.precision import check_precision
+from mvl.training.trained import Predictor as Network
+from mvl.training.trained import load_run
+
+Volume = Float[Tensor, "C *spatial"]
+Probabilities = Float[Tensor, "K *spatial"]
+
+
+class PredictError(MvlError, RuntimeError):
+    """A run or device that cannot segment; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How scans are segmented."""
+
+    device: str = ""
+    "cpu or cuda; empty: cuda where there is one."
+    overlap: float = 0.5
+    "Share of a window that the next one covers again, in [0, 1)."
+    probabilities: bool = False
+    "Write the classes' probabilities too."
+    overwrite: bool = False
+    "Replace masks that are already there."
+    series: str | None = None
+    "SeriesInstanceUID to take from DICOM folders."
+
+
+class Predictor:
+    """A finished run, ready to segment."""
+
+    def __init__(self, run_dir: Path, options: Options) -> None:
+        """Build the run's network on the device with its best weights; the training data need not be there.
+
+        Raises:
+            PredictError: the run is not done, or there is no such device.
+            RunError: its weights are missing or changed.
+        """
+        self.config, status = run_folder.read_config(run_dir), run_folder.read_status(run_dir)
+        if status["state"] != "done":
+            raise PredictError(f"{run_dir} is not a finished run (state {status['state']}); finish it with "
+                               f"`{run_folder.command(self.config, run_folder.default_results_dir())}`")
+        torch.set_num_threads(self.config.train.num_threads)
+        self.options, self.task = options, task_of_run(self.config, status)
+        self.device = choose_device(options.device)
+        self.network = Network(load_run(run_dir), available_precision(self.config, self.device), self.device)
+        self.transform = preprocessing(self.config.data, crop=False)
+
+    @property
+    def values(self) -> list[int]:
+        """Label value of each foreground class."""
+        return [1] if self.config.data.labels == "foreground" else sorted(self.task.labels)
+
+    def name_of(self, value: int) -> str:
+        """What `mvl evaluate` calls the class with this label value."""
+        return "foreground" if self.config.data.labels == "foreground" else self.task.labels[value]
+
+    def probabilities(self, files: tuple[Path, ...]) -> NativeProbabilities:
+        """Class probabilities of a scan on its own grid.
+
+        Raises:
+            FileFault: it cannot be decoded.
+        """
+        path = files[0]
+        if self.task.layout == "slices":
+            return self.by_slice(path)
+        if self.task.dims == 2:
+            try:
+                return self.of_source(flat(read_image(path, len(self.task.channels))), path)
+            except FileFault as fault:
+                raise FileFault(f"{path}: {fault}; put the file right and try again") from fault
+        return self.of_source([str(path) for path in files] if len(files) > 1 else str(path), path)
+
+    def of_source(self, source: Any, path: Path) -> NativeProbabilities:
+        """Class probabilities on the grid of what the preprocessing begins with: file names, or pixels with their spacing."""
+        try:
+            with allow_missing_keys_mode(self.transform):
+                image = self.transform({"image": source})["image"]
+        except Exception as error:
+            raise FileFault(f"{path}: cannot be decoded ({type(error.__cause__ or error).__name__}); put the file right and try again") from error
+        with torch.inference_mode():
+            found = self.on_grid(image.as_tensor().float().contiguous())
+        return to_scan_grid(self.transform, found, image.applied_operations, image.affine)
+
+    def by_slice(self, path: Path) -> NativeProbabilities:
+        """Class probabilities of a volume, axial slice by slice as slices.py cuts it, turned back to the file's own axes."""
+        volume, spacing = load_volume(path)
+        volume = np.asarray(volume if volume.ndim == 4 else volume[..., None], dtype=np.float32)
+        planes = [self.of_source(flat(np.moveaxis(volume[:, :, z], -1, 0), spacing), path) for z in range(volume.shape[2])]
+        turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(nibabel.nifti1.load(path).affine))
+        return torch.as_tensor(np.stack([np.ascontiguousarray(apply_orientation(part, turn)) for part in torch.stack(planes, dim=-1).numpy()]))
+
+    def on_grid(self, image: Volume) -> Probabilities:
+        """Class probabilities of an image: in one go where it has the size that the network was trained at, else window by window, averaged
+        with Gaussian weights."""
+        size, predict = self.config.data.img_size, lambda x: predict_probabilities(self.network, x)
+        if tuple(image.shape[1:]) == tuple(size):
+            return predict(image[None])[0].cpu().float()
+        found = sliding_window_inference(image[None], size, 1, predict, overlap=self.options.overlap, mode="gaussian",
+                                         sw_device=self.device, device=torch.device("cpu"))
+        return found[0].float()
+
+    def mask(self, probabilities: NativeProbabilities) -> UInt8[np.ndarray, "*grid"]:
+        """Label values by the rule that `mvl evaluate` scores by."""
+        out = np.zeros(probabilities.shape[1:], np.uint8)
+        for value, found in zip(self.values, class_masks(probabilities.numpy())):
+            out[found] = value
+        return out
+
+
+def flat(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> MetaTensor:
+    """Pixels (C, rows, columns) with their affine, as planes.py gives them to training."""
+    return MetaTensor(torch.as_tensor(np.ascontiguousarray(pixels)), affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`, or a GPU where there is one.
+
+    Raises:
+        PredictError: cuda is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PredictError("no CUDA device here; leave --device out, or use --device cpu")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def available_precision(config: Config, device: torch.device) -> Config:
+    """The run's config where `device` has its precision, else the same in fp32, and a word about it on stderr."""
+    try:
+        check_precision(config.train.precision, device)
+    except RunError as error:
+        print(f"{error}. Predicting in fp32: masks may differ a little from the run's own", file=sys.stderr)
+        return replace(config, train=replace(config.train, precision="fp32"))
+    return config
+
+
+def predict_run(run_dir: Path, inputs: Sequence[Path], output: Path, options: Options,
+                report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True)) -> dict[str, Any]:
+    """Segment every scan of `inputs` into `output`: {run, outputs, failures}; a broken scan is a failure and the rest go on.
+
+    A mask is there whole or not at all, and one that is there already stays unless `options.overwrite`.
+
+    Raises:
+        PredictError: the run cannot segment at all.
+    """
+    predictor = Predictor(run_dir, options)
+    scans, failures = find_scans(inputs, predictor.task)
+    sources = {path.resolve() for scan in scans for path in scan.files}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PredictError(f"{output}: cannot be made ({error.strerror}); choose another folder with --output") from error
+    outputs = []
+    with stoppable():
+        for number, scan in enumerate(scans, 1):
+            try:
+                outputs.append(segment(predictor, scan, output, sources))
+                report(f"[{number}/{len(scans)}] {outputs[-1]['output']}")
+            except (FileFault, MetricError, OSError, torch.OutOfMemoryError) as error:
+                memory = f"{scan.files[0]}: not enough memory on the GPU; use --device cpu"
+                failures.append(Failure(str(scan.files[0]), memory if isinstance(error, torch.OutOfMemoryError) else str(error)))
+    return {"run": str(run_dir), "outputs": outputs, "failures": [vars(failure) for failure in failures]}
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """While the block runs, SIGTERM unwinds it as Ctrl-C does, so that no temporary file stays."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def segment(predictor: Predictor, scan: NewScan, output: Path, sources: set[Path]) -> dict[str, Any]:
+    """Write one scan's mask (and probabilities before it): what came of it.
+
+    Raises:
+        FileFault: the scan cannot be used, or its mask is there already.
+    """
+    options, ending = predictor.options, (".png", ".npy") if scan.kind == "picture" else (".nii.gz", ".nii.gz")
+    target, extra = output / f"{scan.name}{ending[0]}", output / f"{scan.name}_probabilities{ending[1]}"
+    for path in (target, extra) if options.probabilities else (target,):
+        check_target(path, sources, options.overwrite)
+    with tempfile.TemporaryDirectory() as folder:
+        files = as_nifti(scan, predictor, Path(folder))
+        if scan.kind != "picture":
+            sandbox.check_scan(files, predictor.task)
+        probabilities = predictor.probabilities(files)
+        mask = predictor.mask(probabilities)
+        if options.probabilities:
+            atomic_write(extra, encoded(np.moveaxis(probabilities.numpy(), 0, -1).astype(np.float32), scan, files[0]))
+        atomic_write(target, encoded(mask, scan, files[0]))
+    counts = {predictor.name_of(value): int((mask == value).sum()) for value in predictor.values}
+    return {"input": str(scan.files[0]), "output": str(target), "voxels": counts, "probabilities": str(extra) if options.probabilities else None}
+
+
+def encoded(values: np.ndarray, scan: NewScan, source: Path) -> bytes:
+    """The bytes of a mask or of probabilities (classes last): NIfTI like `source`; of a picture, a black and white PNG or an array."""
+    if scan.kind != "picture":
+        return nifti_like(values, source)
+    if values.dtype == np.uint8:
+        return png_bytes(values)
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def check_target(path: Path, sources: set[Path], overwrite: bool) -> None:
+    """Nothing where `path` may be written.
+
+    Raises:
+        FileFault: it is one of the inputs, or is there and may not be replaced.
+    """
+    if path.resolve() in sources:
+        raise FileFault(f"{path}: the mask would replace its scan; choose another --output")
+    if path.exists() and not overwrite:
+        raise FileFault(f"{path}: is there already and stays; use --overwrite to replace it, or choose another --output")
+
+
+def as_nifti(scan: NewScan, predictor: Predictor, folder: Path) -> tuple[Path, ...]:
+    """The scan's NIfTI files; a DICOM series is written into `folder` as one."""
+    if scan.kind != "dicom":
+        return scan.files
+    if len(predictor.task.channels) > 1:
+        raise FileFault(f"{scan.files[0]}: a DICOM series is one channel, the run takes {', '.join(predictor.task.channels)}; "
+                        f"convert each to NIfTI as {scan.name}_0000.nii.gz, ...")
+    return (series_as_nifti(scan.files[0], predictor.options.series, folder / "series.nii"),)

@@ -21,10 +21,6 @@ BENCH = ROOT / "data" / "bench.json"
 "Cost of a training step of every system, written by `mvl bench --record`."
 NEVER_TRAINED = ("vit_depth_released", "vit_mlp_released")
 "Released sizes of two controls: counted, not run (253 million and 5.7 billion trained parameters)."
-UNMEASURED = ("llm4seg_attention", "llm4seg_random_matched", "llm4seg_shuffled", "llm4seg_transformer", "medvisionllama_v3_attention",
-              "medvisionllama_v3_auxiliary", "medvisionllama_v3_noise", "medvisionllama_v3_norm", "medvisionllama_v3_permuted",
-              "medvisionllama_v3_transformer")
-"Systems whose training step no quiet machine has measured yet; the heads of their YAML say so."
 MINILM: dict[str, Any] = {"family": "bert", "hidden": 384, "layers": 6, "intermediate": 1536, "heads": 12, "kv_heads": 12}
 SMOLLM2: dict[str, Any] = {"family": "llama", "hidden": 576, "layers": 30, "intermediate": 1536, "heads": 9, "kv_heads": 3}
 SIZES = {"minilm-l6": MINILM, "smollm2-135m": SMOLLM2}

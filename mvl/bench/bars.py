@@ -41,9 +41,10 @@ def released_step(clone: str, dropout_rate: float) -> Callable[[], object]:
     return step
 
 
-def probe_vit(dropout_rate: float) -> dict[str, float]:
+def probe_vit(dropout_rate: float, precision: str = "fp32") -> dict[str, float]:
     """Our ViT-Baseline step at 128x128x128, batch 1."""
-    return measure_step(training_step(build(Config, {**STEP_128, "model": {"dropout_rate": dropout_rate}}, "bench"), 1), 3)
+    changes = {**STEP_128, "model": {"dropout_rate": dropout_rate}, "train": {"precision": precision}}
+    return measure_step(training_step(build(Config, changes, "bench"), 1), 3)
 
 
 def probe_released(clone: str, dropout_rate: float) -> dict[str, float]:
@@ -192,6 +193,10 @@ def bench(released: Path | None = None, progress: Callable[[str], None] = lambda
         add(f"ViT-Baseline step, 128^3, {name}: time, ours / released", ours["seconds"] / theirs["seconds"], "ratio", time_bar, both)
         memory = ours["peak_memory_mb"] / theirs["peak_memory_mb"]
         add(f"ViT-Baseline step, 128^3, {name}: memory, ours / released", memory, "ratio", memory_bar, both)
+        if rate == 0 and bf16.has_units():
+            half = child("vit", rate, "bf16")
+            add("ViT-Baseline step, 128^3, without dropout: time, ours in bf16 / released in fp32",
+                half["seconds"] / theirs["seconds"], "ratio", 0.6, {"ours": half, "released": theirs})
     hybrid, loop, metrics, layer, hub, usage = (child(name) for name in ("hybrid", "loop", "metrics", "layer", "hub_layer", "help"))
     add("hybrid step, 64^3, batch 4: share of the matmul peak", hybrid["share"], "ratio", 0.65, hybrid, at_least=True)
     for what, bar, measured in bf16.rows(child):

@@ -16,10 +16,6 @@ BENCH = ROOT / "data" / "bench.json"
 "Cost of a training step of every system, written by `mvl bench --record`."
 NEVER_TRAINED = ("vit_depth_released", "vit_mlp_released")
 "Released sizes of two controls: counted, not run (253 million and 5.7 billion trained parameters)."
-UNMEASURED = ("llm4seg_attention", "llm4seg_random_matched", "llm4seg_shuffled", "llm4seg_transformer", "medvisionllama_v3_attention",
-              "medvisionllama_v3_auxiliary", "medvisionllama_v3_noise", "medvisionllama_v3_norm", "medvisionllama_v3_permuted",
-              "medvisionllama_v3_transformer")
-"Systems whose training step no quiet machine has measured yet; the heads of their YAML say so."
 BATCH = {2: 8, 3: 4}
 "Cases per step of that bench, by spatial dims: LLM4Seg's and MedVisionLlama's."
 COUNTS = ("trainable", "frozen", "total")

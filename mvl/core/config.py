@@ -137,7 +137,7 @@ class TrainConfig:
     precision: str = "fp32"
     "fp32 | tf32 | bf16 | fp16 (the last two by autocast); refused where the device has it not (see mvl/training/precision.py)."
     compile: bool = False
-    "Run the network through torch.compile, which takes minutes to start and did not pay on a CPU (book/scale.md)."
+    "Run the network through torch.compile, which takes minutes to start; on a CPU it seldom pays (book/scale.md)."
     cuda_graph: bool = False
     "On a CUDA GPU, run each step of a full batch as one recorded graph (see mvl/training/step_graph.py)."
     checkpoint_s: float = 30.0

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from mvl.core.config import ConfigError, ModelConfig
 from mvl.core.shapes import Image, Logits
-from mvl.models.cpu_bf16 import GELU
+from mvl.models.cpu_bf16 import GELU, DepthwiseConv2d
 from mvl.models.deterministic_layers import MaxPool, Upsample
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+DEPTHWISE: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: DepthwiseConv2d, 3: nn.Conv3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 "Layers and memory layout by the number of spatial axes."
@@ -63,7 +64,7 @@ def cmunext_stage(dims: int, width: int, out_width: int, depth: int, kernel_size
     """
     blocks: list[nn.Module] = []
     for _ in range(depth):
-        depthwise = CONV[dims](width, width, kernel_size, padding=kernel_size // 2, groups=width)
+        depthwise = DEPTHWISE[dims](width, width, kernel_size, padding=kernel_size // 2, groups=width)
         blocks += [Residual(depthwise, *gelu_norm(dims, width)), *widen_and_narrow(dims, width, 4 * width, width)]
     return nn.Sequential(*blocks, conv_norm_relu(dims, width, out_width))
 

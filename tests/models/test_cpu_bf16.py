@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv2d, scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mvl.models import cpu_bf16, layer_attention, vit
@@ -91,3 +91,95 @@ def test_a_norm_sums_in_float32_under_autocast(norm: nn.Module) -> None:
         found = norm(values)
     assert torch.allclose(found.float(), norm(values.float()), rtol=2**-7, atol=0.02)
     assert {tensor.dtype for tensor in norm.state_dict().values() if tensor.is_floating_point()} <= {torch.float32}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_gradient_of_short_attention_is_right_in_double_precision(causal: bool) -> None:
+    """Where bf16's rounding hides nothing; the softmax rounds to float32."""
+    ours = [heads(3, 17, seed).double().requires_grad_() for seed in range(3)]
+    exact = [x.detach().requires_grad_() for x in ours]
+    weights = heads(3, 17, 3).double()
+    found = cpu_bf16.short_attention(*ours, scale=0.3, is_causal=causal)
+    wanted = scaled_dot_product_attention(*exact, scale=0.3, is_causal=causal)
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for x, y in zip(ours, exact, strict=True):
+        assert x.grad is not None and y.grad is not None
+        assert torch.allclose(x.grad, y.grad, rtol=1e-5, atol=1e-5)
+
+
+def depthwise(edge: int, grid: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Features, kernel, bias of a depthwise convolution and the gradient of its result."""
+    generator = torch.Generator().manual_seed(edge)
+    shapes = [(3, 6, *grid), (6, 1, edge, edge), (6,), (3, 6, *grid)]
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    image = drawn[0].contiguous(memory_format=torch.channels_last)
+    return [x.to(dtype) for x in (image, *drawn[1:])]
+
+
+@pytest.mark.parametrize("edge", [3, 5, 7])
+@pytest.mark.parametrize("grid", [(8, 8), (4, 11)])
+def test_the_gradients_of_a_depthwise_convolution_are_right_in_double_precision(
+    edge: int, grid: tuple[int, int]
+) -> None:
+    image, kernel, bias, grad = depthwise(edge, grid, torch.float64)
+    ours = [x.clone().requires_grad_() for x in (image, kernel, bias)]
+    exact = [x.clone().requires_grad_() for x in (image, kernel, bias)]
+    found = cpu_bf16._Depthwise.apply(*ours)
+    wanted = conv2d(*exact, padding=edge // 2, groups=6)
+    assert torch.equal(found, wanted)
+    found.backward(grad)
+    wanted.backward(grad)
+    for x, y in zip(ours, exact, strict=True):
+        assert x.grad is not None and y.grad is not None
+        assert torch.allclose(x.grad, y.grad, rtol=1e-10, atol=1e-10)
+
+
+def layer_of(kernel: Tensor, bias: Tensor, kind: type[nn.Conv2d]) -> nn.Conv2d:
+    """A depthwise layer of that kernel and bias."""
+    layer = kind(6, 6, kernel.shape[2], padding=kernel.shape[2] // 2, groups=6)
+    layer.load_state_dict({"weight": kernel, "bias": bias})
+    return layer
+
+
+def test_a_depthwise_layer_in_fp32_has_the_bits_of_pytorchs_and_in_bf16_its_gradients() -> None:
+    image, kernel, bias, grad = depthwise(7, (8, 8), torch.float32)
+    found = {}
+    for kind in (nn.Conv2d, cpu_bf16.DepthwiseConv2d):
+        for dtype in (torch.float32, torch.bfloat16):
+            layer = layer_of(kernel, bias, kind)
+            seen = image.detach().clone().to(dtype).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                out = layer(seen)
+            out.backward(grad.to(out.dtype))
+            assert seen.grad is not None and layer.weight.grad is not None and layer.bias is not None
+            found[kind, dtype] = [out, seen.grad, layer.weight.grad, layer.bias.grad]
+    plain, ours = (found[kind, torch.float32] for kind in (nn.Conv2d, cpu_bf16.DepthwiseConv2d))
+    assert all(torch.equal(x, y) for x, y in zip(ours, plain, strict=True))
+    for x, y in zip(found[cpu_bf16.DepthwiseConv2d, torch.bfloat16], plain, strict=True):
+        assert torch.allclose(x.float(), y, rtol=0.02, atol=0.02 * y.abs().max().item())
+
+
+def test_only_a_large_kernel_on_a_small_grid_in_bf16_has_its_own_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken = []
+    real = cpu_bf16.depthwise_weight_gradient
+    monkeypatch.setattr(
+        cpu_bf16,
+        "depthwise_weight_gradient",
+        lambda x, grad, edge: taken.append((edge, x.shape[2])) or real(x, grad, edge),
+    )
+    for edge, size, dtype in (
+        (7, 8, torch.bfloat16),
+        (7, 8, torch.float32),
+        (3, 8, torch.bfloat16),
+        (5, cpu_bf16.LARGEST_GRID + 1, torch.bfloat16),
+        (5, 8, torch.bfloat16),
+    ):
+        image, kernel, bias, _ = depthwise(edge, (size, 8), dtype)
+        layer = layer_of(kernel, bias, cpu_bf16.DepthwiseConv2d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            layer(image).sum().backward()
+    assert taken == [(7, 8), (5, 8)]

@@ -99,13 +99,27 @@ def test_a_long_block_keeps_attention_alone_and_computes_the_rest_again(monkeypa
     assert f"{name}_backward" in backward.ran
 
 
-def test_only_long_fp32_sequences_go_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_long_sequences_go_tile_by_tile_and_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     went: list[torch.Tensor] = []
     monkeypatch.setattr(vit, "tiled_attention", lambda q, k, v: went.append(q) or (q, q))
     monkeypatch.setattr(vit, "available", lambda: True)
-    for length, dtype in ((vit.LONG - 1, torch.float32), (vit.LONG, torch.bfloat16), (vit.LONG, torch.float32)):
-        vit.attention(*torch.randn(3, 1, 1, length, 4, dtype=dtype))
-    assert [(len(q[0, 0]), q.dtype) for q in went] == [(vit.LONG, torch.float32)]
+    for length, dtype in ((vit.LONG - 1, torch.float32), (vit.LONG, torch.float32), (vit.LONG, torch.bfloat16), (vit.LONG, torch.float64)):
+        assert vit.attention(*torch.randn(3, 1, 1, length, 4, dtype=dtype)).dtype == dtype
+    assert [(len(q[0, 0]), q.dtype) for q in went] == [(vit.LONG, torch.float32)] * 2
+
+
+def test_long_attention_in_bf16_and_its_gradient_are_right() -> None:
+    if not vit.available():
+        pytest.skip("this build of PyTorch has no oneDNN")
+    half = [x.requires_grad_() for x in torch.randn(3, 1, 2, vit.LONG, 4).bfloat16()]
+    exact = [x.detach().float().requires_grad_() for x in half]
+    found, wanted = vit.attention(*half), torch.nn.functional.scaled_dot_product_attention(*exact)
+    assert torch.allclose(found.float(), wanted, rtol=0.01, atol=1e-3)
+    found.backward(torch.ones_like(found))
+    wanted.backward(torch.ones_like(wanted))
+    for x, y in zip(half, exact, strict=True):
+        assert x.grad is not None and y.grad is not None
+        assert torch.allclose(x.grad.float(), y.grad, rtol=0.02, atol=1e-3)
 
 
 def released(name: str) -> dict[str, int]:

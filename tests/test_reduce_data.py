@@ -1,4 +1,5 @@
-"""The script that reduces public data: sizes, masks, halves of volumes and their place in space, on made-up originals."""
+"""The script that reduces public data: sizes, masks, halves of volumes and their place in space, on
+made-up originals."""
 
 from __future__ import annotations
 
@@ -20,16 +21,31 @@ reduce_data = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(reduce_data)
 
 
-@pytest.mark.parametrize(("name", "image", "mask", "shape"), [
-    ("isic", "ISIC-2017_Training_Data/ISIC_0000001.jpg", "ISIC-2017_Training_Part1_GroundTruth/ISIC_0000001_segmentation.png", (256, 256)),
-    ("ph2", "IMD003/IMD003_Dermoscopic_Image/IMD003.bmp", "IMD003/IMD003_lesion/IMD003_lesion.bmp", (192, 256)),
-    ("kvasir", "Kvasir-SEG/images/abc.jpg", "Kvasir-SEG/masks/abc.jpg", (256, 256)),
-    ("cvc", "CVC/Original/12.tif", "CVC/Ground Truth/12.tif", (256, 256)),
-])
+@pytest.mark.parametrize(
+    ("name", "image", "mask", "shape"),
+    [
+        (
+            "isic",
+            "ISIC-2017_Training_Data/ISIC_0000001.jpg",
+            "ISIC-2017_Training_Part1_GroundTruth/ISIC_0000001_segmentation.png",
+            (256, 256),
+        ),
+        (
+            "ph2",
+            "IMD003/IMD003_Dermoscopic_Image/IMD003.bmp",
+            "IMD003/IMD003_lesion/IMD003_lesion.bmp",
+            (192, 256),
+        ),
+        ("kvasir", "Kvasir-SEG/images/abc.jpg", "Kvasir-SEG/masks/abc.jpg", (256, 256)),
+        ("cvc", "CVC/Original/12.tif", "CVC/Ground Truth/12.tif", (256, 256)),
+    ],
+)
 def test_pictures_get_their_size_and_masks_stay_black_and_white(tmp_path, name, image, mask, shape):
     drawn = np.zeros((300, 400), np.uint8)
     drawn[75:150, 100:300] = 255
-    colours = np.stack([np.where(drawn, 200, 40), np.full_like(drawn, 90), np.full_like(drawn, 30)], -1)
+    colours = np.stack(
+        [np.where(drawn, 200, 40), np.full_like(drawn, 90), np.full_like(drawn, 30)], -1
+    )
     for part, values in ((image, colours.astype(np.uint8)), (mask, drawn)):
         (tmp_path / "in" / part).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(values).save(tmp_path / "in" / part)
@@ -38,7 +54,11 @@ def test_pictures_get_their_size_and_masks_stay_black_and_white(tmp_path, name, 
     [case] = read_pairs(folder)
     pixels, label = read_case(case, len(task.channels))
     assert pixels.shape == (3, *shape) and label.mean() == pytest.approx(0.125, abs=0.01)
-    assert pixels[0][label > 0].mean() > 190 and pixels[0][label == 0].mean() < 50 and pixels[1].mean() == pytest.approx(90, abs=3)
+    assert (
+        pixels[0][label > 0].mean() > 190
+        and pixels[0][label == 0].mean() < 50
+        and pixels[1].mean() == pytest.approx(90, abs=3)
+    )
     assert set(np.unique(np.asarray(Image.open(case.label)))) == {0, 255}
 
 
@@ -50,13 +70,18 @@ def test_a_halved_heart_lies_where_the_whole_one_lay(tmp_path):
     affine[:3, 3] = (-100, 30, 7)
     for part, voxels in (("imagesTr", label * 100.0 + 5), ("labelsTr", label)):
         (tmp_path / "Task02_Heart" / part).mkdir(parents=True)
-        nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "Task02_Heart" / part / "la_003.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(voxels, affine), tmp_path / "Task02_Heart" / part / "la_003.nii.gz"
+        )
     folder = reduce_data.main("heart", tmp_path, tmp_path / "out")
     [case] = read_cases(folder)
     image, small = nibabel.load(case.image), nibabel.load(case.label)
     assert image.shape == small.shape == (128, 128, 6)
     assert nibabel.affines.voxel_sizes(small.affine) == pytest.approx([2.5, 2.5, 2.74])
-    centres = [nibabel.affines.apply_affine(a, np.argwhere(v)).mean(0) for a, v in ((affine, label), (small.affine, small.get_fdata()))]
+    centres = [
+        nibabel.affines.apply_affine(a, np.argwhere(v)).mean(0)
+        for a, v in ((affine, label), (small.affine, small.get_fdata()))
+    ]
     assert centres[0] == pytest.approx(centres[1], abs=1e-3)
     assert image.get_fdata()[small.get_fdata() > 0].mean() == pytest.approx(105)
     assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 1

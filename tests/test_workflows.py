@@ -40,20 +40,37 @@ def test_a_workflow_calls_only_make_targets_that_there_are(path):
 
 def test_the_book_is_built_with_the_scans_and_published():
     workflow = read("book.yml")
-    assert [step["run"].split()[1] for step in steps(workflow) if "run" in step] == ["setup", "data", "book"]
+    assert [step["run"].split()[1] for step in steps(workflow) if "run" in step] == [
+        "setup",
+        "data",
+        "book",
+    ]
     [upload] = [step for step in steps(workflow) if "upload-pages-artifact" in step.get("uses", "")]
     assert upload["with"]["path"] == "book/_build/html"
     assert workflow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
-    assert workflow["jobs"]["deploy"]["needs"] == "build" and workflow["on"]["push"]["branches"] == ["main"]
+    assert workflow["jobs"]["deploy"]["needs"] == "build" and workflow["on"]["push"][
+        "branches"
+    ] == ["main"]
 
 
 def test_ci_runs_everything():
-    assert [step["run"].split()[1] for step in steps(read("ci.yml")) if "run" in step] == ["setup", "smoke", "test", "book", "check"]
+    assert [step["run"].split()[1] for step in steps(read("ci.yml")) if "run" in step] == [
+        "setup",
+        "smoke",
+        "test",
+        "book",
+        "check",
+    ]
     script = (ROOT / ".ci" / "run").read_text()
     assert re.findall(r"^make (\w+)", script, re.M) == ["smoke", "test", "book", "check"]
 
 
 def test_make_check_covers_the_built_book_and_the_colab_set_up():
     recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
-    assert all(part in recipe for part in ("ruff check", "mypy", "mvl.publish.book_check", "-m colab"))
-    assert "fetch Task04_Hippocampus" in re.search(r"^data:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert all(
+        part in recipe for part in ("ruff check", "mypy", "mvl.publish.book_check", "-m colab")
+    )
+    assert (
+        "fetch Task04_Hippocampus"
+        in re.search(r"^data:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    )

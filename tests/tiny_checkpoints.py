@@ -16,8 +16,16 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                         vocab_size=64, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    config = LlamaConfig(
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -40,24 +48,53 @@ def smollm2() -> Path:
     return fetch_source("smollm2-135m")
 
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
 SPECIAL = {
-    "llama": {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
-                                                            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    "llama": {
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "mistral": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 5},
-    "qwen2": {"num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen2": {
+        "num_key_value_heads": 1,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+    },
     "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
     "gemma": {"num_key_value_heads": 1, "head_dim": 16},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 5, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 24},
+    "gemma2": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 5,
+        "attn_logit_softcapping": 2.0,
+        "query_pre_attn_scalar": 24,
+    },
     "biogpt": {"max_position_embeddings": 64},
     "bert": {"max_position_embeddings": 64},
 }
-"What makes each family's tiny checkpoint its own: grouped heads, windows, caps, scaled rotary angles."
+"""What makes each family's tiny checkpoint its own: grouped heads, windows, caps, scaled rotary
+angles."""
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Family -> folder of a three-layer random checkpoint in several shards, norms and biases random too."""
+    """Family -> folder of a three-layer random checkpoint in several shards, norms and biases
+    random too."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, BertModel
 
     @functools.cache
@@ -65,7 +102,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         torch.manual_seed(0)
         config = CONFIG_MAPPING[family](**SIZES, **SPECIAL[family])
         config._attn_implementation = "eager"
-        model = BertModel(config) if family == "bert" else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        model = (
+            BertModel(config)
+            if family == "bert"
+            else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        )
         with torch.no_grad():
             for tensor in model.parameters():
                 if tensor.dim() == 1:
@@ -91,7 +132,8 @@ def minilm() -> Path:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub on this machine (see hub_server.py) that fetches go to, with weights in `tmp_path / "weights"` and no token."""
+    """A hub on this machine (see hub_server.py) that fetches go to, with weights in `tmp_path /
+    "weights"` and no token."""
     from huggingface_hub import constants
 
     from mvl.weights import hub_client
@@ -111,12 +153,21 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a four-layer random Llama checkpoint, 10 MB in four shards: wide enough that headers are small beside tensors."""
+    """Folder of a four-layer random Llama checkpoint, 10 MB in four shards: wide enough that
+    headers are small beside tensors."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("wide-llama")
-    LlamaForCausalLM(LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-                                 vocab_size=500)).save_pretrained(folder, max_shard_size="3MB")
+    LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=500,
+        )
+    ).save_pretrained(folder, max_shard_size="3MB")
     (folder / "tokenizer.json").write_text('{"model": {}}')
     return folder

@@ -1,10 +1,12 @@
-"""Make a reduced copy of a public data set, as data/registry.toml describes it, from what its page gives.
+"""Make a reduced copy of a public data set, as data/registry.toml describes it, from what its page
+gives.
 
     python workflow/reduce_data.py SET SOURCE TARGET
 
-SET is isic, ph2, kvasir, cvc, heart or atrium; SOURCE the folder in which its archives were unpacked; TARGET the
-folder of the task folders (`MVL_DATA`). The recorded copies were not made by this very script: pixels agree up to
-resampling and compression, bytes do not, so `mvl verify` calls a copy made here another one. `atrium` needs h5py.
+SET is isic, ph2, kvasir, cvc, heart or atrium; SOURCE the folder in which its archives were
+unpacked; TARGET the folder of the task folders (`MVL_DATA`). The recorded copies were not made by
+this very script: pixels agree up to resampling and compression, bytes do not, so `mvl verify` calls
+a copy made here another one. `atrium` needs h5py.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def main(name: str, source: Path, target: Path) -> Path:
 
 
 def reduce_pictures(name: str, source: Path, folder: Path) -> Path:
-    """Write `images/<case>.jpg` and `masks/<case>.png`: sides of 256 pixels, of PH2 the longer side."""
+    """Write `images/<case>.jpg` and `masks/<case>.png`: sides of 256 pixels, of PH2 the longer
+    side."""
     _, images, masks = PICTURES[name]
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,9 @@ def reduce_pictures(name: str, source: Path, folder: Path) -> Path:
         if name == "ph2":
             scale = SIDE / max(image.size)
             size = (round(image.width * scale), round(image.height * scale))
-        image.resize(size, Image.Resampling.LANCZOS).save(folder / "images" / f"{path.stem}.jpg", quality=90)
+        image.resize(size, Image.Resampling.LANCZOS).save(
+            folder / "images" / f"{path.stem}.jpg", quality=90
+        )
         # A JPEG of a mask has grey edges: one half decides, before the size changes.
         mask = mask.point(lambda value: 255 * (value >= 128))
         mask.resize(size, Image.Resampling.NEAREST).save(folder / "masks" / f"{path.stem}.png")
@@ -59,7 +64,9 @@ def reduce_volumes(name: str, source: Path, folder: Path) -> Path:
     """Write `imagesTr`, `labelsTr` and `dataset.json` with every volume at half its resolution."""
     task, modality = VOLUMES[name]
     rows = []
-    for case, image, label, affine in (heart_volumes if name == "heart" else atrium_volumes)(source):
+    for case, image, label, affine in (heart_volumes if name == "heart" else atrium_volumes)(
+        source
+    ):
         small = affine.copy()
         small[:3, :3] *= 2
         # The centre of the first 2 x 2 x 2 block lies half a voxel inside.
@@ -72,8 +79,11 @@ def reduce_volumes(name: str, source: Path, folder: Path) -> Path:
             nibabel.save(nibabel.Nifti1Image(voxels, small), path)
         rows.append(row)
     facts = {
-        "name": task, "modality": {"0": modality}, "labels": {"0": "background", "1": "left atrium"},
-        "numTraining": len(rows), "training": rows,
+        "name": task,
+        "modality": {"0": modality},
+        "labels": {"0": "background", "1": "left atrium"},
+        "numTraining": len(rows),
+        "training": rows,
     }
     (folder / "dataset.json").write_text(json.dumps(facts, indent=1))
     return folder
@@ -96,12 +106,18 @@ def heart_volumes(source: Path) -> Iterator[Volume]:
 
 
 def atrium_volumes(source: Path) -> Iterator[Volume]:
-    """Yield case, image, label and affine of `<case>/mri_norm2.h5`, which are cropped by their labels already."""
+    """Yield case, image, label and affine of `<case>/mri_norm2.h5`, which are cropped by their
+    labels already."""
     import h5py
 
     for path in sorted(source.rglob("mri_norm2.h5")):
         with h5py.File(path) as file:
-            yield f"la2018_{path.parent.name}", file["image"][:], file["label"][:], np.diag([0.625] * 3 + [1])
+            yield (
+                f"la2018_{path.parent.name}",
+                file["image"][:],
+                file["label"][:],
+                np.diag([0.625] * 3 + [1]),
+            )
 
 
 def halved(voxels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""`mvl bench`: each figure is a ratio of two measurements made in one run, in child processes of one thread; on a GPU where there is one."""
+"""`mvl bench`: each figure is a ratio of two measurements made in one run, in child processes of
+one thread; on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -22,16 +23,23 @@ STEP_64 = {"data": {"img_size": [64, 64, 64]}}
 
 
 def released_step(clone: str, dropout_rate: float) -> Callable[[], object]:
-    """The same of the released ViT-Baseline, imported from the reader's own clone of the paper's repository (needs unfoldNd)."""
+    """The same of the released ViT-Baseline, imported from the reader's own clone of the paper's
+    repository (needs unfoldNd)."""
     import torch
 
     sys.path.insert(0, clone)
     from src.losses.losses import DiceBCELoss
     from src.models.vit_baseline import ViT_Baseline
 
-    network, loss = ViT_Baseline((128,) * 3, (8,) * 3, 1, 1, 64, 16, 4, dropout_rate).train(), DiceBCELoss()
+    network, loss = (
+        ViT_Baseline((128,) * 3, (8,) * 3, 1, 1, 64, 16, 4, dropout_rate).train(),
+        DiceBCELoss(),
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    image, label = torch.randn(1, 1, 128, 128, 128), torch.empty(1, 1, 128, 128, 128).bernoulli_(0.5)
+    image, label = (
+        torch.randn(1, 1, 128, 128, 128),
+        torch.empty(1, 1, 128, 128, 128).bernoulli_(0.5),
+    )
 
     def step() -> None:
         loss(network(image)[0], label).backward()
@@ -43,7 +51,11 @@ def released_step(clone: str, dropout_rate: float) -> Callable[[], object]:
 
 def probe_vit(dropout_rate: float, precision: str = "fp32") -> dict[str, float]:
     """Our ViT-Baseline step at 128x128x128, batch 1."""
-    changes = {**STEP_128, "model": {"dropout_rate": dropout_rate}, "train": {"precision": precision}}
+    changes = {
+        **STEP_128,
+        "model": {"dropout_rate": dropout_rate},
+        "train": {"precision": precision},
+    }
     return measure_step(training_step(build(Config, changes, "bench"), 1), 3)
 
 
@@ -54,23 +66,31 @@ def probe_released(clone: str, dropout_rate: float) -> dict[str, float]:
 
 def probe_hybrid() -> dict[str, float]:
     """Hybrid step at 64x64x64, batch 4: share of the matmul peak of the same process."""
-    return share_of_peak(build(Config, {**STEP_64, "model": {"architecture": "medvisionllama_v3"}}, "bench"), 4, 5)
+    return share_of_peak(
+        build(Config, {**STEP_64, "model": {"architecture": "medvisionllama_v3"}}, "bench"), 4, 5
+    )
 
 
 def probe_system(name: str, study: str | None, img_size: list[int], batch: int) -> dict[str, float]:
-    """A system's training step at its own sizes, or a study's, but for `img_size`; a hub source is replaced by SmolLM2."""
+    """A system's training step at its own sizes, or a study's, but for `img_size`; a hub source is
+    replaced by SmolLM2."""
     from mvl.models.describe import system_config
     from mvl.weights.sources import SOURCES
 
     config = system_config(name, study)
     block = config.model.token_block
     block = block if block.source in SOURCES else replace(block, source=TokenBlockConfig().source)
-    config = replace(config, data=replace(config.data, img_size=tuple(img_size)), model=replace(config.model, token_block=block))
+    config = replace(
+        config,
+        data=replace(config.data, img_size=tuple(img_size)),
+        model=replace(config.model, token_block=block),
+    )
     return share_of_peak(config, batch, 2)
 
 
 def probe_loop() -> dict[str, float]:
-    """An epoch of the loop on phantoms against bare forward-backward-step on the same tensors, interleaved; then with augmentation."""
+    """An epoch of the loop on phantoms against bare forward-backward-step on the same tensors,
+    interleaved; then with augmentation."""
     import tempfile
 
     from mvl.datasets import registry, splits
@@ -78,7 +98,14 @@ def probe_loop() -> dict[str, float]:
     from mvl.training.loop import Trainer
 
     machine.keep_freed_memory()
-    config = build(Config, {"data": {**STEP_64["data"], "augment": False}, "model": {"architecture": "medvisionllama_v3"}}, "bench")
+    config = build(
+        Config,
+        {
+            "data": {**STEP_64["data"], "augment": False},
+            "model": {"architecture": "medvisionllama_v3"},
+        },
+        "bench",
+    )
     task = registry.find_task("phantoms")
     store = CaseStore(task, splits.load_split(task, 0, 1.0).train[:16], config.data)
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,7 +127,12 @@ def probe_loop() -> dict[str, float]:
         trainer.config = replace(config, data=replace(config.data, augment=True))
         augmented = best_of(loop, 2)
     ours, peer = min(p[0] for p in pairs), min(p[1] for p in pairs)
-    return {"seconds": ours, "bare_seconds": peer, "overhead": ours / peer - 1, "overhead_with_augmentation": augmented / peer - 1}
+    return {
+        "seconds": ours,
+        "bare_seconds": peer,
+        "overhead": ours / peer - 1,
+        "overhead_with_augmentation": augmented / peer - 1,
+    }
 
 
 class _NoBar:
@@ -115,14 +147,18 @@ def probe_metrics() -> dict[str, float]:
     from mvl.training.metrics import case_metrics
 
     grid = np.indices((128,) * 3) - 64
-    ball = lambda shift: ((grid[0] - shift) ** 2 + grid[1] ** 2 + grid[2] ** 2) < 40**2
+
+    def ball(shift):
+        return ((grid[0] - shift) ** 2 + grid[1] ** 2 + grid[2] ** 2) < 40**2
+
     prediction, label, before = ball(2), ball(0), machine.peak_memory_mb()
     seconds = best_of(lambda: case_metrics(prediction, label, (1.0, 1.0, 1.0), 1.0), 3)
     return {"seconds": seconds, "extra_memory_mb": machine.peak_memory_mb() - before}
 
 
 def probe_layer() -> dict[str, float]:
-    """Reading the last SmolLM2 layer: hash, parse, dequantise that layer alone (imports not counted)."""
+    """Reading the last SmolLM2 layer: hash, parse, dequantise that layer alone (imports not
+    counted)."""
 
     import gguf  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
@@ -131,11 +167,15 @@ def probe_layer() -> dict[str, float]:
 
     before, begin = machine.peak_memory_mb(), time.perf_counter()
     load_layer("smollm2-135m", -1)
-    return {"seconds": time.perf_counter() - begin, "extra_memory_mb": machine.peak_memory_mb() - before}
+    return {
+        "seconds": time.perf_counter() - begin,
+        "extra_memory_mb": machine.peak_memory_mb() - before,
+    }
 
 
 def probe_hub_layer() -> dict[str, float]:
-    """Reading one layer of a checkpoint with the true shapes of Llama-3.1-8B in bf16 (a sparse file): bytes read and held."""
+    """Reading one layer of a checkpoint with the true shapes of Llama-3.1-8B in bf16 (a sparse
+    file): bytes read and held."""
     from mvl.bench.layer_read import probe_load_layer
 
     return probe_load_layer()
@@ -167,38 +207,99 @@ def probe_help() -> dict[str, float]:
 
 
 PROBES: dict[str, Callable[..., dict[str, Any]]] = {
-    "vit": probe_vit, "released": probe_released, "system": probe_system, "hybrid": probe_hybrid, "loop": probe_loop,
-    "metrics": probe_metrics, "layer": probe_layer, "hub_layer": probe_hub_layer, "help": probe_help,
-    "peak": probe_peak, "peaks": probe_peaks, "bf16": probe_bf16}
+    "vit": probe_vit,
+    "released": probe_released,
+    "system": probe_system,
+    "hybrid": probe_hybrid,
+    "loop": probe_loop,
+    "metrics": probe_metrics,
+    "layer": probe_layer,
+    "hub_layer": probe_hub_layer,
+    "help": probe_help,
+    "peak": probe_peak,
+    "peaks": probe_peaks,
+    "bf16": probe_bf16,
+}
 
 
-def bench(released: Path | None = None, progress: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """Rows of the table: what, value, unit, bar, met, and what was measured. `released`: a clone of the paper's repository."""
+def bench(
+    released: Path | None = None, progress: Callable[[str], None] = lambda text: None
+) -> list[dict[str, Any]]:
+    """Rows of the table: what, value, unit, bar, met, and what was measured. `released`: a clone of
+    the paper's repository."""
     from mvl.bench import bf16
 
     rows: list[dict[str, Any]] = []
 
-    def add(what: str, value: float, unit: str, bar: float, measured: dict[str, Any], at_least: bool = False) -> None:
-        rows.append({"what": what, "value": round(value, 4), "unit": unit, "bar": bar, "bar_is": "at least" if at_least else "at most",
-                     "met": value >= bar if at_least else value <= bar, "measured": measured})
+    def add(
+        what: str,
+        value: float,
+        unit: str,
+        bar: float,
+        measured: dict[str, Any],
+        at_least: bool = False,
+    ) -> None:
+        rows.append(
+            {
+                "what": what,
+                "value": round(value, 4),
+                "unit": unit,
+                "bar": bar,
+                "bar_is": "at least" if at_least else "at most",
+                "met": value >= bar if at_least else value <= bar,
+                "measured": measured,
+            }
+        )
         progress(f"{what}: {value:.3g} {unit} (bar: {rows[-1]['bar_is']} {bar})")
 
-    for name, rate, time_bar, memory_bar in (("with dropout 0.2", 0.2, 1 / 9, 1 / 15), ("without dropout", 0.0, 0.9, 0.8)):
+    for name, rate, time_bar, memory_bar in (
+        ("with dropout 0.2", 0.2, 1 / 9, 1 / 15),
+        ("without dropout", 0.0, 0.9, 0.8),
+    ):
         if released is None:
             ours = child("vit", rate)
-            progress(f"ViT-Baseline step, 128^3, {name}: {ours} (give --released CLONE to measure the released model beside it)")
+            progress(
+                f"ViT-Baseline step, 128^3, {name}: {ours} (give --released CLONE to measure the"
+                " released model beside it)"
+            )
             continue
         ours, theirs = child("vit", rate), child("released", str(Path(released).resolve()), rate)
         both = {"ours": ours, "released": theirs}
-        add(f"ViT-Baseline step, 128^3, {name}: time, ours / released", ours["seconds"] / theirs["seconds"], "ratio", time_bar, both)
+        add(
+            f"ViT-Baseline step, 128^3, {name}: time, ours / released",
+            ours["seconds"] / theirs["seconds"],
+            "ratio",
+            time_bar,
+            both,
+        )
         memory = ours["peak_memory_mb"] / theirs["peak_memory_mb"]
-        add(f"ViT-Baseline step, 128^3, {name}: memory, ours / released", memory, "ratio", memory_bar, both)
+        add(
+            f"ViT-Baseline step, 128^3, {name}: memory, ours / released",
+            memory,
+            "ratio",
+            memory_bar,
+            both,
+        )
         if rate == 0 and bf16.has_units():
             half = child("vit", rate, "bf16")
-            add("ViT-Baseline step, 128^3, without dropout: time, ours in bf16 / released in fp32",
-                half["seconds"] / theirs["seconds"], "ratio", 0.6, {"ours": half, "released": theirs})
-    hybrid, loop, metrics, layer, hub, usage = (child(name) for name in ("hybrid", "loop", "metrics", "layer", "hub_layer", "help"))
-    add("hybrid step, 64^3, batch 4: share of the matmul peak", hybrid["share"], "ratio", 0.65, hybrid, at_least=True)
+            add(
+                "ViT-Baseline step, 128^3, without dropout: time, ours in bf16 / released in fp32",
+                half["seconds"] / theirs["seconds"],
+                "ratio",
+                0.6,
+                {"ours": half, "released": theirs},
+            )
+    hybrid, loop, metrics, layer, hub, usage = (
+        child(name) for name in ("hybrid", "loop", "metrics", "layer", "hub_layer", "help")
+    )
+    add(
+        "hybrid step, 64^3, batch 4: share of the matmul peak",
+        hybrid["share"],
+        "ratio",
+        0.65,
+        hybrid,
+        at_least=True,
+    )
     for what, bar, measured in bf16.rows(child):
         add(what, measured["ratio"], "ratio", bar, measured)
     add("training loop over bare forward-backward-step", loop["overhead"], "ratio", 0.05, loop)
@@ -206,8 +307,20 @@ def bench(released: Path | None = None, progress: Callable[[str], None] = lambda
     add("all metrics of one 128^3 case, memory", metrics["extra_memory_mb"], "MB", 1000.0, metrics)
     add("one SmolLM2 layer read", layer["seconds"], "s", 2.0, layer)
     add("one SmolLM2 layer read, memory", layer["extra_memory_mb"], "MB", 300.0, layer)
-    add("one Llama-3.1-8B layer of a 16 GB checkpoint: bytes read, of the layer's", hub["read_ratio"], "ratio", 1.02, hub)
-    add("one Llama-3.1-8B layer of a 16 GB checkpoint: memory held, of the layer's bytes", hub["peak_ratio"], "ratio", 1.3, hub)
+    add(
+        "one Llama-3.1-8B layer of a 16 GB checkpoint: bytes read, of the layer's",
+        hub["read_ratio"],
+        "ratio",
+        1.02,
+        hub,
+    )
+    add(
+        "one Llama-3.1-8B layer of a 16 GB checkpoint: memory held, of the layer's bytes",
+        hub["peak_ratio"],
+        "ratio",
+        1.3,
+        hub,
+    )
     add("mvl --help", usage["seconds"], "s", 0.5, usage)
     return rows
 

@@ -1,4 +1,5 @@
-"""A training step in bf16 beside the same step in fp32, on a CPU: interleaved, in one process, on one thread."""
+"""A training step in bf16 beside the same step in fp32, on a CPU: interleaved, in one process, on
+one thread."""
 
 from __future__ import annotations
 
@@ -54,9 +55,7 @@ def probe_peaks() -> dict[str, float | None]:
     return found
 
 
-def step_in(
-    name: str, network: nn.Module, config: Config, batch: int
-) -> Callable[[], object]:
+def step_in(name: str, network: nn.Module, config: Config, batch: int) -> Callable[[], object]:
     """A training step as the loop takes it, in a precision, on random tensors of one channel."""
     config = replace(config, train=replace(config.train, precision=name, optimizer="adam"))
     optimizer, loss = build_optimizer(config, network), build_loss(1)

@@ -1,4 +1,5 @@
-"""How long an action takes and how much memory it holds, on a CPU or on a GPU, and what peak the device reaches."""
+"""How long an action takes and how much memory it holds, on a CPU or on a GPU, and what peak the
+device reaches."""
 
 from __future__ import annotations
 

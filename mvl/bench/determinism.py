@@ -1,4 +1,5 @@
-"""Which systems train alike, bit for bit, at every run on a GPU: found by counting operators, no GPU is needed for it.
+"""Which systems train alike, bit for bit, at every run on a GPU: found by counting operators, no
+GPU is needed for it.
 
 A training step runs on PyTorch's `meta` device, in the ways that are made for GPUs, and each
 operator in it is compared with those that PyTorch says have no deterministic form on CUDA.
@@ -25,17 +26,42 @@ if TYPE_CHECKING:
 GRID_3D = (64, 64, 64)
 "Grid of 3-D systems, at which every network can be built."
 
-NONDETERMINISTIC = frozenset({
-    "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "_ctc_loss_backward",
-    "_embedding_bag_dense_backward", "adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward",
-    "avg_pool3d_backward", "bincount", "cumsum", "fractional_max_pool2d_backward",
-    "fractional_max_pool3d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward", "histc",
-    "kthvalue", "max_pool3d_with_indices_backward", "max_unpool2d", "max_unpool3d", "median", "nll_loss2d_forward",
-    "put", "put_", "reflection_pad1d_backward", "reflection_pad2d_backward", "reflection_pad3d_backward",
-    "replication_pad1d_backward", "replication_pad2d_backward", "replication_pad3d_backward",
-    "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "upsample_linear1d_backward",
-    "upsample_trilinear3d_backward",
-})
+NONDETERMINISTIC = frozenset(
+    {
+        "_adaptive_avg_pool2d_backward",
+        "_adaptive_avg_pool3d_backward",
+        "_ctc_loss_backward",
+        "_embedding_bag_dense_backward",
+        "adaptive_max_pool2d_backward",
+        "adaptive_max_pool3d_backward",
+        "avg_pool3d_backward",
+        "bincount",
+        "cumsum",
+        "fractional_max_pool2d_backward",
+        "fractional_max_pool3d_backward",
+        "grid_sampler_2d_backward",
+        "grid_sampler_3d_backward",
+        "histc",
+        "kthvalue",
+        "max_pool3d_with_indices_backward",
+        "max_unpool2d",
+        "max_unpool3d",
+        "median",
+        "nll_loss2d_forward",
+        "put",
+        "put_",
+        "reflection_pad1d_backward",
+        "reflection_pad2d_backward",
+        "reflection_pad3d_backward",
+        "replication_pad1d_backward",
+        "replication_pad2d_backward",
+        "replication_pad3d_backward",
+        "upsample_bicubic2d_backward",
+        "upsample_bilinear2d_backward",
+        "upsample_linear1d_backward",
+        "upsample_trilinear3d_backward",
+    }
+)
 """Operators that raise on CUDA under `torch.use_deterministic_algorithms(True)`.
 
 Source: its documentation, PyTorch 2.13. Fused attention is not among them: its backward pass
@@ -59,8 +85,8 @@ def as_on_a_gpu() -> Iterator[None]:
 def deterministic_off() -> Iterator[None]:
     """Let PyTorch choose its operators as it would for anybody.
 
-    Asked to be deterministic, which a run before this one may have done, PyTorch takes another way to upsample, and the operator
-    that is looked for would go unseen.
+    Asked to be deterministic, which a run before this one may have done, PyTorch takes another way
+    to upsample, and the operator that is looked for would go unseen.
     """
     import torch
 
@@ -73,16 +99,31 @@ def deterministic_off() -> Iterator[None]:
 
 
 def sketch(config: Config) -> Config:
-    """The config with a language layer that is drawn at its listed sizes, so that no file of a model is read."""
+    """The config with a language layer that is drawn at its listed sizes, so that no file of a
+    model is read."""
     block = config.model.token_block
-    source = str(listed_sizes.described(block.source)) if listed_sizes.has_listed_sizes(block.source) else block.source
-    block = replace(block, kind="random" if block.kind not in ("mlp", "identity") else block.kind, source=source, text_guidance=False)
+    source = (
+        str(listed_sizes.described(block.source))
+        if listed_sizes.has_listed_sizes(block.source)
+        else block.source
+    )
+    block = replace(
+        block,
+        kind="random" if block.kind not in ("mlp", "identity") else block.kind,
+        source=source,
+        text_guidance=False,
+    )
     size = GRID_3D if len(config.data.img_size) == 3 else config.data.img_size
-    return replace(config, model=replace(config.model, token_block=block), data=replace(config.data, img_size=size))
+    return replace(
+        config,
+        model=replace(config.model, token_block=block),
+        data=replace(config.data, img_size=size),
+    )
 
 
 def step_operators(network: nn.Module, img_size: tuple[int, ...], classes: int) -> set[str]:
-    """Names of the operators that a training step runs, both losses included, on `meta` as on a GPU."""
+    """Names of the operators that a training step runs, both losses included, on `meta` as on a
+    GPU."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -93,7 +134,9 @@ def step_operators(network: nn.Module, img_size: tuple[int, ...], classes: int) 
     class Names(TorchDispatchMode):
         """Notes the name of every operator."""
 
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             names.add(function.overloadpacket.__name__)
             return function(*args, **(kwargs or {}))
 
@@ -107,7 +150,8 @@ def step_operators(network: nn.Module, img_size: tuple[int, ...], classes: int) 
 
 
 def nondeterministic_operators(system: str) -> list[str]:
-    """Operators of a system's training step that have no deterministic form on a GPU; none: the system is strict."""
+    """Operators of a system's training step that have no deterministic form on a GPU; none: the
+    system is strict."""
     import torch
 
     from mvl.models.build import build_system

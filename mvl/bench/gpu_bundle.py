@@ -1,7 +1,9 @@
-"""`make gpu-pack`: one archive with all that a bare GPU machine lacks, for `make gpu` without git, package index or network.
+"""`make gpu-pack`: one archive with all that a bare GPU machine lacks, for `make gpu` without git,
+package index or network.
 
-The machine has Python, torch, transformers, accelerate, peft, safetensors, jaxtyping, scipy, pandas, statsmodels and seaborn. The archive
-brings the tree, wheels of the other packages, the language layers that the studies ask for, and one data set.
+The machine has Python, torch, transformers, accelerate, peft, safetensors, jaxtyping, scipy,
+pandas, statsmodels and seaborn. The archive brings the tree, wheels of the other packages, the
+language layers that the studies ask for, and one data set.
 
     mkdir mvl-gpu && tar -xzf mvl-gpu.tar.gz -C mvl-gpu && sh mvl-gpu/run.sh --minutes 12
 """
@@ -36,7 +38,8 @@ LEFT_OUT = ("book/_vendor/", "tests/_vendor/")
 LARGEST = 60_000_000
 "Bytes of a bundle at most."
 SCRIPT = """#!/bin/sh
-# Sets up what lies beside this script, without any network, and shows what a GPU must show. Words go to `python -m mvl.bench.gpu_checks`.
+# Sets up what lies beside this script, without any network, and shows what a GPU must show. Words
+# go to `python -m mvl.bench.gpu_checks`.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
@@ -57,8 +60,11 @@ class BundleError(MvlError, RuntimeError):
     """A bundle cannot be made; the message names the remedy."""
 
 
-def make_bundle(target: Path, task: str, studies: Sequence[str], wheels: Path | None = None) -> Path:
-    """Write the archive, whole or not at all; returns its path. `wheels`: a folder that holds them already.
+def make_bundle(
+    target: Path, task: str, studies: Sequence[str], wheels: Path | None = None
+) -> Path:
+    """Write the archive, whole or not at all; returns its path. `wheels`: a folder that holds them
+    already.
 
     Raises:
         BundleError: pip could not download a wheel, or the archive is too large.
@@ -83,7 +89,10 @@ def make_bundle(target: Path, task: str, studies: Sequence[str], wheels: Path | 
                 archive.add(folder / name, name)
         size = packed.stat().st_size
         if size > LARGEST:
-            raise BundleError(f"the bundle of {task} has {size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}; pack a smaller task or fewer studies")
+            raise BundleError(
+                f"the bundle of {task} has {size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}; pack"
+                " a smaller task or fewer studies"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(packed, target)
     return target
@@ -92,7 +101,9 @@ def make_bundle(target: Path, task: str, studies: Sequence[str], wheels: Path | 
 def copy_tree(folder: Path) -> None:
     """The files that git has, or would have, of this tree, and the commit that they are of."""
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     for name in listed:
         source = ROOT / name
         if source.is_file() and not name.startswith(LEFT_OUT):
@@ -107,15 +118,36 @@ def download_wheels(folder: Path) -> None:
     Raises:
         BundleError: pip could not download one.
     """
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
     named = [f"{name}=={pins[name]}" for name in WHEELS]
-    words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *named]
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        *named,
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise BundleError(f"pip could not download {', '.join(named)}: {done.stderr.strip()[-300:]}")
-    compiled = [path.name for path in folder.glob("*.whl") if not path.name.endswith("-none-any.whl")]
+        raise BundleError(
+            f"pip could not download {', '.join(named)}: {done.stderr.strip()[-300:]}"
+        )
+    compiled = [
+        path.name for path in folder.glob("*.whl") if not path.name.endswith("-none-any.whl")
+    ]
     if compiled:
-        raise BundleError(f"{', '.join(compiled)}: not for every machine; leave it to the machine's own packages")
+        raise BundleError(
+            f"{', '.join(compiled)}: not for every machine; leave it to the machine's own packages"
+        )
 
 
 def layers_of(studies: Sequence[str]) -> dict[str, list[int]]:
@@ -134,7 +166,8 @@ def layers_of(studies: Sequence[str]) -> dict[str, list[int]]:
 
 
 def write_layers(source: str, layers: list[int], folder: Path) -> None:
-    """Some layers of a named source as a small checkpoint: the same values, in the dtype in which they are used."""
+    """Some layers of a named source as a small checkpoint: the same values, in the dtype in which
+    they are used."""
     from safetensors.torch import save_file
 
     from mvl.weights.families import family_of
@@ -146,7 +179,10 @@ def write_layers(source: str, layers: list[int], folder: Path) -> None:
         weights = sources.load_layer(source, layer)
         place = f"{family.layers}.{layer}".replace("\\.", ".")
         tensors |= {f"{place}.{name}": value.contiguous() for name, value in weights.layer.items()}
-        tensors |= {f"{family.norm}.{name}": value.contiguous() for name, value in weights.final_norm.items()}
+        tensors |= {
+            f"{family.norm}.{name}": value.contiguous()
+            for name, value in weights.final_norm.items()
+        }
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
     files.write_json(folder / "config.json", json.loads(config.to_json_string(use_diff=False)))
@@ -154,11 +190,32 @@ def write_layers(source: str, layers: list[int], folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the bundle and print where it is, how large, and how it is used."""
-    parser = argparse.ArgumentParser("python -m mvl.bench.gpu_bundle", description="one archive for `make gpu` on a machine without network")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "runs" / "mvl-gpu.tar.gz", metavar="FILE")
-    parser.add_argument("--task", default="Task04_Hippocampus", metavar="T", help="the data set that goes in (default: %(default)s)")
-    parser.add_argument("--studies", nargs="+", default=["smoke", "hippocampus"], metavar="S", help="whose language layers go in")
-    parser.add_argument("--wheels", type=Path, metavar="D", help="a folder of the wheels, where no index can be asked")
+    parser = argparse.ArgumentParser(
+        "python -m mvl.bench.gpu_bundle",
+        description="one archive for `make gpu` on a machine without network",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "data" / "runs" / "mvl-gpu.tar.gz", metavar="FILE"
+    )
+    parser.add_argument(
+        "--task",
+        default="Task04_Hippocampus",
+        metavar="T",
+        help="the data set that goes in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--studies",
+        nargs="+",
+        default=["smoke", "hippocampus"],
+        metavar="S",
+        help="whose language layers go in",
+    )
+    parser.add_argument(
+        "--wheels",
+        type=Path,
+        metavar="D",
+        help="a folder of the wheels, where no index can be asked",
+    )
     args = parser.parse_args(argv)
     made = make_bundle(args.out, args.task, args.studies, args.wheels)
     place = os.path.relpath(made)

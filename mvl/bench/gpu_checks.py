@@ -1,10 +1,14 @@
-"""`make gpu`: everything that a GPU must show, item by item, each in child processes with a time limit, into `data/gpu.json`.
+"""`make gpu`: everything that a GPU must show, item by item, each in child processes with a time
+limit, into `data/gpu.json`.
 
-    python -m mvl.bench.gpu_checks                         every item that has no line of this card yet
+    python -m mvl.bench.gpu_checks                         every item that has no line of this card
+    yet
     python -m mvl.bench.gpu_checks --items repeat 5        some of them, by name or number
-    python -m mvl.bench.gpu_checks --minutes 12 --then quick --at-once 12      then runs of a study, until the minutes are over
+    python -m mvl.bench.gpu_checks --minutes 12 --then quick --at-once 12      then runs of a study,
+    until the minutes are over
 
-A call that was cut off goes on where it was. A crash, or an error after which the GPU no longer answers, costs one part of one item.
+A call that was cut off goes on where it was. A crash, or an error after which the GPU no longer
+answers, costs one part of one item.
 """
 
 from __future__ import annotations
@@ -119,7 +123,8 @@ ITEMS = {
 
 
 def check_items(names: Sequence[str], asked: Asked) -> None:
-    """Show the items, one after another, until the time is over; a part that has a line already is left out."""
+    """Show the items, one after another, until the time is over; a part that has a line already is
+    left out."""
     for name in names:
         item = ITEMS[name]
         if item.needs_card and not asked.card and not asked.small:
@@ -135,29 +140,56 @@ def check_items(names: Sequence[str], asked: Asked) -> None:
 def _known(asked: Asked, name: str, part: str) -> bool:
     """Whether this card has a line of the part that says more than that it failed."""
     lines = gpu_record.read_lines(asked.record)
-    mine = [line for line in lines if (line["card"], line["item"], line["part"]) == (asked.name, name, part)]
+    mine = [
+        line
+        for line in lines
+        if (line["card"], line["item"], line["part"]) == (asked.name, name, part)
+    ]
     return any(line["state"] in ("done", "refused") for line in mine)
 
 
 def show_parts(asked: Asked, name: str, parts: list[str]) -> None:
-    """Have child processes show the parts: a part that ends its process is recorded as failed, and a new one goes on with the rest."""
+    """Have child processes show the parts: a part that ends its process is recorded as failed, and
+    a new one goes on with the rest."""
     left = list(parts)
     while left and time.monotonic() < asked.deadline:
         done = _child(asked, name, left)
-        if not done and time.monotonic() < asked.deadline:  # a new process would end before it began this part, too
-            keep(asked, name, {"part": left[0], "state": "failed", "facts": {"error": "the process ended before it began"}}, 0.0)
+        # a new process would end before it began this part, too
+        if not done and time.monotonic() < asked.deadline:
+            keep(
+                asked,
+                name,
+                {
+                    "part": left[0],
+                    "state": "failed",
+                    "facts": {"error": "the process ended before it began"},
+                },
+                0.0,
+            )
             done = {left[0]}
         left = [part for part in left if part not in done]
 
 
 def _child(asked: Asked, name: str, parts: list[str]) -> set[str]:
-    """Run one child process; returns the parts that have a line now, the one that it died in among them."""
+    """Run one child process; returns the parts that have a line now, the one that it died in among
+    them."""
     item, done, begun, began = ITEMS[name], set[str](), None, time.monotonic()
-    settings = {"parts": parts, "device": "cuda" if asked.card else "cpu", "small": asked.small, "released": asked.released,
-                "data_dir": str(asked.data_dir) if asked.data_dir else None}
+    settings = {
+        "parts": parts,
+        "device": "cuda" if asked.card else "cpu",
+        "small": asked.small,
+        "released": asked.released,
+        "data_dir": str(asked.data_dir) if asked.data_dir else None,
+    }
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen([sys.executable, "-m", item.module, name, json.dumps(settings)], stdout=subprocess.PIPE, stderr=errors,
-                                   cwd=ROOT, env=_environment(), start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", item.module, name, json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=ROOT,
+            env=_environment(),
+            start_new_session=True,
+        )
         try:
             for line in lines_of(process, item.limit_s, asked.deadline):
                 if "begin" in line:
@@ -174,12 +206,19 @@ def _child(asked: Asked, name: str, parts: list[str]) -> set[str]:
                 return done  # no line: the next call goes on here
             why = f"failed: {error}"
         if begun is not None:
-            keep(asked, name, {"part": begun, "state": why, "facts": {"error": _last_words(errors)}}, time.monotonic() - began)
+            keep(
+                asked,
+                name,
+                {"part": begun, "state": why, "facts": {"error": _last_words(errors)}},
+                time.monotonic() - began,
+            )
             done.add(begun)
     return done
 
 
-def lines_of(process: subprocess.Popen[bytes], limit_s: float, deadline: float) -> Iterator[dict[str, Any]]:
+def lines_of(
+    process: subprocess.Popen[bytes], limit_s: float, deadline: float
+) -> Iterator[dict[str, Any]]:
     """What a child process tells, as it comes.
 
     Raises:
@@ -201,14 +240,18 @@ def lines_of(process: subprocess.Popen[bytes], limit_s: float, deadline: float) 
         for line in whole:
             if line.startswith(MARK.encode()):
                 last = time.monotonic()
-                yield json.loads(line[len(MARK):])
+                yield json.loads(line[len(MARK) :])
 
 
 def _environment() -> dict[str, str]:
     """The environment of a child: the first card alone, one thread, and this tree before any other."""
     cards = gpu_slots.visible_gpus()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    own = {
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
     return {**os.environ, **own, **({gpu_slots.VISIBLE: cards[0]} if cards else {})}
 
 
@@ -220,7 +263,14 @@ def _last_words(errors: IO[bytes]) -> str:
 
 def keep(asked: Asked, item: str, found: dict[str, Any], seconds: float) -> None:
     """Put a line into the record and print it."""
-    line = {"card": asked.name, "item": item, **found, "took_s": round(seconds, 1), "at": files.now(), "commit": machine.environment()["mvl"]["commit"]}
+    line = {
+        "card": asked.name,
+        "item": item,
+        **found,
+        "took_s": round(seconds, 1),
+        "at": files.now(),
+        "commit": machine.environment()["mvl"]["commit"],
+    }
     if line["state"].startswith("failed"):
         asked.failed.append(f"{item} {found['part']}")
     gpu_record.keep_line(line, asked.record)
@@ -237,7 +287,11 @@ def card_name() -> str:
         listed = subprocess.run(words, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return "GPU"
-    return listed.stdout.strip().splitlines()[0] if listed.returncode == 0 and listed.stdout.strip() else "GPU"
+    return (
+        listed.stdout.strip().splitlines()[0]
+        if listed.returncode == 0 and listed.stdout.strip()
+        else "GPU"
+    )
 
 
 def named_item(text: str) -> str:
@@ -245,12 +299,16 @@ def named_item(text: str) -> str:
     numbers = {str(item.number): name for name, item in ITEMS.items()}
     name = numbers.get(text, text)
     if name not in ITEMS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(f'{item.number} {name}' for name, item in ITEMS.items())}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of"
+            f" {', '.join(f'{item.number} {name}' for name, item in ITEMS.items())}"
+        )
     return name
 
 
 def train_more(study: str, asked: Asked, results_dir: Path, at_once: int) -> int:
-    """Runs of a study until the time is over, in the order of its YAML, so many at once on the card; what is not whole is resumable."""
+    """Runs of a study until the time is over, in the order of its YAML, so many at once on the
+    card; what is not whole is resumable."""
     from mvl.study.inline import Launch
     from mvl.study.launch import ensure_data
     from mvl.study.workers import run_workers
@@ -258,27 +316,75 @@ def train_more(study: str, asked: Asked, results_dir: Path, at_once: int) -> int
     minutes = max(0.0, (asked.deadline - time.monotonic()) / 60)
     ensure_data(study, asked.data_dir)
     launch = Launch(jobs=at_once, engine="workers", runs_per_gpu=at_once, allow_drift=True)
-    code = run_workers(study, results_dir, asked.data_dir, launch, None if minutes == float("inf") else minutes)
+    code = run_workers(
+        study, results_dir, asked.data_dir, launch, None if minutes == float("inf") else minutes
+    )
     return 0 if code == 128 + signal.SIGTERM else code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show the items that were asked for, then train; returns 1 when a part failed."""
-    parser = argparse.ArgumentParser("python -m mvl.bench.gpu_checks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", nargs="*", type=named_item, default=list(ITEMS), metavar="ITEM", help="names or numbers (default: all)")
-    parser.add_argument("--again", action="store_true", help="also what has a line of this card already")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="time for everything together")
-    parser.add_argument("--then", metavar="STUDY", help="with the time that is left, train runs of this study")
-    parser.add_argument("--at-once", type=int, default=4, metavar="N", help="runs at once on the card (default: 4)")
-    parser.add_argument("--results-dir", type=Path, default=run_folder.default_results_dir(), metavar="D", help="folder of those runs")
-    parser.add_argument("--data-dir", type=Path, metavar="D", help="folder of the task folders (default: $MVL_DATA, else data/raw)")
-    parser.add_argument("--released", metavar="CLONE", help="clone of MedVisionLlama's released code, whose ViT is measured beside ours")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the record (default: data/gpu.json; without a GPU data/runs/gpu.json)")
+    parser = argparse.ArgumentParser(
+        "python -m mvl.bench.gpu_checks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--items",
+        nargs="*",
+        type=named_item,
+        default=list(ITEMS),
+        metavar="ITEM",
+        help="names or numbers (default: all)",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="also what has a line of this card already"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="time for everything together"
+    )
+    parser.add_argument(
+        "--then", metavar="STUDY", help="with the time that is left, train runs of this study"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=4, metavar="N", help="runs at once on the card (default: 4)"
+    )
+    parser.add_argument(
+        "--results-dir",
+        type=Path,
+        default=run_folder.default_results_dir(),
+        metavar="D",
+        help="folder of those runs",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="D",
+        help="folder of the task folders (default: $MVL_DATA, else data/raw)",
+    )
+    parser.add_argument(
+        "--released",
+        metavar="CLONE",
+        help="clone of MedVisionLlama's released code, whose ViT is measured beside ours",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the record (default: data/gpu.json; without a GPU data/runs/gpu.json)",
+    )
     args = parser.parse_args(argv)
     card = card_name()
     record = args.out or (gpu_record.RECORD if card else CPU_RECORD)
     released = str(Path(args.released).resolve()) if args.released else None
-    asked = Asked(card, record, args.data_dir, released, args.again, deadline=time.monotonic() + 60 * args.minutes)
+    asked = Asked(
+        card,
+        record,
+        args.data_dir,
+        released,
+        args.again,
+        deadline=time.monotonic() + 60 * args.minutes,
+    )
     check_items(args.items, asked)
     code = train_more(args.then, asked, args.results_dir, args.at_once) if args.then else 0
     for part in asked.failed:

@@ -1,4 +1,5 @@
-"""`data/gpu.json`: what `make gpu` found, one line of JSON for each item and part, with its card; and how the book shows it."""
+"""`data/gpu.json`: what `make gpu` found, one line of JSON for each item and part, with its card;
+and how the book shows it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def read_lines(path: Path = RECORD) -> list[Line]:
 
 
 def keep_line(line: Line, path: Path = RECORD) -> None:
-    """Put a line into the record in place of an older one of the same card, item and part; safe when several processes do so."""
+    """Put a line into the record in place of an older one of the same card, item and part; safe
+    when several processes do so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -50,12 +52,19 @@ def page(path: Path = RECORD) -> dict[str, str]:
     cards = list(dict.fromkeys(line["card"] for line in lines))
     if not cards:
         return {"gpu": "No GPU has been measured yet: `data/gpu.json` is absent."}
-    return {"gpu": "\n\n".join(_card(card, [line for line in lines if line["card"] == card]) for card in cards)}
+    return {
+        "gpu": "\n\n".join(
+            _card(card, [line for line in lines if line["card"] == card]) for card in cards
+        )
+    }
 
 
 def _card(card: str, lines: list[Line]) -> str:
-    tables = [f"**{title}.**\n\n{_table([line for line in lines if line['item'] == item])}"
-              for item, title in TITLES.items() if any(line["item"] == item for line in lines)]
+    tables = [
+        f"**{title}.**\n\n{_table([line for line in lines if line['item'] == item])}"
+        for item, title in TITLES.items()
+        if any(line["item"] == item for line in lines)
+    ]
     return "\n\n".join([f"### {card}", *tables])
 
 
@@ -63,7 +72,14 @@ def _table(lines: list[Line]) -> str:
     """One row a line: its part, its state, and each of its facts in a column."""
     columns = list(dict.fromkeys(key for line in lines for key in line["facts"]))
     head = ["part", "state", *(column.replace("_", " ") for column in columns)]
-    rows = [[line["part"] or "all", line["state"], *(_shown(line["facts"].get(column)) for column in columns)] for line in lines]
+    rows = [
+        [
+            line["part"] or "all",
+            line["state"],
+            *(_shown(line["facts"].get(column)) for column in columns),
+        ]
+        for line in lines
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 

@@ -1,4 +1,5 @@
-"""What reading one block out of a checkpoint of Llama-3.1-8B's true shapes costs, in bytes read and memory held; the file is sparse, so cheap."""
+"""What reading one block out of a checkpoint of Llama-3.1-8B's true shapes costs, in bytes read and
+memory held; the file is sparse, so cheap."""
 
 from __future__ import annotations
 
@@ -18,11 +19,31 @@ from torch import Tensor
 from mvl.weights.safetensors_ranges import DTYPES, INDEX, header, local_places, read_tensors
 
 LLAMA_8B: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "torch_dtype": "bfloat16", "tie_word_embeddings": False, "hidden_act": "silu",
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}
-"config.json of Llama-3.1-8B. Source: the model's card and its technical report, arXiv 2407.21783, table 3."
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+"""config.json of Llama-3.1-8B. Source: the model's card and its technical report, arXiv 2407.21783,
+table 3."""
 SHARD_BYTES = 5_000_000_000
 
 
@@ -31,16 +52,30 @@ def llama_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     width, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     rows, pairs = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     block: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (width,), "mlp.down_proj": (width, inner), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
-        "post_attention_layernorm": (width,), "self_attn.k_proj": (pairs, width), "self_attn.o_proj": (width, rows),
-        "self_attn.q_proj": (rows, width), "self_attn.v_proj": (pairs, width)}
-    layers = {f"model.layers.{i}.{name}.weight": shape for i in range(config["num_hidden_layers"]) for name, shape in block.items()}
+        "input_layernorm": (width,),
+        "mlp.down_proj": (width, inner),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "post_attention_layernorm": (width,),
+        "self_attn.k_proj": (pairs, width),
+        "self_attn.o_proj": (width, rows),
+        "self_attn.q_proj": (rows, width),
+        "self_attn.v_proj": (pairs, width),
+    }
+    layers = {
+        f"model.layers.{i}.{name}.weight": shape
+        for i in range(config["num_hidden_layers"])
+        for name, shape in block.items()
+    }
     ends = {"model.norm.weight": (width,), "lm_head.weight": (config["vocab_size"], width)}
     return {"model.embed_tokens.weight": (config["vocab_size"], width), **layers, **ends}
 
 
-def write_layout(folder: Path, config: dict[str, Any] | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
-    """A sharded bf16 checkpoint in true shapes whose shards are sparse: a one in each tensor, else zeros that take no room on disk."""
+def write_layout(
+    folder: Path, config: dict[str, Any] | None = None, shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """A sharded bf16 checkpoint in true shapes whose shards are sparse: a one in each tensor, else
+    zeros that take no room on disk."""
     config = config or LLAMA_8B
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
@@ -76,14 +111,21 @@ def block_names(layer: int) -> Callable[[str], bool]:
 
 def block_bytes(folder: Path, layer: int) -> int:
     """Bytes that a layer and the final norm take in the checkpoint."""
-    return sum(math.prod(p.shape) * DTYPES[p.dtype].itemsize for p in local_places(folder, block_names(layer)).values())
+    return sum(
+        math.prod(p.shape) * DTYPES[p.dtype].itemsize
+        for p in local_places(folder, block_names(layer)).values()
+    )
 
 
-def measure(folder: Path, layer: int, load: Callable[[], Iterable[Tensor]] | None = None) -> dict[str, float]:
-    """Bytes read and the peak of memory held while `load` returns the block, in this process; Linux only.
+def measure(
+    folder: Path, layer: int, load: Callable[[], Iterable[Tensor]] | None = None
+) -> dict[str, float]:
+    """Bytes read and the peak of memory held while `load` returns the block, in this process; Linux
+    only.
 
-    `load` defaults to `read_tensors` of the layer, in the stored dtype. Read: what went through read(2), or, where that is less than the
-    block, the pages of the shards that came into memory (which counts the kernel's reading ahead too, an upper bound).
+    `load` defaults to `read_tensors` of the layer, in the stored dtype. Read: what went through
+    read(2), or, where that is less than the block, the pages of the shards that came into memory
+    (which counts the kernel's reading ahead too, an upper bound).
     """
     take = load or (lambda: [tensor for _, tensor in read_tensors(folder, block_names(layer))])
     stored = block_bytes(folder, layer)
@@ -95,8 +137,14 @@ def measure(folder: Path, layer: int, load: Callable[[], Iterable[Tensor]] | Non
     read, peak = _called() - calls, _status("VmHWM") - before
     read = read if read >= stored else max(read, resident(folder) - pages)
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return {"block_bytes": float(stored), "read_bytes": float(read), "read_ratio": read / stored, "returned_bytes": float(held),
-            "peak_bytes": float(peak), "peak_ratio": peak / stored}
+    return {
+        "block_bytes": float(stored),
+        "read_bytes": float(read),
+        "read_ratio": read / stored,
+        "returned_bytes": float(held),
+        "peak_bytes": float(peak),
+        "peak_ratio": peak / stored,
+    }
 
 
 def resident(folder: Path) -> int:
@@ -108,13 +156,21 @@ def _resident(path: Path) -> int:
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         pages = (ctypes.c_ubyte * -(-len(view) // mmap.PAGESIZE))()
         anchor = ctypes.c_char.from_buffer(view)
-        failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(len(view)), pages)
+        failed = ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(len(view)), pages
+        )
         del anchor
         return 0 if failed else bytes(pages).count(1) * mmap.PAGESIZE
 
 
 def _called() -> int:
-    return int(next(line.split()[1] for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar")))
+    return int(
+        next(
+            line.split()[1]
+            for line in Path("/proc/self/io").read_text().splitlines()
+            if line.startswith("rchar")
+        )
+    )
 
 
 def _status(key: str) -> int:
@@ -123,7 +179,8 @@ def _status(key: str) -> int:
 
 
 def probe_block(layer: int = 31) -> dict[str, float]:
-    """The figures of `measure` for a layer of the 16 GB layout, read as it is stored, in this process."""
+    """The figures of `measure` for a layer of the 16 GB layout, read as it is stored, in this
+    process."""
     with tempfile.TemporaryDirectory() as scratch:
         return measure(write_layout(Path(scratch)), layer)
 
@@ -132,9 +189,19 @@ def probe_load_layer(layer: int = 31) -> dict[str, float]:
     """The same for `load_layer`, which checks the tensors and returns them as the block takes them."""
     from mvl.weights.sources import load_config, load_layer
 
-    small = {**LLAMA_8B, "hidden_size": 64, "intermediate_size": 64, "head_dim": 2, "vocab_size": 8, "num_hidden_layers": 1}
+    small = {
+        **LLAMA_8B,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "head_dim": 2,
+        "vocab_size": 8,
+        "num_hidden_layers": 1,
+    }
     with tempfile.TemporaryDirectory() as scratch:
-        warm, folder = write_layout(Path(scratch) / "small", small), write_layout(Path(scratch) / "large")
+        warm, folder = (
+            write_layout(Path(scratch) / "small", small),
+            write_layout(Path(scratch) / "large"),
+        )
         load_layer(str(warm), 0), load_config(str(folder))  # imports are not counted
         return measure(folder, layer, lambda: list(_tensors(load_layer(str(folder), layer))))
 
@@ -142,8 +209,20 @@ def probe_load_layer(layer: int = 31) -> dict[str, float]:
 def _tensors(weights: Any) -> Iterable[Tensor]:
     """Every tensor in a dataclass of tensors and dicts of tensors."""
     for value in vars(weights).values():
-        yield from (value.values() if isinstance(value, dict) else [value] if isinstance(value, Tensor) else [])
+        yield from (
+            value.values()
+            if isinstance(value, dict)
+            else [value]
+            if isinstance(value, Tensor)
+            else []
+        )
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"block": probe_block, "load_layer": probe_load_layer}[sys.argv[1]](*map(int, sys.argv[2:]))))
+    sys.stdout.write(
+        json.dumps(
+            {"block": probe_block, "load_layer": probe_load_layer}[sys.argv[1]](
+                *map(int, sys.argv[2:])
+            )
+        )
+    )

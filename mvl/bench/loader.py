@@ -1,4 +1,5 @@
-"""How many volumes the loader gives, from files, from disk and from memory, beside what a planned GPU would take (`mvl bench --loader`)."""
+"""How many volumes the loader gives, from files, from disk and from memory, beside what a planned
+GPU would take (`mvl bench --loader`)."""
 
 from __future__ import annotations
 
@@ -24,36 +25,82 @@ if TYPE_CHECKING:
     from mvl.datasets.augment import Change
 
 RECORD = ROOT / "data" / "loader.json"
-STUDY, TASK, SYSTEMS, DEVICE = "paper", "Task04_Hippocampus", ("vit_baseline", "medvisionllama_v3"), "h100"
-"Real scans at the paper's size and batch; what is asked for is asked by these systems on this device."
+STUDY, TASK, SYSTEMS, DEVICE = (
+    "paper",
+    "Task04_Hippocampus",
+    ("vit_baseline", "medvisionllama_v3"),
+    "h100",
+)
+"""Real scans at the paper's size and batch; what is asked for is asked by these systems on this
+device."""
 VOLUMES, WORKERS, LARGE = 8, (0, 1, 2), (512, 512, 64)
 BATCH_BAR = 0.5
 "Most that a case's augmentation in a batch may take of what it takes alone."
-SOURCES = {"files": "decoded at each visit", "disk": "from the cache on disk", "memory": "from memory"}
+SOURCES = {
+    "files": "decoded at each visit",
+    "disk": "from the cache on disk",
+    "memory": "from memory",
+}
 
 
-def bench(tell: Callable[[str], None] = lambda line: None, data_dir: Path | None = None, config: Config | None = None,
-          volumes: int = VOLUMES, large: tuple[int, ...] = LARGE) -> dict[str, Any]:
-    """An epoch of `volumes` for each source, number of loader processes, with and without augmentation; and one large made scan.
+def bench(
+    tell: Callable[[str], None] = lambda line: None,
+    data_dir: Path | None = None,
+    config: Config | None = None,
+    volumes: int = VOLUMES,
+    large: tuple[int, ...] = LARGE,
+) -> dict[str, Any]:
+    """An epoch of `volumes` for each source, number of loader processes, with and without
+    augmentation; and one large made scan.
 
     Raises:
         TaskError: the scans are not there; says how to get them.
     """
     config, rows = config or load_config(STUDY, TASK, SYSTEMS[0]), []
     for source in SOURCES:
-        with tempfile.TemporaryDirectory() as scratch, cached(Path(scratch) if source == "disk" else None):
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            cached(Path(scratch) if source == "disk" else None),
+        ):
             for augment in (True, False):
-                data = replace(config.data, augment=augment, cache_gb=config.data.cache_gb if source == "memory" else 0.0)
-                rows += [row(replace(config, data=replace(data, num_workers=workers)), source, volumes, data_dir) for workers in WORKERS]
-                tell("; ".join(f"{r['source']}, augment {r['augment']}, {r['workers']} processes: {r['volumes_per_s']:.2f} volumes/s"
-                               for r in rows[-len(WORKERS):]))
+                data = replace(
+                    config.data,
+                    augment=augment,
+                    cache_gb=config.data.cache_gb if source == "memory" else 0.0,
+                )
+                rows += [
+                    row(
+                        replace(config, data=replace(data, num_workers=workers)),
+                        source,
+                        volumes,
+                        data_dir,
+                    )
+                    for workers in WORKERS
+                ]
+                tell(
+                    "; ".join(
+                        f"{r['source']}, augment {r['augment']}, {r['workers']} processes:"
+                        f" {r['volumes_per_s']:.2f} volumes/s"
+                        for r in rows[-len(WORKERS) :]
+                    )
+                )
     with cached(None):
         augmented = augmentation_times(config, volumes, data_dir)
     tell(augmentation_line(augmented))
-    return {"task": config.task, "augmentation": augmented, "img_size": list(config.data.img_size), "volumes": volumes, "rows": rows,
-            "asked": asked(config),
-            "large": {"shape": list(large), "cpu_s": large_scan(config, large)}, "device": DEVICE, "measured": files.now(),
-            "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "environment": machine.environment()}
+    return {
+        "task": config.task,
+        "augmentation": augmented,
+        "img_size": list(config.data.img_size),
+        "volumes": volumes,
+        "rows": rows,
+        "asked": asked(config),
+        "large": {"shape": list(large), "cpu_s": large_scan(config, large)},
+        "device": DEVICE,
+        "measured": files.now(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "environment": machine.environment(),
+    }
 
 
 @contextmanager
@@ -71,26 +118,39 @@ def cached(folder: Path | None) -> Iterator[None]:
 
 
 def row(config: Config, source: str, volumes: int, data_dir: Path | None) -> dict[str, Any]:
-    """One epoch, start and end of the loader processes included: volumes per second, and processor seconds per volume over all processes."""
+    """One epoch, start and end of the loader processes included: volumes per second, and processor
+    seconds per volume over all processes."""
     from mvl.datasets.loaders import CaseStore, training_loader
     from mvl.datasets.registry import find_task
     from mvl.datasets.splits import load_split
 
     task = find_task(config.task, data_dir)
-    store = CaseStore(task, load_split(task, 0, 1.0, data_dir).train[:volumes], config.data, data_dir)
+    store = CaseStore(
+        task, load_split(task, 0, 1.0, data_dir).train[:volumes], config.data, data_dir
+    )
     if source != "files":  # decoded before the clock starts, into memory or onto disk
         for index in range(len(store)):
             store.get(index)
     begun, cpu = time.monotonic(), clock()
     seen = sum(len(batch["cases"]) for batch in training_loader(store, config, 0))
     wall, cpu = time.monotonic() - begun, clock() - cpu
-    return {"source": source, "augment": config.data.augment, "workers": config.data.num_workers, "volumes_per_s": seen / wall, "cpu_s": cpu / seen}
+    return {
+        "source": source,
+        "augment": config.data.augment,
+        "workers": config.data.num_workers,
+        "volumes_per_s": seen / wall,
+        "cpu_s": cpu / seen,
+    }
 
 
-def augmentation_times(config: Config, volumes: int, data_dir: Path | None, repeats: int = 3) -> dict[str, float]:
-    """Milliseconds of processor time that the augmentation of a case takes alone and in a batch, with the same draws, in this process.
+def augmentation_times(
+    config: Config, volumes: int, data_dir: Path | None, repeats: int = 3
+) -> dict[str, float]:
+    """Milliseconds of processor time that the augmentation of a case takes alone and in a batch,
+    with the same draws, in this process.
 
-    Alone is PyTorch's own sampler, asked for image and label apart; the batch is what training does. Medians of `repeats`, turn about.
+    Alone is PyTorch's own sampler, asked for image and label apart; the batch is what training
+    does. Medians of `repeats`, turn about.
 
     Raises:
         RuntimeError: the two differ in a bit.
@@ -102,32 +162,49 @@ def augmentation_times(config: Config, volumes: int, data_dir: Path | None, repe
     from mvl.datasets.registry import find_task
     from mvl.datasets.splits import load_split
 
-    machine.keep_freed_memory()  # as training does: without it, page faults are most of what is measured
+    # as training does: without it, page faults are most of what is measured
+    machine.keep_freed_memory()
     task = find_task(config.task, data_dir)
-    store = CaseStore(task, load_split(task, 0, 1.0, data_dir).train[:volumes], config.data, data_dir)
+    store = CaseStore(
+        task, load_split(task, 0, 1.0, data_dir).train[:volumes], config.data, data_dir
+    )
     pairs = [store.get(index) for index in range(len(store))]
     images, labels = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     augment, size = augmentation(config.data), config.train.batch_size
     taken: dict[str, list[float]] = {"alone": [], "batch": []}
     for repeat in range(repeats + 1):
         begun = clock()
-        single = [one_alone(augment.draw(index), images[index:index + 1], labels[index:index + 1]) for index in range(volumes)]
+        single = [
+            one_alone(augment.draw(index), images[index : index + 1], labels[index : index + 1])
+            for index in range(volumes)
+        ]
         middle = clock()
-        changes = Changes([augment.draw(index) for index in range(volumes)], config.data.img_size, images.device)
+        changes = Changes(
+            [augment.draw(index) for index in range(volumes)], config.data.img_size, images.device
+        )
         parts = [slice(start, start + size) for start in range(0, volumes, size)]
         together = [changes.apply(images[part], labels[part], part) for part in parts]
         if repeat:  # the first warms up
             taken["alone"].append((middle - begun) / volumes * 1e3)
             taken["batch"].append((clock() - middle) / volumes * 1e3)
     for which in (0, 1):
-        if not torch.equal(torch.cat([pair[which] for pair in single]), torch.cat([pair[which] for pair in together])):
+        if not torch.equal(
+            torch.cat([pair[which] for pair in single]),
+            torch.cat([pair[which] for pair in together]),
+        ):
             raise RuntimeError("augmentation in a batch differs from that of a case alone")
     medians = {way: statistics.median(times) for way, times in taken.items()}
-    return {"alone_ms": medians["alone"], "batch_ms": medians["batch"], "ratio": medians["batch"] / medians["alone"], "bar": BATCH_BAR}
+    return {
+        "alone_ms": medians["alone"],
+        "batch_ms": medians["batch"],
+        "ratio": medians["batch"] / medians["alone"],
+        "bar": BATCH_BAR,
+    }
 
 
 def one_alone(change: Change, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """One case (1, C, *S) turned and brightened as PyTorch does it, whose sampler finds the positions for image and label apart."""
+    """One case (1, C, *S) turned and brightened as PyTorch does it, whose sampler finds the
+    positions for image and label apart."""
     import torch.nn.functional as F
 
     from mvl.datasets.resample import read, sampling_theta
@@ -135,7 +212,10 @@ def one_alone(change: Change, image: Tensor, label: Tensor) -> tuple[Tensor, Ten
     if change.turn is not None:
         theta = sampling_theta(change.turn, tuple(image.shape[2:]))[None]
         grid = F.affine_grid(theta, [1, 1, *image.shape[2:]], align_corners=False)
-        image, label = read(image, grid, "bilinear"), read(label.float(), grid, "nearest").to(label.dtype)
+        image, label = (
+            read(image, grid, "bilinear"),
+            read(label.float(), grid, "nearest").to(label.dtype),
+        )
     factor, summand = change.intensity or (1.0, 0.0)
     return image * factor + summand, label
 
@@ -154,7 +234,8 @@ def asked(config: Config) -> dict[str, dict[str, float]]:
 
 
 def large_scan(config: Config, shape: tuple[int, ...]) -> float:
-    """Processor seconds that a made scan of CT's size takes from file to the network's grid: hippocampus scans are small, most others are not."""
+    """Processor seconds that a made scan of CT's size takes from file to the network's grid:
+    hippocampus scans are small, most others are not."""
     import numpy as np
 
     from mvl.datasets.loaders import preprocessing
@@ -162,7 +243,10 @@ def large_scan(config: Config, shape: tuple[int, ...]) -> float:
 
     rng, paths = np.random.default_rng(0), {}
     with tempfile.TemporaryDirectory() as scratch:
-        for key, voxels in (("image", rng.integers(-100, 100, shape, np.int16)), ("label", (np.indices(shape)[0] < shape[0] // 2).astype(np.uint8))):
+        for key, voxels in (
+            ("image", rng.integers(-100, 100, shape, np.int16)),
+            ("label", (np.indices(shape)[0] < shape[0] // 2).astype(np.uint8)),
+        ):
             paths[key] = f"{scratch}/{key}.nii.gz"
             Path(paths[key]).write_bytes(nifti_bytes(voxels, np.eye(4)))
         transform, begun = preprocessing(config.data), clock()
@@ -173,39 +257,66 @@ def large_scan(config: Config, shape: tuple[int, ...]) -> float:
 def augmentation_line(augmented: dict[str, float]) -> str:
     """The augmentation of a case alone and in a batch, beside its bar."""
     met = "met" if augmented["ratio"] <= augmented["bar"] else "NOT met"
-    return (f"The augmentation of a case takes {augmented['alone_ms']:.0f} ms of processor time alone, by PyTorch's sampler, and "
-            f"{augmented['batch_ms']:.0f} ms in a batch, with the same draws and bits: {augmented['ratio']:.2f} of it "
-            f"(bar: at most {augmented['bar']:g}, {met}).")
+    return (
+        f"The augmentation of a case takes {augmented['alone_ms']:.0f} ms of processor time alone,"
+        f" by PyTorch's sampler, and {augmented['batch_ms']:.0f} ms in a batch, with the same draws"
+        f" and bits: {augmented['ratio']:.2f} of it (bar: at most {augmented['bar']:g}, {met})."
+    )
 
 
 def starving(value: dict[str, Any]) -> str:
     """What would keep the device waiting, computed from a record."""
     cpu = {(r["source"], r["augment"]): r["cpu_s"] for r in value["rows"] if r["workers"] == 0}
-    part = {"augmentation": cpu["memory", True] - cpu["memory", False], "decoding a small scan": cpu["files", False] - cpu["memory", False],
-            "reading the cache": cpu["disk", False] - cpu["memory", False]}
+    part = {
+        "augmentation": cpu["memory", True] - cpu["memory", False],
+        "decoding a small scan": cpu["files", False] - cpu["memory", False],
+        "reading the cache": cpu["disk", False] - cpu["memory", False],
+    }
     most = max(part, key=lambda name: part[name])
-    cores = lambda system, seconds: math.ceil(value["asked"][system]["volumes_per_s"] * seconds)
+
+    def cores(system, seconds):
+        return math.ceil(value["asked"][system]["volumes_per_s"] * seconds)
+
     large = value["large"]["cpu_s"] + cpu["memory", True]
-    lines = [f"One core prepares {1 / cpu['memory', True]:.1f} volumes a second from memory, {1 / cpu['disk', True]:.1f} from the cache and "
-             f"{1 / cpu['files', True]:.1f} when each visit decodes. What takes longest is {most} ({part[most] * 1e3:.0f} of "
-             f"{cpu['files', True] * 1e3:.0f} ms of processor time for a volume)."]
+    lines = [
+        f"One core prepares {1 / cpu['memory', True]:.1f} volumes a second from memory,"
+        f" {1 / cpu['disk', True]:.1f} from the cache and {1 / cpu['files', True]:.1f} when each"
+        f" visit decodes. What takes longest is {most} ({part[most] * 1e3:.0f} of"
+        f" {cpu['files', True] * 1e3:.0f} ms of processor time for a volume)."
+    ]
     for system, ask in value["asked"].items():
-        lines.append(f"For `{system}` the planner expects {ask['step_s']:.3f} s a step, {ask['volumes_per_s']:.1f} volumes a second. "
-                     f"With fewer cores than these it waits: {cores(system, cpu['memory', True])} from memory, {cores(system, cpu['files', True])} "
-                     f"when each visit decodes a small scan, {cores(system, large)} when it decodes one of "
-                     f"{'x'.join(map(str, value['large']['shape']))} ({value['large']['cpu_s']:.1f} s).")
+        lines.append(
+            f"For `{system}` the planner expects {ask['step_s']:.3f} s a step,"
+            f" {ask['volumes_per_s']:.1f} volumes a second. With fewer cores than these it waits:"
+            f" {cores(system, cpu['memory', True])} from memory,"
+            f" {cores(system, cpu['files', True])} when each visit decodes a small scan,"
+            f" {cores(system, large)} when it decodes one of"
+            f" {'x'.join(map(str, value['large']['shape']))} ({value['large']['cpu_s']:.1f} s)."
+        )
     return " ".join(lines)
 
 
 def table(value: dict[str, Any]) -> str:
     """Markdown table of the rows."""
-    titles = ["source", "augmented", *(f"{w} process{'es' * (w != 1)}" for w in WORKERS), "ms of processor time per volume"]
+    titles = [
+        "source",
+        "augmented",
+        *(f"{w} process{'es' * (w != 1)}" for w in WORKERS),
+        "ms of processor time per volume",
+    ]
     lines = [f"| {' | '.join(titles)} |", "|---|---|" + "--:|" * (len(titles) - 2)]
     for source, words in SOURCES.items():
         for augment in (True, False):
-            mine = {r["workers"]: r for r in value["rows"] if (r["source"], r["augment"]) == (source, augment)}
+            mine = {
+                r["workers"]: r
+                for r in value["rows"]
+                if (r["source"], r["augment"]) == (source, augment)
+            }
             cells = " | ".join(f"{mine[w]['volumes_per_s']:.1f}" for w in WORKERS)
-            lines.append(f"| {words} | {'yes' if augment else 'no'} | {cells} | {mine[0]['cpu_s'] * 1e3:.0f} |")
+            lines.append(
+                f"| {words} | {'yes' if augment else 'no'} | {cells} |"
+                f" {mine[0]['cpu_s'] * 1e3:.0f} |"
+            )
     return "\n".join(lines)
 
 
@@ -220,9 +331,13 @@ def facts(path: Path = RECORD) -> dict[str, str]:
         return {"loader": "The loader was not measured."}
     value = json.loads(path.read_text())
     size = "x".join(map(str, value["img_size"]))
-    first = (f"Volumes per second that the loader gives, by loader processes (0: the run's own), over epochs of {value['volumes']} scans of "
-             f"`{value['task']}` at {size}, as `mvl bench --loader` wrote them into `data/loader.json`. The machine had {value['cores']} cores and a "
-             f"load of {value['load']:g} from other work: the last column hardly depends on that, the others do.")
+    first = (
+        "Volumes per second that the loader gives, by loader processes (0: the run's own), over"
+        f" epochs of {value['volumes']} scans of `{value['task']}` at {size}, as `mvl bench"
+        f" --loader` wrote them into `data/loader.json`. The machine had {value['cores']} cores and"
+        f" a load of {value['load']:g} from other work: the last column hardly depends on that, the"
+        " others do."
+    )
     # A record of before the measurement has none.
     augmented = [augmentation_line(value["augmentation"])] if "augmentation" in value else []
     return {"loader": "\n\n".join([first, table(value), *augmented, starving(value)])}

@@ -1,4 +1,5 @@
-"""One training step measured: its time, its operations, its memory, in a child process of one thread."""
+"""One training step measured: its time, its operations, its memory, in a child process of one
+thread."""
 
 from __future__ import annotations
 
@@ -20,27 +21,46 @@ if TYPE_CHECKING:
 def counted_gflops(action: Callable[[], object]) -> float:
     """GFLOP of matrix products and convolutions in `action`.
 
-    Attention counts 2 products forward and 4 backward (the kernel's recomputation is not counted); a convolution's backward counts its
-    forward once for each gradient, where PyTorch 2.13's own counter takes a grouped one for a dense one.
+    Attention counts 2 products forward and 4 backward (the kernel's recomputation is not counted);
+    a convolution's backward counts its forward once for each gradient, where PyTorch 2.13's own
+    counter takes a grouped one for a dense one.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
+    from torch.utils.flop_counter import (
+        FlopCounterMode,
+        conv_flop_count,
+        sdpa_backward_flop_count,
+        sdpa_flop_count,
+    )
 
     import mvl.models.tiled_attention  # noqa: F401  (defines its operators)
 
     ops, tiled = torch.ops.aten, torch.ops.mvl
-    forward: Callable[..., int] = lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)
-    backward: Callable[..., int] = lambda g, q, k, v, *_, out_shape=None, **__: sdpa_backward_flop_count(g, q, k, v) * 4 // 5
-    convolve: Callable[..., int] = lambda g, x, w, *more, out_shape=None, **__: conv_flop_count(x, w, g, more[4]) * sum(more[7][:2])
-    counted = {ops._scaled_dot_product_flash_attention_for_cpu: forward, ops._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-               tiled.tiled_attention: forward, tiled.tiled_attention_backward: backward, ops.convolution_backward: convolve}
+
+    def forward(q, k, v, *_, out_shape=None, **__) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def backward(g, q, k, v, *_, out_shape=None, **__) -> int:
+        return sdpa_backward_flop_count(g, q, k, v) * 4 // 5
+
+    def convolve(g, x, w, *more, out_shape=None, **__) -> int:
+        return conv_flop_count(x, w, g, more[4]) * sum(more[7][:2])
+
+    counted = {
+        ops._scaled_dot_product_flash_attention_for_cpu: forward,
+        ops._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        tiled.tiled_attention: forward,
+        tiled.tiled_attention_backward: backward,
+        ops.convolution_backward: convolve,
+    }
     with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         action()
     return counter.get_total_flops() / 1e9
 
 
 def training_step(config: Config, batch: int, device: str = "cpu") -> Callable[[], object]:
-    """A full training step (forward, Dice + BCE, backward, Adam) of a config's system, in its precision, on random tensors of one channel."""
+    """A full training step (forward, Dice + BCE, backward, Adam) of a config's system, in its
+    precision, on random tensors of one channel."""
     import torch
 
     from mvl.models.build import build_system
@@ -48,7 +68,9 @@ def training_step(config: Config, batch: int, device: str = "cpu") -> Callable[[
 
     network = build_system(config, 1, 1).to(device).train()
     fused = True if device != "cpu" or config.train.precision == "bf16" else None
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-3, fused=fused)
+    optimizer = torch.optim.Adam(
+        [p for p in network.parameters() if p.requires_grad], lr=1e-3, fused=fused
+    )
     image = torch.randn(batch, 1, *config.data.img_size, device=device)
     label = torch.empty(batch, 1, *config.data.img_size, device=device).bernoulli_(0.5)
 
@@ -63,7 +85,8 @@ def training_step(config: Config, batch: int, device: str = "cpu") -> Callable[[
 
 
 def dice_bce(logits: Tensor, label: Tensor) -> Tensor:
-    """Dice + BCE as `mvl.training.objective` takes them from MONAI, whose import alone would fill a third of a small step's memory."""
+    """Dice + BCE as `mvl.training.objective` takes them from MONAI, whose import alone would fill a
+    third of a small step's memory."""
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     axes, p = tuple(range(2, logits.ndim)), logits.sigmoid()
@@ -77,17 +100,28 @@ def measure_step(step: Callable[[], object], repeats: int) -> dict[str, float]:
 
 
 def share_of_peak(config: Config, batch: int, repeats: int) -> dict[str, float]:
-    """Seconds of a training step, GFLOP counted in it, and the share of the matmul peak that it reaches."""
+    """Seconds of a training step, GFLOP counted in it, and the share of the matmul peak that it
+    reaches."""
     from mvl.training.devices import device_of_runs
 
     machine.keep_freed_memory()
     device, kind = device_of_runs().type, config.train.precision
     step = training_step(config, batch, device)
-    peak, work, seconds = matmul_peak_gflops(kind, device), counted_gflops(step), best_of(step, repeats, device)
+    peak, work, seconds = (
+        matmul_peak_gflops(kind, device),
+        counted_gflops(step),
+        best_of(step, repeats, device),
+    )
     # The peak's own matrices, of 0.8 GB on a GPU, are not the step's memory.
     memory = peak_memory_mb(device) if device == "cpu" else step_memory_mb(step)
     peak = max(peak, matmul_peak_gflops(kind, device))
-    return {"seconds": seconds, "gflop": work, "peak_gflops": peak, "share": work / seconds / peak, "peak_memory_mb": memory}
+    return {
+        "seconds": seconds,
+        "gflop": work,
+        "peak_gflops": peak,
+        "share": work / seconds / peak,
+        "peak_memory_mb": memory,
+    }
 
 
 def child(probe: str, *arguments: Any) -> dict[str, Any]:

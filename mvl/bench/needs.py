@@ -16,20 +16,32 @@ CUDA_HOST_MB = 2500
 
 
 def write_needs(study: str, path: Path, device: str = "cpu") -> None:
-    """What each run asks a cluster for, read by the Snakefile: memory with a quarter and the scheduler's processes on top, three times the
-    minutes, and a card where the device is one.
+    """What each run asks a cluster for, read by the Snakefile: memory with a quarter and the
+    scheduler's processes on top, three times the minutes, and a card where the device is one.
 
-    At least an hour and at most a day: a run that is stopped by its limit is sent again and goes on from its checkpoint.
+    At least an hour and at most a day: a run that is stopped by its limit is sent again and goes on
+    from its checkpoint.
 
     Raises:
         ConfigError: no such study or device.
     """
     on = plan.find_device(device)
-    files.write_json(path, {run_folder.run_name(config): need_of(config, on) for config in grid.study_runs(study)})
+    files.write_json(
+        path,
+        {run_folder.run_name(config): need_of(config, on) for config in grid.study_runs(study)},
+    )
 
 
 def need_of(config: Config, on: Device) -> dict[str, int]:
     """Memory of the process (mem_mb), minutes and cards (gpu) that one run asks for."""
-    host = plan.memory_mb(config, on) if on.name == "cpu" else plan.BASE_MB + CUDA_HOST_MB + plan.LAYER_MB + plan.host_mb(config)
+    host = (
+        plan.memory_mb(config, on)
+        if on.name == "cpu"
+        else plan.BASE_MB + CUDA_HOST_MB + plan.LAYER_MB + plan.host_mb(config)
+    )
     minutes = min(1440, max(60, plan.seconds(config, on) / 20))
-    return {"mem_mb": math.ceil(1.25 * host + 700), "minutes": math.ceil(minutes), "gpu": int(on.name != "cpu")}
+    return {
+        "mem_mb": math.ceil(1.25 * host + 700),
+        "minutes": math.ceil(minutes),
+        "gpu": int(on.name != "cpu"),
+    }

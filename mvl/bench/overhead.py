@@ -1,8 +1,10 @@
-"""What the machinery that keeps runs safe costs: the same training run with it and without it, in processor time (`mvl bench --overhead`).
+"""What the machinery that keeps runs safe costs: the same training run with it and without it, in
+processor time (`mvl bench --overhead`).
 
-Taken out for the second run: the checks of inputs at the start and of each file when it is decoded, closed test cases, the lock, the sweep,
-checkpoints, `status.json`, provenance, hashes of artefacts and of frozen weights, syncs to disk, and the check of each step for finite values. Both
-runs take the same steps and end with the same weights, which is checked.
+Taken out for the second run: the checks of inputs at the start and of each file when it is decoded,
+closed test cases, the lock, the sweep, checkpoints, `status.json`, provenance, hashes of artefacts
+and of frozen weights, syncs to disk, and the check of each step for finite values. Both runs take
+the same steps and end with the same weights, which is checked.
 """
 
 from __future__ import annotations
@@ -49,24 +51,50 @@ def parts() -> dict[str, list[tuple[Any, str, Any]]]:
     nothing, free = lambda *_, **__: None, lambda *_, **__: nullcontext()
     return {
         "inputs checked at the start": [(preflight, "check_inputs", nothing)],
-        "files and values checked when decoded": [(CaseStore, "_check_bytes", lambda *_: ""), (CaseStore, "_check_values", nothing)],
-        "lock, sweep, closed test cases": [(run_folder, "locked", free), (preflight, "closed", free), (run_folder, "sweep", nothing)],
-        "checkpoints": [(checkpoints, "save", nothing), (checkpoints, "load", nothing), (checkpoints, "remove", nothing)],
-        "status and provenance": [(loop, "write_state", nothing), (resume_check, "environment", lambda *_, **__: {}), (run_folder, "write_config", nothing)],
-        "hashes of artefacts and frozen weights": [(run_folder, "seal", nothing), (run_folder, "is_done", lambda *_, **__: False),
-                                                   (loop, "frozen_sha256", lambda *_: "")]}
+        "files and values checked when decoded": [
+            (CaseStore, "_check_bytes", lambda *_: ""),
+            (CaseStore, "_check_values", nothing),
+        ],
+        "lock, sweep, closed test cases": [
+            (run_folder, "locked", free),
+            (preflight, "closed", free),
+            (run_folder, "sweep", nothing),
+        ],
+        "checkpoints": [
+            (checkpoints, "save", nothing),
+            (checkpoints, "load", nothing),
+            (checkpoints, "remove", nothing),
+        ],
+        "status and provenance": [
+            (loop, "write_state", nothing),
+            (resume_check, "environment", lambda *_, **__: {}),
+            (run_folder, "write_config", nothing),
+        ],
+        "hashes of artefacts and frozen weights": [
+            (run_folder, "seal", nothing),
+            (run_folder, "is_done", lambda *_, **__: False),
+            (loop, "frozen_sha256", lambda *_: ""),
+        ],
+    }
 
 
 @contextmanager
 def without() -> Iterator[None]:
-    """While the block runs, none of the parts does anything, nothing is synced, and no value is looked at."""
+    """While the block runs, none of the parts does anything, nothing is synced, and no value is
+    looked at."""
     from mvl.training import loop
 
     with ExitStack() as stack:
         for owner, name, instead in (change for changes in parts().values() for change in changes):
             stack.enter_context(patch.object(owner, name, instead))
         stack.enter_context(patch.object(files.os, "fsync", lambda handle: None))
-        stack.enter_context(patch.object(loop, "math", SimpleNamespace(isfinite=lambda value: True, inf=math.inf, ceil=math.ceil)))
+        stack.enter_context(
+            patch.object(
+                loop,
+                "math",
+                SimpleNamespace(isfinite=lambda value: True, inf=math.inf, ceil=math.ceil),
+            )
+        )
         yield
 
 
@@ -76,11 +104,17 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
     with ExitStack() as stack:
         for part, changes in parts().items():
             for owner, name, _ in changes:
-                stack.enter_context(patch.object(owner, name, _clocked(getattr(owner, name), part, spent, name in HELD)))
+                stack.enter_context(
+                    patch.object(
+                        owner, name, _clocked(getattr(owner, name), part, spent, name in HELD)
+                    )
+                )
         yield
 
 
-def _clocked(act: Callable[..., Any], part: str, spent: dict[str, float], manages: bool) -> Callable[..., Any]:
+def _clocked(
+    act: Callable[..., Any], part: str, spent: dict[str, float], manages: bool
+) -> Callable[..., Any]:
     @contextmanager
     def held(begun: float, manager: Any) -> Iterator[Any]:
         with manager as value:
@@ -99,7 +133,8 @@ def _clocked(act: Callable[..., Any], part: str, spent: dict[str, float], manage
 
 
 def run(config: Config, data_dir: Path | None = None) -> tuple[float, str]:
-    """Processor seconds of a whole run (start, training, evaluation, seal) and the sha256 of its weights."""
+    """Processor seconds of a whole run (start, training, evaluation, seal) and the sha256 of its
+    weights."""
     from mvl.training.run import train_run
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -113,17 +148,28 @@ def finite_check_s() -> float:
     import torch
 
     norm, number = torch.tensor(1.0), 10_000
-    check = lambda: math.isfinite(1.0) and math.isfinite(float(norm))
+
+    def check():
+        return math.isfinite(1.0) and math.isfinite(float(norm))
+
     return timeit.timeit(check, timer=time.process_time, number=number) / number
 
 
-def measure(config: Config, pairs: int = PAIRS, data_dir: Path | None = None, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Run `config` in pairs, with and without, the order turned from pair to pair; in the runs with, each part's own time is counted.
+def measure(
+    config: Config,
+    pairs: int = PAIRS,
+    data_dir: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run `config` in pairs, with and without, the order turned from pair to pair; in the runs
+    with, each part's own time is counted.
 
     Raises:
-        RunError: a run without the machinery ends with other weights: they do not take the same steps.
+        RunError: a run without the machinery ends with other weights: they do not take the same
+            steps.
     """
-    run(replace(config, fraction=0.1, train=replace(config.train, train_epochs=1)), data_dir)  # what a process pays once: not counted
+    # what a process pays once: not counted
+    run(replace(config, fraction=0.1, train=replace(config.train, train_epochs=1)), data_dir)
     found, spent, ends = [], dict[str, float](), set()
     for number in range(pairs):
         seconds = {}
@@ -132,14 +178,32 @@ def measure(config: Config, pairs: int = PAIRS, data_dir: Path | None = None, te
                 seconds[kind], end = run(config, data_dir)
             ends.add(end)
         if len(ends) > 1:
-            raise files.RunError("the run without checks ended with other weights; nothing can be said of its cost (see mvl/bench/overhead.py)")
+            raise files.RunError(
+                "the run without checks ended with other weights; nothing can be said of its cost"
+                " (see mvl/bench/overhead.py)"
+            )
         found.append(seconds)
-        tell(f"pair {number + 1} of {pairs}: {seconds['with']:.2f} s with, {seconds['without']:.2f} s without")
+        tell(
+            f"pair {number + 1} of {pairs}: {seconds['with']:.2f} s with, {seconds['without']:.2f}"
+            " s without"
+        )
     total = sum(pair["with"] for pair in found)
-    spent["values of each step checked"] = pairs * counted_steps(config, data_dir) * finite_check_s()
-    return {"study": config.study, "task": config.task, "system": config.system, "epochs": config.train.train_epochs, "pairs": found,
-            "overhead": median(pair["with"] / pair["without"] for pair in found) - 1, "parts": {name: s / total for name, s in spent.items()},
-            "counted": sum(spent.values()) / total, "target": TARGET, "measured": files.now(), "environment": machine.environment()}
+    spent["values of each step checked"] = (
+        pairs * counted_steps(config, data_dir) * finite_check_s()
+    )
+    return {
+        "study": config.study,
+        "task": config.task,
+        "system": config.system,
+        "epochs": config.train.train_epochs,
+        "pairs": found,
+        "overhead": median(pair["with"] / pair["without"] for pair in found) - 1,
+        "parts": {name: s / total for name, s in spent.items()},
+        "counted": sum(spent.values()) / total,
+        "target": TARGET,
+        "measured": files.now(),
+        "environment": machine.environment(),
+    }
 
 
 def counted_steps(config: Config, data_dir: Path | None = None) -> int:
@@ -158,10 +222,20 @@ def bench(tell: Callable[[str], None], data_dir: Path | None = None) -> dict[str
 
 def show(value: dict[str, Any]) -> str:
     """What was measured, as text."""
-    lines = [f"{share:>8.2%}  {part}" for part, share in sorted(value["parts"].items(), key=lambda item: -item[1])]
-    return "\n".join([*lines, f"{value['counted']:>8.2%}  all of these, counted inside the run",
-                      f"{value['overhead']:>8.2%}  more processor time than the same run without (median of {len(value['pairs'])} pairs, "
-                      f"target at most {value['target']:.0%})"])
+    lines = [
+        f"{share:>8.2%}  {part}"
+        for part, share in sorted(value["parts"].items(), key=lambda item: -item[1])
+    ]
+    return "\n".join(
+        [
+            *lines,
+            f"{value['counted']:>8.2%}  all of these, counted inside the run",
+            (
+                f"{value['overhead']:>8.2%}  more processor time than the same run without (median"
+                f" of {len(value['pairs'])} pairs, target at most {value['target']:.0%})"
+            ),
+        ]
+    )
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:
@@ -170,9 +244,19 @@ def facts(path: Path = RECORD) -> dict[str, str]:
         return {"overhead": "What all this costs a run was not measured."}
     value = json.loads(path.read_text())
     ratios = sorted(pair["with"] / pair["without"] - 1 for pair in value["pairs"])
-    rows = [f"| {part} | {share:.2%} |" for part, share in sorted(value["parts"].items(), key=lambda item: -item[1])]
-    first = (f"A run of `{value['system']}` in `{value['study']}` over {value['epochs']} epochs took {value['overhead']:.1%} more processor time "
-             f"with all of this than without (median of {len(ratios)} pairs of runs with the same steps and the same final weights; from "
-             f"{ratios[0]:.1%} to {ratios[-1]:.1%}; target: at most {value['target']:.0%}). Counted inside such a run, the parts take "
-             f"{value['counted']:.2%} of its processor time.")
-    return {"overhead": "\n".join([first, "", "| part | share of the run's processor time |", "|---|---:|", *rows])}
+    rows = [
+        f"| {part} | {share:.2%} |"
+        for part, share in sorted(value["parts"].items(), key=lambda item: -item[1])
+    ]
+    first = (
+        f"A run of `{value['system']}` in `{value['study']}` over {value['epochs']} epochs took"
+        f" {value['overhead']:.1%} more processor time with all of this than without (median of"
+        f" {len(ratios)} pairs of runs with the same steps and the same final weights; from"
+        f" {ratios[0]:.1%} to {ratios[-1]:.1%}; target: at most {value['target']:.0%}). Counted"
+        f" inside such a run, the parts take {value['counted']:.2%} of its processor time."
+    )
+    return {
+        "overhead": "\n".join(
+            [first, "", "| part | share of the run's processor time |", "|---|---:|", *rows]
+        )
+    }

@@ -1,4 +1,5 @@
-"""What `data/bench.json` holds: rows of measurements, each with the machine that it was made on, several machines side by side."""
+"""What `data/bench.json` holds: rows of measurements, each with the machine that it was made on,
+several machines side by side."""
 
 from __future__ import annotations
 
@@ -110,7 +111,10 @@ def machine_words(here: Row) -> str:
 def bf16_table(record: dict[str, Any]) -> str:
     """Markdown: a training step in bf16 over the same in fp32, beside its bar, on each machine."""
     ending = ": bf16 / fp32"
-    lines = ["| step | machine | fp32, s | bf16, s | ratio | at most |", "|---|---|---:|---:|---:|---:|"]
+    lines = [
+        "| step | machine | fp32, s | bf16, s | ratio | at most |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for row in record["bars"]:
         if row["what"].endswith(ending):
             took = row["measured"]

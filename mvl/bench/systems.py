@@ -1,4 +1,5 @@
-"""The table of systems: what `mvl systems`, the head of each system's YAML and the book's list of systems print."""
+"""The table of systems: what `mvl systems`, the head of each system's YAML and the book's list of
+systems print."""
 
 from __future__ import annotations
 
@@ -30,11 +31,18 @@ def measured_size(config: Config) -> tuple[int, ...]:
 
 def measurable(study: str | None = None) -> list[str]:
     """Systems that `mvl bench all` measures: those of a study, or all that are ever trained."""
-    return list(dict.fromkeys(run.system for run in study_runs(study))) if study else [name for name in system_names() if name not in NEVER_TRAINED]
+    return (
+        list(dict.fromkeys(run.system for run in study_runs(study)))
+        if study
+        else [name for name in system_names() if name not in NEVER_TRAINED]
+    )
 
 
-def measure_systems(names: list[str], study: str | None = None, progress: Callable[[str], None] = lambda text: None) -> dict[str, dict[str, Any]]:
-    """A training step of each system in a process of its own, one thread: parameters, seconds, peak memory, GFLOP counted, share of peak.
+def measure_systems(
+    names: list[str], study: str | None = None, progress: Callable[[str], None] = lambda text: None
+) -> dict[str, dict[str, Any]]:
+    """A training step of each system in a process of its own, one thread: parameters, seconds, peak
+    memory, GFLOP counted, share of peak.
 
     With `study`, grid, batch and widths are that study's, and the parameters are left out.
     """
@@ -46,13 +54,21 @@ def measure_systems(names: list[str], study: str | None = None, progress: Callab
         size = config.data.img_size if study else measured_size(config)
         batch = config.train.batch_size if study else BATCH[len(size)]
         counts = {} if study else {key: describe_system(name)[key] for key in COUNTS}
-        out[name] = {"img_size": list(size), "batch_size": batch, **counts, **child("system", name, study, list(size), batch)}
+        out[name] = {
+            "img_size": list(size),
+            "batch_size": batch,
+            **counts,
+            **child("system", name, study, list(size), batch),
+        }
         progress(f"{name}: {cost(out[name])}, {out[name]['share']:.2f} of the matmul peak")
     return out
 
 
-def record_bench(rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]], study: str | None = None) -> None:
-    """Write `data/bench.json` and the head of every system's YAML; what was not measured, or on another machine, keeps its row."""
+def record_bench(
+    rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]], study: str | None = None
+) -> None:
+    """Write `data/bench.json` and the head of every system's YAML; what was not measured, or on
+    another machine, keeps its row."""
     from mvl.bench.record import machine, with_bars, with_row
 
     record, here = whole_record(), machine()
@@ -60,23 +76,36 @@ def record_bench(rows: list[dict[str, Any]], measured: dict[str, dict[str, Any]]
     for name, row in measured.items():
         group[name] = with_row(group.get(name, []), {**row, "machine": here})
     order = [name for name in system_names() if name in record["systems"]]
-    files.write_json(BENCH, {"bars": with_bars(record["bars"], rows, here), "systems": {n: record["systems"][n] for n in order},
-                            "studies": record["studies"]})
+    files.write_json(
+        BENCH,
+        {
+            "bars": with_bars(record["bars"], rows, here),
+            "systems": {n: record["systems"][n] for n in order},
+            "studies": record["studies"],
+        },
+    )
     for name in system_names():
         write_header(name)
 
 
 def whole_record() -> dict[str, Any]:
-    """`data/bench.json`, a list of rows for each system, one for each machine; or the same with nothing in it."""
-    return {"bars": [], "systems": {}, "studies": {}} | (json.loads(BENCH.read_text()) if BENCH.is_file() else {})
+    """`data/bench.json`, a list of rows for each system, one for each machine; or the same with
+    nothing in it."""
+    return {"bars": [], "systems": {}, "studies": {}} | (
+        json.loads(BENCH.read_text()) if BENCH.is_file() else {}
+    )
 
 
 def read_bench() -> dict[str, Any]:
-    """The record with one row a system: that of the machine which measured it first, as the recorded runs were made there."""
+    """The record with one row a system: that of the machine which measured it first, as the
+    recorded runs were made there."""
     from mvl.bench.record import first_rows
 
     record = whole_record()
-    return record | {"systems": first_rows(record["systems"]), "studies": {name: first_rows(rows) for name, rows in record["studies"].items()}}
+    return record | {
+        "systems": first_rows(record["systems"]),
+        "studies": {name: first_rows(rows) for name, rows in record["studies"].items()},
+    }
 
 
 def cost(row: dict[str, Any] | None) -> str:
@@ -84,18 +113,31 @@ def cost(row: dict[str, Any] | None) -> str:
     if not row:
         return "a training step was not measured"
     size = "x".join(map(str, row["img_size"]))
-    return f"{row['seconds']:.2f} s and {row['peak_memory_mb'] / 1000:.1f} GB per training step ({row['batch_size']} of {size}, one thread)"
+    return (
+        f"{row['seconds']:.2f} s and {row['peak_memory_mb'] / 1000:.1f} GB per training step"
+        f" ({row['batch_size']} of {size}, one thread)"
+    )
 
 
 def header(name: str) -> list[str]:
-    """First lines of a system's YAML: the command that runs it for a few steps, its parameters and its measured cost."""
+    """First lines of a system's YAML: the command that runs it for a few steps, its parameters and
+    its measured cost."""
     from mvl.weights.hub import is_hub_source
 
     row = describe_system(name)
     task = "phantoms" if row["spatial_dims"] == 3 else "shapes"
-    stand_in = " with SmolLM2's layer" if is_hub_source(system_config(name).model.token_block.source) else ""
-    return [f"# mvl train --study smoke --task {task} --system {name} --fraction 0.1",
-            f"# {row['trainable']:,} parameters trained, {row['frozen']:,} frozen; {cost(read_bench()['systems'].get(name))}{stand_in}"]
+    stand_in = (
+        " with SmolLM2's layer"
+        if is_hub_source(system_config(name).model.token_block.source)
+        else ""
+    )
+    return [
+        f"# mvl train --study smoke --task {task} --system {name} --fraction 0.1",
+        (
+            f"# {row['trainable']:,} parameters trained, {row['frozen']:,} frozen;"
+            f" {cost(read_bench()['systems'].get(name))}{stand_in}"
+        ),
+    ]
 
 
 def write_header(name: str) -> None:

@@ -1,4 +1,5 @@
-"""What each command of `mvl` does: one call into the package, imported when it is asked for, and how its answer is printed."""
+"""What each command of `mvl` does: one call into the package, imported when it is asked for, and
+how its answer is printed."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ from typing import Any
 
 from mvl.core.errors import BAD, DONE, USAGE
 
-"Exit codes: done; the data or the run is bad; wrong usage; the disk is full. Interrupted and resumable: 128 + signal (130, 143)."
+"""Exit codes: done; the data or the run is bad; wrong usage; the disk is full. Interrupted and
+resumable: 128 + signal (130, 143)."""
 
 
 @contextmanager
 def chatter_to_stderr(active: bool = True) -> Iterator[None]:
-    """While active, whatever Python code, C libraries and child processes print on standard output goes to standard error."""
+    """While active, whatever Python code, C libraries and child processes print on standard output
+    goes to standard error."""
     if not active:
         yield
         return
@@ -33,7 +36,8 @@ def chatter_to_stderr(active: bool = True) -> Iterator[None]:
 
 
 def answer(args: argparse.Namespace, ask: Callable[[], Any], show: Callable[[Any], str]) -> Any:
-    """Call `ask`, print its value as one JSON document (--json) or as `show` words it, and return it."""
+    """Call `ask`, print its value as one JSON document (--json) or as `show` words it, and return
+    it."""
     with chatter_to_stderr(args.json):
         value = ask()
     print(json.dumps(value, indent=1, allow_nan=False) if args.json else show(value))
@@ -51,7 +55,11 @@ def fetch(args: argparse.Namespace) -> int:
     from mvl.datasets.task import MADE
 
     task = registry.find_task(args.task, args.data_dir)
-    print(registry.task_dir(task, args.data_dir) if task.own or task.name in MADE else download.fetch(task, args.data_dir))
+    print(
+        registry.task_dir(task, args.data_dir)
+        if task.own or task.name in MADE
+        else download.fetch(task, args.data_dir)
+    )
     return DONE
 
 
@@ -62,10 +70,16 @@ def verify(args: argparse.Namespace) -> int:
 
     def ask() -> dict[str, Any]:
         found = verify_module.verify(registry.find_task(args.task, args.data_dir), args.data_dir)
-        return {"task": args.task, "findings": [{"path": f.path, "fault": f.fault, "remedy": f.remedy} for f in found]}
+        return {
+            "task": args.task,
+            "findings": [{"path": f.path, "fault": f.fault, "remedy": f.remedy} for f in found],
+        }
 
     def show(value: dict[str, Any]) -> str:
-        return "\n".join(f"{f['path']}: {f['fault']}; {f['remedy']}" for f in value["findings"]) or f"{args.task}: every case is whole"
+        return (
+            "\n".join(f"{f['path']}: {f['fault']}; {f['remedy']}" for f in value["findings"])
+            or f"{args.task}: every case is whole"
+        )
 
     return BAD if answer(args, ask, show)["findings"] else DONE
 
@@ -91,19 +105,24 @@ def train(args: argparse.Namespace) -> int:
     from mvl.training.run import train_run
 
     with one_gpu(args.runs_per_gpu):
-        print(train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift), flush=True)
+        print(
+            train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift),
+            flush=True,
+        )
     return DONE
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """`mvl evaluate RUN`: scores a trained run again and writes its cases.csv; --on TASK: on every case of another task."""
+    """`mvl evaluate RUN`: scores a trained run again and writes its cases.csv; --on TASK: on every
+    case of another task."""
     from mvl.training.external import evaluate_command
 
     return evaluate_command(args.run, args.on, args.data_dir)
 
 
 def usage(args: argparse.Namespace) -> int:
-    """`mvl usage RUN`: how much a trained hybrid uses its block: test Dice with the block knocked out; writes usage.csv where there is none."""
+    """`mvl usage RUN`: how much a trained hybrid uses its block: test Dice with the block knocked
+    out; writes usage.csv where there is none."""
     from mvl.training.usage import usage_as_text, usage_of_run
 
     answer(args, lambda: usage_of_run(args.run, args.data_dir), usage_as_text)
@@ -111,11 +130,15 @@ def usage(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """`mvl predict RUN INPUT...`: segments new scans with a trained run, each in its own geometry; exit 1 when one could not be."""
+    """`mvl predict RUN INPUT...`: segments new scans with a trained run, each in its own geometry;
+    exit 1 when one could not be."""
+
     def ask() -> dict[str, Any]:
         from mvl.training.predict import Options, predict_run
 
-        options = Options(args.device, args.overlap, args.probabilities, args.overwrite, args.series)
+        options = Options(
+            args.device, args.overlap, args.probabilities, args.overwrite, args.series
+        )
         return predict_run(args.run, args.inputs, args.output, options)
 
     value = answer(args, ask, lambda value: "\n".join(row["output"] for row in value["outputs"]))
@@ -131,7 +154,9 @@ def study_run(args: argparse.Namespace) -> int:
     from mvl.study.launch import dry_run, run_study
     from mvl.study.tables import collect
 
-    launch = Launch(args.jobs, args.engine, args.profile, args.runs_per_gpu, args.device, args.allow_drift)
+    launch = Launch(
+        args.jobs, args.engine, args.profile, args.runs_per_gpu, args.device, args.allow_drift
+    )
     if args.dry_run:
         return dry_run(args.study, args.results_dir, args.data_dir, launch, write_needs)
     code = run_study(args.study, args.results_dir, args.data_dir, launch, write_needs)
@@ -150,21 +175,41 @@ def study_status(args: argparse.Namespace) -> int:
 
 def show_status(value: dict[str, Any]) -> str:
     """One line per run, then the counts."""
-    lines = [f"{run['state']:<12}{run['run']}" + (f"  epoch {run['epoch']}/{run['epochs']}" if run["state"] == "running" else "")
-             + (f"  held by {run['held']}" if run.get("held") else "")
-             + (f"  {run['error']}" if run.get("error") else "") for run in value["runs"]]
-    counts = ", ".join(f"{value[key]} {key}" for key in ("running", "failed", "missing") if value[key])
-    return "\n".join([*lines, f"{value['study']}: {value['done']} of {value['total']} runs done" + (f", {counts}" if counts else "")])
+    lines = [
+        f"{run['state']:<12}{run['run']}"
+        + (f"  epoch {run['epoch']}/{run['epochs']}" if run["state"] == "running" else "")
+        + (f"  held by {run['held']}" if run.get("held") else "")
+        + (f"  {run['error']}" if run.get("error") else "")
+        for run in value["runs"]
+    ]
+    counts = ", ".join(
+        f"{value[key]} {key}" for key in ("running", "failed", "missing") if value[key]
+    )
+    return "\n".join(
+        [
+            *lines,
+            f"{value['study']}: {value['done']} of {value['total']} runs done"
+            + (f", {counts}" if counts else ""),
+        ]
+    )
 
 
 def plan(args: argparse.Namespace) -> int:
-    """`mvl plan S`: what a study will cost before it starts: runs, hours, memory, bytes; exit 1 when the disk is too small."""
+    """`mvl plan S`: what a study will cost before it starts: runs, hours, memory, bytes; exit 1
+    when the disk is too small."""
     if args.power:
         return plan_power(args)
     from mvl.bench import plan as plan_module
     from mvl.bench.plan import refusal
 
-    words = (args.study, args.device, args.results_dir, args.data_dir, args.epochs, args.every_system)
+    words = (
+        args.study,
+        args.device,
+        args.results_dir,
+        args.data_dir,
+        args.epochs,
+        args.every_system,
+    )
     value = answer(args, lambda: plan_module.plan(*words), plan_module.show)
     if args.record:
         from mvl.publish.plan_page import record
@@ -185,7 +230,8 @@ def plan_power(args: argparse.Namespace) -> int:
 
 
 def study_tune(args: argparse.Namespace) -> int:
-    """`mvl study tune S`: the short trials on validation cases that the study's learning rates come from; writes tuning.csv."""
+    """`mvl study tune S`: the short trials on validation cases that the study's learning rates come
+    from; writes tuning.csv."""
     from mvl.study.tuning import tune
 
     print(tune(args.study, args.results_dir, args.data_dir, args.systems))
@@ -193,14 +239,16 @@ def study_tune(args: argparse.Namespace) -> int:
 
 
 def study_check(args: argparse.Namespace) -> int:
-    """`mvl study check S`: every recorded quantity beside the rerun's; exit 1 when one does not reproduce."""
+    """`mvl study check S`: every recorded quantity beside the rerun's; exit 1 when one does not
+    reproduce."""
     from mvl.study.reproduction import main as reproduction_check
 
     return reproduction_check(args.study, args.results_dir)
 
 
 def study_collect(args: argparse.Namespace) -> int:
-    """`mvl study collect S`: writes runs.csv, cases.csv, history.csv and, of external tests, external.csv."""
+    """`mvl study collect S`: writes runs.csv, cases.csv, history.csv and, of external tests,
+    external.csv."""
     from mvl.study.tables import collect
 
     print(collect(args.study, args.results_dir))
@@ -217,33 +265,49 @@ def study_record(args: argparse.Namespace) -> int:
 
 
 def claims(args: argparse.Namespace) -> int:
-    """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule computes from the records."""
+    """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule
+    computes from the records."""
     from mvl.core.run_folder import records_dir
     from mvl.evidence import claims_ledger
     from mvl.publish.book import PUBLISHED
 
-    entries = claims_ledger.ledger((args.study,) if args.study else PUBLISHED, args.results_dir or records_dir())
+    entries = claims_ledger.ledger(
+        (args.study,) if args.study else PUBLISHED, args.results_dir or records_dir()
+    )
     answer(args, lambda: claims_ledger.as_json(entries), lambda value: claims_ledger.show(entries))
     return DONE
 
 
 def study_maps(args: argparse.Namespace) -> int:
-    """`mvl study maps S`: measures activations before and after the block from weights, writes activations.csv and .npz into data/results."""
+    """`mvl study maps S`: measures activations before and after the block from weights, writes
+    activations.csv and .npz into data/results."""
     from pathlib import Path
 
     from mvl.core.run_folder import records_dir
     from mvl.evidence.activation_records import record
 
     target = records_dir() / Path(args.study).stem
-    found = record(args.study, args.results_dir, target, args.data_dir, args.cases, lambda line: print(line, file=sys.stderr, flush=True))
+    found = record(
+        args.study,
+        args.results_dir,
+        target,
+        args.data_dir,
+        args.cases,
+        lambda line: print(line, file=sys.stderr, flush=True),
+    )
     for name, why in found["absent"].items():
         print(f"not measured: {name}: {why}", file=sys.stderr)
-    print(f"{target / 'activations.csv'}: {found['rows']} rows of {found['runs']} runs" if found["runs"] else "no run could be measured")
+    print(
+        f"{target / 'activations.csv'}: {found['rows']} rows of {found['runs']} runs"
+        if found["runs"]
+        else "no run could be measured"
+    )
     return DONE if found["runs"] else BAD
 
 
 def audit(args: argparse.Namespace) -> int:
-    """`mvl audit`: what the papers' code does against what the papers say, with figures; what a clone of it shows; what each fault is worth."""
+    """`mvl audit`: what the papers' code does against what the papers say, with figures; what a
+    clone of it shows; what each fault is worth."""
     from mvl.core.run_folder import records_dir
     from mvl.evidence import audit_findings
     from mvl.evidence.audit_measures import measure_surfaces
@@ -255,20 +319,28 @@ def audit(args: argparse.Namespace) -> int:
 
 
 def systems(args: argparse.Namespace) -> int:
-    """`mvl systems`: each system's name, source, spatial dims and parameter counts at the released sizes."""
+    """`mvl systems`: each system's name, source, spatial dims and parameter counts at the released
+    sizes."""
     from mvl.models.describe import describe_systems
 
     def show(rows: list[dict[str, Any]]) -> str:
-        count = lambda row: "".join(f"{row[key]:>13,}" for key in ("trainable", "frozen", "total"))
-        lines = [f"{row['name']:<28}{row['spatial_dims']}-D{count(row)}  {row['source']}" for row in rows]
-        return "\n".join([f"{'system':<30}{'trainable':>13}{'frozen':>13}{'total':>13}  source", *lines])
+        def count(row):
+            return "".join(f"{row[key]:>13,}" for key in ("trainable", "frozen", "total"))
+
+        lines = [
+            f"{row['name']:<28}{row['spatial_dims']}-D{count(row)}  {row['source']}" for row in rows
+        ]
+        return "\n".join(
+            [f"{'system':<30}{'trainable':>13}{'frozen':>13}{'total':>13}  source", *lines]
+        )
 
     answer(args, describe_systems, show)
     return DONE
 
 
 def bench(args: argparse.Namespace) -> int:
-    """`mvl bench`: speed and memory beside their bars, each a ratio within one run; with names, a training step of those systems."""
+    """`mvl bench`: speed and memory beside their bars, each a ratio within one run; with names, a
+    training step of those systems."""
     from mvl.bench.bars import bench as measure
     from mvl.bench.systems import cost, measurable, measure_systems, record_bench
 
@@ -278,30 +350,50 @@ def bench(args: argparse.Namespace) -> int:
     if args.part:
         return bench_part(args, tell)
 
-    bar = lambda row: f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
+    def bar(row):
+        return f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
 
     def ask() -> dict[str, Any]:
-        names = measurable(args.study) if args.system == ["all"] or (args.study and not args.system) else args.system
-        found: dict[str, Any] = {"bars": [] if names else measure(args.released, tell), "systems": measure_systems(names, args.study, tell)}
+        names = (
+            measurable(args.study)
+            if args.system == ["all"] or (args.study and not args.system)
+            else args.system
+        )
+        found: dict[str, Any] = {
+            "bars": [] if names else measure(args.released, tell),
+            "systems": measure_systems(names, args.study, tell),
+        }
         if args.record:
             record_bench(found["bars"], found["systems"], args.study)
         return found
 
     def show(found: dict[str, Any]) -> str:
-        lines = [f"{row['value']:>10.4g} {row['unit']:<6}{bar(row):<26}{row['what']}" for row in found["bars"]]
-        return "\n".join(lines + [f"{row['share']:>6.2f} of the matmul peak  {name}: {cost(row)}" for name, row in found["systems"].items()])
+        lines = [
+            f"{row['value']:>10.4g} {row['unit']:<6}{bar(row):<26}{row['what']}"
+            for row in found["bars"]
+        ]
+        return "\n".join(
+            lines
+            + [
+                f"{row['share']:>6.2f} of the matmul peak  {name}: {cost(row)}"
+                for name, row in found["systems"].items()
+            ]
+        )
 
     answer(args, ask, show)
     return DONE
 
 
 def bench_part(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
-    """`mvl bench --loader` and `mvl bench --overhead`; --record writes data/loader.json or data/overhead.json."""
+    """`mvl bench --loader` and `mvl bench --overhead`; --record writes data/loader.json or
+    data/overhead.json."""
     import importlib
 
     from mvl.core.files import write_json
 
-    room = importlib.import_module({"loader": "mvl.bench.loader", "overhead": "mvl.bench.overhead"}[args.part])
+    room = importlib.import_module(
+        {"loader": "mvl.bench.loader", "overhead": "mvl.bench.overhead"}[args.part]
+    )
     value = answer(args, lambda: room.bench(tell, args.data_dir), room.show)
     if args.record:
         write_json(room.RECORD, value)
@@ -314,7 +406,9 @@ def notebook(args: argparse.Namespace) -> int:
 
     try:
         path, given = notebooks.notebook_path(args.name), dict(args.parameter)
-        notebooks.check_parameters(given, notebooks.declared_parameters(json.loads(path.read_text()), path.name), path.name)
+        notebooks.check_parameters(
+            given, notebooks.declared_parameters(json.loads(path.read_text()), path.name), path.name
+        )
     except notebooks.NotebookError as error:
         print(f"mvl: {error}", file=sys.stderr)
         return USAGE
@@ -323,7 +417,8 @@ def notebook(args: argparse.Namespace) -> int:
 
 
 def book(args: argparse.Namespace) -> int:
-    """`mvl book`: executes the notebooks and builds the book, of the published records or of one study's runs."""
+    """`mvl book`: executes the notebooks and builds the book, of the published records or of one
+    study's runs."""
     from mvl.publish.book import build_book
 
     print(build_book(args.study, args.results_dir).resolve().as_uri())
@@ -343,12 +438,21 @@ def figures(args: argparse.Namespace) -> int:
 
     chapter = open_chapter("llm_hybrid", PUBLISHED[0], run_folder.records_dir())
     target = run_folder.records_dir() / PUBLISHED[0] / "figure.svg"
-    files.atomic_write(target, svg(paired_differences(differences.differences(chapter), chapter.holes)))
-    verdicts = claims_page.headline(entries := claims_ledger.ledger(PUBLISHED, run_folder.records_dir()))
+    files.atomic_write(
+        target, svg(paired_differences(differences.differences(chapter), chapter.holes))
+    )
+    verdicts = claims_page.headline(
+        entries := claims_ledger.ledger(PUBLISHED, run_folder.records_dir())
+    )
     caution = learning_rates.caution(run_folder.records_dir()).replace("](", "](book/")
-    words = f"{caution}\n\n{verdicts}\n\n{claims_page.INTERVALS} {claims_page.summary(entries)} `mvl claims` lists them."
+    words = (
+        f"{caution}\n\n{verdicts}\n\n{claims_page.INTERVALS} {claims_page.summary(entries)} `mvl"
+        " claims` lists them."
+    )
     changed = readme.update_readme(ROOT / "README.md", verdicts=words.strip())
-    print(f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}")
+    print(
+        f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}"
+    )
     return DONE
 
 

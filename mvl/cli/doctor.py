@@ -1,4 +1,5 @@
-"""What a bug report needs: versions, devices, data and weights found, disk, and each missing thing with its remedy."""
+"""What a bug report needs: versions, devices, data and weights found, disk, and each missing thing
+with its remedy."""
 
 from __future__ import annotations
 
@@ -25,9 +26,18 @@ LEAST_FREE_GB = 2.0
 
 def report(data_dir: Path | None = None) -> dict[str, Any]:
     """Everything at once, ready for JSON: no home folder, host name, user name or token in it."""
-    facts = {"mvl": __version__, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}",
-             "cores": os.cpu_count(), "in_venv": sys.prefix != sys.base_prefix, "packages": packages(), "torch": torch_facts(),
-             "data": data_found(data_dir), "weights": weights_found(), "disk_free_gb": disk_free_gb()}
+    facts = {
+        "mvl": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "in_venv": sys.prefix != sys.base_prefix,
+        "packages": packages(),
+        "torch": torch_facts(),
+        "data": data_found(data_dir),
+        "weights": weights_found(),
+        "disk_free_gb": disk_free_gb(),
+    }
     return facts | {"missing": missing(facts)}
 
 
@@ -40,11 +50,17 @@ def torch_facts() -> dict[str, Any]:
     """Build, devices and threads of torch; `{"build": None}` where it cannot be imported."""
     try:
         import torch
-    except Exception as error:  # a broken install raises OSError or RuntimeError, and is what this command is for
+    # a broken install raises OSError or RuntimeError, and is what this command is for
+    except Exception as error:
         return {"build": None, "fault": f"{type(error).__name__}: {redact(str(error))}"}
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"build": torch.__version__, "cuda": torch.version.cuda, "devices": ["cpu", *cuda],
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return {
+        "build": torch.__version__,
+        "cuda": torch.version.cuda,
+        "devices": ["cpu", *cuda],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def data_found(data_dir: Path | None = None) -> dict[str, Any]:
@@ -53,7 +69,10 @@ def data_found(data_dir: Path | None = None) -> dict[str, Any]:
     from mvl.datasets.task import data_root
 
     folders = {name: task_path(task, data_dir) for name, task in load_tasks().items()}
-    found = {name: redact(folder) if (folder / "dataset.json").is_file() else None for name, folder in folders.items()}
+    found = {
+        name: redact(folder) if (folder / "dataset.json").is_file() else None
+        for name, folder in folders.items()
+    }
     return {"root": redact(data_root(data_dir)), "tasks": found}
 
 
@@ -63,7 +82,11 @@ def weights_found() -> dict[str, Any]:
         from mvl.weights.paths import weights_dir
         from mvl.weights.sources import SOURCES
     except Exception as error:
-        return {"source": WEIGHTS, "path": None, "fault": f"{type(error).__name__}: {redact(str(error))}"}
+        return {
+            "source": WEIGHTS,
+            "path": None,
+            "fault": f"{type(error).__name__}: {redact(str(error))}",
+        }
     path = weights_dir() / Path(SOURCES[WEIGHTS].member).name
     return {"source": WEIGHTS, "path": redact(path) if path.is_file() else None}
 
@@ -79,14 +102,35 @@ def disk_free_gb() -> float:
 def missing(facts: dict[str, Any] | None = None) -> list[dict[str, str]]:
     """What is not there, each with its remedy."""
     facts = facts or report()
-    out = [_item(f"package {name}", "make setup") for name, version in facts["packages"].items() if version is None]
-    out += [_item(f"extra {name}", f"pip install -c constraints.txt -e '.[{name}]'") for name in missing_extras()]
+    out = [
+        _item(f"package {name}", "make setup")
+        for name, version in facts["packages"].items()
+        if version is None
+    ]
+    out += [
+        _item(f"extra {name}", f"pip install -c constraints.txt -e '.[{name}]'")
+        for name in missing_extras()
+    ]
     if facts["torch"]["build"] is None:
-        out.append(_item("a torch that imports", "pip install --force-reinstall -c constraints.txt torch"))
+        out.append(
+            _item("a torch that imports", "pip install --force-reinstall -c constraints.txt torch")
+        )
     if facts["weights"]["path"] is None:
         out.append(_item(f"weights {WEIGHTS}", "mvl fetch weights"))
-    absent = [name for name, path in facts["data"]["tasks"].items() if path is None and name != "phantoms"]  # phantoms are made on demand
-    out += [_item(f"data of {len(absent)} tasks: {', '.join(absent)}", "mvl fetch TASK, for the studies that use them")] if absent else []
+    # phantoms are made on demand
+    absent = [
+        name for name, path in facts["data"]["tasks"].items() if path is None and name != "phantoms"
+    ]
+    out += (
+        [
+            _item(
+                f"data of {len(absent)} tasks: {', '.join(absent)}",
+                "mvl fetch TASK, for the studies that use them",
+            )
+        ]
+        if absent
+        else []
+    )
     if facts["disk_free_gb"] < LEAST_FREE_GB:
         out.append(_item("disk space", f"free {LEAST_FREE_GB} GB where data/runs lies"))
     return out
@@ -94,7 +138,11 @@ def missing(facts: dict[str, Any] | None = None) -> list[dict[str, str]]:
 
 def missing_extras() -> list[str]:
     """Extras of which a module is not installed."""
-    return [name for name, modules in EXTRAS.items() if not all(importlib.util.find_spec(module) for module in modules)]
+    return [
+        name
+        for name, modules in EXTRAS.items()
+        if not all(importlib.util.find_spec(module) for module in modules)
+    ]
 
 
 def show(facts: dict[str, Any]) -> str:
@@ -102,12 +150,16 @@ def show(facts: dict[str, Any]) -> str:
     torch, packages = facts["torch"], facts["packages"].items()
     devices = ", ".join(torch.get("devices", [torch.get("fault", "absent")]))
     lines = [
-        f"mvl {facts['mvl']}, Python {facts['python']}, {facts['platform']}, {facts['cores']} cores, {facts['disk_free_gb']} GB free",
+        (
+            f"mvl {facts['mvl']}, Python {facts['python']}, {facts['platform']}, {facts['cores']}"
+            f" cores, {facts['disk_free_gb']} GB free"
+        ),
         f"torch {torch['build']}: {devices}; {torch.get('threads', 0)} threads",
         "packages: " + ", ".join(f"{name} {version or 'absent'}" for name, version in packages),
         f"data root: {facts['data']['root']}",
         *(f"  {name:<24}{path}" for name, path in facts["data"]["tasks"].items() if path),
-        f"weights: {facts['weights']['source']} {facts['weights']['path'] or 'absent'}"]
+        f"weights: {facts['weights']['source']} {facts['weights']['path'] or 'absent'}",
+    ]
     absent = [f"  {item['what']}: {item['remedy']}" for item in facts["missing"]]
     return "\n".join([*lines, *(["missing:", *absent] if absent else ["nothing is missing"])])
 

@@ -1,4 +1,5 @@
-"""The configuration of the block between a hybrid's two mappers: its kinds, and the switches of a language model's layer."""
+"""The configuration of the block between a hybrid's two mappers: its kinds, and the switches of a
+language model's layer."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ LAYER_KINDS = ("pretrained", "random", "random_matched", "shuffled", "xavier")
 NATIVE_KINDS = ("attention", "transformer")
 "Kinds that are trained at the network's own width; they have no mappers around them."
 BARE_KINDS = ("norm", "mlp", "noise", "zero", "identity")
-"Kinds that have the language model's width and no parameter; `mlp` is the first study's name of `norm`."
+"""Kinds that have the language model's width and no parameter; `mlp` is the first study's name of
+`norm`."""
 KINDS = (*LAYER_KINDS, *NATIVE_KINDS, *BARE_KINDS)
 "Every word that `token_block.kind` may be."
 
@@ -19,12 +21,13 @@ class TokenBlockConfig:
     """What sits between the two mappers; controls are substitutions here."""
 
     kind: str = "pretrained"
-    """pretrained: layer of source; random: the same layer before its training; random_matched: normal
-    with each pretrained tensor's mean and variance; shuffled: pretrained values permuted within each
-    tensor; xavier: linear maps Xavier, norms pretrained, as LLM4Seg's --need_init; attention: one
-    trained attention layer and transformer: one trained ViT block, both at the network's own width,
-    without mappers; norm (mlp in old records): GELU and a norm, no weights; noise: random tokens of
-    the pretrained block's size, drawn anew in every pass; zero: the residual alone; identity: nothing."""
+    """pretrained: layer of source; random: the same layer before its training; random_matched:
+    normal with each pretrained tensor's mean and variance; shuffled: pretrained values permuted
+    within each tensor; xavier: linear maps Xavier, norms pretrained, as LLM4Seg's --need_init;
+    attention: one trained attention layer and transformer: one trained ViT block, both at the
+    network's own width, without mappers; norm (mlp in old records): GELU and a norm, no weights;
+    noise: random tokens of the pretrained block's size, drawn anew in every pass; zero: the
+    residual alone; identity: nothing."""
     source: str = "smollm2-135m"
     """A named source (see mvl/weights/sources.py), owner/name@commit on the hub, or the path of a
     local safetensors checkpoint."""

@@ -7,9 +7,30 @@ from typing import Any
 from mvl.core.config import Config
 
 DECATHLON = ("nsd_decathlon", "hd95_decathlon_mm")
-"As the Decathlon computes them (see surface.py); a record made before these columns has none, which never counts as 0."
-CASE_COLUMNS = ["study", "task", "system", "fraction", "fold", "seed", "case", "label", "status", "dice", "jaccard", "sensitivity",
-                "specificity", "nsd", "hd95_mm", "dice_resized", "nsd_tolerance_mm", "voxels_label", "voxels_prediction", *DECATHLON]
+"""As the Decathlon computes them (see surface.py); a record made before these columns has none,
+which never counts as 0."""
+CASE_COLUMNS = [
+    "study",
+    "task",
+    "system",
+    "fraction",
+    "fold",
+    "seed",
+    "case",
+    "label",
+    "status",
+    "dice",
+    "jaccard",
+    "sensitivity",
+    "specificity",
+    "nsd",
+    "hd95_mm",
+    "dice_resized",
+    "nsd_tolerance_mm",
+    "voxels_label",
+    "voxels_prediction",
+    *DECATHLON,
+]
 "Columns of cases.csv, in order."
 METRICS = ("dice", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm", "dice_resized")
 "Columns of every record that are averaged over cases; every one is a finite number in every row."
@@ -20,4 +41,6 @@ HISTORY_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
 
 def run_columns(config: Config) -> dict[str, Any]:
     """The columns that name a run."""
-    return {key: getattr(config, key) for key in ("study", "task", "system", "fraction", "fold", "seed")}
+    return {
+        key: getattr(config, key) for key in ("study", "task", "system", "fraction", "fold", "seed")
+    }

@@ -1,4 +1,5 @@
-"""Configuration: frozen dataclasses; the string under a field is its help; unknown keys raise, naming the key."""
+"""Configuration: frozen dataclasses; the string under a field is its help; unknown keys raise,
+naming the key."""
 
 from __future__ import annotations
 
@@ -30,37 +31,45 @@ class DataConfig:
     """What a system sees of a case."""
 
     img_size: tuple[int, ...] = (64, 64, 64)
-    "Voxels per axis (right, anterior, superior) of the grid that networks see; two axes (rows, columns) for pictures and slices."
+    """Voxels per axis (right, anterior, superior) of the grid that networks see; two axes (rows,
+    columns) for pictures and slices."""
     resample: str = "resize"
-    "resize: the whole scan is stretched to img_size, as released; pad_crop: resampled to spacing_mm, then padded or cropped centrally."
+    """resize: the whole scan is stretched to img_size, as released; pad_crop: resampled to
+    spacing_mm, then padded or cropped centrally."""
     spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
     "Voxel size in mm for pad_crop; not used by resize."
     labels: str = "foreground"
-    "foreground: every label above 0 is one class, as released; all: one channel per label beside the background."
+    """foreground: every label above 0 is one class, as released; all: one channel per label beside
+    the background."""
     augment: bool = True
     "Augment training cases, each draw a function of (seed, epoch, case)."
     augmentation: str = "rotate_intensity"
-    "rotate_intensity: as MedVisionLlama; flip_rot90: as LLM4Seg; released_planes, one_plane: the audit's (see datasets/augment.py)."
+    """rotate_intensity: as MedVisionLlama; flip_rot90: as LLM4Seg; released_planes, one_plane: the
+    audit's (see datasets/augment.py)."""
     rotate_degrees: float = 5.0
     "Largest rotation about each axis, image and label together, degrees."
     intensity_factor: float = 0.1
     "Largest relative change of contrast, and of brightness in standard deviations."
     label_noise: str = "none"
-    "Damage to training labels: none; boundary: erosion, dilation or elastic change; region: whole regions dropped or added."
+    """Damage to training labels: none; boundary: erosion, dilation or elastic change; region: whole
+    regions dropped or added."""
     label_noise_rate: float = 0.0
-    "Share of the training cases whose labels are damaged, in [0, 1]; validation and test labels never are."
+    """Share of the training cases whose labels are damaged, in [0, 1]; validation and test labels
+    never are."""
     cache_gb: float = 4.0
     "Cap on decoded cases held in memory, GB; past it cases are decoded again on each visit."
     num_workers: int = 0
     "Loader processes; results do not depend on it."
     split: str = "folds"
-    """folds: the committed lists; persons: the committed lists that keep the scans of one person together, where the data tell;
-    copies: versions of each case on both sides, as released, for the audit (see datasets/released.py)."""
+    """folds: the committed lists; persons: the committed lists that keep the scans of one person
+    together, where the data tell; copies: versions of each case on both sides, as released, for the
+    audit (see datasets/released.py)."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Network sizes; defaults are the released code's ViT (hidden 64, 16 blocks, 4 heads, dropout 0.2)."""
+    """Network sizes; defaults are the released code's ViT (hidden 64, 16 blocks, 4 heads, dropout
+    0.2)."""
 
     architecture: str = "vit_baseline"
     "Key of mvl.models.build.SYSTEMS."
@@ -73,19 +82,25 @@ class ModelConfig:
     mlp_dim: int = 256
     "Hidden width of the ViT's MLPs."
     encoder_layers: int = 8
-    "ViT blocks before the token block; with 0 here and 0 after it the token block alone mixes tokens."
+    """ViT blocks before the token block; with 0 here and 0 after it the token block alone mixes
+    tokens."""
     decoder_layers: int = 8
     "ViT blocks after the token block."
     dropout_rate: float = 0.2
-    "Dropout on the outputs of attention and MLP (the released code drops attention probabilities too)."
+    """Dropout on the outputs of attention and MLP (the released code drops attention probabilities
+    too)."""
     block_position: str = "bottleneck"
-    "bottleneck: between ViT encoder and decoder (the paper's figure); after_embedding: before every ViT block and the positions (the released code)."
+    """bottleneck: between ViT encoder and decoder (the paper's figure); after_embedding: before
+    every ViT block and the positions (the released code)."""
     permute_patches: bool = False
-    """ViTs and MedVisionLlama: one fixed permutation of the patches, a function of the seed, before positions are added; undone at the head."""
+    """ViTs and MedVisionLlama: one fixed permutation of the patches, a function of the seed, before
+    positions are added; undone at the head."""
     auxiliary_path: bool = False
-    """MedVisionLlama: in training each case goes through the block or past it, evenly drawn; in validation and test none goes through it."""
+    """MedVisionLlama: in training each case goes through the block or past it, evenly drawn; in
+    validation and test none goes through it."""
     hybrid_attention: bool = False
-    "Version 1: global self-attention and local convolutional attention with a learned mix, in every encoder block."
+    """Version 1: global self-attention and local convolutional attention with a learned mix, in
+    every encoder block."""
     multi_scale_fusion: bool = False
     "Version 1: features at several scales brought to one grid and mixed, after the block."
     extra_mlp: tuple[int, ...] = ()
@@ -99,7 +114,8 @@ class ModelConfig:
     kernel_sizes: tuple[int, ...] = (3, 3, 7, 7, 7)
     "CMUNeXt: depthwise kernel of each stage."
     mapper: str = "lora"
-    "lora: frozen random linear map plus rank-r adapter and bias, as released; linear: one trained linear map."
+    """lora: frozen random linear map plus rank-r adapter and bias, as released; linear: one trained
+    linear map."""
     r: int = 4
     "Rank of the mappers' adapters."
     lora_alpha: int = 1
@@ -127,25 +143,31 @@ class TrainConfig:
     weight_decay: float = 0.01
     "Weight decay; AdamW exempts biases, norms and positions, SGD decays everything, as LLM4Seg."
     schedule: str = "one_cycle"
-    "one_cycle: linear warm-up, then cosine to zero; poly: (1 - step / steps) ** 0.9, as LLM4Seg; constant."
+    """one_cycle: linear warm-up, then cosine to zero; poly: (1 - step / steps) ** 0.9, as LLM4Seg;
+    constant."""
     loss: str = "dice_ce"
-    "dice_ce: Dice + cross-entropy; bce_dice: 0.5 BCE + soft Dice per case with smoothing 1e-5, as LLM4Seg; bce_dice_released: the audit's."
+    """dice_ce: Dice + cross-entropy; bce_dice: 0.5 BCE + soft Dice per case with smoothing 1e-5, as
+    LLM4Seg; bce_dice_released: the audit's."""
     warmup_fraction: float = 0.1
     "Share of the steps that warm up."
     grad_clip: float = 1.0
     "Largest gradient norm; 0 turns clipping off."
     precision: str = "fp32"
-    "fp32 | tf32 | bf16 | fp16 (the last two by autocast); refused where the device has it not (see mvl/training/precision.py)."
+    """fp32 | tf32 | bf16 | fp16 (the last two by autocast); refused where the device has it not
+    (see mvl/training/precision.py)."""
     compile: bool = False
-    "Run the network through torch.compile, which takes minutes to start; on a CPU it seldom pays (book/scale.md)."
+    """Run the network through torch.compile, which takes minutes to start; on a CPU it seldom pays
+    (book/scale.md)."""
     cuda_graph: bool = False
-    "On a CUDA GPU, run each step of a full batch as one recorded graph (see mvl/training/step_graph.py)."
+    """On a CUDA GPU, run each step of a full batch as one recorded graph (see
+    mvl/training/step_graph.py)."""
     checkpoint_s: float = 30.0
     "Seconds between checkpoints, which are made at the ends of epochs; 0: at each of them."
     val_interval: int = 1
     "Epochs between validations."
     select: str = "val"
-    "What chooses the epoch: val; train_loss, as MedVisionLlama; test, as LLM4Seg: the audit's one named look at test cases."
+    """What chooses the epoch: val; train_loss, as MedVisionLlama; test, as LLM4Seg: the audit's one
+    named look at test cases."""
     num_threads: int = 1
     "CPU threads of the process (results are bitwise for a given number)."
 
@@ -179,12 +201,15 @@ CHOICES = {
     "labels": ("foreground", "all"),
     "kind": KINDS,
     "augmentation": ("rotate_intensity", "flip_rot90", "released_planes", "one_plane"),
-    "split": ("folds", "copies", "persons"), "select": ("val", "train_loss", "test"),
+    "split": ("folds", "copies", "persons"),
+    "select": ("val", "train_loss", "test"),
     "label_noise": ("none", "boundary", "region"),
-    "backbone": ("cmunext", "unet"), "loss": ("dice_ce", "bce_dice", "bce_dice_released"),
+    "backbone": ("cmunext", "unet"),
+    "loss": ("dice_ce", "bce_dice", "bce_dice_released"),
     "final_norm": ("unit", "loaded", "none"),
     "block_position": ("bottleneck", "after_embedding"),
-    "mapper": ("lora", "linear"), "optimizer": ("adamw", "adam", "sgd"),
+    "mapper": ("lora", "linear"),
+    "optimizer": ("adamw", "adam", "sgd"),
     "schedule": ("one_cycle", "poly", "constant"),
     "precision": ("fp32", "tf32", "bf16", "fp16"),
 }
@@ -201,19 +226,23 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     """Make the dataclass `cls` from nested dicts.
 
     Raises:
-        ConfigError: unknown key, wrong type or a word outside `CHOICES`; the message names `where` and the key.
+        ConfigError: unknown key, wrong type or a word outside `CHOICES`; the message names `where`
+            and the key.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a mapping, got {values!r}")
     hints, fields = get_type_hints(cls), {f.name for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(str(key), sorted(fields))}")
+            raise ConfigError(
+                f"{where}: unknown key {key!r}{did_you_mean(str(key), sorted(fields))}"
+            )
     return cls(**{k: coerce(hints[k], v, f"{where}.{k}") for k, v in values.items()})
 
 
 def coerce(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind` (bool, int, float, str, a tuple of one of them, or a dataclass); never rounds, never guesses."""
+    """`value` as `kind` (bool, int, float, str, a tuple of one of them, or a dataclass); never
+    rounds, never guesses."""
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
@@ -223,19 +252,29 @@ def coerce(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
-        hint = ' (write a float in YAML as 1.0e-3, with dot and sign)' if kind is float and isinstance(value, str) else ""
+        hint = (
+            " (write a float in YAML as 1.0e-3, with dot and sign)"
+            if kind is float and isinstance(value, str)
+            else ""
+        )
         raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}{hint}")
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"{where}: {value!r} is not finite")
     choices = CHOICES.get(where.rsplit(".", 1)[-1])
     if choices and value not in choices:
-        raise ConfigError(f"{where}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, list(choices))}")
+        raise ConfigError(
+            f"{where}: {value!r} is not one of"
+            f" {', '.join(choices)}{did_you_mean(value, list(choices))}"
+        )
     return value
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dict of a config, tuples as lists, ready for YAML or JSON."""
-    plain = lambda v: to_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+
+    def plain(v):
+        return to_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+
     return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
@@ -257,9 +296,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ConfigError(f"{path}: no such file{did_you_mean(path.stem, known)}; known: {', '.join(known)}")
+        raise ConfigError(
+            f"{path}: no such file{did_you_mean(path.stem, known)}; known: {', '.join(known)}"
+        )
     try:
-        loaded = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the same in C: 10 times faster
+        # the same in C: 10 times faster
+        loaded = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(loaded, dict):
@@ -268,8 +310,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def named(kind: str, name: str) -> dict[str, Any]:
-    """`mvl/configs/<kind>/<name>.yaml` (kind: systems or studies), or the YAML file that `name` is a path of."""
-    return read_yaml(Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIR / kind / f"{name}.yaml")
+    """`mvl/configs/<kind>/<name>.yaml` (kind: systems or studies), or the YAML file that `name` is
+    a path of."""
+    return read_yaml(
+        Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIR / kind / f"{name}.yaml"
+    )
 
 
 def system_names() -> list[str]:
@@ -277,8 +322,11 @@ def system_names() -> list[str]:
     return sorted(p.stem for p in (CONFIG_DIR / "systems").glob("*.yaml"))
 
 
-def load_config(study: str, task: str, system: str, fraction: float = 1.0, fold: int = 0, seed: int = 0) -> Config:
-    """The run's full config: defaults < system YAML < study YAML < overrides for that task < fraction < system < arm.
+def load_config(
+    study: str, task: str, system: str, fraction: float = 1.0, fold: int = 0, seed: int = 0
+) -> Config:
+    """The run's full config: defaults < system YAML < study YAML < overrides for that task <
+    fraction < system < arm.
 
     Raises:
         ConfigError: unknown study or system, unknown key, or a value out of range.
@@ -286,13 +334,23 @@ def load_config(study: str, task: str, system: str, fraction: float = 1.0, fold:
     plan = named("studies", study)
     arm = plan.get("arms", {}).get(system, {})
     who = named("systems", arm.get("system", system))
-    layers = (who, plan, plan.get("task_overrides", {}).get(task, {}), plan.get("fraction_overrides", {}).get(fraction, {}),
-              plan.get("overrides", {}).get(system, {}), arm)
-    parts = {k: merge({}, *(layer.get(k, {}) for layer in layers)) for k in ("data", "model", "train")}
+    layers = (
+        who,
+        plan,
+        plan.get("task_overrides", {}).get(task, {}),
+        plan.get("fraction_overrides", {}).get(fraction, {}),
+        plan.get("overrides", {}).get(system, {}),
+        arm,
+    )
+    parts = {
+        k: merge({}, *(layer.get(k, {}) for layer in layers)) for k in ("data", "model", "train")
+    }
     extra = set(who) - {"data", "model", "train", "title", "source", "differs"}
     if extra:
         raise ConfigError(f"systems/{system}.yaml: unknown key {sorted(extra)[0]!r}")
-    run = dict(study=Path(study).stem, task=task, system=system, fraction=fraction, fold=fold, seed=seed)
+    run = dict(
+        study=Path(study).stem, task=task, system=system, fraction=fraction, fold=fold, seed=seed
+    )
     return check(build(Config, {**run, **parts}, f"{study}/{system}"))
 
 
@@ -301,31 +359,61 @@ def check(config: Config) -> Config:
     data, model, train = config.data, config.model, config.train
     vit = model.architecture.startswith(("vit", "medvisionllama"))
     hybrid = model.architecture.startswith("medvisionllama")
-    version1 = model.architecture == "medvisionllama_v1" or not (model.hybrid_attention or model.multi_scale_fusion)
+    version1 = model.architecture == "medvisionllama_v1" or not (
+        model.hybrid_attention or model.multi_scale_fusion
+    )
     patches = not vit or all(s % p == 0 for s, p in zip(data.img_size, model.patch_size))
     same_dims = len(data.img_size) == len(model.patch_size)
     rules = {
         f"fraction {config.fraction} is not in (0, 1]": 0 < config.fraction <= 1,
         f"fold {config.fold} is not in 0-9": 0 <= config.fold <= 9,
         f"seed {config.seed} is negative": config.seed >= 0,
-        f"data.img_size {data.img_size} and model.patch_size {model.patch_size} differ in length": not vit or same_dims,
+        f"data.img_size {data.img_size} and model.patch_size {model.patch_size} differ in length": (
+            not vit or same_dims
+        ),
         f"data.img_size {data.img_size} must have two or three axes": len(data.img_size) in (2, 3),
-        f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": 0 <= data.label_noise_rate <= 1,
-        f"data.img_size {data.img_size} is not a multiple of model.patch_size {model.patch_size}": patches,
-        f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}": model.hidden_size % model.num_heads == 0,
-        f"model.hybrid_attention and model.multi_scale_fusion need architecture medvisionllama_v1, not {model.architecture}": version1,
-        f"model.extra_mlp needs a ViT, not architecture {model.architecture}": vit or not model.extra_mlp,
-        f"model.permute_patches needs a ViT, not architecture {model.architecture}": vit or not model.permute_patches,
-        f"model.auxiliary_path needs MedVisionLlama, not architecture {model.architecture}": hybrid or not model.auxiliary_path,
-        f"model.encoder_layers {model.encoder_layers} or decoder_layers {model.decoder_layers} is negative":
-            min(model.encoder_layers, model.decoder_layers) >= 0,
+        f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": (
+            0 <= data.label_noise_rate <= 1
+        ),
+        f"data.img_size {data.img_size} is not a multiple of model.patch_size {model.patch_size}": (
+            patches
+        ),
+        f"model.hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}": (
+            model.hidden_size % model.num_heads == 0
+        ),
+        f"model.hybrid_attention and model.multi_scale_fusion need architecture medvisionllama_v1, not {model.architecture}": (
+            version1
+        ),
+        f"model.extra_mlp needs a ViT, not architecture {model.architecture}": (
+            vit or not model.extra_mlp
+        ),
+        f"model.permute_patches needs a ViT, not architecture {model.architecture}": (
+            vit or not model.permute_patches
+        ),
+        f"model.auxiliary_path needs MedVisionLlama, not architecture {model.architecture}": (
+            hybrid or not model.auxiliary_path
+        ),
+        f"model.encoder_layers {model.encoder_layers} or decoder_layers {model.decoder_layers} is negative": (
+            min(model.encoder_layers, model.decoder_layers) >= 0
+        ),
         f"model.dropout_rate {model.dropout_rate} is not in [0, 1)": 0 <= model.dropout_rate < 1,
-        f"train.lr {train.lr} is not in (0, 1]": 0 < train.lr <= 1, f"train.checkpoint_s {train.checkpoint_s} is negative": train.checkpoint_s >= 0,
-        f"train.batch_size {train.batch_size} is not a multiple of train.accumulate {train.accumulate}": train.batch_size % train.accumulate == 0,
+        f"train.lr {train.lr} is not in (0, 1]": 0 < train.lr <= 1,
+        f"train.checkpoint_s {train.checkpoint_s} is negative": train.checkpoint_s >= 0,
+        f"train.batch_size {train.batch_size} is not a multiple of train.accumulate {train.accumulate}": (
+            train.batch_size % train.accumulate == 0
+        ),
     }
-    rules |= {f"{name} must be at least 1": value >= 1 for name, value in {
-        "train.train_epochs": train.train_epochs, "train.batch_size": train.batch_size, "train.accumulate": train.accumulate,
-        "train.val_interval": train.val_interval, "train.num_threads": train.num_threads, "model.r": model.r}.items()}
+    rules |= {
+        f"{name} must be at least 1": value >= 1
+        for name, value in {
+            "train.train_epochs": train.train_epochs,
+            "train.batch_size": train.batch_size,
+            "train.accumulate": train.accumulate,
+            "train.val_interval": train.val_interval,
+            "train.num_threads": train.num_threads,
+            "model.r": model.r,
+        }.items()
+    }
     for message, holds in rules.items():
         if not holds:
             raise ConfigError(f"{config.study}/{config.system}: {message}")

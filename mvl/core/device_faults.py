@@ -1,4 +1,5 @@
-"""What an error says of the device: its memory ran out, or it is lost to this process. Read from its words, torch is not loaded."""
+"""What an error says of the device: its memory ran out, or it is lost to this process. Read from
+its words, torch is not loaded."""
 
 from __future__ import annotations
 
@@ -9,15 +10,20 @@ MEMORY = re.compile(
     r"\b(?:OutOf|_Array)?MemoryError\b|\bOutOfMemory\b"  # Python's, torch's, numpy's and our own
     r"|out of memory"  # CUDA, HIP, XPU, MPS, and drivers
     r"|OUT_OF_(?:DEVICE|HOST)_MEMORY"  # Level Zero and Vulkan
-    r"|can(?:'t| ?not) allocate memory|not enough memory|std::bad_alloc"  # a CPU's allocators, fork and mmap
+    # a CPU's allocators, fork and mmap
+    r"|can(?:'t| ?not) allocate memory|not enough memory|std::bad_alloc"
     r"|ALLOC(?:ATION)?_FAILED|StatusAllocFailed"  # cuBLAS, cuDNN, cuSOLVER, cuFFT, hipBLAS, MIOpen
-    r"|[Uu]nable to find an engine to execute",  # cuDNN, where every way needs more workspace than there is
-    re.ASCII)
+    # cuDNN, where every way needs more workspace than there is
+    r"|[Uu]nable to find an engine to execute",
+    re.ASCII,
+)
 "What an error says when memory ran out. Shared memory is another matter: see `endings.WorkerLost`."
 
 LOST = re.compile(
-    r"device-side assert|illegal (?:memory access|instruction|address)|misaligned address|launch failure|invalid program counter"
-    r"|hardware stack error|invalid address space|uncorrectable ECC error|launch timed out")
+    r"device-side assert|illegal (?:memory access|instruction|address)|misaligned address|launch"
+    r" failure|invalid program counter"
+    r"|hardware stack error|invalid address space|uncorrectable ECC error|launch timed out"
+)
 "What CUDA and HIP say of errors after which every later call of the process fails."
 
 

@@ -13,6 +13,12 @@ EXTRAS = {
 
 
 def lacking(module: str) -> str:
-    """What to do about a package that is not installed: the extra of `pyproject.toml` that brings it, else the install itself."""
-    extra = next((f"[{name}]" for name, modules in EXTRAS.items() if module.split(".")[0] in modules), "")
-    return f"the package {module} is not installed; run `pip install -c constraints.txt -e '.{extra}'` in the clone"
+    """What to do about a package that is not installed: the extra of `pyproject.toml` that brings
+    it, else the install itself."""
+    extra = next(
+        (f"[{name}]" for name, modules in EXTRAS.items() if module.split(".")[0] in modules), ""
+    )
+    return (
+        f"the package {module} is not installed; run `pip install -c constraints.txt -e '.{extra}'`"
+        " in the clone"
+    )

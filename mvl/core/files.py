@@ -1,4 +1,5 @@
-"""Files that are whole or not there: atomic writes, hashes, locks, and what to do about a full disk."""
+"""Files that are whole or not there: atomic writes, hashes, locks, and what to do about a full
+disk."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def swap(partial: Path, folder: Path) -> None:
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` (a folder, or a lock file made when absent), waiting for whoever has it.
+    """Hold the lock of `path` (a folder, or a lock file made when absent), waiting for whoever has
+    it.
 
     The kernel frees it when the process ends, however it ends.
 
@@ -46,7 +48,10 @@ def waiting_lock(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise RunError(f"{path.parent}: cannot write there ({error.strerror}); choose a writable folder with --data-dir") from error
+        raise RunError(
+            f"{path.parent}: cannot write there ({error.strerror}); choose a writable folder with"
+            " --data-dir"
+        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -70,12 +75,14 @@ def sha256_file(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write `data` under `path` so that the file is, at any moment and after a power cut, either the old one or the whole new one.
+    """Write `data` under `path` so that the file is, at any moment and after a power cut, either
+    the old one or the whole new one.
 
     What writers of `path` that were killed more than an hour ago left beside it is removed.
 
     Raises:
-        OSError: e.g. no space; the old file is kept and the temporary one removed. The message names `path`.
+        OSError: e.g. no space; the old file is kept and the temporary one removed. The message
+            names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +92,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-            written = os.fstat(file.fileno()).st_mtime  # the file system's clock, not this machine's
+            # the file system's clock, not this machine's
+            written = os.fstat(file.fileno()).st_mtime
         os.replace(temporary, path)
         sync_folder(path.parent)
         with suppress(OSError):
@@ -100,10 +108,20 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 def remedy(error: OSError, path: Path, size: int, kept: bool) -> str:
     """What became of the file that could not be written, and what to do."""
-    what, space = "the previous file is kept" if kept else "the new file is there, but a power cut may still undo it", ""
+    what, space = (
+        (
+            "the previous file is kept"
+            if kept
+            else "the new file is there, but a power cut may still undo it"
+        ),
+        "",
+    )
     if error.errno in FULL:
         with suppress(OSError):
-            space = f"; needs {size / 1e6:.1f} MB, free {shutil.disk_usage(path.parent).free / 1e6:.1f} MB"
+            space = (
+                f"; needs {size / 1e6:.1f} MB, free"
+                f" {shutil.disk_usage(path.parent).free / 1e6:.1f} MB"
+            )
     return f"{what}{space}; free space or fix permissions, then run again"
 
 
@@ -117,7 +135,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path, name: str = "*", before: float | None = None) -> int:
-    """Remove temporary files that killed writers of `name` left in `folder`, all of them (under the folder's lock) or those last written `before`.
+    """Remove temporary files that killed writers of `name` left in `folder`, all of them (under the
+    folder's lock) or those last written `before`.
 
     Returns how many.
     """
@@ -153,24 +172,35 @@ def csv_text(rows: list[dict[str, Any]], columns: list[str]) -> str:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the folder's lock; the kernel frees it when the process ends, however it ends. `wait`: until another that holds it is done.
+    """Hold the folder's lock; the kernel frees it when the process ends, however it ends. `wait`:
+    until another that holds it is done.
 
     Raises:
-        RunError: another live process holds it (names its pid and start), or nothing can be written there.
+        RunError: another live process holds it (names its pid and start), or nothing can be written
+            there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")  # noqa: SIM115
+        lock = open(folder / ".lock", "a+")
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror}); choose a writable folder with --results-dir") from error
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror}); choose a writable folder with"
+            " --results-dir"
+        ) from error
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
-            raise RunError(f"{folder} is held by {file.read().strip() or 'another process'}; wait for it or stop it") from None
+            raise RunError(
+                f"{folder} is held by {file.read().strip() or 'another process'}; wait for it or"
+                " stop it"
+            ) from None
         except OSError as error:
-            raise RunError(f"{folder}: the file system has no locks ({error.strerror}); choose a local disk with --results-dir") from error
+            raise RunError(
+                f"{folder}: the file system has no locks ({error.strerror}); choose a local disk"
+                " with --results-dir"
+            ) from error
         file.seek(0)
         file.truncate()
         file.write(f"pid {os.getpid()} since {now()}")

@@ -7,7 +7,6 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,46 @@ from typing import Any
 from mvl.core.config import ROOT
 from mvl.core.files import now, sha256_bytes
 
-PACKAGES = ("torch", "numpy", "monai", "transformers", "peft", "accelerate", "safetensors", "nibabel", "scipy", "pandas")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "monai",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "nibabel",
+    "scipy",
+    "pandas",
+)
 
 
 def environment() -> dict[str, Any]:
     """Provenance of a run: code, versions, processor. Holds no host name, user name or path."""
     versions = {name: _version(name) for name in PACKAGES}
-    return {"mvl": _git(), "python": platform.python_version(), "packages": versions, "platform": platform_facts(), "started": now()}
+    return {
+        "mvl": _git(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform_facts(),
+        "started": now(),
+    }
 
 
 def platform_facts() -> dict[str, Any]:
-    """What bitwise repetition depends on beside the code: OS, processor and its vector units, torch build, threads."""
+    """What bitwise repetition depends on beside the code: OS, processor and its vector units, torch
+    build, threads."""
     import torch
 
-    return {"system": platform.system(), "machine": platform.machine(), "processor": _processor(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
-            "threads": torch.get_num_threads(), "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
 
 
 def _version(name: str) -> str | None:
@@ -41,9 +64,16 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> dict[str, Any]:
-    ask: Callable[..., str] = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    def ask(*words) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--", "mvl"))}
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "dirty": bool(ask("status", "--porcelain", "--", "mvl")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return _bundled()
 
@@ -62,19 +92,31 @@ def _processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor()
-    pick = lambda key: next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key)), "")
-    return f"{pick('model name') or platform.processor()} flags-{sha256_bytes(pick('flags').encode())[:12]}"
+
+    def pick(key):
+        return next(
+            (line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key)),
+            "",
+        )
+
+    return (
+        f"{pick('model name') or platform.processor()}"
+        f" flags-{sha256_bytes(pick('flags').encode())[:12]}"
+    )
 
 
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, MB."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1e6 if sys.platform == "darwin" else 1e3
+    )
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed tensors' memory for the next step: saves the page faults, 8 % of a hybrid step on one CPU core."""
+    """Tell glibc to keep freed tensors' memory for the next step: saves the page faults, 8 % of a
+    hybrid step on one CPU core."""
     import ctypes
 
     with suppress(OSError, AttributeError):

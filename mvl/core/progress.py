@@ -39,7 +39,8 @@ class Progress:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to while the block runs, in place of ending the process."""
+    """A list that SIGINT and SIGTERM append to while the block runs, in place of ending the
+    process."""
     caught: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
@@ -54,8 +55,11 @@ def signals() -> Iterator[list[int]]:
 
 
 def largest_loss_rise(history: list[dict[str, Any]]) -> tuple[float, int | None]:
-    """The largest rise of the mean training loss from one epoch to the next, and the epoch that rose; 0 and None where it never did."""
+    """The largest rise of the mean training loss from one epoch to the next, and the epoch that
+    rose; 0 and None where it never did."""
     losses = [row["train_loss"] for row in history]
-    rises = [(after - before, epoch) for epoch, (before, after) in enumerate(pairwise(losses), start=1)]
+    rises = [
+        (after - before, epoch) for epoch, (before, after) in enumerate(pairwise(losses), start=1)
+    ]
     rise, epoch = max(rises, key=lambda pair: pair[0], default=(0.0, None))
     return (rise, epoch) if rise > 0 else (0.0, None)

@@ -1,4 +1,5 @@
-"""A run is one folder: its path is its identity, every file in it is whole, and `status.json` is written last."""
+"""A run is one folder: its path is its identity, every file in it is whole, and `status.json` is
+written last."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from mvl.core.config import ROOT, Config, build, merge, read_yaml, to_dict
 from mvl.core.files import RunError, atomic_write, now, sha256_file, write_json
 
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
-"What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the working copy."
+"""What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the
+working copy."""
 EXTRA_FILES = ("usage.csv",)
 "What the record of some runs holds besides: how a hybrid uses its block."
 EXTERNAL = "cases_on_"
@@ -33,12 +35,15 @@ def command(config: Config, results_dir: Path, data_dir: Path | None = None) -> 
     """The command that trains, or goes on with, this run."""
     where = "" if Path(results_dir) == default_results_dir() else f" --results-dir {results_dir}"
     where += f" --data-dir {data_dir}" if data_dir else ""
-    return (f"mvl train --study {config.study} --task {config.task} --system {config.system} "
-            f"--fraction {config.fraction!r} --fold {config.fold} --seed {config.seed}{where}")
+    return (
+        f"mvl train --study {config.study} --task {config.task} --system {config.system} "
+        f"--fraction {config.fraction!r} --fold {config.fold} --seed {config.seed}{where}"
+    )
 
 
 def default_results_dir() -> Path:
-    """Where runs of this clone go (`data/runs`, ignored by git); published records are in `data/results`."""
+    """Where runs of this clone go (`data/runs`, ignored by git); published records are in
+    `data/results`."""
     return ROOT / "data" / "runs"
 
 
@@ -66,11 +71,16 @@ def is_done(folder: Path, need_weights: bool = False) -> bool:
 def recorded_files(folder: Path) -> tuple[str, ...]:
     """Names of a finished run's sealed files, but for its weights."""
     sealed = read_status(folder).get("files", {})
-    return (*RECORD_FILES, *(name for name in EXTRA_FILES if name in sealed), *external_files(folder))
+    return (
+        *RECORD_FILES,
+        *(name for name in EXTRA_FILES if name in sealed),
+        *external_files(folder),
+    )
 
 
 def is_record(name: str) -> bool:
-    """Return whether a sealed file of this name belongs into a run's record, as all do but the weights."""
+    """Return whether a sealed file of this name belongs into a run's record, as all do but the
+    weights."""
     return name in (*RECORD_FILES, *EXTRA_FILES) or name.startswith(EXTERNAL)
 
 
@@ -81,26 +91,40 @@ def external_file(task_name: str) -> str:
 
 def external_files(folder: Path) -> tuple[str, ...]:
     """Return the names of a finished run's sealed external tests, sorted."""
-    return tuple(sorted(name for name in read_status(folder).get("files", {}) if name.startswith(EXTERNAL)))
+    return tuple(
+        sorted(name for name in read_status(folder).get("files", {}) if name.startswith(EXTERNAL))
+    )
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `status.json` with state done, `facts` and the sha256 of every artefact. The last write of a run."""
+    """Write `status.json` with state done, `facts` and the sha256 of every artefact. The last write
+    of a run."""
     extra = [name for name in EXTRA_FILES if (folder / name).is_file()]
     names = [*RECORD_FILES, *extra, "weights.safetensors"]
     files = {name: sha256_file(folder / name) for name in names}
-    write_json(folder / "status.json", {"state": "done", "finished": now(), "files": files, **facts})
+    write_json(
+        folder / "status.json", {"state": "done", "finished": now(), "files": files, **facts}
+    )
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Write `config.yaml`, or check that the one there says the same (a setting that it does not name has its default).
+    """Write `config.yaml`, or check that the one there says the same (a setting that it does not
+    name has its default).
 
     Raises:
-        RunError: the folder was begun with another config; names the keys that differ and the remedy.
+        RunError: the folder was begun with another config; names the keys that differ and the
+            remedy.
     """
     path, wanted = folder / "config.yaml", to_dict(config)
-    if path.is_file() and (changed := differences(merge(to_dict(Config()), yaml.safe_load(path.read_text()) or {}), wanted)):
-        raise RunError(f"{path} was begun with other settings: {'; '.join(changed)}. Restore them, or delete {folder} to start anew")
+    if path.is_file() and (
+        changed := differences(
+            merge(to_dict(Config()), yaml.safe_load(path.read_text()) or {}), wanted
+        )
+    ):
+        raise RunError(
+            f"{path} was begun with other settings: {'; '.join(changed)}. Restore them, or delete"
+            f" {folder} to start anew"
+        )
     atomic_write(path, yaml.safe_dump(wanted, sort_keys=False))
 
 

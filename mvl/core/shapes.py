@@ -1,4 +1,5 @@
-"""Names for the tensors that pass between rooms; checked at run time by the test run (jaxtyping with beartype).
+"""Names for the tensors that pass between rooms; checked at run time by the test run (jaxtyping
+with beartype).
 
 B cases, C image channels, K classes, T tokens, D width; `*spatial` is (H, W) or (H, W, D).
 """

@@ -1,7 +1,9 @@
-"""Augmentation of training cases: a small rotation, contrast and brightness (MedVisionLlama), or flips and quarter turns (LLM4Seg).
+"""Augmentation of training cases: a small rotation, contrast and brightness (MedVisionLlama), or
+flips and quarter turns (LLM4Seg).
 
-What is drawn for a case is a function of its seed alone, made without touching a voxel; what was drawn for many cases is then applied a batch at
-a time, on the device that holds them, and gives each case what it would get alone.
+What is drawn for a case is a function of its seed alone, made without touching a voxel; what was
+drawn for many cases is then applied a batch at a time, on the device that holds them, and gives
+each case what it would get alone.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Change:
 class Changes:
     """What was drawn for many cases, as tensors on a device, ready to be applied to slices of them."""
 
-    def __init__(self, drawn: Sequence[Change], size: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, drawn: Sequence[Change], size: tuple[int, ...], device: torch.device
+    ) -> None:
         self.drawn = list(drawn)
         unmoved = torch.eye(len(size) + 1, dtype=torch.float64)
         turns = [unmoved if c.turn is None else c.turn for c in drawn]
@@ -101,22 +105,27 @@ def flipped(values: Tensor, change: Change) -> Tensor:
 
 
 class Augment:
-    """Random changes, drawn as MONAI's RandAffineGrid, RandScaleIntensity and RandShiftIntensity draw them, one sampling grid for image and label.
+    """Random changes, drawn as MONAI's RandAffineGrid, RandScaleIntensity and RandShiftIntensity
+    draw them, one sampling grid for image and label.
 
-    The draws are taken from numpy's generator in MONAI's order: its own objects take a millisecond for a case.
+    The draws are taken from numpy's generator in MONAI's order: its own objects take a millisecond
+    for a case.
 
-    Rotation is about each axis of the network's grid, uniform within +-`rotate_degrees`; contrast is a factor around the mean, brightness a
-    shift in standard deviations, each uniform within +-`intensity_factor`.
+    Rotation is about each axis of the network's grid, uniform within +-`rotate_degrees`; contrast
+    is a factor around the mean, brightness a shift in standard deviations, each uniform within
+    +-`intensity_factor`.
 
-    Source: MedVisionLlama, released `datasets.py`. Differs: all three axes at once and fresh draws in each epoch (released: one plane, and
-    each case stands three times, as it is, turned, and with other intensity, before the split into training and validation cases).
+    Source: MedVisionLlama, released `datasets.py`. Differs: all three axes at once and fresh draws
+    in each epoch (released: one plane, and each case stands three times, as it is, turned, and with
+    other intensity, before the split into training and validation cases).
     """
 
     def __init__(self, data: DataConfig) -> None:
         self.size = data.img_size
         self.angle = math.radians(data.rotate_degrees)
         self.factor = data.intensity_factor
-        self.generator = np.random.RandomState(0)  # seeded anew for each draw: a new one costs ten times that
+        # seeded anew for each draw: a new one costs ten times that
+        self.generator = np.random.RandomState(0)
 
     def draw(self, seed: int) -> Change:
         """What a case with this seed gets."""
@@ -144,18 +153,22 @@ class Augment:
 
 
 class FlipRotate:
-    """A quarter turn and mirrorings drawn anew for each case, image and label together, no value changed.
+    """A quarter turn and mirrorings drawn anew for each case, image and label together, no value
+    changed.
 
-    Each axis is mirrored with probability 1/2; then a plane among those with sides of one length is turned by 0 to 3 quarters.
+    Each axis is mirrored with probability 1/2; then a plane among those with sides of one length is
+    turned by 0 to 3 quarters.
 
-    Source: LLM4Seg, released `main.py` (RandomRotate90, Flip). Differs: every flip and turn equally likely (there each is left out half
-    of the time); in 3-D over all planes.
+    Source: LLM4Seg, released `main.py` (RandomRotate90, Flip). Differs: every flip and turn equally
+    likely (there each is left out half of the time); in 3-D over all planes.
     """
 
     def __init__(self, data: DataConfig) -> None:
         size = data.img_size
         self.dims = len(size)
-        self.planes = [(a, b) for a in range(len(size)) for b in range(a + 1, len(size)) if size[a] == size[b]]
+        self.planes = [
+            (a, b) for a in range(len(size)) for b in range(a + 1, len(size)) if size[a] == size[b]
+        ]
 
     def draw(self, seed: int) -> Change:
         """What a case with this seed gets."""
@@ -174,19 +187,25 @@ class FlipRotate:
 
 
 class Versions(Augment):
-    """One of the three versions of a case that the released code trains on: 0 as it is; 1 turned in one plane; 2 other contrast and brightness.
+    """One of the three versions of a case that the released code trains on: 0 as it is; 1 turned in
+    one plane; 2 other contrast and brightness.
 
-    `one_plane` turns image and label together in the sagittal plane. `released_planes` turns the image in that plane and the label by the
-    same angle in the axial one: the released code gives one pair of axes to an image with a channel axis and a label without.
-    For the audit alone. Source: MedVisionLlama, released `datasets.py` (RotatedDataset, IntensityAdjustedDataset). Differs: linear and nearest
-    interpolation and repeated borders (there cubic, zeros outside); changes of intensity as in `Augment`.
+    `one_plane` turns image and label together in the sagittal plane. `released_planes` turns the
+    image in that plane and the label by the same angle in the axial one: the released code gives
+    one pair of axes to an image with a channel axis and a label without. For the audit alone.
+    Source: MedVisionLlama, released `datasets.py` (RotatedDataset, IntensityAdjustedDataset).
+    Differs: linear and nearest interpolation and repeated borders (there cubic, zeros outside);
+    changes of intensity as in `Augment`.
     """
 
     count = 3
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)
-        self.degrees, self.label_plane = data.rotate_degrees, (1, 0) if data.augmentation == "released_planes" else (2, 1)
+        self.degrees, self.label_plane = (
+            data.rotate_degrees,
+            ((1, 0) if data.augmentation == "released_planes" else (2, 1)),
+        )
 
     def draw(self, seed: int, version: int | None = None) -> Change:
         """What the version asked for gets, or one of the three by chance."""
@@ -198,8 +217,11 @@ class Versions(Augment):
             return Change(turn=turn(angle, (2, 1)), label_turn=turn(angle, self.label_plane))
         return Change(intensity=self.intensity(seed)) if version == 2 else Change()
 
-    def __call__(self, image: Volume, label: Mask, seed: int, version: int | None = None) -> tuple[Volume, Mask]:
-        """The version asked for, or one of the three by chance; its change is a function of the case and `seed` alone."""
+    def __call__(
+        self, image: Volume, label: Mask, seed: int, version: int | None = None
+    ) -> tuple[Volume, Mask]:
+        """The version asked for, or one of the three by chance; its change is a function of the
+        case and `seed` alone."""
         return alone(self.draw(seed, version), image, label)
 
 
@@ -211,7 +233,8 @@ def alone(change: Change, image: Volume, label: Mask) -> tuple[Volume, Mask]:
 
 
 def rotation(angles: Sequence[float]) -> Tensor:
-    """The (d+1, d+1) matrix of rotations about each axis, or of one in the plane, by angles in radians.
+    """The (d+1, d+1) matrix of rotations about each axis, or of one in the plane, by angles in
+    radians.
 
     Sines and products are taken in float32, as MONAI takes them, so that recorded runs repeat.
     """

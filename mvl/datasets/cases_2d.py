@@ -11,7 +11,8 @@ from mvl.datasets.task import Case, Task
 
 
 def read_plane(task: Task, case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Image (C, rows, columns) float32, label (rows, columns) uint8 and spacing of a picture (px) or a slice (mm).
+    """Image (C, rows, columns) float32, label (rows, columns) uint8 and spacing of a picture (px)
+    or a slice (mm).
 
     Raises:
         TaskError: a file cannot be used; names it and the remedy.
@@ -23,7 +24,8 @@ def read_plane(task: Task, case: Case) -> tuple[np.ndarray, np.ndarray, tuple[fl
 
 
 def tensors(task: Task, case: Case) -> dict[str, MetaTensor]:
-    """`image` (C, rows, columns) and `label` (1, rows, columns) with their affine, for MONAI's transforms."""
+    """`image` (C, rows, columns) and `label` (1, rows, columns) with their affine, for MONAI's
+    transforms."""
     image, label, spacing = read_plane(task, case)
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
     pair = {"image": torch.as_tensor(image), "label": torch.as_tensor(label)[None]}

@@ -11,7 +11,9 @@ from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm,
 from mvl.datasets.task import Case, Task
 
 
-def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[dict[Path, str], str | None]:
+def check_case(
+    task: Task, case: Case, folder: Path, manifest: dict[str, str]
+) -> tuple[dict[Path, str], str | None]:
     """The case's faults by file, and the sha256 of its voxels when the image is sound."""
     faults: dict[Path, str] = {}
     scans: dict[Path, Scan] = {}
@@ -27,7 +29,10 @@ def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -
             faults[path] = str(error)
     if not faults:
         beside = {case.label: "label", **dict.fromkeys(case.more, "channel")}
-        odd = ((path, pair_fault(scans[case.image], scans[path], what)) for path, what in beside.items())
+        odd = (
+            (path, pair_fault(scans[case.image], scans[path], what))
+            for path, what in beside.items()
+        )
         faults |= {path: fault for path, fault in odd if fault}
     if any(path in faults or path not in scans for path in case.images):
         return faults, None
@@ -45,7 +50,10 @@ def check_file(path: Path, channels: int, sha256: str | None) -> Scan:
     check_bytes(raw)
     if sha256 and (found := sha256_bytes(raw)) != sha256:
         reason = _broken(raw, channels)
-        raise FileFault(f"its bytes differ from the manifest (sha256 {found[:12]}..., expected {sha256[:12]}...){reason}")
+        raise FileFault(
+            f"its bytes differ from the manifest (sha256 {found[:12]}..., expected"
+            f" {sha256[:12]}...){reason}"
+        )
     return decode(raw, channels)
 
 
@@ -65,27 +73,40 @@ def check_image(voxels: np.ndarray, task: Task) -> None:
     """
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise FileFault(f"{int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
-    if voxels.dtype == np.float64 and (most := float(np.abs(voxels).max())) > np.finfo(np.float32).max:
+    if (
+        voxels.dtype == np.float64
+        and (most := float(np.abs(voxels).max())) > np.finfo(np.float32).max
+    ):
         raise FileFault(f"values up to {most:.3g} lie beyond float32, in which a network computes")
     for channel in np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else [voxels]:
         if channel.min() == channel.max():
             raise FileFault(f"constant image: every voxel is {channel.flat[0]}")
     low, high = voxels.min(), voxels.max()
     if low >= 0 and high <= max(task.labels) and (voxels == np.round(voxels)).all():
-        raise FileFault(f"looks like a label map (whole numbers {low:g} to {high:g}): image and label swapped?")
+        raise FileFault(
+            f"looks like a label map (whole numbers {low:g} to {high:g}): image and label swapped?"
+        )
 
 
 def check_label(voxels: np.ndarray, task: Task) -> None:
-    """Nothing for a label that holds declared whole numbers and some foreground (your own may hold none: a healthy case).
+    """Nothing for a label that holds declared whole numbers and some foreground (your own may hold
+    none: a healthy case).
 
     Raises:
         FileFault: lists the values that do not belong, with their voxel counts.
     """
     values, counts = np.unique(voxels, return_counts=True)
-    odd = [(value, count) for value, count in zip(values.tolist(), counts.tolist()) if value not in {0, *task.labels}]
+    odd = [
+        (value, count)
+        for value, count in zip(values.tolist(), counts.tolist())
+        if value not in {0, *task.labels}
+    ]
     if odd:
         shown = ", ".join(f"{value:g} ({count} voxels)" for value, count in odd[:5])
-        raise FileFault(f"{len(odd)} values are not labels of {task.name} (0, {', '.join(map(str, sorted(task.labels)))}): {shown}")
+        raise FileFault(
+            f"{len(odd)} values are not labels of {task.name} (0,"
+            f" {', '.join(map(str, sorted(task.labels)))}): {shown}"
+        )
     if values.tolist() == [0] and not task.own:
         raise FileFault("no foreground voxel")
 
@@ -95,4 +116,8 @@ def pair_fault(image: Scan, label: Scan, what: str = "label") -> str | None:
     if image.voxels.shape[:3] != label.voxels.shape:
         return f"{what} grid {label.voxels.shape} differs from the image's {image.voxels.shape[:3]}"
     far = corner_distance_mm(image.affine, label.affine, label.voxels.shape)
-    return f"{what} lies up to {far:.3g} mm away from its image (affines differ)" if not far <= 1e-3 else None
+    return (
+        f"{what} lies up to {far:.3g} mm away from its image (affines differ)"
+        if not far <= 1e-3
+        else None
+    )

@@ -1,6 +1,8 @@
-"""Training cases on the device: decoded once, stacked there where they fit, and augmented a batch at a time.
+"""Training cases on the device: decoded once, stacked there where they fit, and augmented a batch
+at a time.
 
-Where they do not fit, or loader processes are asked for on a CPU, the loader of `loaders.py` gives the same batches.
+Where they do not fit, or loader processes are asked for on a CPU, the loader of `loaders.py` gives
+the same batches.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class DeviceStore:
 class Feed:
     """The batches of a run's epochs, as one process gets them."""
 
-    def __init__(self, store: CaseStore, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, store: CaseStore, device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.store, self.device = store, device
         self.rank, self.world_size = rank, world_size
         self.stacked: DeviceStore | None = None
@@ -79,24 +83,37 @@ class Feed:
             return self.from_device(self.stacked, config, epoch, first_step)
         return iter(self.loader.at(epoch, first_step, self.rank, self.world_size))
 
-    def from_device(self, stacked: DeviceStore, config: Config, epoch: int, first_step: int) -> Iterator[dict[str, Any]]:
+    def from_device(
+        self, stacked: DeviceStore, config: Config, epoch: int, first_step: int
+    ) -> Iterator[dict[str, Any]]:
         """The batches of an epoch from the device's own memory.
 
-        What is drawn for each case of the epoch is drawn before its first step and brought there at once.
+        What is drawn for each case of the epoch is drawn before its first step and brought there at
+        once.
         """
         order = epoch_order(self.store.case_ids, config.seed, epoch)
-        items = torch.tensor([stacked.places[index] for index in order], dtype=torch.long, device=self.device)
+        items = torch.tensor(
+            [stacked.places[index] for index in order], dtype=torch.long, device=self.device
+        )
         changes = self.drawn(config, order, epoch) if config.data.augment else None
-        for rows in batch_rows(len(order), config.train.batch_size, first_step, self.rank, self.world_size):
+        for rows in batch_rows(
+            len(order), config.train.batch_size, first_step, self.rank, self.world_size
+        ):
             image, label = stacked.take(items[rows])
             if changes is not None:
                 image, label = changes.apply(image, label, rows)
-            yield {"image": image, "label": label, "cases": [self.store.case_ids[index] for index in order[rows]]}
+            yield {
+                "image": image,
+                "label": label,
+                "cases": [self.store.case_ids[index] for index in order[rows]],
+            }
 
     def drawn(self, config: Config, order: list[int], epoch: int) -> Changes:
         """The table of an epoch's draws, in the order of its visits."""
         augment = augmentation(config.data)
         ids = self.store.case_ids
         seeds = [draw_seed(config.seed, "augment", epoch, ids[index]) for index in order]
-        drawn = [augment.draw(seed, *self.store.version(index)) for seed, index in zip(seeds, order)]
+        drawn = [
+            augment.draw(seed, *self.store.version(index)) for seed, index in zip(seeds, order)
+        ]
         return Changes(drawn, config.data.img_size, self.device)

@@ -1,4 +1,5 @@
-"""Read one DICOM series as a volume with its geometry; what cannot be read with certainty is refused with the remedy.
+"""Read one DICOM series as a volume with its geometry; what cannot be read with certainty is
+refused with the remedy.
 
 Nothing of a patient's leaves this module: voxels, geometry and series identifiers do.
 """
@@ -25,11 +26,13 @@ NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Ro
 
 
 class DicomFault(FileFault):
-    """A folder or file of DICOM that cannot be read as one volume; the message names it and the remedy."""
+    """A folder or file of DICOM that cannot be read as one volume; the message names it and the
+    remedy."""
 
 
 def find_series(folder: Path) -> dict[str, list[Path]]:
-    """Files of each series in `folder` and below, by SeriesInstanceUID; files that are not DICOM images are passed over.
+    """Files of each series in `folder` and below, by SeriesInstanceUID; files that are not DICOM
+    images are passed over.
 
     Raises:
         DicomFault: pydicom is not installed.
@@ -37,7 +40,9 @@ def find_series(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path, header in _headers(folder):
         if "Rows" in header or "PixelData" in header:
-            found.setdefault(str(header.get("SeriesInstanceUID", "no SeriesInstanceUID")), []).append(path)
+            found.setdefault(
+                str(header.get("SeriesInstanceUID", "no SeriesInstanceUID")), []
+            ).append(path)
     return found
 
 
@@ -45,7 +50,12 @@ def _headers(folder: Path) -> Iterator[tuple[Path, Any]]:
     pydicom = _pydicom()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not is_stray(path.name) and is_dicom(path):
-            yield path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Rows"])
+            yield (
+                path,
+                pydicom.dcmread(
+                    path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Rows"]
+                ),
+            )
 
 
 def is_dicom(path: Path) -> bool:
@@ -58,15 +68,21 @@ def _pydicom() -> Any:
     try:
         import pydicom
     except ImportError as error:
-        raise DicomFault(f"reading DICOM needs pydicom; install it with `pip install 'mvl[dicom]'`, or {CONVERT}") from error
+        raise DicomFault(
+            f"reading DICOM needs pydicom; install it with `pip install 'mvl[dicom]'`, or {CONVERT}"
+        ) from error
     return pydicom
 
 
-def read_series(folder: Path, series: str | None = None) -> tuple[Float[np.ndarray, "x y z"], Affine]:
-    """Voxels (columns, rows, slices; rescaled to the scanner's unit, float32) and affine (mm, RAS) of the one series in `folder`, or of `series`.
+def read_series(
+    folder: Path, series: str | None = None
+) -> tuple[Float[np.ndarray, "x y z"], Affine]:
+    """Voxels (columns, rows, slices; rescaled to the scanner's unit, float32) and affine (mm, RAS)
+    of the one series in `folder`, or of `series`.
 
     Raises:
-        DicomFault: no series or several, or one that is not an even stack of whole grey slices in one place; names file and remedy.
+        DicomFault: no series or several, or one that is not an even stack of whole grey slices in
+            one place; names file and remedy.
     """
     slices = _read_all(_choose(folder, series))
     first = slices[0][1]
@@ -83,7 +99,9 @@ def read_series(folder: Path, series: str | None = None) -> tuple[Float[np.ndarr
 def _choose(folder: Path, series: str | None) -> list[Path]:
     found = find_series(folder)
     if not found:
-        raise DicomFault(f"{folder}: no scan in this folder: neither .nii, .nii.gz nor a DICOM image")
+        raise DicomFault(
+            f"{folder}: no scan in this folder: neither .nii, .nii.gz nor a DICOM image"
+        )
     listed = "; ".join(f"{uid} ({len(paths)} files)" for uid, paths in sorted(found.items()))
     if series is not None and series not in found:
         raise DicomFault(f"{folder}: no series {series}; it holds {listed}")
@@ -98,7 +116,10 @@ def _read_all(paths: list[Path]) -> list[tuple[Path, Any]]:
         try:
             out.append((path, _pydicom().dcmread(path)))
         except Exception as error:
-            raise DicomFault(f"{path}: cannot be read ({type(error).__name__}); copy the series again from where it came") from error
+            raise DicomFault(
+                f"{path}: cannot be read ({type(error).__name__}); copy the series again from where"
+                " it came"
+            ) from error
     return out
 
 
@@ -106,21 +127,40 @@ def _check_slice(path: Path, data: Any) -> None:
     """Nothing for a single grey frame that says where it lies."""
     if int(data.get("NumberOfFrames", 1) or 1) > 1 or "SharedFunctionalGroupsSequence" in data:
         raise DicomFault(f"{path}: a multi-frame file, which is not read; {CONVERT}")
-    if data.get("PhotometricInterpretation") != "MONOCHROME2" or int(data.get("SamplesPerPixel", 1)) != 1:
-        raise DicomFault(f"{path}: {data.get('PhotometricInterpretation')} pixels, expected MONOCHROME2 (grey values); choose another series")
+    if (
+        data.get("PhotometricInterpretation") != "MONOCHROME2"
+        or int(data.get("SamplesPerPixel", 1)) != 1
+    ):
+        raise DicomFault(
+            f"{path}: {data.get('PhotometricInterpretation')} pixels, expected MONOCHROME2 (grey"
+            " values); choose another series"
+        )
     lacking = [name for name in NEEDED if data.get(name) in (None, "")]
     if lacking:
-        raise DicomFault(f"{path}: lacks {', '.join(lacking)}, so that its place is unknown; give the scanner's original series")
+        raise DicomFault(
+            f"{path}: lacks {', '.join(lacking)}, so that its place is unknown; give the scanner's"
+            " original series"
+        )
 
 
 def _check_same(path: Path, data: Any, first: Any) -> None:
     """Nothing for a slice on the same grid as the first."""
-    for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "FrameOfReferenceUID", "Modality"):
+    for name in (
+        "Rows",
+        "Columns",
+        "PixelSpacing",
+        "ImageOrientationPatient",
+        "FrameOfReferenceUID",
+        "Modality",
+    ):
         a, b = data.get(name), first.get(name)
         numeric = name in ("PixelSpacing", "ImageOrientationPatient")
         if not (np.allclose(_floats(a), _floats(b), atol=1e-4) if numeric else a == b):
             shown = "" if name.endswith("UID") else f" ({a}, the first slice has {b})"
-            raise DicomFault(f"{path}: {name} differs within the series{shown}; it mixes several scans: separate them, or {CONVERT}")
+            raise DicomFault(
+                f"{path}: {name} differs within the series{shown}; it mixes several scans: separate"
+                f" them, or {CONVERT}"
+            )
 
 
 def _floats(values: Any) -> np.ndarray:
@@ -139,16 +179,26 @@ def _axes(data: Any) -> np.ndarray:
 
 def _affine(slices: list[tuple[Path, Any]], axes: np.ndarray, folder: Path) -> Affine:
     if len(slices) < 2:
-        raise DicomFault(f"{slices[0][0]}: a series of one slice, not a volume; give the whole series")
+        raise DicomFault(
+            f"{slices[0][0]}: a series of one slice, not a volume; give the whole series"
+        )
     positions = np.stack([_position(data) for _, data in slices])
     check_spacing([path for path, _ in slices], positions @ axes[2])
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     off = np.abs(positions - positions[0] - np.arange(len(slices))[:, None] * step).max()
-    if np.linalg.norm(step - (step @ axes[2]) * axes[2]) > TOLERANCE * np.linalg.norm(step) or off > TOLERANCE * np.linalg.norm(step) + 1e-3:
-        raise DicomFault(f"{folder}: slices do not lie straight above one another (tilted gantry?); {CONVERT}, which straightens it")
+    if (
+        np.linalg.norm(step - (step @ axes[2]) * axes[2]) > TOLERANCE * np.linalg.norm(step)
+        or off > TOLERANCE * np.linalg.norm(step) + 1e-3
+    ):
+        raise DicomFault(
+            f"{folder}: slices do not lie straight above one another (tilted gantry?); {CONVERT},"
+            " which straightens it"
+        )
     rows_mm, columns_mm = _floats(slices[0][1].PixelSpacing)
     affine = np.eye(4)
-    affine[:3, :3] = np.stack([axes[0] * columns_mm, axes[1] * rows_mm, (step @ axes[2]) * axes[2]], axis=1)
+    affine[:3, :3] = np.stack(
+        [axes[0] * columns_mm, axes[1] * rows_mm, (step @ axes[2]) * axes[2]], axis=1
+    )
     affine[:3, 3] = positions[0]
     return TO_RAS @ affine
 
@@ -164,15 +214,25 @@ def check_spacing(paths: list[Path], places_mm: np.ndarray) -> None:
     for index, gap in enumerate(gaps):
         pair = f"{paths[index]} and {paths[index + 1].name}"
         if gap < 1e-3:
-            raise DicomFault(f"{pair}: two slices in one place (several echoes or time points?); separate them, or {CONVERT}")
+            raise DicomFault(
+                f"{pair}: two slices in one place (several echoes or time points?); separate them,"
+                f" or {CONVERT}"
+            )
         if gap > 1.5 * step:
-            raise DicomFault(f"{pair}: {gap:.4g} mm apart where others are {step:.4g} mm: slices are missing; copy the whole series")
+            raise DicomFault(
+                f"{pair}: {gap:.4g} mm apart where others are {step:.4g} mm: slices are missing;"
+                " copy the whole series"
+            )
         if abs(gap - step) > TOLERANCE * step + 1e-3:
-            raise DicomFault(f"{pair}: {gap:.4g} mm apart where others are {step:.4g} mm: uneven slices; {CONVERT}, which resamples them")
+            raise DicomFault(
+                f"{pair}: {gap:.4g} mm apart where others are {step:.4g} mm: uneven slices;"
+                f" {CONVERT}, which resamples them"
+            )
 
 
 def _pixels(path: Path, data: Any) -> np.ndarray:
-    """Rows by columns in the scanner's unit (Hounsfield for CT): slope and intercept, or the lookup table, applied slice by slice."""
+    """Rows by columns in the scanner's unit (Hounsfield for CT): slope and intercept, or the lookup
+    table, applied slice by slice."""
     from pydicom.pixels import apply_modality_lut
 
     if "PixelData" not in data:
@@ -182,7 +242,13 @@ def _pixels(path: Path, data: Any) -> np.ndarray:
     except Exception as error:
         syntax = data.file_meta.TransferSyntaxUID
         if syntax.is_compressed:
-            remedy = f"compressed as {syntax.name}, which cannot be decoded here; decompress it with `gdcmconv --raw`, or {CONVERT}"
+            remedy = (
+                f"compressed as {syntax.name}, which cannot be decoded here; decompress it with"
+                f" `gdcmconv --raw`, or {CONVERT}"
+            )
         else:
-            remedy = f"its pixels cannot be read ({type(error).__name__}); copy the series again from where it came"
+            remedy = (
+                f"its pixels cannot be read ({type(error).__name__}); copy the series again from"
+                " where it came"
+            )
         raise DicomFault(f"{path}: {remedy}") from error

@@ -1,4 +1,5 @@
-"""Fetch a Decathlon task: download with resume, md5, safe extraction, manifest; the task's folder appears whole or not at all."""
+"""Fetch a Decathlon task: download with resume, md5, safe extraction, manifest; the task's folder
+appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,15 +25,21 @@ TIMEOUT_S = 30.0
 CHUNK = 2**20
 Report = Callable[[int, int], Any]
 "Told (bytes so far, bytes in all or 0) as they come."
-HINTS = {401: "the server wants a login", 403: "the server refuses; its licence page may have to be accepted first",
-         404: "the address has moved; correct data/registry.toml", 410: "the address has moved; correct data/registry.toml"}
+HINTS = {
+    401: "the server wants a login",
+    403: "the server refuses; its licence page may have to be accepted first",
+    404: "the address has moved; correct data/registry.toml",
+    410: "the address has moved; correct data/registry.toml",
+}
 
 
 def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Path:
-    """The task's folder, downloaded and unpacked unless it is there already; of two processes one fetches and the other waits.
+    """The task's folder, downloaded and unpacked unless it is there already; of two processes one
+    fetches and the other waits.
 
     Raises:
-        TaskError: no address, server or network trouble after retries, wrong md5, unsafe or damaged archive, no space; says what to do.
+        TaskError: no address, server or network trouble after retries, wrong md5, unsafe or damaged
+            archive, no space; says what to do.
     """
     task = whole_task(task)
     if not task.url:
@@ -45,7 +52,10 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
         if is_whole(task, data_dir):
             return folder
         if folder.exists():
-            raise TaskError(f"{folder}: there, but not whole (see `mvl verify {task.name}`); move it away, then fetch again")
+            raise TaskError(
+                f"{folder}: there, but not whole (see `mvl verify {task.name}`); move it away, then"
+                " fetch again"
+            )
         for stale in root.glob(f"{task.name}.partial-*"):
             shutil.rmtree(stale)
         archive = root / f"{task.name}.tar"
@@ -57,10 +67,13 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
 
 
 def is_whole(task: Task, data_dir: Path | None = None) -> bool:
-    """True when every file that the task's `dataset.json` and manifest list lies in its folder (bytes are `verify`'s matter)."""
+    """True when every file that the task's `dataset.json` and manifest list lies in its folder
+    (bytes are `verify`'s matter)."""
     folder = task_path(task, data_dir)
     try:
-        return len(list_cases(task, data_dir)) == task.num_cases and all((folder / name).is_file() for name in read_manifest(task, folder))
+        return len(list_cases(task, data_dir)) == task.num_cases and all(
+            (folder / name).is_file() for name in read_manifest(task, folder)
+        )
     except TaskError:
         return False
 
@@ -74,7 +87,10 @@ def _unpack(task: Task, archive: Path, folder: Path) -> None:
         write_manifest(task, inner)
         inner.replace(folder)
     except OSError as error:
-        raise TaskError(f"{folder}: could not unpack ({error.strerror}); free space or fix permissions, then fetch again") from error
+        raise TaskError(
+            f"{folder}: could not unpack ({error.strerror}); free space or fix permissions, then"
+            " fetch again"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -90,13 +106,24 @@ def write_manifest(task: Task, folder: Path) -> None:
     absent = [path.name for path in paths if not path.is_file()]
     if absent or len(cases) != task.num_cases:
         lack = f", {absent[0]} is absent" if absent else ""
-        raise TaskError(f"{task.name}: the archive lists {len(cases)} cases, expected {task.num_cases}{lack}; "
-                        f"compare data/registry.toml with its source")
-    write_json(folder / "manifest.json", {"task": task.name, "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in paths}})
+        raise TaskError(
+            f"{task.name}: the archive lists {len(cases)} cases, expected {task.num_cases}{lack}; "
+            "compare data/registry.toml with its source"
+        )
+    write_json(
+        folder / "manifest.json",
+        {
+            "task": task.name,
+            "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in paths},
+        },
+    )
 
 
-def download(url: str, target: Path, md5: str, size: int = 0, report: Report = lambda done, total: None) -> Path:
-    """`url` as `target`, which is there only once its md5 agrees; the beginning is kept as `.part` and gone on with.
+def download(
+    url: str, target: Path, md5: str, size: int = 0, report: Report = lambda done, total: None
+) -> Path:
+    """`url` as `target`, which is there only once its md5 agrees; the beginning is kept as `.part`
+    and gone on with.
 
     Raises:
         TaskError: names URL, bytes got and expected, and what to do.
@@ -111,13 +138,18 @@ def download(url: str, target: Path, md5: str, size: int = 0, report: Report = l
         found = _complete(url, part, size, report)
     if found != md5:
         part.unlink()
-        raise TaskError(f"{url}: what arrived has md5 {found}, expected {md5}, and was deleted; fetch again. "
-                        f"If it repeats, the published file has changed")
+        raise TaskError(
+            f"{url}: what arrived has md5 {found}, expected {md5}, and was deleted; fetch again. "
+            "If it repeats, the published file has changed"
+        )
     try:
         part.replace(target)
     except OSError as error:
-        raise TaskError(f"{target}: what arrived is whole but could not be moved there from {part.name} ({error.strerror}); free that name or "
-                        f"fix the folder's permissions, then run the same command again") from error
+        raise TaskError(
+            f"{target}: what arrived is whole but could not be moved there from {part.name}"
+            f" ({error.strerror}); free that name or fix the folder's permissions, then run the"
+            " same command again"
+        ) from error
     return target
 
 
@@ -133,16 +165,24 @@ def _complete(url: str, part: Path, size: int, report: Report) -> str:
             problem = error
             if error.code < 500 and error.code not in (408, 429):
                 break
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+        ) as error:
             problem = error
     have = part.stat().st_size if part.is_file() else 0
     hint = HINTS.get(getattr(problem, "code", 0), "check the network")
     wanted = f" of {size}" if size else ""
-    raise TaskError(f"{url}: {problem} after {have} bytes{wanted} ({hint}); run the same command again to go on") from problem
+    raise TaskError(
+        f"{url}: {problem} after {have} bytes{wanted} ({hint}); run the same command again to go on"
+    ) from problem
 
 
 def _continue(url: str, part: Path, size: int, report: Report) -> None:
-    """One request for what `.part` lacks, appended; from the start when the server does not do ranges."""
+    """One request for what `.part` lacks, appended; from the start when the server does not do
+    ranges."""
     part.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -154,9 +194,13 @@ def _continue(url: str, part: Path, size: int, report: Report) -> None:
         if error.code != 416:
             raise
         part.unlink(missing_ok=True)
-        raise ConnectionError("the kept beginning does not fit the server's file, starting anew") from error
+        raise ConnectionError(
+            "the kept beginning does not fit the server's file, starting anew"
+        ) from error
     with reply:
-        goes_on = reply.status == 206 and (reply.headers.get("Content-Range") or "").startswith(f"bytes {have}-")
+        goes_on = reply.status == 206 and (reply.headers.get("Content-Range") or "").startswith(
+            f"bytes {have}-"
+        )
         start = have if goes_on else 0
         total = start + int(reply.headers.get("Content-Length") or 0)
         _check_reply(url, reply, size, total, part, total - start)
@@ -171,12 +215,20 @@ def _total(error: urllib.error.HTTPError, have: int) -> int:
 def _check_reply(url: str, reply: Any, size: int, total: int, part: Path, need: int) -> None:
     kind = reply.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
-        raise TaskError(f"{url}: expected a tar archive, got {kind} ({reply.read(60)!r}); "
-                        f"log in to the network's portal, or check the address")
+        raise TaskError(
+            f"{url}: expected a tar archive, got {kind} ({reply.read(60)!r}); "
+            "log in to the network's portal, or check the address"
+        )
     if size and total and total != size:
-        raise TaskError(f"{url}: the server offers {total} bytes, expected {size}; the published file has changed")
+        raise TaskError(
+            f"{url}: the server offers {total} bytes, expected {size}; the published file has"
+            " changed"
+        )
     if (free := shutil.disk_usage(part.parent).free) < need:
-        raise TaskError(f"{part.parent}: {need} bytes needed, {free} free; free space or choose another --data-dir")
+        raise TaskError(
+            f"{part.parent}: {need} bytes needed, {free} free; free space or choose another"
+            " --data-dir"
+        )
 
 
 def _copy(reply: Any, part: Path, start: int, total: int, report: Report) -> None:
@@ -187,7 +239,10 @@ def _copy(reply: Any, part: Path, start: int, total: int, report: Report) -> Non
             try:
                 file.write(block)
             except OSError as error:
-                raise TaskError(f"{part}: could not be written ({error.strerror}); free space, then run the same command again") from error
+                raise TaskError(
+                    f"{part}: could not be written ({error.strerror}); free space, then run the"
+                    " same command again"
+                ) from error
             done += len(block)
             report(done, total)
     if total > start and done < total:
@@ -195,7 +250,8 @@ def _copy(reply: Any, part: Path, start: int, total: int, report: Report) -> Non
 
 
 def file_md5(path: Path) -> str:
-    """Hex md5 of a file: what the Decathlon publishes, a guard against accidents and not against forgery."""
+    """Hex md5 of a file: what the Decathlon publishes, a guard against accidents and not against
+    forgery."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -206,7 +262,9 @@ class _bar:
     def __init__(self, task: Task, show: bool) -> None:
         from tqdm import tqdm
 
-        self.bar = tqdm(desc=task.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not show)
+        self.bar = tqdm(
+            desc=task.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not show
+        )
 
     def __enter__(self) -> Report:
         return self.report

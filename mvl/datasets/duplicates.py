@@ -1,4 +1,5 @@
-"""Near duplicates among pictures, by perceptual hash and correlation of thumbnails: groups that must stay in one fold."""
+"""Near duplicates among pictures, by perceptual hash and correlation of thumbnails: groups that
+must stay in one fold."""
 
 from __future__ import annotations
 
@@ -15,23 +16,30 @@ from mvl.datasets.pictures import open_picture
 SIDE = 64
 "Thumbnails are SIDE x SIDE grey pixels, bilinear."
 FREQUENCIES = 16
-"The hash holds the signs, about their median, of the lowest 16 x 16 cosine terms without the constant: 255 bits."
+"""The hash holds the signs, about their median, of the lowest 16 x 16 cosine terms without the
+constant: 255 bits."""
 SAME = ((78, -1.0), (94, 0.90), (255, 0.94))
-"""(largest Hamming distance, least correlation): two pictures belong together where a row holds. Chosen by looking at BUSI: every pair up
-to 78 shows one lesion and the first that does not comes at 80; of the pairs further apart, those in the other rows do too. Mirrored
-pictures are not compared: BUSI has none, and the nearest of them, at 78, is another lesion."""
+"""(largest Hamming distance, least correlation): two pictures belong together where a row holds.
+Chosen by looking at BUSI: every pair up to 78 shows one lesion and the first that does not comes at
+80; of the pairs further apart, those in the other rows do too. Mirrored pictures are not compared:
+BUSI has none, and the nearest of them, at 78, is another lesion."""
 Thumbnails = Float32[np.ndarray, "n side side"]
 Hashes = Bool[np.ndarray, "n bits"]
 
 
 def thumbnail(path: Path) -> np.ndarray:
     """SIDE x SIDE grey levels, float32."""
-    return np.asarray(open_picture(path).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.float32)
+    return np.asarray(
+        open_picture(path).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR),
+        dtype=np.float32,
+    )
 
 
 def hashes(thumbnails: Thumbnails) -> Hashes:
     """One row of 255 bits per thumbnail."""
-    low = dctn(thumbnails, axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES].reshape(len(thumbnails), -1)[:, 1:]
+    low = dctn(thumbnails, axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES].reshape(
+        len(thumbnails), -1
+    )[:, 1:]
     return low > np.median(low, axis=1, keepdims=True)
 
 
@@ -53,23 +61,29 @@ def correlations(thumbnails: Thumbnails) -> np.ndarray:
 def duplicate_groups(
     names: Sequence[str], paths: Sequence[Path], least_correlation: float = -1.0
 ) -> list[list[str]]:
-    """Return the groups of two and more of `names` whose pictures belong together, directly or through others, sorted.
+    """Return the groups of two and more of `names` whose pictures belong together, directly or
+    through others, sorted.
 
-    The hash proposes pairs (`SAME`); a pair counts where its thumbnails correlate at least by `least_correlation`.
+    The hash proposes pairs (`SAME`); a pair counts where its thumbnails correlate at least by
+    `least_correlation`.
 
-    The proposals alone were judged on ultrasound. Endoscopes and dermoscopes give every picture one frame and
-    one vignette, so that unlike pictures have like hashes, and chains of them swallow a set: of the 998 pictures
-    of Kvasir-SEG 11,645 pairs are proposed and one chain holds 640 pictures. At .96 (the registry's default) 5 of
-    those pairs stay, 13 of ISIC 2017, 2 of PH2 and 668 of CVC-ClinicDB's frames. Looked at: in ISIC the ten pairs
-    from .969 up show one lesion and the ones below do not; in Kvasir the pairs from .962 up show one polyp and
-    the next two do not, but one pair at .942 does; PH2's pairs (.972, .961) show two lesions each, which are
-    kept together for nothing. Grouping too much costs nothing, too little shows the test in training.
+    The proposals alone were judged on ultrasound. Endoscopes and dermoscopes give every picture one
+    frame and one vignette, so that unlike pictures have like hashes, and chains of them swallow a
+    set: of the 998 pictures of Kvasir-SEG 11,645 pairs are proposed and one chain holds 640
+    pictures. At .96 (the registry's default) 5 of those pairs stay, 13 of ISIC 2017, 2 of PH2 and
+    668 of CVC-ClinicDB's frames. Looked at: in ISIC the ten pairs from .969 up show one lesion and
+    the ones below do not; in Kvasir the pairs from .962 up show one polyp and the next two do not,
+    but one pair at .942 does; PH2's pairs (.972, .961) show two lesions each, which are kept
+    together for nothing. Grouping too much costs nothing, too little shows the test in training.
     """
     small = np.stack([thumbnail(path) for path in paths])
     apart, alike = distances(hashes(small)), correlations(small)
     proposed = np.any([(apart <= far) & (alike >= least) for far, least in SAME], axis=0)
     same = proposed & (alike >= least_correlation)
-    return joined(list(names), [(names[a], names[b]) for a, b in zip(*np.nonzero(np.triu(same, 1)), strict=True)])
+    return joined(
+        list(names),
+        [(names[a], names[b]) for a, b in zip(*np.nonzero(np.triu(same, 1)), strict=True)],
+    )
 
 
 def joined(names: list[str], pairs: list[tuple[str, str]]) -> list[list[str]]:
@@ -79,4 +93,8 @@ def joined(names: list[str], pairs: list[tuple[str, str]]) -> list[list[str]]:
         if home[a] is not home[b]:
             both = home[a] | home[b]
             home |= dict.fromkeys(both, both)
-    return sorted(sorted(group) for group in {id(group): group for group in home.values()}.values() if len(group) > 1)
+    return sorted(
+        sorted(group)
+        for group in {id(group): group for group in home.values()}.values()
+        if len(group) > 1
+    )

@@ -1,6 +1,8 @@
-"""What a network sees of a case, and the way back: MONAI transforms, a store of decoded cases, training batches.
+"""What a network sees of a case, and the way back: MONAI transforms, a store of decoded cases,
+training batches.
 
-Every random draw is a function of (seed, purpose, epoch, case), so that worker count, order of visits and interruption change nothing.
+Every random draw is a function of (seed, purpose, epoch, case), so that worker count, order of
+visits and interruption change nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ NativeProbabilities = Float[Tensor, "K *native"]
 KEYS = ("image", "label")
 Damage = Callable[[str, Mask], Mask]
 "Label noise: case id and label on the network's grid to the label that training sees."
-warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")  # wherever pydicom is installed, MONAI speaks of a decoder that is not used here
+# wherever pydicom is installed, MONAI speaks of a decoder that is not used here
+warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 WORKER_TIMEOUT_S = 300
 "A loader process that answers nothing for so long is given up."
@@ -60,7 +63,8 @@ WORKER_TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class NativeCase:
-    """A label on the scan's own grid, as stored: axes are the file's, `spacing_mm` and `affine` in that order."""
+    """A label on the scan's own grid, as stored: axes are the file's, `spacing_mm` and `affine` in
+    that order."""
 
     label: UInt8[np.ndarray, "*grid"]
     affine: Float[np.ndarray, "4 4"]
@@ -68,24 +72,49 @@ class NativeCase:
 
 
 def preprocessing(data: DataConfig, crop: bool = True) -> Compose:
-    """File names to (image, label) on the network's grid: orientation, z-score per case and channel, foreground, then resize or pad/crop.
+    """File names to (image, label) on the network's grid: orientation, z-score per case and
+    channel, foreground, then resize or pad/crop.
 
     Pictures and slices come decoded (see planes.py) and take the same steps after the orientation.
     Without `crop`, pad_crop only pads, so that nothing of a scan is lost (see predict.py).
 
-    Source: MedVisionLlama, released `datasets.py`. Differs: labels are resized by nearest neighbour (released: linear), min-max after the
-    z-score is left out, every channel is kept (released: the first).
+    Source: MedVisionLlama, released `datasets.py`. Differs: labels are resized by nearest neighbour
+    (released: linear), min-max after the z-score is left out, every channel is kept (released: the
+    first).
     """
     size, flat = data.img_size, len(data.img_size) == 2
-    steps = [] if flat else [LoadImaged(KEYS, reader="NibabelReader", image_only=True), EnsureChannelFirstd(KEYS),
-                             Orientationd(KEYS, axcodes="RAS", labels=None)]
+    steps = (
+        []
+        if flat
+        else [
+            LoadImaged(KEYS, reader="NibabelReader", image_only=True),
+            EnsureChannelFirstd(KEYS),
+            Orientationd(KEYS, axcodes="RAS", labels=None),
+        ]
+    )
     steps.append(NormalizeIntensityd("image", channel_wise=True))
     if data.labels == "foreground":
         steps.append(Lambdad("label", foreground, track_meta=True, inv_func=_same))
     if data.resample == "resize":
-        return Compose([*steps, Resized(KEYS, spatial_size=size, mode=("bilinear" if flat else "trilinear", "nearest-exact"))])
-    spacing = Spacingd(KEYS, pixdim=data.spacing_mm[:len(size)], mode=("bilinear", "nearest"), padding_mode="border")
-    return Compose([*steps, spacing, (ResizeWithPadOrCropd if crop else SpatialPadd)(KEYS, spatial_size=size)])
+        return Compose(
+            [
+                *steps,
+                Resized(
+                    KEYS,
+                    spatial_size=size,
+                    mode=("bilinear" if flat else "trilinear", "nearest-exact"),
+                ),
+            ]
+        )
+    spacing = Spacingd(
+        KEYS,
+        pixdim=data.spacing_mm[: len(size)],
+        mode=("bilinear", "nearest"),
+        padding_mode="border",
+    )
+    return Compose(
+        [*steps, spacing, (ResizeWithPadOrCropd if crop else SpatialPadd)(KEYS, spatial_size=size)]
+    )
 
 
 def foreground(label: Tensor) -> Tensor:
@@ -98,25 +127,39 @@ def _same(label: Tensor) -> Tensor:
 
 
 class CaseStore:
-    """Cases of one task on the network's grid, decoded once and kept in memory up to `data.cache_gb` (and on disk, see decoded.py)."""
+    """Cases of one task on the network's grid, decoded once and kept in memory up to
+    `data.cache_gb` (and on disk, see decoded.py)."""
 
     opened = False
     "True gives test cases to training: for the audit of the released code alone (released.py)."
 
-    def __init__(self, task: Task, case_ids: tuple[str, ...], data: DataConfig, data_dir: Path | None = None,
-                 damage: Damage | None = None) -> None:
-        """Find the cases' files; nothing is decoded yet. `damage` is label noise: it changes what `get` gives, never what `native` gives.
+    def __init__(
+        self,
+        task: Task,
+        case_ids: tuple[str, ...],
+        data: DataConfig,
+        data_dir: Path | None = None,
+        damage: Damage | None = None,
+    ) -> None:
+        """Find the cases' files; nothing is decoded yet. `damage` is label noise: it changes what
+        `get` gives, never what `native` gives.
 
         Raises:
-            TaskError: the task's data are absent, a case is unknown or given twice, or img_size has other dimensions than the task.
+            TaskError: the task's data are absent, a case is unknown or given twice, or img_size has
+                other dimensions than the task.
         """
         if len(data.img_size) != task.dims:
-            raise TaskError(f"{task.name}: its cases are {task.dims}-D, data.img_size {data.img_size} is not; correct it in the study")
+            raise TaskError(
+                f"{task.name}: its cases are {task.dims}-D, data.img_size {data.img_size} is not;"
+                " correct it in the study"
+            )
         known = {case.case_id: case for case in list_cases(task, data_dir)}
         for case_id in case_ids:
             if case_id not in known or case_ids.count(case_id) > 1:
                 fault = "given twice" if case_id in known else "not on disk"
-                raise TaskError(f"{task.name}: case {case_id} is {fault}; see data/splits/{task.name}.json")
+                raise TaskError(
+                    f"{task.name}: case {case_id} is {fault}; see data/splits/{task.name}.json"
+                )
         self.task, self.case_ids, self.data = task, tuple(case_ids), data
         self.cases = [known[case_id] for case_id in case_ids]
         self.folder = task_dir(task, data_dir)
@@ -134,7 +177,8 @@ class CaseStore:
         """Image and label of a case on the network's grid; do not change them in place.
 
         Raises:
-            TaskError: the file differs from its manifest or cannot be used; names it and the remedy.
+            TaskError: the file differs from its manifest or cannot be used; names it and the
+                remedy.
         """
         if not self.opened:
             refuse_closed(self.cases[index])
@@ -151,7 +195,8 @@ class CaseStore:
         return self, list(range(len(self)))
 
     def version(self, index: int) -> tuple[int, ...]:
-        """Which of the released code's versions of its case an item is: none here (see released.py)."""
+        """Which of the released code's versions of its case an item is: none here (see
+        released.py)."""
         return ()
 
     def native(self, index: int) -> NativeCase:
@@ -168,11 +213,14 @@ class CaseStore:
         label = voxels.astype(np.uint8)
         if not np.array_equal(label, voxels):
             raise TaskError(f"{path}: holds values that are not labels; {self._remedy()}")
-        spacing = nibabel.affines.voxel_sizes(file.affine)[:label.ndim]
-        return NativeCase(label, np.asarray(file.affine, dtype=np.float64), tuple(float(s) for s in spacing))
+        spacing = nibabel.affines.voxel_sizes(file.affine)[: label.ndim]
+        return NativeCase(
+            label, np.asarray(file.affine, dtype=np.float64), tuple(float(s) for s in spacing)
+        )
 
     def to_native(self, index: int, prediction: Probabilities) -> NativeProbabilities:
-        """Probabilities from the network's grid to the scan's own, trilinear, by the inverse of MONAI's transforms.
+        """Probabilities from the network's grid to the scan's own, trilinear, by the inverse of
+        MONAI's transforms.
 
         What pad_crop cut away comes back as 0.
         """
@@ -183,7 +231,8 @@ class CaseStore:
         return to_scan_grid(self.transform, prediction, *self.traces[index])
 
     def save_native(self, index: int, mask: np.ndarray, path: Path) -> Path:
-        """Write a mask on the case's own grid: `.nii.gz` with the scan's geometry and nothing else in the header, or white on black as `.png`."""
+        """Write a mask on the case's own grid: `.nii.gz` with the scan's geometry and nothing else
+        in the header, or white on black as `.png`."""
         if path.suffix == ".png":
             atomic_write(path, png_bytes(mask.astype(np.uint8)))
             return path
@@ -191,7 +240,8 @@ class CaseStore:
         return path
 
     def warm(self) -> None:
-        """Decode what fits under the cap now, so that loader processes share it instead of decoding it each."""
+        """Decode what fits under the cap now, so that loader processes share it instead of decoding
+        it each."""
         for index in range(len(self)):
             if index not in self.kept:
                 self.get(index)
@@ -200,7 +250,13 @@ class CaseStore:
 
     def _decode(self, index: int) -> tuple[Tensor, Tensor]:
         case, digests = self.cases[index], self._digests(index)
-        image, label = decoded_cache.kept(self.task, case, self.data, tuple(digests.values()), lambda: self._transformed(index, digests))
+        image, label = decoded_cache.kept(
+            self.task,
+            case,
+            self.data,
+            tuple(digests.values()),
+            lambda: self._transformed(index, digests),
+        )
         return image, label if self.damage is None else self.damage(case.case_id, label)
 
     def _digests(self, index: int) -> dict[Path, str]:
@@ -208,7 +264,8 @@ class CaseStore:
 
     def _transformed(self, index: int, digests: dict[Path, str]) -> tuple[Tensor, Tensor]:
         case = self.cases[index]
-        if self.task.own and self.task.dims == 3:  # no publisher vouches for your own files: each is looked at whole before its first use
+        # no publisher vouches for your own files: each is looked at whole before its first use
+        if self.task.own and self.task.dims == 3:
             sound_voxels(self.task, [case], self.folder, self.manifest, digests)
         try:
             out = self.transform(self._source(case))
@@ -216,7 +273,9 @@ class CaseStore:
             raise
         except Exception as error:
             kind = type(error.__cause__ or error).__name__
-            raise TaskError(f"{case.image} or its label cannot be decoded ({kind}); {self._remedy()}") from error
+            raise TaskError(
+                f"{case.image} or its label cannot be decoded ({kind}); {self._remedy()}"
+            ) from error
         self.traces[index] = (out["image"].applied_operations, out["image"].affine)
         image, label = out["image"].as_tensor().float().contiguous(), out["label"].as_tensor()
         self._check_values(case, image, label)
@@ -225,41 +284,65 @@ class CaseStore:
     def _source(self, case: Case) -> dict[str, Any]:
         if self.task.dims == 2:
             return cases_2d.tensors(self.task, case)
-        return {"image": [str(path) for path in case.images] if case.more else str(case.image), "label": str(case.label)}
+        return {
+            "image": [str(path) for path in case.images] if case.more else str(case.image),
+            "label": str(case.label),
+        }
 
     def _check_values(self, case: Case, image: Tensor, label: Tensor) -> None:
         if len(image) != len(self.task.channels):
-            raise TaskError(f"{case.image}: {len(image)} channels, {self.task.name} has {', '.join(self.task.channels)}; {self._remedy()}")
+            raise TaskError(
+                f"{case.image}: {len(image)} channels, {self.task.name} has"
+                f" {', '.join(self.task.channels)}; {self._remedy()}"
+            )
         if not torch.isfinite(image).all():
             raise TaskError(f"{case.image}: NaN or infinite voxels; {self._remedy()}")
-        if not reduce(or_, (label == value for value in {0, 1, *self.task.labels})).all():  # `unique` would sort the voxels
-            raise TaskError(f"{case.label}: values {label.unique().tolist()}, expected 0 and {sorted(self.task.labels)}; {self._remedy()}")
+        # `unique` would sort the voxels
+        if not reduce(or_, (label == value for value in {0, 1, *self.task.labels})).all():
+            raise TaskError(
+                f"{case.label}: values {label.unique().tolist()}, expected 0 and"
+                f" {sorted(self.task.labels)}; {self._remedy()}"
+            )
 
     def _check_bytes(self, path: Path) -> str:
-        wanted, digest = self.manifest.get(path.relative_to(self.folder).as_posix()), sha256_file(path)
+        wanted, digest = (
+            self.manifest.get(path.relative_to(self.folder).as_posix()),
+            sha256_file(path),
+        )
         if wanted and digest != wanted:
-            raise TaskError(f"{path}: its bytes differ from the manifest's sha256; {self._remedy()}")
+            raise TaskError(
+                f"{path}: its bytes differ from the manifest's sha256; {self._remedy()}"
+            )
         return digest
 
     def _remedy(self) -> str:
         return f"run `mvl verify {self.task.name}`"
 
 
-def to_scan_grid(transform: Compose, prediction: Probabilities, operations: Any, affine: Any) -> NativeProbabilities:
-    """Probabilities from the network's grid to the scan's own, by the inverse of the `operations` that brought an image there."""
-    meta = MetaTensor(prediction.detach().cpu(), affine=affine, applied_operations=copy.deepcopy(operations))
+def to_scan_grid(
+    transform: Compose, prediction: Probabilities, operations: Any, affine: Any
+) -> NativeProbabilities:
+    """Probabilities from the network's grid to the scan's own, by the inverse of the `operations`
+    that brought an image there."""
+    meta = MetaTensor(
+        prediction.detach().cpu(), affine=affine, applied_operations=copy.deepcopy(operations)
+    )
     with allow_missing_keys_mode(transform):
         return transform.inverse({"image": meta})["image"].as_tensor()
 
 
 def read_case(store: CaseStore, index: int) -> tuple[Volume, Mask]:
-    """Image and label of a case; whatever goes wrong is a TaskError that names the case and the remedy."""
+    """Image and label of a case; whatever goes wrong is a TaskError that names the case and the
+    remedy."""
     try:
         return store.get(index)
     except TaskError:
         raise
     except Exception as error:  # some cannot leave a loader process, which would wait for ever
-        told = f"{type(error).__name__}: {error}; look at its files with `mvl verify {store.task.name}`"
+        told = (
+            f"{type(error).__name__}: {error}; look at its files with `mvl verify"
+            f" {store.task.name}`"
+        )
         raise TaskError(f"{store.task.name}, case {store.case_ids[index]}: {told}") from error
 
 
@@ -280,14 +363,27 @@ class TrainingBatches(Dataset):
         case = self.store.case_ids[index]
         image, label = read_case(self.store, index)
         if self.config.data.augment:
-            image, label = self.augment(image, label, draw_seed(self.config.seed, "augment", epoch, case), *self.store.version(index))
+            image, label = self.augment(
+                image,
+                label,
+                draw_seed(self.config.seed, "augment", epoch, case),
+                *self.store.version(index),
+            )
         return {"image": image, "label": label, "case": case}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """One batch: `image` (B, C, *spatial), `label` (B, 1, *spatial), `cases`."""
         channels, size = len(self.store.task.channels), self.config.data.img_size
-        image = torch.stack([s["image"] for s in samples]) if samples else torch.zeros(0, channels, *size)
-        label = torch.stack([s["label"] for s in samples]) if samples else torch.zeros(0, 1, *size, dtype=torch.uint8)
+        image = (
+            torch.stack([s["image"] for s in samples])
+            if samples
+            else torch.zeros(0, channels, *size)
+        )
+        label = (
+            torch.stack([s["label"] for s in samples])
+            if samples
+            else torch.zeros(0, 1, *size, dtype=torch.uint8)
+        )
         return {"image": image, "label": label, "cases": [s["case"] for s in samples]}
 
 
@@ -297,29 +393,46 @@ def steps_per_epoch(n_cases: int, batch_size: int) -> int:
 
 
 def epoch_order(case_ids: tuple[str, ...], seed: int, epoch: int) -> list[int]:
-    """Indices of the cases in the order in which `epoch` visits them, a function of (seed, epoch, case ids)."""
-    return sorted(range(len(case_ids)), key=lambda index: draw_seed(seed, "order", epoch, case_ids[index]))
+    """Indices of the cases in the order in which `epoch` visits them, a function of (seed, epoch,
+    case ids)."""
+    return sorted(
+        range(len(case_ids)), key=lambda index: draw_seed(seed, "order", epoch, case_ids[index])
+    )
 
 
-def batch_rows(cases: int, batch_size: int, first_step: int, rank: int, world_size: int) -> Iterator[slice]:
-    """Where the cases of each batch stand in an epoch's order: process `rank` gets every `world_size`-th of a batch.
+def batch_rows(
+    cases: int, batch_size: int, first_step: int, rank: int, world_size: int
+) -> Iterator[slice]:
+    """Where the cases of each batch stand in an epoch's order: process `rank` gets every
+    `world_size`-th of a batch.
 
-    A process for which a short last batch leaves no case gets an empty slice, so that all take the same number of steps.
+    A process for which a short last batch leaves no case gets an empty slice, so that all take the
+    same number of steps.
     """
     for start in range(first_step * batch_size, cases, batch_size):
         end = min(start + batch_size, cases)
         yield slice(min(start + rank, end), end, world_size)
 
 
-def training_loader(store: CaseStore, config: Config, epoch: int, first_step: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Batches `first_step`, `first_step + 1`, ... of an epoch, each case read and augmented by itself; see `batch_rows`."""
+def training_loader(
+    store: CaseStore,
+    config: Config,
+    epoch: int,
+    first_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Batches `first_step`, `first_step + 1`, ... of an epoch, each case read and augmented by
+    itself; see `batch_rows`."""
     return batch_loader(store, config).at(epoch, first_step, rank, world_size)
 
 
 class BatchLoader(DataLoader):
     """A loader whose processes live as long as it does: each epoch tells them anew what to read."""
 
-    def at(self, epoch: int, first_step: int = 0, rank: int = 0, world_size: int = 1) -> BatchLoader:
+    def at(
+        self, epoch: int, first_step: int = 0, rank: int = 0, world_size: int = 1
+    ) -> BatchLoader:
         """This loader, set to the rest of an epoch."""
         data: Any = self.dataset
         order = epoch_order(data.store.case_ids, data.config.seed, epoch)
@@ -335,8 +448,16 @@ def batch_loader(store: CaseStore, config: Config, pinned: bool = False) -> Batc
     if workers:
         store.warm()
     dataset = TrainingBatches(store, config)
-    return BatchLoader(dataset, batch_sampler=_Fixed([]), collate_fn=dataset.collate, num_workers=workers, generator=torch.Generator(),
-                       timeout=WORKER_TIMEOUT_S if workers else 0, pin_memory=pinned, persistent_workers=workers > 0)
+    return BatchLoader(
+        dataset,
+        batch_sampler=_Fixed([]),
+        collate_fn=dataset.collate,
+        num_workers=workers,
+        generator=torch.Generator(),
+        timeout=WORKER_TIMEOUT_S if workers else 0,
+        pin_memory=pinned,
+        persistent_workers=workers > 0,
+    )
 
 
 class _Fixed(torch.utils.data.Sampler):

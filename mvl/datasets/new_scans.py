@@ -1,4 +1,5 @@
-"""New scans to segment: found among files and folders, looked at before they are used, and written back in their own geometry."""
+"""New scans to segment: found among files and folders, looked at before they are used, and written
+back in their own geometry."""
 
 from __future__ import annotations
 
@@ -17,16 +18,30 @@ from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm,
 from mvl.datasets.own_data import ENDINGS
 from mvl.datasets.task import Task, case_name, is_stray
 
-GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
-            "xyzt_units")
-"Header fields that a mask takes over from its scan, beside the grid and the spacing; no text is among them."
+GEOMETRY = (
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "xyzt_units",
+)
+"""Header fields that a mask takes over from its scan, beside the grid and the spacing; no text is
+among them."""
 PICTURES = (".png", ".jpg", ".jpeg")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 @dataclass(frozen=True)
 class NewScan:
-    """One scan without a label: what its mask will be called, and where its channels lie (a folder, for a DICOM series)."""
+    """One scan without a label: what its mask will be called, and where its channels lie (a folder,
+    for a DICOM series)."""
 
     name: str
     files: tuple[Path, ...]
@@ -48,10 +63,11 @@ def takes_pictures(task: Task) -> bool:
 
 
 def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[Failure]]:
-    """Every scan that files and folders hold for a run on `task`, in order and once each, and what is none.
+    """Every scan that files and folders hold for a run on `task`, in order and once each, and what
+    is none.
 
-    A file `CASE_0000.nii.gz` stands for all channels of its case where the run has several; where it has one, `_0000` is dropped from the
-    mask's name if every file ends in it.
+    A file `CASE_0000.nii.gz` stands for all channels of its case where the run has several; where
+    it has one, `_0000` is dropped from the mask's name if every file ends in it.
     """
     scans: list[NewScan] = []
     failures = []
@@ -66,21 +82,37 @@ def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[F
     firsts: dict[str, NewScan] = {}
     for scan in scans:
         if firsts.setdefault(scan.name, scan) is not scan:
-            clash = f"{scan.files[0]}: its mask would have the name of {firsts[scan.name].files[0]}'s; segment one of them into another --output"
+            clash = (
+                f"{scan.files[0]}: its mask would have the name of {firsts[scan.name].files[0]}'s;"
+                " segment one of them into another --output"
+            )
             failures.append(Failure(str(scan.files[0]), clash))
     return list(firsts.values()), failures
 
 
 def _scans_at(path: Path, task: Task) -> list[NewScan]:
     if path.is_dir():
-        inner = [file for file in sorted(path.iterdir()) if not is_stray(file.name) and _kind(file, task)]
+        inner = [
+            file for file in sorted(path.iterdir()) if not is_stray(file.name) and _kind(file, task)
+        ]
         if not inner and takes_pictures(task):
-            raise FileFault(f"{path}: no picture in this folder; this run takes {', '.join(PICTURES)}")
-        return [_scan(file, task) for file in inner] or [NewScan(path.resolve().name, (path,), "dicom")]
+            raise FileFault(
+                f"{path}: no picture in this folder; this run takes {', '.join(PICTURES)}"
+            )
+        return [_scan(file, task) for file in inner] or [
+            NewScan(path.resolve().name, (path,), "dicom")
+        ]
     if not path.exists():
-        raise FileFault(f"{path}: {'broken link' if path.is_symlink() else 'no such file or folder'}; check the path")
+        raise FileFault(
+            f"{path}: {'broken link' if path.is_symlink() else 'no such file or folder'}; check the"
+            " path"
+        )
     if not _kind(path, task):
-        hint = "give the folder of its series" if is_dicom(path) else f"this run takes {', '.join(PICTURES if takes_pictures(task) else ENDINGS)}"
+        hint = (
+            "give the folder of its series"
+            if is_dicom(path)
+            else f"this run takes {', '.join(PICTURES if takes_pictures(task) else ENDINGS)}"
+        )
         raise FileFault(f"{path}: not a scan that this run can segment; {hint}")
     return [_scan(path, task)]
 
@@ -96,9 +128,18 @@ def _scan(path: Path, task: Task) -> NewScan:
     match = CHANNEL.fullmatch(name)
     if kind == "nifti" and channels > 1 and match:
         if int(match[2]) >= channels:
-            raise FileFault(f"{path}: channel {int(match[2])}, the run has {channels} ({', '.join(task.channels)}); give only those")
+            raise FileFault(
+                f"{path}: channel {int(match[2])}, the run has {channels}"
+                f" ({', '.join(task.channels)}); give only those"
+            )
         ending = path.name.removeprefix(name)
-        return NewScan(match[1], tuple(path.with_name(f"{match[1]}_{channel:04d}{ending}") for channel in range(channels)), kind)
+        return NewScan(
+            match[1],
+            tuple(
+                path.with_name(f"{match[1]}_{channel:04d}{ending}") for channel in range(channels)
+            ),
+            kind,
+        )
     return NewScan(name, (path,), kind)
 
 
@@ -116,15 +157,23 @@ def check_scan(files: tuple[Path, ...], task: Task) -> None:
             scan = decode(raw, len(task.channels) if len(files) == 1 else 1)
             check_image(scan.voxels, task)
             first = first or scan
-            if scan.voxels.shape != first.voxels.shape or not corner_distance_mm(scan.affine, first.affine, scan.voxels.shape) <= 1e-3:
+            if (
+                scan.voxels.shape != first.voxels.shape
+                or not corner_distance_mm(scan.affine, first.affine, scan.voxels.shape) <= 1e-3
+            ):
                 raise FileFault(f"its grid differs from that of {files[0].name}")
         except FileFault as fault:
-            wanted = f", the run was trained on {', '.join(task.channels)}" if len(task.channels) > 1 else ""
+            wanted = (
+                f", the run was trained on {', '.join(task.channels)}"
+                if len(task.channels) > 1
+                else ""
+            )
             raise FileFault(f"{path}: {fault}{wanted}; put the file right and try again") from None
 
 
 def series_as_nifti(folder: Path, series: str | None, target: Path) -> Path:
-    """Write the DICOM series in `folder` as `target`, a plain .nii with nothing of the patient's but voxels and geometry."""
+    """Write the DICOM series in `folder` as `target`, a plain .nii with nothing of the patient's
+    but voxels and geometry."""
     voxels, affine = read_series(folder, series)
     image = nibabel.Nifti1Image(voxels, affine)
     image.set_sform(affine, code=1)
@@ -135,11 +184,14 @@ def series_as_nifti(folder: Path, series: str | None, target: Path) -> Path:
 
 
 def nifti_like(voxels: np.ndarray, scan: Path) -> bytes:
-    """A gzipped NIfTI-1 file of `voxels` with the geometry of `scan` (grid, spacing, sform, qform, codes, units) and no text of its header."""
+    """A gzipped NIfTI-1 file of `voxels` with the geometry of `scan` (grid, spacing, sform, qform,
+    codes, units) and no text of its header."""
     source, header = nibabel.nifti1.load(scan).header, nibabel.Nifti1Header()
     for field in GEOMETRY:
         header[field] = source[field]
     header.set_data_dtype(voxels.dtype)
     header.set_data_shape(voxels.shape)
     header["pixdim"][:4] = source["pixdim"][:4]
-    return gzip.compress(nibabel.Nifti1Image(voxels, None, header).to_bytes(), compresslevel=4, mtime=0)
+    return gzip.compress(
+        nibabel.Nifti1Image(voxels, None, header).to_bytes(), compresslevel=4, mtime=0
+    )

@@ -70,7 +70,8 @@ def decode(raw: bytes, channels: int) -> Scan:
     """The scan in `raw` (.nii.gz or .nii bytes), read to the end, its gzip checksum checked.
 
     Raises:
-        FileFault: says what is wrong; nothing larger than the header announces, and nothing above `MAX_VOXELS`, is allocated.
+        FileFault: says what is wrong; nothing larger than the header announces, and nothing above
+            `MAX_VOXELS`, is allocated.
     """
     head = _inflate(raw, 352)
     if len(head) < 352:
@@ -80,19 +81,24 @@ def decode(raw: bytes, channels: int) -> Scan:
     start, size = check_offset(header, head), int(np.prod(shape)) * header.get_data_dtype().itemsize
     affine = check_geometry(header, shape)
     if start + size > 1032 * len(raw):
-        raise FileFault(f"{len(raw)} bytes cannot hold the {size} bytes of voxels that its header announces")
+        raise FileFault(
+            f"{len(raw)} bytes cannot hold the {size} bytes of voxels that its header announces"
+        )
     body = _inflate(raw, start + size + SLACK + 1)
     if len(body) < start + size:
         raise FileFault(f"truncated: {len(body)} of {start + size} bytes")
     if len(body) > start + size + SLACK:
         raise FileFault(f"holds more than the {start + size} bytes that its header announces")
     check_extensions(header, body, start)
-    voxels = np.frombuffer(body, header.get_data_dtype(), int(np.prod(shape)), start).reshape(shape, order="F")
+    voxels = np.frombuffer(body, header.get_data_dtype(), int(np.prod(shape)), start).reshape(
+        shape, order="F"
+    )
     return Scan(_scaled(header, voxels), affine)
 
 
 def _inflate(raw: bytes, limit: int) -> bytes:
-    """Up to `limit` bytes of the content; below the limit the stream has been read to its end and its checksum agreed."""
+    """Up to `limit` bytes of the content; below the limit the stream has been read to its end and
+    its checksum agreed."""
     if raw[:2] != b"\x1f\x8b":
         return raw[:limit]
     out, rest = b"", raw
@@ -101,7 +107,9 @@ def _inflate(raw: bytes, limit: int) -> bytes:
             stream = zlib.decompressobj(wbits=31)
             out += stream.decompress(rest, limit - len(out))
             if len(out) < limit and not stream.eof:
-                raise FileFault(f"truncated: its gzip stream stops after {len(out)} bytes of content")
+                raise FileFault(
+                    f"truncated: its gzip stream stops after {len(out)} bytes of content"
+                )
             rest = stream.unused_data
     except zlib.error as error:
         raise FileFault(f"damaged gzip stream ({error})") from error
@@ -112,12 +120,15 @@ def parse_header(head: bytes) -> nibabel.Nifti1Header:
     """The header in the first 348 bytes.
 
     Raises:
-        FileFault: not a single-file NIfTI-1 header, or a voxel type other than whole or floating-point numbers.
+        FileFault: not a single-file NIfTI-1 header, or a voxel type other than whole or
+            floating-point numbers.
     """
     sizes = struct.unpack("<i", head[:4])[0], struct.unpack(">i", head[:4])[0]
     if 348 not in sizes or head[344:348] != b"n+1\0":
         raise FileFault(f"not a NIfTI-1 header (sizeof_hdr {sizes[0]}, magic {head[344:348]!r})")
-    header = nibabel.Nifti1Header(head[:348], endianness="<" if sizes[0] == 348 else ">", check=False)
+    header = nibabel.Nifti1Header(
+        head[:348], endianness="<" if sizes[0] == 348 else ">", check=False
+    )
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
@@ -137,11 +148,13 @@ def check_shape(header: nibabel.Nifti1Header, channels: int) -> tuple[int, ...]:
     """
     dim = [int(n) for n in header["dim"]]
     wanted = 3 if channels == 1 else 4
-    if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1:dim[0] + 1]):
+    if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]):
         raise FileFault(f"impossible dimensions {dim}")
-    shape = tuple(dim[1:dim[0] + 1])
+    shape = tuple(dim[1 : dim[0] + 1])
     if dim[0] != wanted or (channels > 1 and shape[3] != channels):
-        raise FileFault(f"shape {shape}; expected 3 axes{f' and {channels} channels' if channels > 1 else ''}")
+        raise FileFault(
+            f"shape {shape}; expected 3 axes{f' and {channels} channels' if channels > 1 else ''}"
+        )
     if min(shape[:3]) < 2:
         raise FileFault(f"shape {shape}: a slice, not a volume")
     if (count := int(np.prod([float(n) for n in shape]))) > MAX_VOXELS:
@@ -153,11 +166,14 @@ def check_offset(header: nibabel.Nifti1Header, head: bytes) -> int:
     """Byte at which voxels begin.
 
     Raises:
-        FileFault: inside the header, not a whole number, or beyond 352 although there is no extension.
+        FileFault: inside the header, not a whole number, or beyond 352 although there is no
+            extension.
     """
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or offset != int(offset) or not 352 <= offset <= 2**24:
-        raise FileFault(f"voxels begin at byte {offset:g}; expected 352 or just after the header's extensions")
+        raise FileFault(
+            f"voxels begin at byte {offset:g}; expected 352 or just after the header's extensions"
+        )
     if not head[348] and offset >= 352 + 16:
         raise FileFault(f"voxels begin at byte {offset:g} although the header has no extension")
     return int(offset)
@@ -171,9 +187,12 @@ def check_extensions(header: nibabel.Nifti1Header, body: bytes, start: int) -> N
     """
     place = 352
     while body[348] and place + 8 <= start:
-        size = struct.unpack(f"{header.endianness}i", body[place:place + 4])[0]
+        size = struct.unpack(f"{header.endianness}i", body[place : place + 4])[0]
         if size < 8 or place + size > start:
-            raise FileFault(f"header extension of {size} bytes at byte {place} does not end before the voxels at {start}")
+            raise FileFault(
+                f"header extension of {size} bytes at byte {place} does not end before the voxels"
+                f" at {start}"
+            )
         place += size
 
 
@@ -181,18 +200,27 @@ def check_geometry(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> Affi
     """Affine in mm.
 
     Raises:
-        FileFault: spacing out of range, no orientation, sform and qform apart, or axes that are not orthogonal.
+        FileFault: spacing out of range, no orientation, sform and qform apart, or axes that are not
+            orthogonal.
     """
     spacing = [float(s) for s in header["pixdim"][1:4]]
     if not all(np.isfinite(s) and SPACING_MM[0] <= s <= SPACING_MM[1] for s in spacing):
-        raise FileFault(f"spacing {spacing} mm; expected {SPACING_MM[0]} to {SPACING_MM[1]} on each axis")
+        raise FileFault(
+            f"spacing {spacing} mm; expected {SPACING_MM[0]} to {SPACING_MM[1]} on each axis"
+        )
     forms = _forms(header)
     if not forms:
         raise FileFault("orientation unknown: neither sform nor qform is set")
     for name, form in forms.items():
         _check_form(name, form, spacing)
-    if len(forms) == 2 and not (far := corner_distance_mm(forms["sform"], forms["qform"], shape)) <= 1e-3:
-        raise FileFault(f"sform and qform disagree by up to {far:.3g} mm: {_short(forms['sform'])} and {_short(forms['qform'])}")
+    if (
+        len(forms) == 2
+        and not (far := corner_distance_mm(forms["sform"], forms["qform"], shape)) <= 1e-3
+    ):
+        raise FileFault(
+            f"sform and qform disagree by up to {far:.3g} mm: {_short(forms['sform'])} and"
+            f" {_short(forms['qform'])}"
+        )
     return next(iter(forms.values()))
 
 
@@ -214,7 +242,10 @@ def _check_form(name: str, form: Affine, spacing: list[float]) -> None:
         raise FileFault(f"{name} is singular or not finite: {_short(form)}")
     lengths = np.linalg.norm(axes, axis=0)
     if np.abs(lengths - spacing).max() > 1e-3:
-        raise FileFault(f"{name} has spacing {lengths.round(4).tolist()} mm, pixdim says {np.round(spacing, 4).tolist()}")
+        raise FileFault(
+            f"{name} has spacing {lengths.round(4).tolist()} mm, pixdim says"
+            f" {np.round(spacing, 4).tolist()}"
+        )
     cosines = (axes / lengths).T @ (axes / lengths)
     if np.abs(cosines - np.eye(3)).max() > 1e-3:
         raise FileFault(f"{name} is sheared: {_short(form)}")
@@ -222,7 +253,9 @@ def _check_form(name: str, form: Affine, spacing: list[float]) -> None:
 
 def corner_distance_mm(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
     """Largest distance in mm between where two affines put a corner voxel of a grid."""
-    corners = np.array([[*corner, 1.0] for corner in itertools.product(*[(0, n - 1) for n in shape[:3]])])
+    corners = np.array(
+        [[*corner, 1.0] for corner in itertools.product(*[(0, n - 1) for n in shape[:3]])]
+    )
     return float(np.linalg.norm((corners @ (a - b).T)[:, :3], axis=1).max())
 
 
@@ -231,7 +264,8 @@ def _short(form: Affine) -> str:
 
 
 def _scaled(header: nibabel.Nifti1Header, voxels: np.ndarray) -> np.ndarray:
-    """Voxels times slope plus intercept, as float32; as stored where the slope is 0 or NaN (unscaled, by the standard)."""
+    """Voxels times slope plus intercept, as float32; as stored where the slope is 0 or NaN
+    (unscaled, by the standard)."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if np.isnan(slope) or slope == 0 or (slope, inter) == (1, 0):
         return voxels

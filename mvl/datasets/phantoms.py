@@ -1,8 +1,9 @@
-"""Phantoms: made-up scans that a network must look at closely, in the Decathlon's layout so that every later step is the same code.
+"""Phantoms: made-up scans that a network must look at closely, in the Decathlon's layout so that
+every later step is the same code.
 
-Each holds one curved two-part structure (1 anterior, 2 posterior) like a hippocampus in size, among rods, balls and plates of similar
-intensity, in random pose, with partial volume, texture, a bias field and Rician noise; some have thick slices, some are stored
-left-posterior.
+Each holds one curved two-part structure (1 anterior, 2 posterior) like a hippocampus in size, among
+rods, balls and plates of similar intensity, in random pose, with partial volume, texture, a bias
+field and Rician noise; some have thick slices, some are stored left-posterior.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from mvl.datasets.nifti import Affine, nifti_bytes
 from mvl.datasets.task import TaskError
 
 VERSION = 2
-"Raised whenever a change of this file changes the bytes of a phantom; folders of another version are made anew."
+"""Raised whenever a change of this file changes the bytes of a phantom; folders of another version
+are made anew."""
 Points = Float32[np.ndarray, "*grid 3"]
 Field = Float32[np.ndarray, "*grid"]
 
 
 def ensure_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
-    """`folder` with this version's phantoms, made now unless they lie there; safe when several processes ask at once.
+    """`folder` with this version's phantoms, made now unless they lie there; safe when several
+    processes ask at once.
 
     Raises:
         TaskError: something else lies there, or the place cannot be written.
@@ -39,7 +42,11 @@ def ensure_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
     with waiting_lock(folder.parent / f".{folder.name}.lock"):
         for stale in folder.parent.glob(f"{folder.name}.partial-*"):
             shutil.rmtree(stale)
-        return folder if _recipe(folder) == recipe(num_cases, seed) else write_phantoms(folder, num_cases, seed)
+        return (
+            folder
+            if _recipe(folder) == recipe(num_cases, seed)
+            else write_phantoms(folder, num_cases, seed)
+        )
 
 
 def recipe(num_cases: int, seed: int) -> dict[str, int]:
@@ -55,7 +62,8 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
 
 
 def write_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
-    """Write `num_cases` phantoms with `dataset.json` and `manifest.json` to `folder`, which appears whole or not at all.
+    """Write `num_cases` phantoms with `dataset.json` and `manifest.json` to `folder`, which appears
+    whole or not at all.
 
     Phantoms of another version there are replaced.
 
@@ -64,13 +72,19 @@ def write_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and _recipe(folder) is None:
-        raise TaskError(f"{folder}: holds something other than phantoms; move it away or choose another --data-dir")
+        raise TaskError(
+            f"{folder}: holds something other than phantoms; move it away or choose another"
+            " --data-dir"
+        )
     partial = folder.parent / f"{folder.name}.partial-{uuid.uuid4().hex}"
     try:
         _write_all(partial, num_cases, seed)
         swap(partial, folder)
     except OSError as error:
-        raise TaskError(f"{folder}: could not write the phantoms ({error.strerror}); choose a writable folder with --data-dir") from error
+        raise TaskError(
+            f"{folder}: could not write the phantoms ({error.strerror}); choose a writable folder"
+            " with --data-dir"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -91,14 +105,28 @@ def _write_all(folder: Path, num_cases: int, seed: int) -> None:
 
 
 def _description(names: list[str], seed: int) -> dict[str, Any]:
-    pairs = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
-    return {"name": "phantoms", "description": "Phantoms made by mvl: no person was scanned", "licence": "MIT", "tensorImageSize": "3D",
-            "modality": {"0": "phantom"}, "labels": {"0": "background", "1": "anterior", "2": "posterior"}, "numTraining": len(names),
-            "numTest": 0, "training": pairs, "test": [], "phantoms": recipe(len(names), seed)}
+    pairs = [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+        for name in names
+    ]
+    return {
+        "name": "phantoms",
+        "description": "Phantoms made by mvl: no person was scanned",
+        "licence": "MIT",
+        "tensorImageSize": "3D",
+        "modality": {"0": "phantom"},
+        "labels": {"0": "background", "1": "anterior", "2": "posterior"},
+        "numTraining": len(names),
+        "numTest": 0,
+        "training": pairs,
+        "test": [],
+        "phantoms": recipe(len(names), seed),
+    }
 
 
 def make_phantom(seed: int, index: int) -> tuple[np.ndarray, UInt8[np.ndarray, "x y z"], Affine]:
-    """Image (int16, x y z), label (0, 1, 2) and affine (mm) of one phantom, a function of (seed, index) alone."""
+    """Image (int16, x y z), label (0, 1, 2) and affine (mm) of one phantom, a function of (seed,
+    index) alone."""
     rng = np.random.default_rng(draw_seed(seed, "phantom", index))
     spacing = np.ones(3)
     if rng.random() < 0.25:
@@ -117,18 +145,29 @@ def _grid(shape: np.ndarray, spacing: np.ndarray, shift: np.ndarray) -> Points:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
 
 
-def _scene(rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarray) -> tuple[Field, np.ndarray, Field]:
-    """Share of each voxel that the structure fills, which voxels are nearer to its front part, and the share that distractors fill."""
+def _scene(
+    rng: np.random.Generator, shape: np.ndarray, spacing: np.ndarray
+) -> tuple[Field, np.ndarray, Field]:
+    """Share of each voxel that the structure fills, which voxels are nearer to its front part, and
+    the share that distractors fill."""
     curve, radius = _structure(rng)
     shapes = [_distractor(rng) for _ in range(rng.integers(6, 10))]
     layers = np.maximum(1, np.round(spacing * 1.2)).astype(int)
-    shifts = [np.zeros(3)] if layers.max() == 1 else [np.where(layers > 1, d, 0.0) for d in (-0.25, 0.25)]
+    shifts = (
+        [np.zeros(3)]
+        if layers.max() == 1
+        else [np.where(layers > 1, d, 0.0) for d in (-0.25, 0.25)]
+    )
     parts = [_occupancy(_grid(shape, spacing, shift), curve, radius, shapes) for shift in shifts]
-    own, front, clutter = (np.asarray(np.mean([part[k] for part in parts], axis=0, dtype=np.float32)) for k in range(3))
+    own, front, clutter = (
+        np.asarray(np.mean([part[k] for part in parts], axis=0, dtype=np.float32)) for k in range(3)
+    )
     return own, front > 0.5, clutter
 
 
-def _occupancy(points: Points, curve: np.ndarray, radius: np.ndarray, shapes: list[Any]) -> tuple[Field, np.ndarray, Field]:
+def _occupancy(
+    points: Points, curve: np.ndarray, radius: np.ndarray, shapes: list[Any]
+) -> tuple[Field, np.ndarray, Field]:
     distance, nearest = tube_distance(points, curve, radius)
     clutter = np.zeros(points.shape[:-1], np.float32)
     for shape in shapes:
@@ -142,8 +181,11 @@ def soft(distance: Field) -> Field:
     return np.clip(0.5 - distance, 0, 1)
 
 
-def tube_distance(points: Points, curve: np.ndarray, radius: np.ndarray) -> tuple[Field, np.ndarray]:
-    """Distance in mm to the surface of a tube of varying radius around `curve` (n, 3), negative inside; index of the nearest point."""
+def tube_distance(
+    points: Points, curve: np.ndarray, radius: np.ndarray
+) -> tuple[Field, np.ndarray]:
+    """Distance in mm to the surface of a tube of varying radius around `curve` (n, 3), negative
+    inside; index of the nearest point."""
     best = np.full(points.shape[:-1], np.inf, np.float32)
     nearest = np.zeros(points.shape[:-1], np.int16)
     for k, (centre, r) in enumerate(zip(curve.astype(np.float32), radius.astype(np.float32))):
@@ -155,10 +197,13 @@ def tube_distance(points: Points, curve: np.ndarray, radius: np.ndarray) -> tupl
 
 
 def _structure(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Centreline (n, 3) in mm and radius of a bent, slightly twisted tube: a thick front, a thin tail."""
+    """Centreline (n, 3) in mm and radius of a bent, slightly twisted tube: a thick front, a thin
+    tail."""
     t = np.linspace(-1, 1, 25)
     length, bend, twist = rng.uniform(12, 15), rng.uniform(5, 9), rng.uniform(-2, 2)
-    curve = np.stack([bend * t**2 - bend / 3, length * t, twist * t**3 + 2.5 * np.sin(2 * t)], axis=1)
+    curve = np.stack(
+        [bend * t**2 - bend / 3, length * t, twist * t**3 + 2.5 * np.sin(2 * t)], axis=1
+    )
     thick, thin = rng.uniform(5.2, 6.4), rng.uniform(2.8, 3.6)
     radius = thin + (thick - thin) / (1 + np.exp(5 * (t + 0.1)))
     pose = _rotation(rng.uniform(-25, 25, 3))
@@ -168,14 +213,23 @@ def _structure(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _distractor(rng: np.random.Generator) -> Any:
     """Signed distance function in mm of a rod, a ball or a curved plate somewhere in the scan."""
     centre, turn = rng.uniform(-18, 18, 3), _rotation(rng.uniform(-180, 180, 3)).astype(np.float32)
-    kind, size, reach = rng.choice(["rod", "ball", "plate"], p=[0.5, 0.25, 0.25]), rng.uniform(2.0, 4.0), rng.uniform(8, 14)
+    kind, size, reach = (
+        rng.choice(["rod", "ball", "plate"], p=[0.5, 0.25, 0.25]),
+        rng.uniform(2.0, 4.0),
+        rng.uniform(8, 14),
+    )
 
     def distance(points: Points) -> Field:
         x, y, z = np.moveaxis((points - centre.astype(np.float32)) @ turn, -1, 0)
         along = np.clip(y, -reach, reach) if kind == "rod" else np.float32(0)
         if kind == "plate":
-            return np.maximum(np.abs(z - x**2 / 40) - np.float32(size / 2), np.hypot(x, y) - np.float32(reach)).astype(np.float32)
-        return (np.sqrt(x**2 + (y - along) ** 2 + z**2) - np.float32(size * (1.4 if kind == "ball" else 1))).astype(np.float32)
+            return np.maximum(
+                np.abs(z - x**2 / 40) - np.float32(size / 2), np.hypot(x, y) - np.float32(reach)
+            ).astype(np.float32)
+        return (
+            np.sqrt(x**2 + (y - along) ** 2 + z**2)
+            - np.float32(size * (1.4 if kind == "ball" else 1))
+        ).astype(np.float32)
 
     return distance
 
@@ -189,27 +243,37 @@ def _rotation(degrees: np.ndarray) -> np.ndarray:
 
 
 def _mix(rng: np.random.Generator, occupancy: Field, front: np.ndarray, clutter: Field) -> Field:
-    """Noise-free intensity: tissue with texture, distractors as bright as the structure on average, each filling its share of a voxel."""
+    """Noise-free intensity: tissue with texture, distractors as bright as the structure on average,
+    each filling its share of a voxel."""
     texture = gaussian_filter(rng.standard_normal(occupancy.shape), 2.0).astype(np.float32)
     tissue = 0.5 + 0.05 * texture / texture.std()
     own = np.where(front, rng.uniform(0.74, 0.80), rng.uniform(0.70, 0.76)).astype(np.float32)
     other = np.float32(rng.uniform(0.70, 0.82))
-    return (tissue * (1 - occupancy - clutter).clip(0) + own * occupancy + other * clutter * (1 - occupancy)).astype(np.float32)
+    return (
+        tissue * (1 - occupancy - clutter).clip(0)
+        + own * occupancy
+        + other * clutter * (1 - occupancy)
+    ).astype(np.float32)
 
 
 def _scan(rng: np.random.Generator, clean: Field) -> np.ndarray:
-    """What a scanner makes of it: a smooth bias field of about 15 %, Rician noise, an arbitrary unit, int16."""
+    """What a scanner makes of it: a smooth bias field of about 15 %, Rician noise, an arbitrary
+    unit, int16."""
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in clean.shape], indexing="ij")
     terms = [x, y, z, x * y, y * z, x * z, x**2, y**2, z**2]
     bias = np.exp(sum(c * term for c, term in zip(rng.uniform(-0.08, 0.08, len(terms)), terms)))
     sigma = rng.uniform(0.02, 0.045)
     real, imaginary = rng.normal(0, sigma, (2, *clean.shape))
-    return np.round(np.hypot(clean * bias + real, imaginary) * rng.uniform(300, 900)).astype(np.int16)
+    return np.round(np.hypot(clean * bias + real, imaginary) * rng.uniform(300, 900)).astype(
+        np.int16
+    )
 
 
-def _stored(rng: np.random.Generator, image: np.ndarray, label: np.ndarray,
-            spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Voxels and affine (mm) as stored: right-anterior-superior, or in one case of five left-posterior-superior."""
+def _stored(
+    rng: np.random.Generator, image: np.ndarray, label: np.ndarray, spacing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Voxels and affine (mm) as stored: right-anterior-superior, or in one case of five
+    left-posterior-superior."""
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = np.round(rng.uniform(-30, 30, 3))
     if rng.random() < 0.2:

@@ -1,4 +1,5 @@
-"""Check a folder of pictures without trusting its files: bytes, pixels, masks, sizes, pairs, strays, one picture on both sides of a split."""
+"""Check a folder of pictures without trusting its files: bytes, pixels, masks, sizes, pairs,
+strays, one picture on both sides of a split."""
 
 from __future__ import annotations
 
@@ -20,13 +21,32 @@ Fault = tuple[Path, str]
 def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> list[Fault]:
     """Every bad file of a folder of pictures and what is wrong with it; empty when all is well."""
     listing = (list_busi if task.layout == "busi" else list_pairs)(folder)
-    out = [*listing.broken, *((path, "stray file: no picture of this layout, it is not read") for path in listing.strays)]
+    out = [
+        *listing.broken,
+        *(
+            (path, "stray file: no picture of this layout, it is not read")
+            for path in listing.strays
+        ),
+    ]
     if task.num_cases and len(listing.cases) != task.num_cases:
-        out.append((folder, f"holds {len(listing.cases)} images with masks, {task.name} has {task.num_cases}"))
+        out.append(
+            (
+                folder,
+                f"holds {len(listing.cases)} images with masks, {task.name} has {task.num_cases}",
+            )
+        )
     manifest = read_manifest(task, folder)
     if not manifest and (MANIFESTS / f"{task.name}.json").is_file():
         copy = json.loads((MANIFESTS / f"{task.name}.json").read_text())["copy"]
-        out.append((folder, f"another copy than the recorded runs used ({copy}); it can be used, but its results are not comparable with theirs"))
+        out.append(
+            (
+                folder,
+                (
+                    f"another copy than the recorded runs used ({copy}); it can be used, but its"
+                    " results are not comparable with theirs"
+                ),
+            )
+        )
     seen: dict[str, list[str]] = {}
     for case in listing.cases:
         faults, digest = case_faults(task, case, folder, manifest)
@@ -37,7 +57,9 @@ def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> li
     return out + [(paths[case], text) for case, text in _leaks(task, seen, data_dir)]
 
 
-def case_faults(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[list[Fault], str]:
+def case_faults(
+    task: Task, case: Case, folder: Path, manifest: dict[str, str]
+) -> tuple[list[Fault], str]:
     """The faults of one case, and the sha256 of its image's pixels when they can be read."""
     out, digest, shape = [], "", None
     for path in (case.image, case.label, *case.more_labels):
@@ -45,7 +67,10 @@ def case_faults(task: Task, case: Case, folder: Path, manifest: dict[str, str]) 
             _check_bytes(path, folder, manifest)
             if path == case.image:
                 pixels = read_image(path, len(task.channels))
-                shape, digest = pixels.shape[1:], sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes())
+                shape, digest = (
+                    pixels.shape[1:],
+                    sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes()),
+                )
                 _check_image(pixels)
             else:
                 _check_mask(path, shape, max(task.labels))
@@ -61,7 +86,10 @@ def _check_bytes(path: Path, folder: Path, manifest: dict[str, str]) -> None:
     if manifest and wanted is None:
         raise FileFault("not in the manifest")
     if wanted and (found := sha256_file(path)) != wanted:
-        raise FileFault(f"its bytes differ from the manifest (sha256 {found[:12]}..., expected {wanted[:12]}...)")
+        raise FileFault(
+            f"its bytes differ from the manifest (sha256 {found[:12]}..., expected"
+            f" {wanted[:12]}...)"
+        )
 
 
 def _check_image(pixels: np.ndarray) -> None:
@@ -69,27 +97,40 @@ def _check_image(pixels: np.ndarray) -> None:
     if len(values) == 1:
         raise FileFault(f"constant image: every pixel is {values[0]:g}")
     if len(values) == 2:
-        raise FileFault(f"two values only ({values[0]:g} and {values[1]:g}), as in a mask: image and mask swapped?")
+        raise FileFault(
+            f"two values only ({values[0]:g} and {values[1]:g}), as in a mask: image and mask"
+            " swapped?"
+        )
 
 
 def _check_mask(path: Path, shape: tuple[int, ...] | None, top: int) -> None:
     mask = read_mask(path, top)
     if shape is not None and mask.shape != shape:
-        raise FileFault(f"{mask.shape[0]} x {mask.shape[1]} pixels, its image has {shape[0]} x {shape[1]}")
+        raise FileFault(
+            f"{mask.shape[0]} x {mask.shape[1]} pixels, its image has {shape[0]} x {shape[1]}"
+        )
     values, counts = np.unique(mask_values(path), return_counts=True)
     white = 255 if values.max() <= 255 else 65535
     odd = int(counts[(values > 0) & (values < white)].sum()) if values.max() > top else 0
     if odd:
-        raise FileFault(f"{odd} pixels are neither black nor white (a JPEG, or resized smoothly?); they are read as foreground from half white on")
+        raise FileFault(
+            f"{odd} pixels are neither black nor white (a JPEG, or resized smoothly?); they are"
+            " read as foreground from half white on"
+        )
 
 
 def _class_fault(task: Task, case: Case) -> str:
-    """What is odd about a sound mask in BUSI's layout: foreground in a normal picture, or none beside a lesion."""
+    """What is odd about a sound mask in BUSI's layout: foreground in a normal picture, or none
+    beside a lesion."""
     if task.layout != "busi":
         return ""
     present = any(read_mask(path).any() for path in (case.label, *case.more_labels))
     if present == case.case_id.startswith("normal"):
-        return "foreground in the mask of a normal picture" if present else "no foreground in the mask of a lesion"
+        return (
+            "foreground in the mask of a normal picture"
+            if present
+            else "no foreground in the mask of a lesion"
+        )
     return ""
 
 
@@ -102,5 +143,15 @@ def _leaks(task: Task, seen: dict[str, list[str]], data_dir: Path | None) -> lis
     except TaskError as error:
         return [(cases[0], str(error)) for cases in twins[:1]]
     home = {case: k for k, block in enumerate(blocks) for case in block}
-    return [(case, f"the same pixels as {cases[0]}, in another block of {path.name}: training would see the test") for cases in twins
-            for case in cases[1:] if blocks and home.get(case) != home.get(cases[0])]
+    return [
+        (
+            case,
+            (
+                f"the same pixels as {cases[0]}, in another block of {path.name}: training would"
+                " see the test"
+            ),
+        )
+        for cases in twins
+        for case in cases[1:]
+        if blocks and home.get(case) != home.get(cases[0])
+    ]

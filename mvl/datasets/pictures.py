@@ -1,4 +1,5 @@
-"""Pictures: which files of a folder are an image and its masks (BUSI's layout, or pairs), and their pixels, read with nothing trusted."""
+"""Pictures: which files of a folder are an image and its masks (BUSI's layout, or pairs), and their
+pixels, read with nothing trusted."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Listing:
 
 
 def read_busi(folder: Path) -> list[Case]:
-    """Cases of `benign/`, `malignant/` and `normal/`: `benign (1).png` with `benign (1)_mask.png`, `..._mask_1.png`, ... is `benign_001`.
+    """Cases of `benign/`, `malignant/` and `normal/`: `benign (1).png` with `benign (1)_mask.png`,
+    `..._mask_1.png`, ... is `benign_001`.
 
     Raises:
         TaskError: an image without a mask or a mask without an image; names the first.
@@ -47,7 +49,8 @@ def read_busi(folder: Path) -> list[Case]:
 
 
 def read_pairs(folder: Path) -> list[Case]:
-    """Cases of a folder of image and mask pairs: `images/x.png` with `masks/x.png`, or `x.png` beside `x_mask.png`; `x` is the case.
+    """Cases of a folder of image and mask pairs: `images/x.png` with `masks/x.png`, or `x.png`
+    beside `x_mask.png`; `x` is the case.
 
     Suffixes may differ; `x_mask_1.png`, ... are further masks of `x`.
 
@@ -60,9 +63,15 @@ def read_pairs(folder: Path) -> list[Case]:
 def _whole(listing: Listing, folder: Path) -> list[Case]:
     if listing.broken:
         path, fault = listing.broken[0]
-        raise TaskError(f"{path}: {fault} ({len(listing.broken)} such); complete or remove it, `mvl verify` lists them all")
+        raise TaskError(
+            f"{path}: {fault} ({len(listing.broken)} such); complete or remove it, `mvl verify`"
+            " lists them all"
+        )
     if not listing.cases:
-        raise TaskError(f"{folder}: no image with a mask; expected images/x.png with masks/x.png, or x.png with x_mask.png")
+        raise TaskError(
+            f"{folder}: no image with a mask; expected images/x.png with masks/x.png, or x.png with"
+            " x_mask.png"
+        )
     return listing.cases
 
 
@@ -76,7 +85,9 @@ def list_pairs(folder: Path) -> Listing:
     """What a folder of pairs holds; `images` and `masks` in any case."""
     sub = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
     if "images" in sub and "masks" in sub:
-        return _paired(_files(sub["images"]), _files(sub["masks"]), lambda path, stem: stem, masks_apart=True)
+        return _paired(
+            _files(sub["images"]), _files(sub["masks"]), lambda path, stem: stem, masks_apart=True
+        )
     files = _files(folder)
     return _paired(files, files, lambda path, stem: stem)
 
@@ -87,15 +98,33 @@ def _busi_case(path: Path, stem: str) -> str | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not is_stray(path.name)) if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.iterdir() if path.is_file() and not is_stray(path.name))
+        if folder.is_dir()
+        else []
+    )
 
 
-def _paired(images: list[Path], masks: list[Path], name: Callable[[Path, str], str | None], masks_apart: bool = False) -> Listing:
+def _paired(
+    images: list[Path],
+    masks: list[Path],
+    name: Callable[[Path, str], str | None],
+    masks_apart: bool = False,
+) -> Listing:
     """Images and masks matched by the case that `name(path, stem)` gives, or None for a stray."""
-    out, found, labels, may_mask = Listing(), {}, {}, set(masks)  # type: Listing, dict[str, Path], dict[str, list[Path]], set[Path]
+    out, found, labels, may_mask = (
+        Listing(),
+        {},
+        {},
+        set(masks),
+    )  # type: Listing, dict[str, Path], dict[str, list[Path]], set[Path]
     for path in dict.fromkeys([*images, *masks]):
         is_mask = path in may_mask and (masks_apart or MASK_END.search(path.stem) is not None)
-        case = name(path, MASK_END.sub("", path.stem) if is_mask else path.stem) if path.suffix.lower() in SUFFIXES else None
+        case = (
+            name(path, MASK_END.sub("", path.stem) if is_mask else path.stem)
+            if path.suffix.lower() in SUFFIXES
+            else None
+        )
         if case is None:
             out.strays.append(path)
         elif is_mask:
@@ -104,9 +133,17 @@ def _paired(images: list[Path], masks: list[Path], name: Callable[[Path, str], s
             out.broken.append((path, f"a second image of case {case}, beside {found[case].name}"))
         else:
             found[case] = path
-    out.broken += [(path, "image without a mask") for case, path in found.items() if case not in labels]
-    out.broken += [(paths[0], "mask without an image") for case, paths in labels.items() if case not in found]
-    out.cases = [Case(case, found[case], labels[case][0], tuple(labels[case][1:])) for case in sorted(found) if case in labels]
+    out.broken += [
+        (path, "image without a mask") for case, path in found.items() if case not in labels
+    ]
+    out.broken += [
+        (paths[0], "mask without an image") for case, paths in labels.items() if case not in found
+    ]
+    out.cases = [
+        Case(case, found[case], labels[case][0], tuple(labels[case][1:]))
+        for case in sorted(found)
+        if case in labels
+    ]
     return out
 
 
@@ -120,7 +157,9 @@ def open_picture(path: Path) -> Image.Image:
     if not raw:
         raise FileFault("empty file")
     if raw.startswith(b"version https://git-lfs"):
-        raise FileFault("a Git-LFS pointer, not the picture (run `git lfs pull` where it came from)")
+        raise FileFault(
+            "a Git-LFS pointer, not the picture (run `git lfs pull` where it came from)"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -133,12 +172,17 @@ def open_picture(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise FileFault(f"more pixels than the cap of {MAX_PIXELS}") from error
     except (OSError, SyntaxError, ValueError) as error:
-        raise FileFault(str(error) if isinstance(error, FileFault) else f"not a whole picture ({error}); begins with {raw[:8]!r}") from error
+        raise FileFault(
+            str(error)
+            if isinstance(error, FileFault)
+            else f"not a whole picture ({error}); begins with {raw[:8]!r}"
+        ) from error
     return ImageOps.exif_transpose(picture)
 
 
 def read_image(path: Path, channels: int) -> Picture:
-    """An image as float32 (channels, rows, columns): grey (ITU-R 601 luma) for one channel, red, green and blue for three.
+    """An image as float32 (channels, rows, columns): grey (ITU-R 601 luma) for one channel, red,
+    green and blue for three.
 
     Palettes are looked up, transparency is laid over black, 16-bit grey keeps its values.
 
@@ -148,21 +192,26 @@ def read_image(path: Path, channels: int) -> Picture:
     picture = open_picture(path)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+        picture = Image.alpha_composite(
+            Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture
+        ).convert("RGB")
     deep = picture.mode.startswith("I") or picture.mode == "F"
     if channels == 1:
         values = np.asarray(picture if deep else picture.convert("L"), dtype=np.float32)[None]
     elif channels == 3 and not deep:
         values = np.moveaxis(np.asarray(picture.convert("RGB"), dtype=np.float32), -1, 0)
     else:
-        raise FileFault(f"a picture of mode {picture.mode} has no {channels} channels; pictures have 1 or 3")
+        raise FileFault(
+            f"a picture of mode {picture.mode} has no {channels} channels; pictures have 1 or 3"
+        )
     if not np.isfinite(values).all():
         raise FileFault("NaN or infinite pixels")
     return np.ascontiguousarray(values)
 
 
 def read_mask(path: Path, top: int = 1) -> PictureMask:
-    """A mask as label values: as stored where none is above `top`, else 1 where at least half as bright as white.
+    """A mask as label values: as stored where none is above `top`, else 1 where at least half as
+    bright as white.
 
     Raises:
         FileFault: coloured, or values that are neither labels up to `top` nor black and white.
@@ -178,7 +227,8 @@ def read_mask(path: Path, top: int = 1) -> PictureMask:
 
 
 def mask_values(path: Path) -> np.ndarray:
-    """A mask's values as stored (rows, columns), whole numbers; a palette's indices, the one value of a grey RGB picture.
+    """A mask's values as stored (rows, columns), whole numbers; a palette's indices, the one value
+    of a grey RGB picture.
 
     Raises:
         FileFault: coloured or not whole numbers.
@@ -208,10 +258,16 @@ def read_case(case: Case, channels: int, top: int = 1) -> tuple[Picture, Picture
         for path in (case.label, *case.more_labels):
             mask = read_mask(path, top)
             if mask.shape != label.shape:
-                raise FileFault(f"{' x '.join(map(str, mask.shape))} pixels, its image has {' x '.join(map(str, label.shape))}")
+                raise FileFault(
+                    f"{' x '.join(map(str, mask.shape))} pixels, its image has"
+                    f" {' x '.join(map(str, label.shape))}"
+                )
             label = np.maximum(label, mask)
     except FileFault as fault:
-        raise TaskError(f"{path}: {fault}; get the file again, or remove the case; `mvl verify` lists every such file") from fault
+        raise TaskError(
+            f"{path}: {fault}; get the file again, or remove the case; `mvl verify` lists every"
+            " such file"
+        ) from fault
     return image, label
 
 

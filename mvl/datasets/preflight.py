@@ -1,7 +1,9 @@
-"""What a run may trust before its first step: files with the bytes that were checked, a split that nothing leaks through, test cases closed.
+"""What a run may trust before its first step: files with the bytes that were checked, a split that
+nothing leaks through, test cases closed.
 
-Every file of the split has the sha256 of its manifest. A file that no publisher's manifest vouches for is looked at whole, in a bounded
-process (see limited.py), once: its verdict is kept by sha256 in `checked/` beside the data.
+Every file of the split has the sha256 of its manifest. A file that no publisher's manifest vouches
+for is looked at whole, in a bounded process (see limited.py), once: its verdict is kept by sha256
+in `checked/` beside the data.
 """
 
 from __future__ import annotations
@@ -19,13 +21,17 @@ from mvl.datasets.splits import Split, split_name, split_path
 from mvl.datasets.task import Case, Task, TaskError
 
 RULES = 1
-"Number of the rules that a kept verdict follows; raise it when the checks of nifti.py or verify.py become stricter."
+"""Number of the rules that a kept verdict follows; raise it when the checks of nifti.py or
+verify.py become stricter."""
 _CLOSED: set[Path] = set()
 _SOUND: dict[str, str] = {}
 
 
-def check_inputs(task: Task, split: Split, run_folder: Path, data_dir: Path | None = None, kind: str = "folds") -> None:
-    """Nothing when every file of the split is what was checked, and no scan or patient lies on two of its sides; `kind`: `data.split`.
+def check_inputs(
+    task: Task, split: Split, run_folder: Path, data_dir: Path | None = None, kind: str = "folds"
+) -> None:
+    """Nothing when every file of the split is what was checked, and no scan or patient lies on two
+    of its sides; `kind`: `data.split`.
 
     Raises:
         TaskError: names file or cases, and the remedy.
@@ -36,7 +42,10 @@ def check_inputs(task: Task, split: Split, run_folder: Path, data_dir: Path | No
     task = whole_task(task)
     folder = task_dir(task, data_dir)
     cases = [case for case in list_cases(task, data_dir) if case.case_id in sides]
-    manifest, hashes = read_manifest(task, folder), {path: sha256_file(path) for case in cases for path in files_of(case)}
+    manifest, hashes = (
+        read_manifest(task, folder),
+        {path: sha256_file(path) for case in cases for path in files_of(case)},
+    )
     check_hashes(task, folder, hashes, manifest)
     if task.own and task.dims == 3:
         scans = sound_voxels(task, cases, folder, manifest, hashes, keep=True)
@@ -44,17 +53,31 @@ def check_inputs(task: Task, split: Split, run_folder: Path, data_dir: Path | No
         scans = known_voxels(task, cases, folder, hashes)
     keys = patients(folder)
     where = split_path(task, data_dir, kind)
-    check_sides(sides, scans, f"{folder}: {{}} hold the same scan under two names; keep one of them{_deal_anew(task, where)}")
-    check_sides(sides, {case: keys[case] for case in sides if case in keys},
-                f"{folder / 'dataset.json'}: {{}} are of one patient; correct `patients` there{_deal_anew(task, where)}")
+    check_sides(
+        sides,
+        scans,
+        f"{folder}: {{}} hold the same scan under two names; keep one of"
+        f" them{_deal_anew(task, where)}",
+    )
+    check_sides(
+        sides,
+        {case: keys[case] for case in sides if case in keys},
+        f"{folder / 'dataset.json'}: {{}} are of one patient; correct `patients`"
+        f" there{_deal_anew(task, where)}",
+    )
 
 
 def _deal_anew(task: Task, where: Path) -> str:
-    return f", then delete {where} to deal anew" if task.own else f", see `mvl verify {task.name}`; then restore or deal anew {where.name}"
+    return (
+        f", then delete {where} to deal anew"
+        if task.own
+        else f", see `mvl verify {task.name}`; then restore or deal anew {where.name}"
+    )
 
 
 def keep_split(run_folder: Path, split: Split) -> None:
-    """Write the split's sha256 into the run folder at its first start, and check it at each further one.
+    """Write the split's sha256 into the run folder at its first start, and check it at each further
+    one.
 
     Raises:
         RunError: another split began the run.
@@ -66,10 +89,14 @@ def keep_split(run_folder: Path, split: Split) -> None:
         write_json(path, {"sha256": split.sha256})
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: cannot be read ({type(error).__name__}); delete {run_folder} to start anew") from error
+        raise RunError(
+            f"{path}: cannot be read ({type(error).__name__}); delete {run_folder} to start anew"
+        ) from error
     if begun != split.sha256:
-        raise RunError(f"{path}: the run was begun with another split (sha256 {begun[:12]}..., now {split.sha256[:12]}...); "
-                       f"restore data/splits, or delete {run_folder} to start anew")
+        raise RunError(
+            f"{path}: the run was begun with another split (sha256 {begun[:12]}..., now"
+            f" {split.sha256[:12]}...); restore data/splits, or delete {run_folder} to start anew"
+        )
 
 
 def case_sides(task: Task, split: Split, kind: str = "folds") -> dict[str, str]:
@@ -79,7 +106,10 @@ def case_sides(task: Task, split: Split, kind: str = "folds") -> dict[str, str]:
         for item in listed:
             case = item.rpartition("_z")[0] if task.layout == "slices" else item
             if sides.setdefault(case, side) != side:
-                raise TaskError(f"{task.name}: case {case} is in {sides[case]} and in {side}; restore {split_name(whole_task(task).name, kind)}")
+                raise TaskError(
+                    f"{task.name}: case {case} is in {sides[case]} and in {side}; restore"
+                    f" {split_name(whole_task(task).name, kind)}"
+                )
     return sides
 
 
@@ -88,39 +118,73 @@ def files_of(case: Case) -> tuple[Path, ...]:
     return (*case.images, case.label, *case.more_labels)
 
 
-def check_hashes(task: Task, folder: Path, hashes: dict[Path, str], manifest: dict[str, str]) -> None:
+def check_hashes(
+    task: Task, folder: Path, hashes: dict[Path, str], manifest: dict[str, str]
+) -> None:
     """Nothing when each file has the sha256 of the manifest, where there is one.
 
     Raises:
         TaskError: names the first file that has not, and how many there are.
     """
-    odd = [path for path, digest in hashes.items() if manifest and manifest.get(path.relative_to(folder).as_posix()) != digest]
+    odd = [
+        path
+        for path, digest in hashes.items()
+        if manifest and manifest.get(path.relative_to(folder).as_posix()) != digest
+    ]
     if odd:
         wanted = manifest.get(odd[0].relative_to(folder).as_posix(), "none")
-        raise TaskError(f"{odd[0]}: its bytes differ from the manifest's sha256 ({hashes[odd[0]][:12]}..., expected {wanted[:12]}...), "
-                        f"as do {len(odd) - 1} more; run `mvl verify {task.name}` for the list and the remedy")
+        raise TaskError(
+            f"{odd[0]}: its bytes differ from the manifest's sha256 ({hashes[odd[0]][:12]}...,"
+            f" expected {wanted[:12]}...), as do {len(odd) - 1} more; run `mvl verify {task.name}`"
+            " for the list and the remedy"
+        )
 
 
-def known_voxels(task: Task, cases: Iterable[Case], folder: Path, hashes: dict[Path, str]) -> dict[str, str]:
-    """Case id -> sha256 of its voxels as the committed manifest has it, where the bytes are that manifest's; else of its image files."""
+def known_voxels(
+    task: Task, cases: Iterable[Case], folder: Path, hashes: dict[Path, str]
+) -> dict[str, str]:
+    """Case id -> sha256 of its voxels as the committed manifest has it, where the bytes are that
+    manifest's; else of its image files."""
     path = MANIFESTS / f"{task.name}.json"
     record = json.loads(path.read_text()) if path.is_file() else {}
     voxels, files = record.get("voxels", {}), record.get("files", {})
-    same = lambda case: all(files.get(image.relative_to(folder).as_posix()) == hashes[image] for image in case.images)
-    return {case.case_id: voxels[case.case_id] if case.case_id in voxels and same(case)
-            else " ".join(hashes[image] for image in case.images) for case in cases}
+
+    def same(case):
+        return all(
+            files.get(image.relative_to(folder).as_posix()) == hashes[image]
+            for image in case.images
+        )
+
+    return {
+        case.case_id: (
+            voxels[case.case_id]
+            if case.case_id in voxels and same(case)
+            else " ".join(hashes[image] for image in case.images)
+        )
+        for case in cases
+    }
 
 
-def sound_voxels(task: Task, cases: Iterable[Case], folder: Path, manifest: dict[str, str], hashes: dict[Path, str],
-                 keep: bool = False) -> dict[str, str]:
-    """Case id -> sha256 of its voxels, after a look at each case that is not yet known by its files' sha256; `keep` writes the verdicts.
+def sound_voxels(
+    task: Task,
+    cases: Iterable[Case],
+    folder: Path,
+    manifest: dict[str, str],
+    hashes: dict[Path, str],
+    keep: bool = False,
+) -> dict[str, str]:
+    """Case id -> sha256 of its voxels, after a look at each case that is not yet known by its
+    files' sha256; `keep` writes the verdicts.
 
     Raises:
         TaskError: a file cannot be used; names it and the remedy.
     """
     kept, fresh = folder.parent / "checked" / f"{task.name}.json", {}
     rules = [RULES, task.channels, sorted(task.labels)]
-    keys = {case: sha256_bytes(json.dumps([*rules, [hashes[path] for path in files_of(case)]]).encode()) for case in cases}
+    keys = {
+        case: sha256_bytes(json.dumps([*rules, [hashes[path] for path in files_of(case)]]).encode())
+        for case in cases
+    }
     if kept.is_file() and not _SOUND.keys() >= set(keys.values()):
         with suppress(OSError, ValueError, KeyError, TypeError):
             _SOUND.update(json.loads(kept.read_text())["sound"])
@@ -128,8 +192,10 @@ def sound_voxels(task: Task, cases: Iterable[Case], folder: Path, manifest: dict
         if key not in _SOUND:
             faults, digest = sandbox.check_case(task, case, folder, manifest)
             for path, fault in faults.items():
-                raise TaskError(f"{path}: {fault}; put the file right, or take its case out of the folder "
-                                f"(run `mvl verify {task.name}` for all such files)")
+                raise TaskError(
+                    f"{path}: {fault}; put the file right, or take its case out of the folder "
+                    f"(run `mvl verify {task.name}` for all such files)"
+                )
             _SOUND[key] = str(digest)
         fresh[key] = _SOUND[key]
     if keep:
@@ -146,7 +212,8 @@ def _keep(path: Path, fresh: dict[str, str]) -> None:
 
 
 def check_sides(sides: dict[str, str], keys: dict[str, str], message: str) -> None:
-    """Nothing when no two cases with the same key lie on two sides; `message` gets the first two that do.
+    """Nothing when no two cases with the same key lie on two sides; `message` gets the first two
+    that do.
 
     Raises:
         TaskError: names both cases and their sides.
@@ -160,7 +227,8 @@ def check_sides(sides: dict[str, str], keys: dict[str, str], message: str) -> No
 
 @contextmanager
 def closed(task: Task, case_ids: Iterable[str], data_dir: Path | None = None) -> Iterator[None]:
-    """While the block runs, no store gives the image or label of these cases (see released.py for the one exception)."""
+    """While the block runs, no store gives the image or label of these cases (see released.py for
+    the one exception)."""
     ids = set(case_ids)
     paths = {case.image for case in list_cases(task, data_dir) if case.case_id in ids} - _CLOSED
     _CLOSED.update(paths)
@@ -177,4 +245,7 @@ def refuse_closed(case: Case) -> None:
         TaskError: training asked for a test case.
     """
     if case.image in _CLOSED:
-        raise TaskError(f"{case.image}: a test case, closed until the run's weights are chosen; train and select on the split's train and val alone")
+        raise TaskError(
+            f"{case.image}: a test case, closed until the run's weights are chosen; train and"
+            " select on the split's train and val alone"
+        )

@@ -15,8 +15,8 @@ CHUNK = 2**17
 def sampling_theta(matrix: Tensor, size: tuple[int, ...]) -> Tensor:
     """What `affine_grid` takes for `matrix`.
 
-    `matrix` (d+1, d+1), float64, maps centred voxel positions of a grid of `size`; returns (d, d+1),
-    float32, with the axes in the order of `affine_grid`, last one first.
+    `matrix` (d+1, d+1), float64, maps centred voxel positions of a grid of `size`; returns (d,
+    d+1), float32, with the axes in the order of `affine_grid`, last one first.
     """
     d = len(size)
     half = torch.tensor(size, dtype=torch.float64) / 2
@@ -88,7 +88,8 @@ def nearest(places: list[Tensor], size: tuple[int, ...]) -> Tensor:
 def trilinear(values: Tensor, places: list[Tensor], size: tuple[int, ...], out: Tensor) -> None:
     """Write what lies between the eight voxels around each place (x, y, z).
 
-    `values` (C, voxels and a plane, a row and a voxel more) holds any finite number behind the volume.
+    `values` (C, voxels and a plane, a row and a voxel more) holds any finite number behind the
+    volume.
     """
     low = [place.floor() for place in places]
     above = [place - floor for place, floor in zip(places, low)]

@@ -1,6 +1,8 @@
-"""Look at files that may be anything in a process of its own, bounded in memory and time: what ends it does not end this one.
+"""Look at files that may be anything in a process of its own, bounded in memory and time: what ends
+it does not end this one.
 
-One such process serves all questions; it starts with the first and is replaced when it dies. Questions and answers are lines of JSON.
+One such process serves all questions; it starts with the first and is replaced when it dies.
+Questions and answers are lines of JSON.
 """
 
 from __future__ import annotations
@@ -53,8 +55,14 @@ class Child:
             raise
         except (OSError, ValueError):
             self.close()
-            gone = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-            raise FileFault(f"the process that read it ended ({gone}; it may take {self.memory / 2**30:g} GiB)") from None
+            gone = (
+                f"signal {-process.returncode}"
+                if process.returncode < 0
+                else f"exit code {process.returncode}"
+            )
+            raise FileFault(
+                f"the process that read it ended ({gone}; it may take {self.memory / 2**30:g} GiB)"
+            ) from None
 
     def close(self) -> None:
         """End the process."""
@@ -73,8 +81,13 @@ class Child:
         if self.process is None or self.process.poll() is not None:
             paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
             one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-            self.process = subprocess.Popen([sys.executable, "-c", SERVE, str(self.memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=subprocess.DEVNULL, env={**os.environ, **one, "PYTHONPATH": paths})
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE, str(self.memory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **one, "PYTHONPATH": paths},
+            )
         return self.process
 
     def _line(self, process: subprocess.Popen[bytes]) -> bytes:
@@ -100,9 +113,17 @@ def child() -> Child:
     return made
 
 
-def check_case(task: Task, case: Case, folder: Path, manifest: dict[str, str], by: Child | None = None) -> tuple[Faults, str | None]:
+def check_case(
+    task: Task, case: Case, folder: Path, manifest: dict[str, str], by: Child | None = None
+) -> tuple[Faults, str | None]:
     """As `verify.check_case`, in the bounded process; what ends that is the image's fault."""
-    question = {"about": "case", "task": dataclasses.asdict(task), "case": dataclasses.asdict(case), "folder": folder, "manifest": manifest}
+    question = {
+        "about": "case",
+        "task": dataclasses.asdict(task),
+        "case": dataclasses.asdict(case),
+        "folder": folder,
+        "manifest": manifest,
+    }
     try:
         answer = (by or child()).ask(json.loads(json.dumps(question, default=str)))
     except FileFault as fault:
@@ -116,7 +137,11 @@ def check_scan(files: tuple[Path, ...], task: Task, by: Child | None = None) -> 
     Raises:
         FileFault: names the file, what is wrong and the remedy.
     """
-    question = {"about": "scan", "task": dataclasses.asdict(task), "files": [str(path) for path in files]}
+    question = {
+        "about": "scan",
+        "task": dataclasses.asdict(task),
+        "files": [str(path) for path in files],
+    }
     try:
         answer = (by or child()).ask(question)
     except FileFault as fault:
@@ -126,7 +151,8 @@ def check_scan(files: tuple[Path, ...], task: Task, by: Child | None = None) -> 
 
 
 def serve(memory: int) -> None:
-    """Answer questions from standard input until it ends, within `memory` bytes of address space; what else is printed goes nowhere."""
+    """Answer questions from standard input until it ends, within `memory` bytes of address space;
+    what else is printed goes nowhere."""
     with suppress(ImportError):  # not on Windows, where the caller's clock is what is left
         import resource
 
@@ -144,7 +170,13 @@ def serve(memory: int) -> None:
 
 def _answer(question: dict[str, Any], memory: int) -> dict[str, Any]:
     facts = question["task"]
-    task = Task(**{**facts, "labels": {int(value): name for value, name in facts["labels"].items()}, "channels": tuple(facts["channels"])})
+    task = Task(
+        **{
+            **facts,
+            "labels": {int(value): name for value, name in facts["labels"].items()},
+            "channels": tuple(facts["channels"]),
+        }
+    )
     about = question["case"]["image"] if question["about"] == "case" else question["files"][0]
     try:
         return _case(task, question) if question["about"] == "case" else _scan(task, question)
@@ -152,14 +184,25 @@ def _answer(question: dict[str, Any], memory: int) -> dict[str, Any]:
         fault = f"needs more than {memory / 2**30:g} GiB of memory to be looked at"
     except Exception as error:
         fault = f"cannot be read ({type(error).__name__}: {error})"
-    return {"faults": [(about, fault)], "digest": None, "fault": f"{about}: {fault}; put the file right and try again"}
+    return {
+        "faults": [(about, fault)],
+        "digest": None,
+        "fault": f"{about}: {fault}; put the file right and try again",
+    }
 
 
 def _case(task: Task, question: dict[str, Any]) -> dict[str, Any]:
     from mvl.datasets import checks
 
     row = question["case"]
-    case = Case(row["case_id"], Path(row["image"]), Path(row["label"]), tuple(map(Path, row["more_labels"])), row["z"], tuple(map(Path, row["more"])))
+    case = Case(
+        row["case_id"],
+        Path(row["image"]),
+        Path(row["label"]),
+        tuple(map(Path, row["more_labels"])),
+        row["z"],
+        tuple(map(Path, row["more"])),
+    )
     faults, digest = checks.check_case(task, case, Path(question["folder"]), question["manifest"])
     return {"faults": [(str(path), text) for path, text in faults.items()], "digest": digest}
 

@@ -1,6 +1,7 @@
 """Axial slices of a Decathlon task's volumes as 2-D cases, grouped by volume.
 
-Slices lie at right angles to the file's axis nearest to superior and are read as right x anterior grids, in the volume's own voxels.
+Slices lie at right angles to the file's axis nearest to superior and are read as right x anterior
+grids, in the volume's own voxels.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from mvl.datasets.decathlon import read_cases
 from mvl.datasets.task import Case, TaskError
 
 EMPTY_STEP = 4
-"Which slices are cases: every one that holds foreground, and of the others those whose index is a multiple of this."
+"""Which slices are cases: every one that holds foreground, and of the others those whose index is a
+multiple of this."""
 KEPT_VOLUMES = 4
 "Volumes kept in memory while their slices are read."
 
 
 def read_slices(folder: Path) -> list[Case]:
-    """Slices of every volume that `folder/dataset.json` lists, by volume and index: `hippocampus_001_z017`."""
+    """Slices of every volume that `folder/dataset.json` lists, by volume and index:
+    `hippocampus_001_z017`."""
     return [slice_case for case in read_cases(folder) for slice_case in _slices(case)]
 
 
@@ -51,9 +54,16 @@ def read_slice(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]
     """
     (image, spacing), (label, _) = load_volume(case.image), load_volume(case.label)
     if image.shape[:3] != label.shape or case.z is None or case.z >= label.shape[2]:
-        raise TaskError(f"{case.label}: shape {label.shape}, its image has {image.shape[:3]}, slice {case.z} was asked for; run `mvl verify`")
+        raise TaskError(
+            f"{case.label}: shape {label.shape}, its image has {image.shape[:3]}, slice {case.z}"
+            " was asked for; run `mvl verify`"
+        )
     plane = image[:, :, case.z].astype(np.float32)
-    return plane[None] if plane.ndim == 2 else np.moveaxis(plane, -1, 0), label[:, :, case.z].astype(np.uint8), spacing
+    return (
+        plane[None] if plane.ndim == 2 else np.moveaxis(plane, -1, 0),
+        label[:, :, case.z].astype(np.uint8),
+        spacing,
+    )
 
 
 @lru_cache(maxsize=2 * KEPT_VOLUMES)
@@ -63,6 +73,8 @@ def load_volume(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
         file = nibabel.funcs.as_closest_canonical(nibabel.nifti1.load(path))
         voxels = np.asarray(file.dataobj)
     except Exception as error:
-        raise TaskError(f"{path}: cannot be decoded ({type(error).__name__}); run `mvl verify`") from error
+        raise TaskError(
+            f"{path}: cannot be decoded ({type(error).__name__}); run `mvl verify`"
+        ) from error
     right, anterior = nibabel.affines.voxel_sizes(file.affine)[:2]
     return voxels, (float(right), float(anterior))

@@ -1,7 +1,9 @@
-"""Ten-fold splits, committed as `data/splits/<task>.json`: who is trained on, validated on and tested, for good.
+"""Ten-fold splits, committed as `data/splits/<task>.json`: who is trained on, validated on and
+tested, for good.
 
-Fold k tests block k, validates on the next two blocks (wrapping) and trains on the other seven. A subset of the training cases is a
-prefix of the fold's list, so that the 10 % subset lies in the 30 % subset, which lies in the whole.
+Fold k tests block k, validates on the next two blocks (wrapping) and trains on the other seven. A
+subset of the training cases is a prefix of the fold's list, so that the 10 % subset lies in the 30
+% subset, which lies in the whole.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from mvl.datasets.registry import list_cases, task_dir, whole_task
 from mvl.datasets.task import Task, TaskError, data_root
 
 NUM_FOLDS = 10
-RULE = ("cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; "
-        "a fold's training list ordered by sha256 of (seed, 'train', task, fold, case)")
+RULE = (
+    "cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; "
+    "a fold's training list ordered by sha256 of (seed, 'train', task, fold, case)"
+)
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,24 @@ class Split:
     sha256: str
 
 
-def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[list[str]] | None = None,
-               rule: str = split_groups.RULE) -> dict[str, Any]:
-    """The whole split of a task, a function of the case ids, the seed and the groups that must stay together, which `rule` describes.
+def make_split(
+    task_name: str,
+    case_ids: list[str],
+    seed: int = 0,
+    groups: list[list[str]] | None = None,
+    rule: str = split_groups.RULE,
+) -> dict[str, Any]:
+    """The whole split of a task, a function of the case ids, the seed and the groups that must stay
+    together, which `rule` describes.
 
     Raises:
         TaskError: fewer cases than blocks, or a case given twice.
     """
     if len(case_ids) < NUM_FOLDS or len(set(case_ids)) < len(case_ids):
-        raise TaskError(f"{task_name}: {len(case_ids)} cases ({len(set(case_ids))} distinct) cannot be dealt to {NUM_FOLDS} blocks; "
-                        f"add cases until there are {NUM_FOLDS}, each under one name")
+        raise TaskError(
+            f"{task_name}: {len(case_ids)} cases ({len(set(case_ids))} distinct) cannot be dealt to"
+            f" {NUM_FOLDS} blocks; add cases until there are {NUM_FOLDS}, each under one name"
+        )
     if groups is not None:
         return {**_make_grouped(task_name, case_ids, groups, seed), "rule": rule}
     order = sorted(case_ids, key=lambda case: draw_seed(seed, "blocks", task_name, case))
@@ -52,21 +64,35 @@ def make_split(task_name: str, case_ids: list[str], seed: int = 0, groups: list[
     return {"task": task_name, "seed": seed, "rule": RULE, "blocks": blocks, "folds": folds}
 
 
-def _make_grouped(task_name: str, case_ids: list[str], groups: list[list[str]], seed: int) -> dict[str, Any]:
+def _make_grouped(
+    task_name: str, case_ids: list[str], groups: list[list[str]], seed: int
+) -> dict[str, Any]:
     units = split_groups.units(case_ids, groups)
     blocks = split_groups.deal(task_name, units, seed, NUM_FOLDS)
     folds = []
     for fold in range(NUM_FOLDS):
         test, *val = roles(fold)
-        members = [case for k, block in enumerate(blocks) if k not in (test, *val) for case in block]
-        folds.append({"test": test, "val": val, "train": split_groups.training_order(task_name, members, units, fold, seed)})
+        members = [
+            case for k, block in enumerate(blocks) if k not in (test, *val) for case in block
+        ]
+        folds.append(
+            {
+                "test": test,
+                "val": val,
+                "train": split_groups.training_order(task_name, members, units, fold, seed),
+            }
+        )
     return {"task": task_name, "seed": seed, "groups": groups, "blocks": blocks, "folds": folds}
 
 
 def _fold(task_name: str, blocks: list[list[str]], fold: int, seed: int) -> dict[str, Any]:
     test, *val = roles(fold)
     cases = [case for k, block in enumerate(blocks) if k not in (test, *val) for case in block]
-    return {"test": test, "val": val, "train": sorted(cases, key=lambda case: draw_seed(seed, "train", task_name, fold, case))}
+    return {
+        "test": test,
+        "val": val,
+        "train": sorted(cases, key=lambda case: draw_seed(seed, "train", task_name, fold, case)),
+    }
 
 
 def roles(fold: int) -> tuple[int, int, int]:
@@ -74,11 +100,15 @@ def roles(fold: int) -> tuple[int, int, int]:
     return fold, (fold + 1) % NUM_FOLDS, (fold + 2) % NUM_FOLDS
 
 
-def load_split(task: Task, fold: int, fraction: float, data_dir: Path | None = None, kind: str = "folds") -> Split:
-    """Cases of fold `fold` with a `fraction` of its training cases: round(fraction * n), at least 1; `kind` is the config's `data.split`.
+def load_split(
+    task: Task, fold: int, fraction: float, data_dir: Path | None = None, kind: str = "folds"
+) -> Split:
+    """Cases of fold `fold` with a `fraction` of its training cases: round(fraction * n), at least
+    1; `kind` is the config's `data.split`.
 
     Raises:
-        TaskError: missing fold, overlap, duplicate, or a case that is on disk but not in the split, or the reverse; names file and case.
+        TaskError: missing fold, overlap, duplicate, or a case that is on disk but not in the split,
+            or the reverse; names file and case.
     """
     path = split_file(whole_task(task), data_dir, kind)
     split = select(read_split(path), fold, fraction, path)
@@ -86,11 +116,15 @@ def load_split(task: Task, fold: int, fraction: float, data_dir: Path | None = N
 
 
 def _slices(task: Task, volumes: Split, data_dir: Path | None) -> Split:
-    """The slices of each list's volumes: they share their volumes' fold, and a subset is one of volumes."""
+    """The slices of each list's volumes: they share their volumes' fold, and a subset is one of
+    volumes."""
     held: dict[str, list[str]] = {}
     for case in list_cases(task, data_dir):
         held.setdefault(case.case_id.rpartition("_z")[0], []).append(case.case_id)
-    train, val, test = (tuple(case for volume in part for case in held[volume]) for part in (volumes.train, volumes.val, volumes.test))
+    train, val, test = (
+        tuple(case for volume in part for case in held[volume])
+        for part in (volumes.train, volumes.val, volumes.test)
+    )
     return Split(train, val, test, sha256_bytes(json.dumps([task.name, train, val, test]).encode()))
 
 
@@ -104,7 +138,8 @@ def run_split(config: Config, task: Task, data_dir: Path | None = None) -> Split
 
 
 def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
-    """The task's split file, checked against the cases on disk; written by the seeded rule where there is none yet."""
+    """The task's split file, checked against the cases on disk; written by the seeded rule where
+    there is none yet."""
     cases = list_cases(task, data_dir)
     case_ids = [case.case_id for case in cases]
     path = split_path(task, data_dir, kind)
@@ -112,9 +147,17 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
         persons = split_groups.person_groups(task, case_ids)
         write_split_file(task.name, case_ids, path, groups=persons, rule=split_groups.PERSON_RULE)
     elif not path.is_file():
-        together, pictures = split_groups.find_groups(task, cases, task_dir(task, data_dir)), task.layout in ("busi", "pairs")
-        write_split_file(task.name, case_ids, path, groups=together if together or pictures else None,
-                         rule=split_groups.rule_of(task))
+        together, pictures = (
+            split_groups.find_groups(task, cases, task_dir(task, data_dir)),
+            task.layout in ("busi", "pairs"),
+        )
+        write_split_file(
+            task.name,
+            case_ids,
+            path,
+            groups=together if together or pictures else None,
+            rule=split_groups.rule_of(task),
+        )
     split = read_split(path)
     check_cases(split, case_ids, path)
     _check_groups(split_groups.known_groups(task, case_ids), split["blocks"], path)
@@ -125,23 +168,36 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
 
 
 def split_name(task_name: str, kind: str = "folds") -> str:
-    """Return the name of a task's committed split file below the clone, for a config's `data.split`."""
+    """Return the name of a task's committed split file below the clone, for a config's
+    `data.split`."""
     ending = "_persons" if kind == "persons" else ""
     return f"data/splits/{task_name}{ending}.json"
 
 
 def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
-    """`data/splits/<task>.json` of this clone; `splits/` beside the data for your own, or where the former is absent and cannot be written.
+    """`data/splits/<task>.json` of this clone; `splits/` beside the data for your own, or where the
+    former is absent and cannot be written.
 
-    For `kind` persons the name ends in `_persons.json`; every other kind starts from the one file of the task.
+    For `kind` persons the name ends in `_persons.json`; every other kind starts from the one file
+    of the task.
     """
     ours = ROOT / split_name(task.name, kind)
     writable = os.access(ours.parent if ours.parent.is_dir() else ROOT, os.W_OK)
-    return ours if not task.own and (ours.is_file() or writable) else data_root(data_dir) / "splits" / ours.name
+    return (
+        ours
+        if not task.own and (ours.is_file() or writable)
+        else data_root(data_dir) / "splits" / ours.name
+    )
 
 
-def write_split_file(task_name: str, case_ids: list[str], path: Path, seed: int = 0, groups: list[list[str]] | None = None,
-                     rule: str = split_groups.RULE) -> Path:
+def write_split_file(
+    task_name: str,
+    case_ids: list[str],
+    path: Path,
+    seed: int = 0,
+    groups: list[list[str]] | None = None,
+    rule: str = split_groups.RULE,
+) -> Path:
     """Write the split once; a file that another process wrote meanwhile stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(path.parent):
@@ -154,18 +210,24 @@ def read_split(path: Path) -> dict[str, Any]:
     """The split in `path`, with ten disjoint blocks and folds that follow from them.
 
     Raises:
-        TaskError: unreadable, a block or fold missing, a case twice, or a training list that is not the other seven blocks.
+        TaskError: unreadable, a block or fold missing, a case twice, or a training list that is not
+            the other seven blocks.
     """
     try:
         split = json.loads(path.read_text())
         blocks, folds = split["blocks"], split["folds"]
         facts = [(row["test"], row["val"], row["train"]) for row in folds]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TaskError(f"{path}: not a split file ({type(error).__name__}: {error}); {_remedy(path)}") from error
+        raise TaskError(
+            f"{path}: not a split file ({type(error).__name__}: {error}); {_remedy(path)}"
+        ) from error
     _check_blocks(blocks, path)
     _check_groups(split.get("groups", []), blocks, path)
     if len(facts) != NUM_FOLDS:
-        raise TaskError(f"{path}: {len(facts)} folds, expected {NUM_FOLDS} (fold {len(facts)} is missing); {_remedy(path)}")
+        raise TaskError(
+            f"{path}: {len(facts)} folds, expected {NUM_FOLDS} (fold {len(facts)} is missing);"
+            f" {_remedy(path)}"
+        )
     for fold, (test, val, train) in enumerate(facts):
         _check_fold(blocks, fold, (test, *val), train, path)
     return split
@@ -178,7 +240,10 @@ def _check_blocks(blocks: list[list[str]], path: Path) -> None:
     for k, block in enumerate(blocks):
         for case in block:
             if case in home:
-                raise TaskError(f"{path}: case {case} is in block {home[case]} and again in block {k}; {_remedy(path)}")
+                raise TaskError(
+                    f"{path}: case {case} is in block {home[case]} and again in block {k};"
+                    f" {_remedy(path)}"
+                )
             home[case] = k
 
 
@@ -186,21 +251,37 @@ def _check_groups(groups: list[list[str]], blocks: list[list[str]], path: Path) 
     home = {case: k for k, block in enumerate(blocks) for case in block}
     for group in groups:
         if len({home.get(case) for case in group}) > 1:
-            raise TaskError(f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks (or scans of one person); {_remedy(path)}")
+            raise TaskError(
+                f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks (or"
+                f" scans of one person); {_remedy(path)}"
+            )
 
 
-def _check_fold(blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path) -> None:
+def _check_fold(
+    blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path
+) -> None:
     if held_out != roles(fold):
-        raise TaskError(f"{path}: fold {fold} holds out blocks {held_out}, expected {roles(fold)}; {_remedy(path)}")
+        raise TaskError(
+            f"{path}: fold {fold} holds out blocks {held_out}, expected {roles(fold)};"
+            f" {_remedy(path)}"
+        )
     known = {case: k for k, block in enumerate(blocks) for case in block}
     for case in train:
         if train.count(case) > 1:
-            raise TaskError(f"{path}: case {case} is twice in the training list of fold {fold}; {_remedy(path)}")
+            raise TaskError(
+                f"{path}: case {case} is twice in the training list of fold {fold}; {_remedy(path)}"
+            )
         if known.get(case) in held_out:
-            raise TaskError(f"{path}: case {case} is both trained on and held out in fold {fold}; {_remedy(path)}")
+            raise TaskError(
+                f"{path}: case {case} is both trained on and held out in fold {fold};"
+                f" {_remedy(path)}"
+            )
     wanted = {case for case, k in known.items() if k not in held_out}
     if odd := sorted(wanted.symmetric_difference(train)):
-        raise TaskError(f"{path}: case {odd[0]} and the training list of fold {fold} do not belong together; {_remedy(path)}")
+        raise TaskError(
+            f"{path}: case {odd[0]} and the training list of fold {fold} do not belong together;"
+            f" {_remedy(path)}"
+        )
 
 
 def check_cases(split: dict[str, Any], case_ids: list[str], path: Path) -> None:
@@ -211,11 +292,15 @@ def check_cases(split: dict[str, Any], case_ids: list[str], path: Path) -> None:
     """
     known = {case for block in split["blocks"] for case in block}
     if extra := sorted(set(case_ids) - known):
-        raise TaskError(f"{path}: case {extra[0]} is on disk but in no block ({len(extra)} such); "
-                        "remove it from the data folder, or, for your own data, delete this file to deal anew")
+        raise TaskError(
+            f"{path}: case {extra[0]} is on disk but in no block ({len(extra)} such); "
+            "remove it from the data folder, or, for your own data, delete this file to deal anew"
+        )
     if absent := sorted(known - set(case_ids)):
-        raise TaskError(f"{path}: case {absent[0]} is in the split but not on disk ({len(absent)} such); "
-                        "fetch the task again, or, for your own data, delete this file to deal anew")
+        raise TaskError(
+            f"{path}: case {absent[0]} is in the split but not on disk ({len(absent)} such); "
+            "fetch the task again, or, for your own data, delete this file to deal anew"
+        )
 
 
 def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Split:
@@ -225,7 +310,7 @@ def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Spl
     if not 0 < fraction <= 1:
         raise TaskError(f"{path}: fraction {fraction} is not in (0, 1]")
     row, blocks = split["folds"][fold], split["blocks"]
-    train = tuple(row["train"][:max(1, round(fraction * len(row["train"])))])
+    train = tuple(row["train"][: max(1, round(fraction * len(row["train"])))])
     val = tuple(case for k in row["val"] for case in blocks[k])
     test = tuple(blocks[row["test"]])
     digest = sha256_bytes(json.dumps([split["task"], train, val, test]).encode())
@@ -233,4 +318,7 @@ def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Spl
 
 
 def _remedy(path: Path) -> str:
-    return f"restore {path.name} with `git checkout data/splits`, or delete it if it was written on this machine"
+    return (
+        f"restore {path.name} with `git checkout data/splits`, or delete it if it was written on"
+        " this machine"
+    )

@@ -58,8 +58,9 @@ class Task:
     dims: int = 3
     "Spatial dimensions."
     layout: str = "decathlon"
-    """decathlon: a dataset.json that lists cases; nnunet: one that names channels (see own.py); busi, pairs: pictures (see pictures.py);
-    slices: axial slices of the Decathlon task in the same folder."""
+    """decathlon: a dataset.json that lists cases; nnunet: one that names channels (see own.py);
+    busi, pairs: pictures (see pictures.py); slices: axial slices of the Decathlon task in the same
+    folder."""
     unit: str = "mm"
     "Unit of nsd_tolerance_mm and hd95_mm: mm, or px for pictures, whose pixels have no known size."
     folder: str = ""
@@ -67,16 +68,18 @@ class Task:
     page: str = ""
     "Where a person downloads what has no archive that can be fetched and checked."
     persons: str = ""
-    """How the case names tell persons, for `data.split: persons`; `pairs`: numbers 2k-1 and 2k are two sides of one person; empty: they
-    do not."""
+    """How the case names tell persons, for `data.split: persons`; `pairs`: numbers 2k-1 and 2k are
+    two sides of one person; empty: they do not."""
     copy_of: str = ""
     "Name of the task of which this one is a reduced copy; empty: of none that the registry knows."
     together: tuple[tuple[str, ...], ...] = ()
     "Groups of cases that stay in one block of every split, such as one image with two labels."
     sequence_ends: tuple[int, ...] = ()
-    "Last number of each video sequence, where a case is the number of a frame; the frames of a sequence stay in one block."
+    """Last number of each video sequence, where a case is the number of a frame; the frames of a
+    sequence stay in one block."""
     least_correlation: float = 0.96
-    "Near duplicates of a picture task correlate at least so much at 64 x 64 pixels (see duplicates.py)."
+    """Near duplicates of a picture task correlate at least so much at 64 x 64 pixels (see
+    duplicates.py)."""
     prompt: str = ""
     "Words for text guidance; empty: structure and modality, from title, channels and modality."
 

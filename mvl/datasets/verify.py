@@ -1,4 +1,5 @@
-"""Check every case of a task without trusting its files: bytes, header, voxels, labels, geometry, pairs, duplicates."""
+"""Check every case of a task without trusting its files: bytes, header, voxels, labels, geometry,
+pairs, duplicates."""
 
 from __future__ import annotations
 
@@ -31,14 +32,29 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
     task = whole_task(task)
     folder = task_dir(task, data_dir)
     if task.layout in ("busi", "pairs"):
-        return [Finding(str(path), fault, _remedy(task, folder)) for path, fault in picture_faults(task, folder, data_dir)]
-    cases, manifest, again = read_layout(task, folder), read_manifest(task, folder), _remedy(task, folder)
+        return [
+            Finding(str(path), fault, _remedy(task, folder))
+            for path, fault in picture_faults(task, folder, data_dir)
+        ]
+    cases, manifest, again = (
+        read_layout(task, folder),
+        read_manifest(task, folder),
+        _remedy(task, folder),
+    )
     findings = _listing(task, folder, cases, again)
     seen: dict[str, Case] = {}
     for case in cases:
         faults, digest = look_at(task, case, folder, manifest)
-        if digest and (twin := seen.setdefault(digest, case)) != case and case.image not in faults and not _together(task, twin, case):
-            faults[case.image] = f"the same voxels as {twin.image.name}: one scan under two names would leak from training into test"
+        if (
+            digest
+            and (twin := seen.setdefault(digest, case)) != case
+            and case.image not in faults
+            and not _together(task, twin, case)
+        ):
+            faults[case.image] = (
+                f"the same voxels as {twin.image.name}: one scan under two names would leak from"
+                " training into test"
+            )
         findings += [Finding(str(path), text, again) for path, text in faults.items()]
     return findings
 
@@ -48,10 +64,16 @@ def _together(task: Task, one: Case, other: Case) -> bool:
     return any(one.case_id in group and other.case_id in group for group in task.together)
 
 
-def look_at(task: Task, case: Case, folder: Path, manifest: dict[str, str]) -> tuple[dict[Path, str], str | None]:
-    """`check_case`, in this process where the publisher's manifest vouches for each byte, else in a bounded one."""
+def look_at(
+    task: Task, case: Case, folder: Path, manifest: dict[str, str]
+) -> tuple[dict[Path, str], str | None]:
+    """`check_case`, in this process where the publisher's manifest vouches for each byte, else in a
+    bounded one."""
     paths = (*case.images, case.label)
-    vouched = not task.own and all(path.is_file() and manifest.get(path.relative_to(folder).as_posix()) == sha256_file(path) for path in paths)
+    vouched = not task.own and all(
+        path.is_file() and manifest.get(path.relative_to(folder).as_posix()) == sha256_file(path)
+        for path in paths
+    )
     return (check_case if vouched else sandbox.check_case)(task, case, folder, manifest)
 
 
@@ -69,10 +91,22 @@ def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Fi
     """Findings about what the folder lists beside what it holds."""
     out = []
     if len(cases) != task.num_cases:
-        out.append(Finding(str(folder / "dataset.json"), f"lists {len(cases)} cases, {task.name} has {task.num_cases}", again))
+        out.append(
+            Finding(
+                str(folder / "dataset.json"),
+                f"lists {len(cases)} cases, {task.name} has {task.num_cases}",
+                again,
+            )
+        )
     listed = {path.resolve() for case in cases for path in (*case.images, case.label)}
     for sub in sorted({path.parent for case in cases for path in (case.image, case.label)}):
         for path in sorted(sub.iterdir()) if sub.is_dir() else []:
             if path.resolve() not in listed and not is_stray(path.name):
-                out.append(Finding(str(path), "stray file: not listed in dataset.json", "remove it, or list its image and label there"))
+                out.append(
+                    Finding(
+                        str(path),
+                        "stray file: not listed in dataset.json",
+                        "remove it, or list its image and label there",
+                    )
+                )
     return out

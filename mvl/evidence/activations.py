@@ -1,7 +1,9 @@
-"""What the frozen block does to the features: effective rank, activation IoU and activation maps before and after it, measured from weights.
+"""What the frozen block does to the features: effective rank, activation IoU and activation maps
+before and after it, measured from weights.
 
-Source: effective rank, LSVR and activation IoU as in LLM4Seg's figure "vis" (arXiv 2506.18034); pseudo-masks as in LM4VisualEncoding
-(arXiv 2310.12973), section on information filtering. Differs: neither paper's rule for map and threshold was recovered; ours is stated below.
+Source: effective rank, LSVR and activation IoU as in LLM4Seg's figure "vis" (arXiv 2506.18034);
+pseudo-masks as in LM4VisualEncoding (arXiv 2310.12973), section on information filtering. Differs:
+neither paper's rule for map and threshold was recovered; ours is stated below.
 """
 
 from __future__ import annotations
@@ -26,12 +28,43 @@ from mvl.models.vit import ViTBaseline
 from mvl.training.objective import predict_probabilities
 from mvl.training.trained import Predictor, load_run
 
-STAGES = {"embedding": "embedding", "encoder": "encoder", "bottleneck": "bottleneck", "mapper1": "mapper1", "block": "block",
-          "mapper2": "mapper2", "fusion": "fusion", "decoder": "decoder", "decoder1": "decoder"}
+STAGES = {
+    "embedding": "embedding",
+    "encoder": "encoder",
+    "bottleneck": "bottleneck",
+    "mapper1": "mapper1",
+    "block": "block",
+    "mapper2": "mapper2",
+    "fusion": "fusion",
+    "decoder": "decoder",
+    "decoder1": "decoder",
+}
 "Stage of a network = its name in the tables; `decoder1` is a CNN's last decoder stage."
-MEASURES = ["effective_rank", "effective_rank_centred", "lsvr", "activation_iou", "activation_iou_best", "entropy"]
-"Per case and stage; the centred rank is that of the tokens with their mean token taken off, which one channel of equal large values cannot swamp."
-COLUMNS = ["study", "task", "system", "fraction", "fold", "seed", "case", "stage", "tokens", "width", *MEASURES, "label_share", "weights"]
+MEASURES = [
+    "effective_rank",
+    "effective_rank_centred",
+    "lsvr",
+    "activation_iou",
+    "activation_iou_best",
+    "entropy",
+]
+"""Per case and stage; the centred rank is that of the tokens with their mean token taken off, which
+one channel of equal large values cannot swamp."""
+COLUMNS = [
+    "study",
+    "task",
+    "system",
+    "fraction",
+    "fold",
+    "seed",
+    "case",
+    "stage",
+    "tokens",
+    "width",
+    *MEASURES,
+    "label_share",
+    "weights",
+]
 "Columns of activations.csv; `weights` are the first 12 digits of the sha256 of the run's weights."
 DIGITS = 12
 LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -43,7 +76,8 @@ Mask = Bool[np.ndarray, "*grid"]
 
 
 def singular_shares(tokens: Matrix) -> Float[np.ndarray, n]:
-    """Singular values of the tokens, largest first, divided by their sum; what is below the rounding of float32 counts as 0."""
+    """Singular values of the tokens, largest first, divided by their sum; what is below the
+    rounding of float32 counts as 0."""
     wide = tokens.double()
     gram = wide.T @ wide if wide.shape[0] > wide.shape[1] else wide @ wide.T
     squares = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).numpy()
@@ -53,26 +87,30 @@ def singular_shares(tokens: Matrix) -> Float[np.ndarray, n]:
 
 
 def effective_rank(shares: Float[np.ndarray, n]) -> float:
-    """Entropy of the singular values' shares, -sum p log p, nats: 0 for rank one, log n for n equal ones."""
+    """Entropy of the singular values' shares, -sum p log p, nats: 0 for rank one, log n for n equal
+    ones."""
     kept = shares[shares > 0]
     return abs(float(-(kept * np.log(kept)).sum()))
 
 
 def lsvr(shares: Float[np.ndarray, n]) -> float:
-    """Minus the logarithm of the largest singular value's share: 0 for rank one, log n for n equal ones."""
+    """Minus the logarithm of the largest singular value's share: 0 for rank one, log n for n equal
+    ones."""
     return abs(-math.log(shares[0])) if shares[0] > 0 else 0.0
 
 
 def activation_map(features: Features) -> Float[Tensor, "*cells"]:
-    """How far each position's features are from the case's mean features: each channel's mean over the positions is taken off, then the L2 norm
-    over channels."""
+    """How far each position's features are from the case's mean features: each channel's mean over
+    the positions is taken off, then the L2 norm over channels."""
     around = features.flatten(1) - features.flatten(1).mean(dim=1, keepdim=True)
     return around.norm(dim=0).reshape(features.shape[1:])
 
 
 def on_grid(cells: Float[Tensor, "*cells"], size: Sequence[int]) -> Map:
     """A map brought to the network's grid by linear interpolation."""
-    return functional.interpolate(cells[None, None], size=tuple(size), mode=LINEAR[len(size)], align_corners=False)[0, 0].numpy()
+    return functional.interpolate(
+        cells[None, None], size=tuple(size), mode=LINEAR[len(size)], align_corners=False
+    )[0, 0].numpy()
 
 
 def highest(values: Map, count: int) -> Mask:
@@ -82,7 +120,7 @@ def highest(values: Map, count: int) -> Mask:
         return np.zeros(values.shape, dtype=bool)
     edge = np.partition(flat, flat.size - count)[flat.size - count]
     mask = flat > edge
-    mask[np.flatnonzero(flat == edge)[:count - int(mask.sum())]] = True
+    mask[np.flatnonzero(flat == edge)[: count - int(mask.sum())]] = True
     return mask.reshape(values.shape)
 
 
@@ -93,9 +131,11 @@ def iou(first: Mask, second: Mask) -> float:
 
 
 def activation_iou(values: Map, label: Mask) -> tuple[float, float]:
-    """IoU of the label with as many voxels as it has: the highest of the map; and the better of the highest and the lowest.
+    """IoU of the label with as many voxels as it has: the highest of the map; and the better of the
+    highest and the lowest.
 
-    Every map is thresholded at the label's own share of the grid, so that none gains by marking more.
+    Every map is thresholded at the label's own share of the grid, so that none gains by marking
+    more.
     """
     count = int(label.sum())
     up = iou(highest(values, count), label)
@@ -103,12 +143,14 @@ def activation_iou(values: Map, label: Mask) -> tuple[float, float]:
 
 
 def chance_iou(share: float) -> float:
-    """IoU of a label that fills `share` of the grid with as many voxels drawn at random, in a large grid."""
+    """IoU of a label that fills `share` of the grid with as many voxels drawn at random, in a large
+    grid."""
     return share / (2 - share)
 
 
 def entropy(values: Map) -> float:
-    """Entropy of the map's squares' shares over voxels, over its largest value: 1 for an even map, 0 for one bright voxel. The lower the sharper."""
+    """Entropy of the map's squares' shares over voxels, over its largest value: 1 for an even map,
+    0 for one bright voxel. The lower the sharper."""
     squares = values[values > 0].astype(np.float64) ** 2
     if not squares.size:
         return 1.0
@@ -122,7 +164,8 @@ def as_matrix(stage: Tensor) -> Matrix:
 
 
 def as_features(stage: Tensor, grid: Sequence[int]) -> Features:
-    """Features (C, *cells) of one case's tokens (1, T, D), row-major on `grid`, or features (1, C, *cells)."""
+    """Features (C, *cells) of one case's tokens (1, T, D), row-major on `grid`, or features (1, C,
+    *cells)."""
     return stage[0].T.reshape(-1, *grid) if stage.ndim == 3 else stage[0]
 
 
@@ -149,16 +192,22 @@ class Measured:
         self.weights = run_folder.read_status(run_dir)["files"]["weights.safetensors"]
         self.predictor = Predictor(load_run(run_dir), self.config)
         self.network = self.predictor.network
-        self.store = CaseStore(find_task(self.config.task, data_dir), tuple(cases), self.config.data, data_dir)
+        self.store = CaseStore(
+            find_task(self.config.task, data_dir), tuple(cases), self.config.data, data_dir
+        )
 
     @torch.inference_mode()
     def stages(self, index: int) -> tuple[dict[str, Tensor], dict[str, Map]]:
-        """A case's stages under the tables' names, and each one's activation map on the network's grid."""
+        """A case's stages under the tables' names, and each one's activation map on the network's
+        grid."""
         image, _ = self.store.get(index)
         found = self.predictor.stages(image[None])
         kept = {STAGES[name]: tensor for name, tensor in found.items() if name in STAGES}
         grid, size = token_grid(self.network, kept), image.shape[1:]
-        return kept, {name: on_grid(activation_map(as_features(tensor, grid)), size) for name, tensor in kept.items()}
+        return kept, {
+            name: on_grid(activation_map(as_features(tensor, grid)), size)
+            for name, tensor in kept.items()
+        }
 
     def label(self, index: int) -> Mask:
         """Foreground on the network's grid."""
@@ -168,16 +217,28 @@ class Measured:
         """One row per stage of one case."""
         stages, maps = self.stages(index)
         label, config = self.label(index), self.config
-        who = {key: getattr(config, key) for key in COLUMNS[:6]} | {"case": self.store.case_ids[index]}
+        who = {key: getattr(config, key) for key in COLUMNS[:6]} | {
+            "case": self.store.case_ids[index]
+        }
         last = {"label_share": rounded(label.mean()), "weights": self.weights[:DIGITS]}
-        return [who | {"stage": name} | numbers(as_matrix(tensor), maps[name], label) | last for name, tensor in stages.items()]
+        return [
+            who | {"stage": name} | numbers(as_matrix(tensor), maps[name], label) | last
+            for name, tensor in stages.items()
+        ]
 
     @torch.inference_mode()
     def seven(self, index: int) -> dict[str, Map]:
-        """Maps of one case under the names of the figure's columns; those that the network has not are left out."""
+        """Maps of one case under the names of the figure's columns; those that the network has not
+        are left out."""
         image, _ = self.store.get(index)
         _, maps = self.stages(index)
-        names = {"encoder": "encoder", "bottleneck": "encoder", "mapper1": "mapper1", "mapper2": "mapper2", "decoder": "decoder"}
+        names = {
+            "encoder": "encoder",
+            "bottleneck": "encoder",
+            "mapper1": "mapper1",
+            "mapper2": "mapper2",
+            "decoder": "decoder",
+        }
         out = {column: maps[stage] for stage, column in names.items() if stage in maps}
         if (received := attention_received(self.network, image, self.predictor)) is not None:
             out["attention"] = on_grid(received, image.shape[1:])
@@ -191,9 +252,17 @@ def numbers(tokens: Matrix, values: Map, label: Mask) -> dict[str, Any]:
     shares = singular_shares(tokens)
     up, best = activation_iou(values, label)
     centred = effective_rank(singular_shares(tokens - tokens.mean(dim=0)))
-    found = {"effective_rank": effective_rank(shares), "effective_rank_centred": centred, "lsvr": lsvr(shares), "activation_iou": up,
-             "activation_iou_best": best, "entropy": entropy(values)}
-    return {"tokens": tokens.shape[0], "width": tokens.shape[1]} | {name: rounded(value) for name, value in found.items()}
+    found = {
+        "effective_rank": effective_rank(shares),
+        "effective_rank_centred": centred,
+        "lsvr": lsvr(shares),
+        "activation_iou": up,
+        "activation_iou_best": best,
+        "entropy": entropy(values),
+    }
+    return {"tokens": tokens.shape[0], "width": tokens.shape[1]} | {
+        name: rounded(value) for name, value in found.items()
+    }
 
 
 def rounded(value: float | np.floating[Any]) -> float:
@@ -202,8 +271,11 @@ def rounded(value: float | np.floating[Any]) -> float:
 
 
 @torch.inference_mode()
-def attention_received(network: nn.Module, image: Float[Tensor, C *spatial], predict: Predictor | None = None) -> Float[Tensor, "*cells"] | None:
-    """Attention that each token of the last ViT block gets, mean over heads and queries, times the number of tokens: 1 is an even share.
+def attention_received(
+    network: nn.Module, image: Float[Tensor, C * spatial], predict: Predictor | None = None
+) -> Float[Tensor, "*cells"] | None:
+    """Attention that each token of the last ViT block gets, mean over heads and queries, times the
+    number of tokens: 1 is an even share.
 
     None for a network without a ViT.
     """
@@ -216,9 +288,18 @@ def attention_received(network: nn.Module, image: Float[Tensor, C *spatial], pre
     (predict or network)(image[None])
     hook.remove()
     _, length, width = seen[0].shape
-    query, key, _ = block.qkv(seen[0].float()).view(length, 3, block.num_heads, -1).permute(1, 2, 0, 3)
-    weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(width // block.num_heads), dim=-1)
-    return weights.mean(dim=(0, 1)).cpu().reshape([s // p for s, p in zip(vit.img_size, vit.patch_size)]) * length
+    query, key, _ = (
+        block.qkv(seen[0].float()).view(length, 3, block.num_heads, -1).permute(1, 2, 0, 3)
+    )
+    weights = torch.softmax(
+        query @ key.transpose(1, 2) / math.sqrt(width // block.num_heads), dim=-1
+    )
+    return (
+        weights.mean(dim=(0, 1))
+        .cpu()
+        .reshape([s // p for s, p in zip(vit.img_size, vit.patch_size)])
+        * length
+    )
 
 
 def measure(run_dir: Path, data_dir: Path | None, cases: Sequence[str]) -> list[dict[str, Any]]:
@@ -232,13 +313,20 @@ def measure(run_dir: Path, data_dir: Path | None, cases: Sequence[str]) -> list[
     return [row for index in range(len(cases)) for row in run.rows(index)]
 
 
-def maps(run_dir: Path, data_dir: Path | None, case: str) -> tuple[dict[str, Map], dict[str, dict[str, Any]], int]:
-    """Slices of one case's maps by column, as figures show them (the axial slice that holds most of the label; a picture whole), each stage's
-    measures over the whole case, and the slice's index."""
+def maps(
+    run_dir: Path, data_dir: Path | None, case: str
+) -> tuple[dict[str, Map], dict[str, dict[str, Any]], int]:
+    """Slices of one case's maps by column, as figures show them (the axial slice that holds most of
+    the label; a picture whole), each stage's measures over the whole case, and the slice's index.
+    """
     run = Measured(run_dir, data_dir, [case])
     z = best_slice(run.label(0))
     rows = {row["stage"]: {name: row[name] for name in MEASURES} for row in run.rows(0)}
-    return {name: view(values, z, run.config.task, data_dir) for name, values in run.seven(0).items()}, rows, z
+    return (
+        {name: view(values, z, run.config.task, data_dir) for name, values in run.seven(0).items()},
+        rows,
+        z,
+    )
 
 
 def best_slice(label: Mask) -> int:

@@ -1,4 +1,5 @@
-"""The audit of the papers' released code: findings of `data/audit.toml` with what was measured, and what each fault is worth in our pipeline."""
+"""The audit of the papers' released code: findings of `data/audit.toml` with what was measured, and
+what each fault is worth in our pipeline."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ FINDINGS = ROOT / "data" / "audit.toml"
 TASK, FOLDS = "Task04_Hippocampus", (0, 1, 2)
 CLEAN, CONTROL = "vit_baseline", "audit_control"
 "The hippocampus' own arm, and the released three versions of each case without a fault."
-KNOWN = {"run": "was run or computed here", "source": "the text of the code shows it", "reading": "rests on a reading of the code"}
+KNOWN = {
+    "run": "was run or computed here",
+    "source": "the text of the code shows it",
+    "reading": "rests on a reading of the code",
+}
 SHOWN = ("dice", "dice_resized")
 
 
@@ -77,10 +82,28 @@ ARMS = (
     Arm("audit_loss", "audit", "thresholded Dice: cross-entropy alone", "validation cases", CLEAN),
     Arm("audit_train_loss", "audit", "epoch chosen by training loss", "validation cases", CLEAN),
     Arm("audit_test", "audit", "epoch chosen on the test cases", "the test cases", CLEAN),
-    Arm(CONTROL, "audit", "none: the released three versions, label turned with the image", "validation cases", CLEAN),
+    Arm(
+        CONTROL,
+        "audit",
+        "none: the released three versions, label turned with the image",
+        "validation cases",
+        CLEAN,
+    ),
     Arm("audit_planes", "audit", "label turned in another plane", "validation cases", CONTROL),
-    Arm("audit_leak", "audit", "copies on both sides of the split", "versions of trained cases", CONTROL),
-    Arm("audit_released", "audit", "all of MedVisionLlama's together", "versions of trained cases", CLEAN),
+    Arm(
+        "audit_leak",
+        "audit",
+        "copies on both sides of the split",
+        "versions of trained cases",
+        CONTROL,
+    ),
+    Arm(
+        "audit_released",
+        "audit",
+        "all of MedVisionLlama's together",
+        "versions of trained cases",
+        CLEAN,
+    ),
 )
 
 
@@ -94,13 +117,22 @@ def load_findings(path: Path = FINDINGS) -> list[Finding]:
     """The findings in the order of the file.
 
     Raises:
-        AuditError: an unknown key, paper, measure, check or way of knowing, or an id that stands twice.
+        AuditError: an unknown key, paper, measure, check or way of knowing, or an id that stands
+            twice.
     """
     read, names = read_findings(path), {field.name for field in fields(Finding)}
     for entry in read["finding"]:
         wrong = [key for key in entry if key not in names]
-        wrong += [entry[key] for key, known in (("paper", read["papers"]), ("measure", MEASURES), ("check", CHECKS), ("known", KNOWN))
-                  if entry.get(key) and entry[key] not in known]
+        wrong += [
+            entry[key]
+            for key, known in (
+                ("paper", read["papers"]),
+                ("measure", MEASURES),
+                ("check", CHECKS),
+                ("known", KNOWN),
+            )
+            if entry.get(key) and entry[key] not in known
+        ]
         if wrong:
             raise AuditError(f"{path.name}: finding {entry.get('id')}: unknown {wrong[0]!r}")
     found = [Finding(**entry) for entry in read["finding"]]
@@ -121,7 +153,8 @@ def arm_configs(arm: Arm) -> list[Config]:
 
 
 def arm_runs(arm: Arm, results_dir: Path) -> tuple[list[dict[str, Any]], list[float]]:
-    """Rows of `cases.csv` of the arm's done runs, as numbers, and the Dice at the chosen epoch on the cases that it watched."""
+    """Rows of `cases.csv` of the arm's done runs, as numbers, and the Dice at the chosen epoch on
+    the cases that it watched."""
     rows: list[dict[str, Any]] = []
     watched: list[float] = []
     for config in arm_configs(arm):
@@ -129,70 +162,115 @@ def arm_runs(arm: Arm, results_dir: Path) -> tuple[list[dict[str, Any]], list[fl
         if run_state(folder, config) == "done":
             found = read_rows(folder / "cases.csv", CASE_COLUMNS)
             numbers = {"fraction": config.fraction, "fold": config.fold, "seed": config.seed}
-            rows += [row | numbers | {metric: float(row[metric]) for metric in SHOWN} for row in found]
+            rows += [
+                row | numbers | {metric: float(row[metric]) for metric in SHOWN} for row in found
+            ]
             watched.append(float(run_folder.read_status(folder)["best_dice"]))
     return rows, watched
 
 
 def worth(results_dir: Path) -> pd.DataFrame:
-    """One row per arm: what it reports itself, what is true of its test cases, and its difference to its reference; holes are NaN.
+    """One row per arm: what it reports itself, what is true of its test cases, and its difference
+    to its reference; holes are NaN.
 
-    `reported` and `resized` are Dice on the network's grid, so that they can be compared; `dice` is on the scan's own. `gap` is reported
-    minus resized. Differences are paired over the cases of the same fold and seed.
+    `reported` and `resized` are Dice on the network's grid, so that they can be compared; `dice` is
+    on the scan's own. `gap` is reported minus resized. Differences are paired over the cases of the
+    same fold and seed.
     """
     found = {arm.system: arm_runs(arm, results_dir) for arm in ARMS}
     cases = pd.DataFrame([row for rows, _ in found.values() for row in rows])
     return pd.DataFrame([_row(arm, *found[arm.system], cases) for arm in ARMS])
 
 
-def _row(arm: Arm, rows: Sequence[dict[str, Any]], watched: Sequence[float], cases: pd.DataFrame) -> dict[str, Any]:
-    row: dict[str, Any] = {"system": arm.system, "study": arm.study, "fault": arm.fault, "reported_on": arm.reported, "reference": arm.reference,
-                           "done": len(watched), "planned": len(FOLDS)}
-    values = [mean(watched), *(mean([r[m] for r in rows]) for m in ("dice_resized", "dice"))] if rows else [math.nan] * 3
+def _row(
+    arm: Arm, rows: Sequence[dict[str, Any]], watched: Sequence[float], cases: pd.DataFrame
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "system": arm.system,
+        "study": arm.study,
+        "fault": arm.fault,
+        "reported_on": arm.reported,
+        "reference": arm.reference,
+        "done": len(watched),
+        "planned": len(FOLDS),
+    }
+    values = (
+        [mean(watched), *(mean([r[m] for r in rows]) for m in ("dice_resized", "dice"))]
+        if rows
+        else [math.nan] * 3
+    )
     row |= dict(zip(("reported", "resized", "dice"), values)) | {"gap": values[0] - values[1]}
     row |= dict.fromkeys(("difference", "low", "high", "p"), math.nan) | {"n_cases": 0, "n_runs": 0}
     done = set() if cases.empty else set(cases["system"])
     if arm.reference == arm.system or not {arm.system, arm.reference} <= done:
         return row
     try:
-        found = stats.compare(cases, arm.system, arm.reference, TASK, planned=[(fold, 0) for fold in FOLDS])
+        found = stats.compare(
+            cases, arm.system, arm.reference, TASK, planned=[(fold, 0) for fold in FOLDS]
+        )
     except stats.StatsError:  # no fold that both have
         return row
     interval = found.interval
     low, high = found.shown
-    return row | {"difference": interval.difference, "low": low, "high": high, "n_cases": interval.n_cases,
-                  "n_runs": interval.n_units, "p": math.nan if found.t_test.p is None else found.t_test.p}
+    return row | {
+        "difference": interval.difference,
+        "low": low,
+        "high": high,
+        "n_cases": interval.n_cases,
+        "n_runs": interval.n_units,
+        "p": math.nan if found.t_test.p is None else found.t_test.p,
+    }
 
 
 def answer(results_dir: Path) -> str:
-    """Which fault flatters a report most and which costs the network most, in a sentence; nothing while runs are missing."""
+    """Which fault flatters a report most and which costs the network most, in a sentence; nothing
+    while runs are missing."""
     rows = worth(results_dir)
     faults = rows[~rows["fault"].str.startswith("none")]
     if (rows["done"] < rows["planned"]).any():
         return ""
-    flatters, costs = (faults.loc[index] for index in (faults["gap"].idxmax(), faults["difference"].idxmin()))
+    flatters, costs = (
+        faults.loc[index] for index in (faults["gap"].idxmax(), faults["difference"].idxmin())
+    )
     together = faults.set_index("system").loc["audit_released"]
-    return (f"**In short.** What flatters a report most is *{flatters['fault']}*: it reads {100 * flatters['gap']:+z.1f} points above the same "
-            f"network's Dice on test cases. The costliest is *{costs['fault']}*: {100 * costs['difference']:+z.1f} points on test cases "
-            f"[{100 * costs['low']:+z.1f}, {100 * costs['high']:+z.1f}] (p = {costs['p']:.2g}).\n\n"
-            f"**The faults do not explain the reported 0.87.** All of MedVisionLlama's together change the true test Dice by "
-            f"{100 * together['difference']:+z.1f} points, and the report that such code makes of itself is "
-            f"{100 * together['gap']:+z.2f} points from the same network's Dice on test cases. "
-            "Both arms of the paper had these faults; what set them thirteen points apart is not found here.")
+    return (
+        f"**In short.** What flatters a report most is *{flatters['fault']}*: it reads"
+        f" {100 * flatters['gap']:+z.1f} points above the same network's Dice on test cases. The"
+        f" costliest is *{costs['fault']}*: {100 * costs['difference']:+z.1f} points on test cases"
+        f" [{100 * costs['low']:+z.1f}, {100 * costs['high']:+z.1f}] (p ="
+        f" {costs['p']:.2g}).\n\n**The faults do not explain the reported 0.87.** All of"
+        " MedVisionLlama's together change the true test Dice by"
+        f" {100 * together['difference']:+z.1f} points, and the report that such code makes of"
+        f" itself is {100 * together['gap']:+z.2f} points from the same network's Dice on test"
+        " cases. Both arms of the paper had these faults; what set them thirteen points apart is"
+        " not found here."
+    )
 
 
 def check_clone(clone: Path) -> list[dict[str, Any]]:
     """Per finding of the clone's paper that has a check: whether this clone shows it, and where."""
     paper = which_paper(clone)
-    return [{"id": f.id, "shown": bool(where := CHECKS[f.check](clone)), "where": where} for f in load_findings() if f.paper == paper and f.check]
+    return [
+        {"id": f.id, "shown": bool(where := CHECKS[f.check](clone)), "where": where}
+        for f in load_findings()
+        if f.paper == paper and f.check
+    ]
 
 
 def report(clone: Path | None, results_dir: Path) -> dict[str, Any]:
     """What `mvl audit` says: every finding with its figure, the table, and the checks of a clone."""
-    findings = [{key: getattr(f, key) for key in ("id", "paper", "title", "where", "known", "command")} | {"measured": measured(f)}
-                for f in load_findings()]
-    rows = [{key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-            for row in worth(results_dir).to_dict("records")]
+    findings = [
+        {key: getattr(f, key) for key in ("id", "paper", "title", "where", "known", "command")}
+        | {"measured": measured(f)}
+        for f in load_findings()
+    ]
+    rows = [
+        {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in row.items()
+        }
+        for row in worth(results_dir).to_dict("records")
+    ]
     return {"findings": findings, "worth": rows, "clone": check_clone(clone) if clone else []}
 
 
@@ -201,10 +279,27 @@ def show(found: dict[str, Any]) -> str:
     lines: list[str] = []
     for f in found["findings"]:
         lines += [f"{f['paper']} {f['id']}: {f['title']} ({f['where']}; {KNOWN[f['known']]})"]
-        lines += [f"    {part}" for part in (re.sub(r"`", "", f["measured"]), f"$ {f['command']}") if part]
-    number = lambda value: "not yet recorded" if value is None else f"{value:.4f}"
-    lines += ["", "fault switched on: Dice it reports, Dice on test cases, difference on the scan's own grid"]
-    three = lambda row: "  ".join(number(row[key]) for key in ("reported", "resized", "difference"))
+        lines += [
+            f"    {part}" for part in (re.sub(r"`", "", f["measured"]), f"$ {f['command']}") if part
+        ]
+
+    def number(value):
+        return "not yet recorded" if value is None else f"{value:.4f}"
+
+    lines += [
+        "",
+        "fault switched on: Dice it reports, Dice on test cases, difference on the scan's own grid",
+    ]
+
+    def three(row):
+        return "  ".join(number(row[key]) for key in ("reported", "resized", "difference"))
+
     lines += [f"    {row['system']:<18}{three(row)}  {row['fault']}" for row in found["worth"]]
     lines += [""] * bool(found["clone"])
-    return "\n".join(lines + [f"{'shown' if c['shown'] else 'NOT shown':<10}{c['id']}: {', '.join(c['where'])}" for c in found["clone"]])
+    return "\n".join(
+        lines
+        + [
+            f"{'shown' if c['shown'] else 'NOT shown':<10}{c['id']}: {', '.join(c['where'])}"
+            for c in found["clone"]
+        ]
+    )

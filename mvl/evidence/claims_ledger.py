@@ -1,4 +1,5 @@
-"""The claims ledger: `data/claims.toml` judged by its rules on the studies' records, for the book and the terminal."""
+"""The claims ledger: `data/claims.toml` judged by its rules on the studies' records, for the book
+and the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ import pandas as pd
 from mvl.core.config import ROOT, load_config
 from mvl.datasets.task import MADE
 from mvl.evidence.chapter import _foreground
-from mvl.evidence.claims_rules import CONTRADICTED, MOOT, NOT_REPRODUCED, RULES, UNTESTABLE, WORDS, Verdict
+from mvl.evidence.claims_rules import (
+    CONTRADICTED,
+    MOOT,
+    NOT_REPRODUCED,
+    RULES,
+    UNTESTABLE,
+    WORDS,
+    Verdict,
+)
 from mvl.evidence.claims_tests import UNITS, Claim, ClaimError, Evidence, Found
 from mvl.study.grid import load_study
 
@@ -47,7 +56,8 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
     """The claims in the order of the file, reported numbers looked up in `data/paper_reported.csv`.
 
     Raises:
-        ClaimError: an id stands twice, a key, rule or paper is unknown, or a reported row is not there exactly once.
+        ClaimError: an id stands twice, a key, rule or paper is unknown, or a reported row is not
+            there exactly once.
     """
     claims = [_claim(entry) for entry in tomllib.loads(path.read_text())["claim"]]
     ids = [claim.id for claim in claims]
@@ -57,7 +67,8 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
 
 
 def _claim(entry: dict[str, Any]) -> Claim:
-    known = {field.name for field in fields(Claim)} - {"reported_gain", "reported_share"}  # these two are computed below
+    # these two are computed below
+    known = {field.name for field in fields(Claim)} - {"reported_gain", "reported_share"}
     if unknown := sorted(set(entry) - known):
         raise ClaimError(f"claim {entry.get('id')}: unknown key {unknown[0]!r}")
     settings: dict[str, Any] = {key: _frozen(value) for key, value in entry.items()}
@@ -66,13 +77,21 @@ def _claim(entry: dict[str, Any]) -> Claim:
     except TypeError as error:
         raise ClaimError(f"claim {entry.get('id')}: {error}") from error
     if claim.rule not in RULES or claim.paper not in PAPERS:
-        raise ClaimError(f"claim {claim.id}: rule is one of {', '.join(RULES)}, paper one of {', '.join(PAPERS)}")
+        raise ClaimError(
+            f"claim {claim.id}: rule is one of {', '.join(RULES)}, paper one of {', '.join(PAPERS)}"
+        )
     numbers = reported_numbers(claim)
     gain = math.nan
     if claim.size:
         ours, theirs = numbers[:2]
-        gain = (ours - theirs) / (1 - theirs) if claim.size == "error" else abs(ours - theirs) / theirs
-    return replace(claim, reported_gain=gain, reported_share=numbers[1] / numbers[0] if claim.rule == "every_metric" else math.nan)
+        gain = (
+            (ours - theirs) / (1 - theirs) if claim.size == "error" else abs(ours - theirs) / theirs
+        )
+    return replace(
+        claim,
+        reported_gain=gain,
+        reported_share=numbers[1] / numbers[0] if claim.rule == "every_metric" else math.nan,
+    )
 
 
 def _frozen(value: Any) -> Any:
@@ -88,7 +107,10 @@ def reported_numbers(claim: Claim) -> list[float]:
     from mvl.evidence.reported import paper_value
 
     try:
-        return [paper_value(table, system, metric, claim.paper) for table, system, metric in claim.reported]
+        return [
+            paper_value(table, system, metric, claim.paper)
+            for table, system, metric in claim.reported
+        ]
     except KeyError as error:
         raise ClaimError(f"claim {claim.id}: {error.args[0]}") from error
 
@@ -96,10 +118,18 @@ def reported_numbers(claim: Claim) -> list[float]:
 def planned_runs(study: str) -> pd.DataFrame:
     """task, system, fraction, fold, seed of every run of the study's grid."""
     plan = load_study(study)
-    rows = [(task, str(system), float(fraction), fold, seed) for block in plan.grid for task in block.get("tasks", plan.tasks)
-            for system in block["systems"] for fraction in block.get("fractions", [1.0]) for fold in block.get("folds", [0])
-            for seed in block.get("seeds", [0])]
-    return pd.DataFrame(rows, columns=["task", "system", "fraction", "fold", "seed"]).drop_duplicates(ignore_index=True)
+    rows = [
+        (task, str(system), float(fraction), fold, seed)
+        for block in plan.grid
+        for task in block.get("tasks", plan.tasks)
+        for system in block["systems"]
+        for fraction in block.get("fractions", [1.0])
+        for fold in block.get("folds", [0])
+        for seed in block.get("seeds", [0])
+    ]
+    return pd.DataFrame(
+        rows, columns=["task", "system", "fraction", "fold", "seed"]
+    ).drop_duplicates(ignore_index=True)
 
 
 def read_evidence(study: str, results_dir: Path) -> Evidence:
@@ -109,11 +139,25 @@ def read_evidence(study: str, results_dir: Path) -> Evidence:
 
     folder, plan = Path(results_dir) / Path(study).stem, planned_runs(study)
     recorded = (folder / "runs.csv").is_file()
-    read = lambda reader, columns: reader(study, results_dir) if recorded else pd.DataFrame(columns=columns)
+
+    def read(reader, columns):
+        return reader(study, results_dir) if recorded else pd.DataFrame(columns=columns)
+
     cases = _foreground(read(tables.read_cases, CASE_COLUMNS))
-    further = {name: pd.read_csv(path, dtype={"case": str}) for name in FURTHER if (path := folder / f"{name}.csv").is_file()}
-    return Evidence(study, plan, read(tables.read_runs, tables.RUN_COLUMNS), cases,
-                    read(tables.read_history, [*RUN_KEYS, *tables.HISTORY_COLUMNS]), further, stand_in(study, plan))
+    further = {
+        name: pd.read_csv(path, dtype={"case": str})
+        for name in FURTHER
+        if (path := folder / f"{name}.csv").is_file()
+    }
+    return Evidence(
+        study,
+        plan,
+        read(tables.read_runs, tables.RUN_COLUMNS),
+        cases,
+        read(tables.read_history, [*RUN_KEYS, *tables.HISTORY_COLUMNS]),
+        further,
+        stand_in(study, plan),
+    )
 
 
 def stand_in(study: str, plan: pd.DataFrame) -> str:
@@ -124,15 +168,24 @@ def stand_in(study: str, plan: pd.DataFrame) -> str:
     source = load_config(study, plan["task"].iloc[0], name).model.token_block.source
     paper = MODELS["P1" if name == "medvisionllama_v3" else "P2"]
     ours = {"smollm2-135m": "SmolLM2-135M"}.get(source, source)
-    return f"the block is {ours}'s, as in the paper" if ours.lower() == paper.lower() else f"{ours} stands in for {paper}"
+    return (
+        f"the block is {ours}'s, as in the paper"
+        if ours.lower() == paper.lower()
+        else f"{ours} stands in for {paper}"
+    )
 
 
 def ledger(studies: Sequence[str], results_dir: Path, path: Path = LEDGER) -> list[Entry]:
-    """Every claim that the studies speak of, each judged on its own study, or on the one study given where that plans its systems."""
+    """Every claim that the studies speak of, each judged on its own study, or on the one study
+    given where that plans its systems."""
     evidence = {study: read_evidence(study, results_dir) for study in studies}
     entries = []
     for claim in load_claims(path):
-        study = claim.study if claim.study in evidence else next((s for s in studies if planned(claim, evidence[s])), None)
+        study = (
+            claim.study
+            if claim.study in evidence
+            else next((s for s in studies if planned(claim, evidence[s])), None)
+        )
         if study is not None:
             entries.append(Entry(claim, study, judge(claim, evidence[study])))
     by_id = {entry.claim.id: entry for entry in entries}
@@ -143,8 +196,10 @@ def explained(entry: Entry, gain: Entry | None) -> Entry:
     """The entry, moot where it explains a gain that is not there."""
     if gain is None or entry.verdict is None or gain.word not in (NOT_REPRODUCED, CONTRADICTED):
         return entry
-    why = f"There is no gain to explain: \"{gain.claim.short}\" is {gain.word}. "
-    return replace(entry, verdict=replace(entry.verdict, word=MOOT, sentence=why + entry.verdict.sentence))
+    why = f'There is no gain to explain: "{gain.claim.short}" is {gain.word}. '
+    return replace(
+        entry, verdict=replace(entry.verdict, word=MOOT, sentence=why + entry.verdict.sentence)
+    )
 
 
 def planned(claim: Claim, evidence: Evidence) -> bool:
@@ -160,20 +215,32 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict | None:
     verdict = RULES[claim.rule](claim, evidence)
     if claim.weak and verdict.word == CONTRADICTED:
         verdict = replace(verdict, word=NOT_REPRODUCED)
-    return replace(verdict, sentence=f"{verdict.sentence} {claim.weak[:1].upper()}{claim.weak[1:]}.") if claim.weak else verdict
+    return (
+        replace(verdict, sentence=f"{verdict.sentence} {claim.weak[:1].upper()}{claim.weak[1:]}.")
+        if claim.weak
+        else verdict
+    )
 
 
 def groups(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """The entries by heading: the papers' own claims by paper, then what is implied; a heading without any is left out."""
-    found = {name: [e for e in entries if e.claim.paper == paper and not e.claim.implied] for paper, name in PAPERS.items()}
+    """The entries by heading: the papers' own claims by paper, then what is implied; a heading
+    without any is left out."""
+    found = {
+        name: [e for e in entries if e.claim.paper == paper and not e.claim.implied]
+        for paper, name in PAPERS.items()
+    }
     found[IMPLIED] = [e for e in entries if e.claim.implied]
     return {name: rows for name, rows in found.items() if rows}
 
 
 def totals(entries: Sequence[Entry]) -> str:
-    """How many claims of the papers and how many implied ones there are, and of which word, in a sentence each."""
+    """How many claims of the papers and how many implied ones there are, and of which word, in a
+    sentence each."""
     own, implied = ([e for e in entries if e.claim.implied == kind] for kind in (False, True))
-    said = lambda rows: ", ".join(f"{n} {word}" for word, n in counts(rows).items())
+
+    def said(rows):
+        return ", ".join(f"{n} {word}" for word, n in counts(rows).items())
+
     lines = [f"{len(own)} claims of the papers: {said(own) or 'none'}."]
     lines += [f"{len(implied)} implied and tested by us: {said(implied)}."] if implied else []
     return " ".join(lines)
@@ -186,9 +253,14 @@ def counts(entries: Sequence[Entry]) -> dict[str, int]:
 
 
 def brief(entry: Entry) -> str:
-    """The first difference behind a verdict in a few words: value, interval and pairs of runs; why, where there is none."""
+    """The first difference behind a verdict in a few words: value, interval and pairs of runs; why,
+    where there is none."""
     if entry.verdict is None or not entry.verdict.numbers:
-        return "" if entry.verdict is None or entry.word == UNTESTABLE else entry.verdict.sentence.split(". ")[0]
+        return (
+            ""
+            if entry.verdict is None or entry.word == UNTESTABLE
+            else entry.verdict.sentence.split(". ")[0]
+        )
     parts = [short(found) for found in entry.verdict.numbers]
     more = len(parts) - 1
     return parts[0] + (f"; and {more} more" if more else "")
@@ -197,35 +269,90 @@ def brief(entry: Entry) -> str:
 def short(found: Found) -> str:
     """A difference in a few words: value, interval and pairs of runs."""
     if not found.n_runs:
-        return f"0 of {found.n_planned} pair{'s' * (found.n_planned != 1)}" if found.n_planned else "not planned"
+        return (
+            f"0 of {found.n_planned} pair{'s' * (found.n_planned != 1)}"
+            if found.n_planned
+            else "not planned"
+        )
     scale, unit, digits = UNITS[found.metric]
-    mid, low, high = (f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high))
-    return f"{mid} [{low}, {high}] {unit}, {found.n_runs} of {found.n_planned} pair{'s' * (found.n_planned != 1)}"
+    mid, low, high = (
+        f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high)
+    )
+    return (
+        f"{mid} [{low}, {high}] {unit}, {found.n_runs} of {found.n_planned}"
+        f" pair{'s' * (found.n_planned != 1)}"
+    )
 
 
 def show(entries: Sequence[Entry]) -> str:
-    """The ledger for a terminal: a line per claim by paper, then what the words mean for it and their counts."""
+    """The ledger for a terminal: a line per claim by paper, then what the words mean for it and
+    their counts."""
     lines: list[str] = []
     for name, rows in groups(entries).items():
-        lines += [name, *(f"  {e.word:<18} {e.claim.short:<42} {brief(e)}".rstrip() for e in rows), ""]
+        lines += [
+            name,
+            *(f"  {e.word:<18} {e.claim.short:<42} {brief(e)}".rstrip() for e in rows),
+            "",
+        ]
     return "\n".join([*lines, totals(entries), *LIMITS])
 
 
-LIMITS = ("A verdict is about this test, with a small language model in the papers' place, never about a paper's own run.",
-          "Sentences, rules, runs and what is missing: mvl claims --json, and the book's page on claims.")
+LIMITS = (
+    (
+        "A verdict is about this test, with a small language model in the papers' place, never"
+        " about a paper's own run."
+    ),
+    "Sentences, rules, runs and what is missing: mvl claims --json, and the book's page on claims.",
+)
 
 
 def as_json(entries: Sequence[Entry]) -> dict[str, Any]:
     """The ledger as plain values; a number that there is not is null."""
-    return {"claims": [_plain(entry) for entry in entries], "counts": counts(entries), "limits": list(LIMITS)}
+    return {
+        "claims": [_plain(entry) for entry in entries],
+        "counts": counts(entries),
+        "limits": list(LIMITS),
+    }
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
-    clean: Any = lambda value: ({k: clean(v) for k, v in value.items()} if isinstance(value, dict) else
-                                [clean(v) for v in value] if isinstance(value, list | tuple) else
-                                None if isinstance(value, float) and not math.isfinite(value) else value)
+    def clean(value):
+        return (
+            {k: clean(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else (
+                [clean(v) for v in value]
+                if isinstance(value, list | tuple)
+                else None
+                if isinstance(value, float) and not math.isfinite(value)
+                else value
+            )
+        )
+
     verdict = asdict(entry.verdict) if entry.verdict else None
     claim = entry.claim
-    kept = {key: getattr(claim, key) for key in ("id", "paper", "place", "confidence", "claim", "chapter", "rule", "contrasts", "support", "takes")}
+    kept = {
+        key: getattr(claim, key)
+        for key in (
+            "id",
+            "paper",
+            "place",
+            "confidence",
+            "claim",
+            "chapter",
+            "rule",
+            "contrasts",
+            "support",
+            "takes",
+        )
+    }
     kept |= {"implied": claim.implied, "margin": claim.margin}
-    return clean({**kept, "reported": reported_numbers(claim), "study": entry.study, "word": entry.word, "verdict": verdict})
+    return clean(
+        {
+            **kept,
+            "reported": reported_numbers(claim),
+            "study": entry.study,
+            "word": entry.word,
+            "verdict": verdict,
+        }
+    )

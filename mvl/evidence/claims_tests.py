@@ -1,4 +1,5 @@
-"""What a rule of the claims ledger sees: a claim, a study's tables, and differences with their tests, each with the runs that it lacks."""
+"""What a rule of the claims ledger sees: a claim, a study's tables, and differences with their
+tests, each with the runs that it lacks."""
 
 from __future__ import annotations
 
@@ -19,10 +20,21 @@ from mvl.evidence.decision import MARGINS, Decision, Numbers, decide
 from mvl.evidence.decision import within as in_words
 from mvl.evidence.topics import TOPICS
 
-OVERLAP = {"dice": "Dice", "jaccard": "IoU", "nsd": "NSD", "sensitivity": "sensitivity", "specificity": "specificity",
-           "activation_iou": "activation IoU"}
-UNITS = {**{metric: (100.0, f"{word} points", 2) for metric, word in OVERLAP.items()}, "hd95_mm": (1.0, "mm of HD95", 3),
-         "epochs": (1.0, "epochs", 1), "effective_rank": (1.0, "of effective rank", 2), "roughness": (1.0, "of roughness", 3)}
+OVERLAP = {
+    "dice": "Dice",
+    "jaccard": "IoU",
+    "nsd": "NSD",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "activation_iou": "activation IoU",
+}
+UNITS = {
+    **{metric: (100.0, f"{word} points", 2) for metric, word in OVERLAP.items()},
+    "hd95_mm": (1.0, "mm of HD95", 3),
+    "epochs": (1.0, "epochs", 1),
+    "effective_rank": (1.0, "of effective rank", 2),
+    "roughness": (1.0, "of roughness", 3),
+}
 "By metric: what a value is multiplied with, the unit then, and digits shown."
 
 
@@ -69,7 +81,8 @@ class Claim:
     topic: str = ""
     "Key of `mvl.evidence.topics.TOPICS` whose contrasts are the family; empty: the chapter's."
     reported_gain: float = math.nan
-    "From the reported rows where `size` is given: share of what the baseline leaves, or of its own value."
+    """From the reported rows where `size` is given: share of what the baseline leaves, or of its
+    own value."""
     reported_share: float = math.nan
     "Second reported row over the first (the rule `every_metric`)."
 
@@ -101,11 +114,13 @@ class Evidence:
     "One row per done run and case, whole foreground."
     history: pd.DataFrame
     further: dict[str, pd.DataFrame] = field(default_factory=dict)
-    "What was measured from weights, where it is recorded: activations (by case and stage) and masks (by case)."
+    """What was measured from weights, where it is recorded: activations (by case and stage) and
+    masks (by case)."""
     limit: str = ""
     "What the study's language model stands in for."
     memo: dict[Any, Any] = field(default_factory=dict)
-    "What was computed from it once: differences by what they compare, intervals by their pairs (kept, so that no other has their id)."
+    """What was computed from it once: differences by what they compare, intervals by their pairs
+    (kept, so that no other has their id)."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +141,8 @@ class Found:
     low: float = math.nan
     high: float = math.nan
     boot_low: float = math.nan
-    "Ends of the bootstrap interval, which the rule asks too; low and high are the corrected t-interval's over folds."
+    """Ends of the bootstrap interval, which the rule asks too; low and high are the corrected
+    t-interval's over folds."""
     boot_high: float = math.nan
     p: float = math.nan
     "Corrected t-test over folds, after Holm within the family."
@@ -139,9 +155,19 @@ class Found:
 
     def decision(self, margin: float | None = None) -> Decision:
         """The word for it by the one rule, at the metric's margin if no other is given."""
-        numbers = Numbers(self.boot_low, self.boot_high, self.p, self.p_equivalence, self.n_planned, self.n_runs, self.n_folds,
-                          len(self.missing))
-        return decide(numbers, MARGINS[self.metric].value if margin is None else margin, self.systems)
+        numbers = Numbers(
+            self.boot_low,
+            self.boot_high,
+            self.p,
+            self.p_equivalence,
+            self.n_planned,
+            self.n_runs,
+            self.n_folds,
+            len(self.missing),
+        )
+        return decide(
+            numbers, MARGINS[self.metric].value if margin is None else margin, self.systems
+        )
 
 
 @dataclass(frozen=True)
@@ -158,15 +184,21 @@ class Difference:
     base: float = math.nan
 
 
-def planned_units(evidence: Evidence, systems: Sequence[str], task: str, fraction: float) -> tuple[tuple[int, int], ...]:
+def planned_units(
+    evidence: Evidence, systems: Sequence[str], task: str, fraction: float
+) -> tuple[tuple[int, int], ...]:
     """(fold, seed) at which the study plans every one of the systems."""
     plan = evidence.plan[(evidence.plan["task"] == task) & (evidence.plan["fraction"] == fraction)]
-    units = [set(zip(rows["fold"].tolist(), rows["seed"].tolist())) for rows in (plan[plan["system"] == s] for s in systems)]
+    units = [
+        set(zip(rows["fold"].tolist(), rows["seed"].tolist()))
+        for rows in (plan[plan["system"] == s] for s in systems)
+    ]
     return tuple(sorted(set.intersection(*units)))
 
 
 def tasks(evidence: Evidence, systems: Sequence[str]) -> list[str]:
-    """Tasks for which the study plans the first of the systems; all of them where it plans it nowhere."""
+    """Tasks for which the study plans the first of the systems; all of them where it plans it
+    nowhere."""
     found = evidence.plan.loc[evidence.plan["system"] == systems[0], "task"]
     return list(dict.fromkeys(found)) or list(dict.fromkeys(evidence.plan["task"]))
 
@@ -183,20 +215,41 @@ def name(system: str) -> str:
     return title(system)
 
 
-def of_cases(evidence: Evidence, system: str, reference: str, task: str, fraction: float, metric: str,
-             only: Set[tuple[str, int, int]] = frozenset()) -> Difference:
-    """The difference of two systems' test scores over the planned (fold, seed), or those (task, fold, seed) of them that `only` has."""
-    planned = tuple(u for u in planned_units(evidence, (system, reference), task, fraction) if not only or (task, *u) in only)
+def of_cases(
+    evidence: Evidence,
+    system: str,
+    reference: str,
+    task: str,
+    fraction: float,
+    metric: str,
+    only: Set[tuple[str, int, int]] = frozenset(),
+) -> Difference:
+    """The difference of two systems' test scores over the planned (fold, seed), or those (task,
+    fold, seed) of them that `only` has."""
+    planned = tuple(
+        u
+        for u in planned_units(evidence, (system, reference), task, fraction)
+        if not only or (task, *u) in only
+    )
     key = (system, reference, task, fraction, metric, planned)
     if key not in evidence.memo:
         evidence.memo[key] = _of_cases(evidence, system, reference, task, fraction, metric, planned)
     return evidence.memo[key]
 
 
-def _of_cases(evidence: Evidence, system: str, reference: str, task: str, fraction: float, metric: str,
-              planned: tuple[tuple[int, int], ...]) -> Difference:
+def _of_cases(
+    evidence: Evidence,
+    system: str,
+    reference: str,
+    task: str,
+    fraction: float,
+    metric: str,
+    planned: tuple[tuple[int, int], ...],
+) -> Difference:
     pairs, base = None, math.nan
-    scores = evidence.cases[(evidence.cases["task"] == task) & (evidence.cases["fraction"] == fraction)]
+    scores = evidence.cases[
+        (evidence.cases["task"] == task) & (evidence.cases["fraction"] == fraction)
+    ]
     if planned:
         try:
             pairs = stats.pair(scores, system, reference, task, fraction, metric, planned)
@@ -204,28 +257,65 @@ def _of_cases(evidence: Evidence, system: str, reference: str, task: str, fracti
             if "share no finished" not in str(error):
                 raise
         else:
-            used = np.array([unit in pairs.units for unit in zip(scores["fold"], scores["seed"])], dtype=bool)
-            base = float(scores[used & (scores["system"] == reference)].groupby(["fold", "seed"])[metric].mean().mean())
+            used = np.array(
+                [unit in pairs.units for unit in zip(scores["fold"], scores["seed"])], dtype=bool
+            )
+            base = float(
+                scores[used & (scores["system"] == reference)]
+                .groupby(["fold", "seed"])[metric]
+                .mean()
+                .mean()
+            )
     share = "" if fraction == 1.0 else f" at {fraction:.0%} of the data"
     where = "" if len(tasks(evidence, (system,))) == 1 else f", {task}"
-    return Difference(f"{name(system)} minus {name(reference)}{share}{where}", pairs, (system, reference), task, fraction, metric, planned, base)
+    return Difference(
+        f"{name(system)} minus {name(reference)}{share}{where}",
+        pairs,
+        (system, reference),
+        task,
+        fraction,
+        metric,
+        planned,
+        base,
+    )
 
 
-def with_tests(evidence: Evidence, differences: Sequence[Difference], margin: float, family: Sequence[Difference] = ()) -> list[Found]:
-    """Interval and tests of each difference; the test of a difference is Holm-adjusted over them and the rest of the family."""
-    equivalent: Callable[[stats.Pairs], stats.Test] = lambda pairs: stats.tost(pairs, margin)
-    adjusted = holm(tuple(p_value(evidence, d, stats.corrected_t) for d in (*differences, *(d for d in family if d.planned))))
-    return [_found(evidence, d, p, p_value(evidence, d, equivalent)) for d, p in zip(differences, adjusted)]
+def with_tests(
+    evidence: Evidence,
+    differences: Sequence[Difference],
+    margin: float,
+    family: Sequence[Difference] = (),
+) -> list[Found]:
+    """Interval and tests of each difference; the test of a difference is Holm-adjusted over them
+    and the rest of the family."""
+
+    def equivalent(pairs: stats.Pairs) -> stats.Test:
+        return stats.tost(pairs, margin)
+
+    adjusted = holm(
+        tuple(
+            p_value(evidence, d, stats.corrected_t)
+            for d in (*differences, *(d for d in family if d.planned))
+        )
+    )
+    return [
+        _found(evidence, d, p, p_value(evidence, d, equivalent))
+        for d, p in zip(differences, adjusted)
+    ]
 
 
 @cache
 def holm(values: tuple[float, ...]) -> list[float]:
-    """`mvl.evidence.stats.holm`, once for each family: statsmodels collects garbage at every call, which takes a third of a second beside torch."""
+    """`mvl.evidence.stats.holm`, once for each family: statsmodels collects garbage at every call,
+    which takes a third of a second beside torch."""
     return [math.nan] * len(values) if all(map(math.isnan, values)) else stats.holm(values)
 
 
-def p_value(evidence: Evidence, difference: Difference, test: Callable[[stats.Pairs], stats.Test]) -> float:
-    """A test's p; NaN where there is none, or where a planned run is missing: an interim value decides nothing."""
+def p_value(
+    evidence: Evidence, difference: Difference, test: Callable[[stats.Pairs], stats.Test]
+) -> float:
+    """A test's p; NaN where there is none, or where a planned run is missing: an interim value
+    decides nothing."""
     if difference.pairs is None or missing(evidence, difference):
         return math.nan
     found = test(difference.pairs).p
@@ -235,39 +325,97 @@ def p_value(evidence: Evidence, difference: Difference, test: Callable[[stats.Pa
 def missing(evidence: Evidence, difference: Difference) -> tuple[str, ...]:
     """Planned runs of a difference that are not done."""
     done = _done(evidence)
-    wanted = [(difference.task, system, difference.fraction, *unit) for system in difference.systems for unit in difference.planned]
-    return tuple(dict.fromkeys(f"{t}/{s}/fraction-{f!r}_fold-{k}_seed-{n}" for t, s, f, k, n in wanted if (t, s, f, k, n) not in done))
+    wanted = [
+        (difference.task, system, difference.fraction, *unit)
+        for system in difference.systems
+        for unit in difference.planned
+    ]
+    return tuple(
+        dict.fromkeys(
+            f"{t}/{s}/fraction-{f!r}_fold-{k}_seed-{n}"
+            for t, s, f, k, n in wanted
+            if (t, s, f, k, n) not in done
+        )
+    )
 
 
 def _done(evidence: Evidence) -> dict[tuple[str, str, float, int, int], str]:
     rows = evidence.runs[evidence.runs["state"] == "done"]
-    return {tuple(key): str(run) for *key, run in rows[["task", "system", "fraction", "fold", "seed", "run"]].itertuples(index=False)}
+    return {
+        tuple(key): str(run)
+        for *key, run in rows[["task", "system", "fraction", "fold", "seed", "run"]].itertuples(
+            index=False
+        )
+    }
 
 
 def _found(evidence: Evidence, difference: Difference, p: float, p_equivalence: float) -> Found:
     holes, pairs, done = missing(evidence, difference), difference.pairs, _done(evidence)
     if pairs is None:
-        return Found(difference.words, difference.metric, len(difference.planned), holes, systems=difference.systems)
+        return Found(
+            difference.words,
+            difference.metric,
+            len(difference.planned),
+            holes,
+            systems=difference.systems,
+        )
     if id(pairs) not in evidence.memo:
         evidence.memo[id(pairs)] = pairs, stats.bootstrap(pairs)
     interval = evidence.memo[id(pairs)][1]
-    keys = [(difference.task, system, difference.fraction, *unit) for system in difference.systems for unit in pairs.units]
+    keys = [
+        (difference.task, system, difference.fraction, *unit)
+        for system in difference.systems
+        for unit in pairs.units
+    ]
     used = tuple(dict.fromkeys(done[key] for key in keys if key in done))
-    return Found(difference.words, difference.metric, len(difference.planned), holes, used, interval.n_units, len(pairs.folds),
-                 interval.n_cases, pairs.n_distinct, interval.difference, *stats.shown_interval(pairs, interval), interval.low, interval.high,
-                 float(p), float(p_equivalence), difference.base, difference.systems)
+    return Found(
+        difference.words,
+        difference.metric,
+        len(difference.planned),
+        holes,
+        used,
+        interval.n_units,
+        len(pairs.folds),
+        interval.n_cases,
+        pairs.n_distinct,
+        interval.difference,
+        *stats.shown_interval(pairs, interval),
+        interval.low,
+        interval.high,
+        float(p),
+        float(p_equivalence),
+        difference.base,
+        difference.systems,
+    )
 
 
 def family(claim: Claim, evidence: Evidence, metric: str) -> list[Difference]:
-    """The chapter's other planned contrasts of the metric, which the claim's own are corrected together with."""
-    topic, own = TOPICS.get(claim.topic or claim.chapter[3:]), {(frozenset(pair), f) for pair in claim.contrasts for f in claim.fractions}
-    rest = [(pair, f) for pair in (topic.contrasts if topic else ()) for f in (topic.fractions if topic else ())
-            if (frozenset(pair), f) not in own]
+    """The chapter's other planned contrasts of the metric, which the claim's own are corrected
+    together with."""
+    topic, own = (
+        TOPICS.get(claim.topic or claim.chapter[3:]),
+        {(frozenset(pair), f) for pair in claim.contrasts for f in claim.fractions},
+    )
+    rest = [
+        (pair, f)
+        for pair in (topic.contrasts if topic else ())
+        for f in (topic.fractions if topic else ())
+        if (frozenset(pair), f) not in own
+    ]
     units = units_of(evidence.study, topic) if topic else set()
-    found = [of_cases(evidence, *pair, task, f, metric, units) for pair, f in rest for task in tasks(evidence, pair)]
+    found = [
+        of_cases(evidence, *pair, task, f, metric, units)
+        for pair, f in rest
+        for task in tasks(evidence, pair)
+    ]
     return [d for d in found if d.planned]
 
 
 def own(claim: Claim, evidence: Evidence, metric: str) -> list[Difference]:
     """The claim's contrasts at each of its fractions on each task."""
-    return [of_cases(evidence, *pair, task, f, metric) for f in claim.fractions for pair in claim.contrasts for task in tasks(evidence, pair)]
+    return [
+        of_cases(evidence, *pair, task, f, metric)
+        for f in claim.fractions
+        for pair in claim.contrasts
+        for task in tasks(evidence, pair)
+    ]

@@ -1,4 +1,5 @@
-"""The decision rule: one function says what a difference is called, and one table holds the margins.
+"""The decision rule: one function says what a difference is called, and one table holds the
+margins.
 
 Chapters, claims ledger and calibration all ask here, so that the same numbers have the same word.
 """
@@ -18,8 +19,8 @@ LEVEL = 0.05
 MIN_FOLDS = 3
 "Fewer folds decide nothing: too little is known of what varies between training sets."
 TEST_OVER_TRAIN = 1 / 7
-"""The test over the training cases of a fold (10 % and 70 %), for every share of the data: with fewer
-training cases two folds have less in common, not more."""
+"""The test over the training cases of a fold (10 % and 70 %), for every share of the data: with
+fewer training cases two folds have less in common, not more."""
 
 HIGHER, LOWER, EQUIVALENT = "higher", "lower", "equivalent"
 UNDECIDED, WITHDRAWN = "not decided", "withdrawn"
@@ -40,8 +41,10 @@ class Margin:
 LATE = "set with the ledger, after the first runs; it is in no protocol"
 MARGINS = {
     "dice": Margin(0.01, "fixed in the protocol before the runs", protocol=True),
-    "jaccard": Margin(0.01, "the protocol's point of Dice, carried over to IoU; the protocol does "
-                            "not say so of IoU"),
+    "jaccard": Margin(
+        0.01,
+        "the protocol's point of Dice, carried over to IoU; the protocol does not say so of IoU",
+    ),
     "nsd": Margin(0.01, f"one point, as for Dice; {LATE}"),
     "sensitivity": Margin(0.01, f"one point, as for Dice; {LATE}"),
     "specificity": Margin(0.01, f"one point, as for Dice; {LATE}"),
@@ -62,8 +65,15 @@ _INHERITED = (
     "within a run"
 )
 UNTUNED = dict.fromkeys(
-    ("medvisionllama_v1", "medvisionllama_v1_plain", "medvisionllama_v1_hybrid",
-     "medvisionllama_v1_fusion", "medvisionllama_v3_linear"), _INHERITED)
+    (
+        "medvisionllama_v1",
+        "medvisionllama_v1_plain",
+        "medvisionllama_v1_hybrid",
+        "medvisionllama_v1_fusion",
+        "medvisionllama_v3_linear",
+    ),
+    _INHERITED,
+)
 "Systems that were trained at a rate that does not suit them: no verdict on them stands."
 
 
@@ -100,17 +110,24 @@ class Decision:
         return f"{self.word}, {self.why}" if self.why else self.word
 
 
-def words(low: np.ndarray, high: np.ndarray, p_difference: np.ndarray, p_equivalence: np.ndarray,
-          margin: float = MARGIN) -> np.ndarray:
+def words(
+    low: np.ndarray,
+    high: np.ndarray,
+    p_difference: np.ndarray,
+    p_equivalence: np.ndarray,
+    margin: float = MARGIN,
+) -> np.ndarray:
     """The word for each of many complete differences over enough folds.
 
     Equivalent: the interval lies within the margin and both one-sided tests are below the level.
-    Higher or lower: not equivalent, the adjusted test is below the level, and the interval excludes 0.
+    Higher or lower: not equivalent, the adjusted test is below the level, and the interval excludes
+    0.
     """
     same = (p_equivalence < LEVEL) & (low >= -margin) & (high <= margin)
     clear = ~same & (p_difference < LEVEL)
-    return np.select([same, clear & (low > 0), clear & (high < 0)], [EQUIVALENT, HIGHER, LOWER],
-                     UNDECIDED)
+    return np.select(
+        [same, clear & (low > 0), clear & (high < 0)], [EQUIVALENT, HIGHER, LOWER], UNDECIDED
+    )
 
 
 def decide(found: Numbers, margin: float = MARGIN, systems: Iterable[str] = ()) -> Decision:
@@ -148,12 +165,23 @@ def t_reach(spread: float, folds: int) -> float:
 
 def decided(row: dict[Any, Any]) -> Decision:
     """The word for a row of `differences`, by the one rule (`mvl.evidence.decision.decide`)."""
-    numbers = Numbers(row["boot_low"], row["boot_high"], row["p_holm"], row["p_equivalence"], int(row["planned"]), int(row["n_runs"]),
-                      int(row["n_folds"]))
+    numbers = Numbers(
+        row["boot_low"],
+        row["boot_high"],
+        row["p_holm"],
+        row["p_equivalence"],
+        int(row["planned"]),
+        int(row["n_runs"]),
+        int(row["n_folds"]),
+    )
     return decide(numbers, MARGIN, (row["system"], row["reference"]))
 
 
 def verdict(row: dict[Any, Any], metric: str) -> str:
     """`decided` in words, with the margin where it is an equivalence."""
     found = decided(row)
-    return f"{found.word} {within(MARGIN, 100.0, f'{metric} points')}" if found.word == EQUIVALENT else str(found)
+    return (
+        f"{found.word} {within(MARGIN, 100.0, f'{metric} points')}"
+        if found.word == EQUIVALENT
+        else str(found)
+    )

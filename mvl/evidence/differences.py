@@ -17,47 +17,91 @@ OVERLAPS = {"jaccard": "IoU", "dice": "F1"}
 
 
 def differences(chapter: Chapter) -> pd.DataFrame:
-    """Paired differences of the topic's metrics for the chapter's contrasts: `mvl.evidence.stats.table`, the comparison in words and `hole`.
+    """Paired differences of the topic's metrics for the chapter's contrasts:
+    `mvl.evidence.stats.table`, the comparison in words and `hole`.
 
-    A contrast that cannot be taken keeps its row: NaN, no runs, and why in `hole` (empty elsewhere). The rows of one metric are the family
-    of `p_holm`, holes included; `planned` counts the pairs of runs in the study's grid.
+    A contrast that cannot be taken keeps its row: NaN, no runs, and why in `hole` (empty
+    elsewhere). The rows of one metric are the family of `p_holm`, holes included; `planned` counts
+    the pairs of runs in the study's grid.
     """
     from mvl.evidence import stats
 
     spec = TOPICS[chapter.topic]
-    rows = [_difference(chapter, *pair, task, fraction, metric)
-            for metric, pair, fraction, task in itertools.product(spec.metrics, chapter.contrasts, spec.compared or spec.fractions, chapter.tasks)]
+    rows = [
+        _difference(chapter, *pair, task, fraction, metric)
+        for metric, pair, fraction, task in itertools.product(
+            spec.metrics, chapter.contrasts, spec.compared or spec.fractions, chapter.tasks
+        )
+    ]
     table = stats.adjust(pd.DataFrame(rows, columns=[*stats.table([]).columns, "hole"]))
-    share = lambda row: f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
-    what = lambda row: f"{OVERLAPS[row.metric]}: " if len(spec.metrics) > 1 else ""
-    table["comparison"] = [f"{what(row)}{minus(row.system, row.reference)}{share(row)}" for row in table.itertuples()]
+
+    def share(row):
+        return f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
+
+    def what(row):
+        return f"{OVERLAPS[row.metric]}: " if len(spec.metrics) > 1 else ""
+
+    table["comparison"] = [
+        f"{what(row)}{minus(row.system, row.reference)}{share(row)}" for row in table.itertuples()
+    ]
     return table
 
 
 def minus(system: str, reference: str) -> str:
-    """`<system>` over `minus <reference>` in words; what both titles end with, after a comma, is said once."""
+    """`<system>` over `minus <reference>` in words; what both titles end with, after a comma, is
+    said once."""
     parts = [title(name).split(", ") for name in (system, reference)]
-    both = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(parts[0][1:]), reversed(parts[1][1:])))))
+    both = len(
+        list(
+            itertools.takewhile(
+                lambda pair: pair[0] == pair[1], zip(reversed(parts[0][1:]), reversed(parts[1][1:]))
+            )
+        )
+    )
     first, second = (", ".join(part[: len(part) - both]) for part in parts)
     return f"{first}\nminus {second}" + (f" ({', '.join(parts[0][-both:])})" if both else "")
 
 
 def all_differences(study: str, results_dir: str | Path) -> pd.DataFrame:
-    """`differences` of every chapter that the study covers, with its question in words as `question`; nothing is trained."""
-    chapters = [read_chapter(topic, study, results_dir) for topic in covered(study) if TOPICS[topic].contrasts]
-    found = [differences(chapter).assign(question=TOPICS[chapter.topic].question) for chapter in chapters]
+    """`differences` of every chapter that the study covers, with its question in words as
+    `question`; nothing is trained."""
+    chapters = [
+        read_chapter(topic, study, results_dir)
+        for topic in covered(study)
+        if TOPICS[topic].contrasts
+    ]
+    found = [
+        differences(chapter).assign(question=TOPICS[chapter.topic].question) for chapter in chapters
+    ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _difference(chapter: Chapter, system: str, reference: str, task: str, fraction: float, metric: str) -> dict[str, Any]:
+def _difference(
+    chapter: Chapter, system: str, reference: str, task: str, fraction: float, metric: str
+) -> dict[str, Any]:
     from mvl.evidence import stats
 
     planned = planned_pairs(chapter.study, TOPICS[chapter.topic], system, reference, task, fraction)
     try:
         if not planned:
             raise stats.StatsError(f"not planned in the study `{chapter.study}`")
-        found = stats.compare(chapter.cases, system, reference, task, fraction, metric, planned=planned)
+        found = stats.compare(
+            chapter.cases, system, reference, task, fraction, metric, planned=planned
+        )
         return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
     except stats.StatsError as error:
-        return {"task": task, "system": system, "reference": reference, "fraction": fraction, "metric": metric, "n_cases": 0, "n_distinct": 0,
-                "n_runs": 0, "n_folds": 0, "planned": len(planned), "complete": False, "unpaired": 0, "hole": str(error)}
+        return {
+            "task": task,
+            "system": system,
+            "reference": reference,
+            "fraction": fraction,
+            "metric": metric,
+            "n_cases": 0,
+            "n_distinct": 0,
+            "n_runs": 0,
+            "n_folds": 0,
+            "planned": len(planned),
+            "complete": False,
+            "unpaired": 0,
+            "hole": str(error),
+        }

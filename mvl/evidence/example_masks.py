@@ -1,6 +1,7 @@
 """Best, median and worst test case: every arm's whole mask, and one slice of it over the scan.
 
-Masks are drawn from weights once and kept as a small file beside the tables; scan and label are read from the data each time, never kept.
+Masks are drawn from weights once and kept as a small file beside the tables; scan and label are
+read from the data each time, never kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ RANKS = ("best", "median", "worst")
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the networks said of one test case, whole: a mask per arm on the scan's own grid, and nothing of the scan."""
+    """What the networks said of one test case, whole: a mask per arm on the scan's own grid, and
+    nothing of the scan."""
 
     task: str
     "Task name."
@@ -44,8 +46,11 @@ class Drawn:
     "Dice of the whole case by system name."
 
 
-def load_examples(chapter: Chapter, data_dir: Path | None = None) -> tuple[list[Example], list[str]]:
-    """The chapter's examples on one slice over their scans, and what is missing for them, one of the two being empty."""
+def load_examples(
+    chapter: Chapter, data_dir: Path | None = None
+) -> tuple[list[Example], list[str]]:
+    """The chapter's examples on one slice over their scans, and what is missing for them, one of
+    the two being empty."""
     drawn, holes = load_drawn(chapter, data_dir)
     try:
         return [example(one, data_dir) for one in drawn], holes
@@ -53,11 +58,14 @@ def load_examples(chapter: Chapter, data_dir: Path | None = None) -> tuple[list[
         return [], [f"example segmentations need the scans: {relative(error)}"]
 
 
-def load_drawn(chapter: Chapter, data_dir: Path | None = None, home: Path | None = None) -> tuple[list[Drawn], list[str]]:
+def load_drawn(
+    chapter: Chapter, data_dir: Path | None = None, home: Path | None = None
+) -> tuple[list[Drawn], list[str]]:
     """The chapter's whole masks and what is missing for them, one of the two being empty.
 
-    They are read from `<results_dir>/<study>/examples.npz` where that was made by the recorded weights; else made anew where weights
-    (in `home`, the results' or the clone's own runs) and data are at hand.
+    They are read from `<results_dir>/<study>/examples.npz` where that was made by the recorded
+    weights; else made anew where weights (in `home`, the results' or the clone's own runs) and data
+    are at hand.
     """
     if chapter.done.empty:
         return [], ["no finished run to draw predictions of"]
@@ -66,9 +74,19 @@ def load_drawn(chapter: Chapter, data_dir: Path | None = None, home: Path | None
     if kept := read_drawn(path, chosen):
         return kept, []
     homes = [h for h in (home, chapter.results_dir, run_folder.default_results_dir()) if h]
-    found = next((h for h in homes if all(has_weights(h / row.run, row.weights_sha256) for row in chosen.itertuples())), None)
+    found = next(
+        (
+            h
+            for h in homes
+            if all(has_weights(h / row.run, row.weights_sha256) for row in chosen.itertuples())
+        ),
+        None,
+    )
     if found is None:
-        return [], [f"example segmentations need the weights of {', '.join(chosen['run'])}; `mvl study run {chapter.study}` makes them"]
+        return [], [
+            f"example segmentations need the weights of {', '.join(chosen['run'])}; `mvl study run"
+            f" {chapter.study}` makes them"
+        ]
     try:
         drawn = draw(chapter, chosen, found, data_dir)
     except TaskError as error:
@@ -78,8 +96,11 @@ def load_drawn(chapter: Chapter, data_dir: Path | None = None, home: Path | None
     return drawn, []
 
 
-def save_examples(chapter: Chapter, data_dir: Path | None = None, home: Path | None = None) -> Path | None:
-    """Keep the masks beside the tables (published records come without weights); None where they cannot be drawn."""
+def save_examples(
+    chapter: Chapter, data_dir: Path | None = None, home: Path | None = None
+) -> Path | None:
+    """Keep the masks beside the tables (published records come without weights); None where they
+    cannot be drawn."""
     drawn, _ = load_drawn(chapter, data_dir, home)
     path = chapter.folder / FILE
     if drawn:
@@ -92,29 +113,55 @@ def common_runs(done: pd.DataFrame) -> pd.DataFrame:
     whole = done[done["fraction"] == done["fraction"].max()]
     arms = whole.groupby(["task", "fold", "seed"])["system"].nunique()
     task, fold, seed = min(arms.index, key=lambda key: (-arms[key], *key))
-    return whole[(whole["task"] == task) & (whole["fold"] == fold) & (whole["seed"] == seed)].reset_index(drop=True)
+    return whole[
+        (whole["task"] == task) & (whole["fold"] == fold) & (whole["seed"] == seed)
+    ].reset_index(drop=True)
 
 
 def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str]]:
-    """(case, rank): best, median and worst by the Dice of the first chosen run, ties broken by name; of cases with a label where any has one."""
+    """(case, rank): best, median and worst by the Dice of the first chosen run, ties broken by
+    name; of cases with a label where any has one."""
     first = chosen.iloc[0]
     labelled = cases[cases["voxels_label"] > 0] if "voxels_label" in cases else cases
     cases = cases if labelled.empty else labelled
-    same = cases[np.logical_and.reduce([cases[key] == first[key] for key in ("task", "system", "fraction", "fold", "seed")])]
-    order = [str(case) for case in same.sort_values(["dice", "case"], ascending=[False, True])["case"]]
+    same = cases[
+        np.logical_and.reduce(
+            [cases[key] == first[key] for key in ("task", "system", "fraction", "fold", "seed")]
+        )
+    ]
+    order = [
+        str(case) for case in same.sort_values(["dice", "case"], ascending=[False, True])["case"]
+    ]
     return list(dict(zip((order[0], order[len(order) // 2], order[-1]), RANKS)).items())
 
 
-def draw(chapter: Chapter, chosen: pd.DataFrame, home: Path, data_dir: Path | None = None) -> list[Drawn]:
+def draw(
+    chapter: Chapter, chosen: pd.DataFrame, home: Path, data_dir: Path | None = None
+) -> list[Drawn]:
     """Predict the picked cases with every chosen run."""
     task, picked = str(chosen["task"].iloc[0]), pick_cases(chapter.cases, chosen)
-    masks = {str(row.system): predicted_masks(home / str(row.run), [case for case, _ in picked], data_dir) for row in chosen.itertuples()}
+    masks = {
+        str(row.system): predicted_masks(
+            home / str(row.run), [case for case, _ in picked], data_dir
+        )
+        for row in chosen.itertuples()
+    }
     out = []
     for case, rank in picked:
         _, label, affine = read_volume(task, case, data_dir)
         z = int(label.sum(axis=(0, 1)).argmax()) if label.ndim == 3 else 0
         shown = {system: mask[case] for system, mask in masks.items()}
-        out.append(Drawn(task, case, rank, z, tuple(map(tuple, affine.tolist())), shown, case_dice(chapter.cases, chosen, case)))
+        out.append(
+            Drawn(
+                task,
+                case,
+                rank,
+                z,
+                tuple(map(tuple, affine.tolist())),
+                shown,
+                case_dice(chapter.cases, chosen, case),
+            )
+        )
     return out
 
 
@@ -125,7 +172,10 @@ def example(drawn: Drawn, data_dir: Path | None = None) -> Example:
         TaskError: the scan is absent.
     """
     scan, label, _ = read_volume(drawn.task, drawn.case, data_dir)
-    flat = lambda array: view(array, drawn.z, drawn.task, data_dir)
+
+    def flat(array):
+        return view(array, drawn.z, drawn.task, data_dir)
+
     shown = {system: flat(mask) for system, mask in drawn.predictions.items()}
     return Example(drawn.task, drawn.case, drawn.rank, flat(scan), flat(label), shown, drawn.dice)
 
@@ -138,45 +188,94 @@ def case_dice(cases: pd.DataFrame, chosen: pd.DataFrame, case: str) -> dict[str,
 
 
 def packed(drawn: Sequence[Drawn], chosen: pd.DataFrame) -> bytes:
-    """What the networks said of the cases as one npz: a mask of bits per arm, and which weights, cases and scores; nothing of the scans."""
-    arrays = {f"{i}_bits_{system}": np.packbits(mask) for i, one in enumerate(drawn) for system, mask in one.predictions.items()}
-    shape = lambda one: list(next(iter(one.predictions.values())).shape)
-    facts = {"weights": dict(zip(chosen["run"], chosen["weights_sha256"])), "ranked_by": str(chosen["system"].iloc[0]),
-             "examples": [{"task": e.task, "case": e.case, "rank": e.rank, "z": e.z, "affine": e.affine, "dice": e.dice, "shape": shape(e)}
-                          for e in drawn]}
+    """What the networks said of the cases as one npz: a mask of bits per arm, and which weights,
+    cases and scores; nothing of the scans."""
+    arrays = {
+        f"{i}_bits_{system}": np.packbits(mask)
+        for i, one in enumerate(drawn)
+        for system, mask in one.predictions.items()
+    }
+
+    def shape(one):
+        return list(next(iter(one.predictions.values())).shape)
+
+    facts = {
+        "weights": dict(zip(chosen["run"], chosen["weights_sha256"])),
+        "ranked_by": str(chosen["system"].iloc[0]),
+        "examples": [
+            {
+                "task": e.task,
+                "case": e.case,
+                "rank": e.rank,
+                "z": e.z,
+                "affine": e.affine,
+                "dice": e.dice,
+                "shape": shape(e),
+            }
+            for e in drawn
+        ],
+    }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
-    """The kept masks of these runs' arms; none where the file is absent, or was drawn by other weights or ranked by another arm."""
+    """The kept masks of these runs' arms; none where the file is absent, or was drawn by other
+    weights or ranked by another arm."""
     if not path.is_file():
         return []
     with np.load(path) as kept:
         facts = json.loads(str(kept["facts"]))
-        others = any(facts["weights"].get(row.run) != row.weights_sha256 for row in chosen.itertuples())
+        others = any(
+            facts["weights"].get(row.run) != row.weights_sha256 for row in chosen.itertuples()
+        )
         if others or facts.get("ranked_by") != chosen["system"].iloc[0]:
             return []
-        bits = lambda name, shape: np.unpackbits(kept[name], count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+        def bits(name, shape):
+            return np.unpackbits(kept[name], count=int(np.prod(shape))).reshape(shape).astype(bool)
+
         systems = [str(s) for s in chosen["system"]]
-        return [Drawn(e["task"], e["case"], e["rank"], e["z"], tuple(map(tuple, e["affine"])),
-                      {s: bits(f"{i}_bits_{s}", e["shape"]) for s in systems}, {s: e["dice"][s] for s in systems})
-                for i, e in enumerate(facts["examples"])]
+        return [
+            Drawn(
+                e["task"],
+                e["case"],
+                e["rank"],
+                e["z"],
+                tuple(map(tuple, e["affine"])),
+                {s: bits(f"{i}_bits_{s}", e["shape"]) for s in systems},
+                {s: e["dice"][s] for s in systems},
+            )
+            for i, e in enumerate(facts["examples"])
+        ]
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """`python -m mvl.evidence.example_masks STUDY`: draws the published study's masks and measures their roughness, and keeps both beside its tables."""
+    """`python -m mvl.evidence.example_masks STUDY`: draws the published study's masks and measures
+    their roughness, and keeps both beside its tables."""
     from mvl.evidence.chapter import covered
     from mvl.evidence.mask_roughness import save_masks
 
-    parser = argparse.ArgumentParser("python -m mvl.evidence.example_masks", description="keep the example masks and their roughness beside the tables")
+    parser = argparse.ArgumentParser(
+        "python -m mvl.evidence.example_masks",
+        description="keep the example masks and their roughness beside the tables",
+    )
     parser.add_argument("study")
-    parser.add_argument("--weights", type=Path, help="folder of runs that holds the weights (default: data/runs)")
+    parser.add_argument(
+        "--weights", type=Path, help="folder of runs that holds the weights (default: data/runs)"
+    )
     args = parser.parse_args(words)
     topics = covered(args.study)
-    chapter = open_chapter("qualitative" if "qualitative" in topics else topics[0], args.study, run_folder.records_dir())
-    print(save_examples(chapter, home=args.weights), save_masks(chapter, home=args.weights, folds=range(10)))
+    chapter = open_chapter(
+        "qualitative" if "qualitative" in topics else topics[0],
+        args.study,
+        run_folder.records_dir(),
+    )
+    print(
+        save_examples(chapter, home=args.weights),
+        save_masks(chapter, home=args.weights, folds=range(10)),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""The figures of `make faults`: what was broken on purpose, how often, and what came out; kept in `data/faults.json`."""
+"""The figures of `make faults`: what was broken on purpose, how often, and what came out; kept in
+`data/faults.json`."""
 
 from __future__ import annotations
 
@@ -12,23 +13,64 @@ from mvl.core.config import ROOT
 
 RECORD = ROOT / "data" / "faults.json"
 FIGURES = {
-    "kills": ("training processes killed at random moments, whose run still ended with the bytes of an undisturbed one", "1,000 kills over 20 runs"),
-    "study_kills": ("kills, at random moments, of a study with all its processes, whose records still ended with the bytes of an undisturbed one",
-                    "50 kills, 12 runs, same bytes"),
-    "checkpoint_kills": ("kills inside the writing of a checkpoint, loadable afterwards", "1,000 of 1,000"),
+    "kills": (
+        (
+            "training processes killed at random moments, whose run still ended with the bytes of"
+            " an undisturbed one"
+        ),
+        "1,000 kills over 20 runs",
+    ),
+    "study_kills": (
+        (
+            "kills, at random moments, of a study with all its processes, whose records still ended"
+            " with the bytes of an undisturbed one"
+        ),
+        "50 kills, 12 runs, same bytes",
+    ),
+    "checkpoint_kills": (
+        "kills inside the writing of a checkpoint, loadable afterwards",
+        "1,000 of 1,000",
+    ),
     "bit_flips": ("flipped bits in `.nii.gz` files, refused with the file's name", "600 of 600"),
     "holes": ("zeroed blocks of 512 bytes in `.nii.gz` files, refused", "150 of 150"),
     "truncations": ("shortened `.nii.gz` files, refused", "300 of 300"),
-    "hostile_inputs": ("malformed or hostile scans, labels and lists, refused or flagged with file and remedy", "all"),
-    "archives": ("hostile archives, nothing written outside the folder or left in it", "at least 12, all"),
+    "hostile_inputs": (
+        "malformed or hostile scans, labels and lists, refused or flagged with file and remedy",
+        "all",
+    ),
+    "archives": (
+        "hostile archives, nothing written outside the folder or left in it",
+        "at least 12, all",
+    ),
     "weights": ("faults of pretrained weights, refused", "all"),
-    "two_writers": ("rows of two processes that write at once, found again in the tables", "600 of 600"),
-    "second_start": ("second starts of a run that another process holds, refused with its pid", "all"),
-    "disk_full": ("failed writes, fsyncs and renames in every writer, old file whole and nothing left behind", "all"),
-    "metric_table": ("cells of the golden table of metrics (empty masks, spacing, NaN), equal to a second implementation", "all"),
-    "false_positive_rate": ("planned tests that call two equal arms different, in simulation", "0.05 within 0.01"),
+    "two_writers": (
+        "rows of two processes that write at once, found again in the tables",
+        "600 of 600",
+    ),
+    "second_start": (
+        "second starts of a run that another process holds, refused with its pid",
+        "all",
+    ),
+    "disk_full": (
+        "failed writes, fsyncs and renames in every writer, old file whole and nothing left behind",
+        "all",
+    ),
+    "metric_table": (
+        (
+            "cells of the golden table of metrics (empty masks, spacing, NaN), equal to a second"
+            " implementation"
+        ),
+        "all",
+    ),
+    "false_positive_rate": (
+        "planned tests that call two equal arms different, in simulation",
+        "0.05 within 0.01",
+    ),
     "leakage": ("splits with a shared case, patient or voxel hash, refused", "all"),
-    "notebooks": ("notebooks that fail (exception, dead kernel, timeout, early exit), the build fails too", "6 of 6"),
+    "notebooks": (
+        "notebooks that fail (exception, dead kernel, timeout, early exit), the build fails too",
+        "6 of 6",
+    ),
 }
 "Figure -> what it counts, and the target that was set beforehand."
 RATES = ("false_positive_rate",)
@@ -44,11 +86,14 @@ def read_figures(path: Path = RECORD) -> dict[str, Any]:
 
 
 def keep_figure(path: Path, key: str, value: float, n: int, words: str) -> None:
-    """Put one figure in the file, in place of that figure's older value; safe when several processes do so at once."""
+    """Put one figure in the file, in place of that figure's older value; safe when several
+    processes do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        figures = read_figures(path) | {key: {"value": value, "n": n, "words": words, "measured": files.now()}}
+        figures = read_figures(path) | {
+            key: {"value": value, "n": n, "words": words, "measured": files.now()}
+        }
         files.write_json(path, {"platform": machine.platform_facts(), "figures": figures})
 
 
@@ -56,23 +101,46 @@ def found(key: str, row: dict[str, Any] | None) -> str:
     """`600 of 600`, a share with its n, or that it was not measured."""
     if row is None:
         return "not measured"
-    return f"{row['value']:.3g} (n = {row['n']:,})" if key in RATES else f"{row['value']:,.0f} of {row['n']:,}"
+    return (
+        f"{row['value']:.3g} (n = {row['n']:,})"
+        if key in RATES
+        else f"{row['value']:,.0f} of {row['n']:,}"
+    )
 
 
 def table(path: Path = RECORD) -> str:
-    """Every figure as a Markdown table: what was really run, beside its target; a figure that nobody measured says so."""
+    """Every figure as a Markdown table: what was really run, beside its target; a figure that
+    nobody measured says so."""
     figures = read_figures(path)
-    lines = [f"| {title} | {found(key, figures.get(key))} | {target} | {figures.get(key, {}).get('words', '')} |"
-             for key, (title, target) in FIGURES.items()]
-    return "\n".join(["| what was broken, and what is counted | found | target | how |", "|---|---:|---|---|", *lines])
+    lines = [
+        f"| {title} | {found(key, figures.get(key))} | {target} |"
+        f" {figures.get(key, {}).get('words', '')} |"
+        for key, (title, target) in FIGURES.items()
+    ]
+    return "\n".join(
+        [
+            "| what was broken, and what is counted | found | target | how |",
+            "|---|---:|---|---|",
+            *lines,
+        ]
+    )
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:
     """What `book/reliability.md` shows."""
     figures = read_figures(path)
     days = sorted({row["measured"][:10] for row in figures.values()})
-    when = f", between {days[0]} and {days[-1]}" if len(days) > 1 else f", on {days[0]}" if days else ""
-    return {"faults_table": table(path), "faults_measured": f"{len(figures)} of {len(FIGURES)} figures are measured{when}"}
+    when = (
+        f", between {days[0]} and {days[-1]}"
+        if len(days) > 1
+        else f", on {days[0]}"
+        if days
+        else ""
+    )
+    return {
+        "faults_table": table(path),
+        "faults_measured": f"{len(figures)} of {len(FIGURES)} figures are measured{when}",
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the learning rate did to the first study: the main arms' validation Dice by rate, from the recorded trials."""
+"""What the learning rate did to the first study: the main arms' validation Dice by rate, from the
+recorded trials."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ PROTOCOL_2 = ROOT / "book" / "protocol_2.md"
 
 
 def gaps(results_dir: Path) -> pd.DataFrame:
-    """Differences of the best validation Dice in points, a row for each rate, a column for each contrast.
+    """Differences of the best validation Dice in points, a row for each rate, a column for each
+    contrast.
 
     Empty where no trial is recorded.
     """
@@ -63,14 +65,19 @@ def caution(results_dir: Path, page: str = "protocol_2.md") -> str:
     if found.empty:
         return ""
     paper, used = found.loc[PAPER_RATE], found.loc[used_rate()]
-    answer = f" [The second protocol]({page}) is made to answer it." if PROTOCOL_2.is_file() else (
-        " A second protocol, in preparation, is made to answer it.")
+    answer = (
+        f" [The second protocol]({page}) is made to answer it."
+        if PROTOCOL_2.is_file()
+        else (" A second protocol, in preparation, is made to answer it.")
+    )
     return (
-        f"**What this study cannot see.** The trials that chose the learning rate suggest that it switches "
-        f"the block off. At {PAPER_RATE:g}, the paper's rate, the hybrid was {paper[HYBRID, VIT]:+.2f} "
-        f"Dice points from the ViT and {paper[HYBRID, RANDOM]:+.2f} from the same network with a random "
-        f"block; at {used_rate():g}, the rate that every ViT was given, {used[HYBRID, VIT]:+.2f} and "
-        f"{used[HYBRID, RANDOM]:+.2f}. With a higher rate the mapper before the block grows and the residual around the block "
-        "outweighs what the block adds. There was no positive control: nothing shows that this design could see a "
-        "block that matters. So *equivalent* is said here of a network that may ignore its block, and nearly "
-        f"every substitution for it gets the same word.{answer}")
+        "**What this study cannot see.** The trials that chose the learning rate suggest that it"
+        f" switches the block off. At {PAPER_RATE:g}, the paper's rate, the hybrid was"
+        f" {paper[HYBRID, VIT]:+.2f} Dice points from the ViT and {paper[HYBRID, RANDOM]:+.2f} from"
+        f" the same network with a random block; at {used_rate():g}, the rate that every ViT was"
+        f" given, {used[HYBRID, VIT]:+.2f} and {used[HYBRID, RANDOM]:+.2f}. With a higher rate the"
+        " mapper before the block grows and the residual around the block outweighs what the block"
+        " adds. There was no positive control: nothing shows that this design could see a block"
+        " that matters. So *equivalent* is said here of a network that may ignore its block, and"
+        f" nearly every substitution for it gets the same word.{answer}"
+    )

@@ -1,4 +1,5 @@
-"""Scores by class of the picture: benign, malignant and normal, where nothing is to be found and an empty mask is right."""
+"""Scores by class of the picture: benign, malignant and normal, where nothing is to be found and an
+empty mask is right."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ EMPTY = ("true_negative", "false_positive")
 
 
 def with_class(cases: pd.DataFrame) -> pd.DataFrame:
-    """The cases with their class as `kind`: read from the case id, else `lesion` or `no lesion` by their label."""
+    """The cases with their class as `kind`: read from the case id, else `lesion` or `no lesion` by
+    their label."""
     named = cases["case"].astype(str).str.extract(CLASS, expand=False)
     other = cases["status"].map(lambda status: "no lesion" if status in EMPTY else "lesion")
     return cases.assign(kind=named.fillna(other) if len(cases) else pd.Series(dtype=str))
@@ -25,27 +27,47 @@ def with_class(cases: pd.DataFrame) -> pd.DataFrame:
 
 def with_lesion(chapter: Chapter) -> Chapter:
     """The chapter with only the test pictures that have a lesion."""
-    return replace(chapter, cases=chapter.cases[~chapter.cases["status"].isin(EMPTY)].reset_index(drop=True))
+    return replace(
+        chapter, cases=chapter.cases[~chapter.cases["status"].isin(EMPTY)].reset_index(drop=True)
+    )
 
 
 def class_table(chapter: Chapter) -> str:
-    """Markdown table: IoU and F1 of each system by class, means over pictures and runs; an empty mask told apart."""
+    """Markdown table: IoU and F1 of each system by class, means over pictures and runs; an empty
+    mask told apart."""
     if chapter.cases.empty:
         return f"No test picture is recorded in the study `{chapter.study}` yet."
     cases = with_class(chapter.cases)
     lesions = cases[~cases["status"].isin(EMPTY)]
-    groups = [(kind, rows) for kind, rows in cases.groupby("kind")] + [("with a lesion", lesions), ("all", cases)]
-    lines = ["| pictures | system | n | IoU | F1 (Dice) | lesion missed | left empty, rightly | marked, wrongly |",
-             "|---|---|---:|---:|---:|---:|---:|---:|"]
-    lines += [_row(str(kind), system, rows[rows["system"] == system]) for kind, rows in groups for system in ordered(list(rows["system"]))]
+    groups = [(kind, rows) for kind, rows in cases.groupby("kind")] + [
+        ("with a lesion", lesions),
+        ("all", cases),
+    ]
+    lines = [
+        (
+            "| pictures | system | n | IoU | F1 (Dice) | lesion missed | left empty, rightly |"
+            " marked, wrongly |"
+        ),
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        _row(str(kind), system, rows[rows["system"] == system])
+        for kind, rows in groups
+        for system in ordered(list(rows["system"]))
+    ]
     runs = chapter.done.groupby("system").size().max()
     note = "n: case scores. " if runs > 1 else ""
-    note += "A picture without a lesion scores 1 when it is left empty and 0 when anything is marked: `all` mixes two questions."
+    note += (
+        "A picture without a lesion scores 1 when it is left empty and 0 when anything is marked:"
+        " `all` mixes two questions."
+    )
     return "\n".join([*lines, "", note])
 
 
 def _row(kind: str, system: str, rows: pd.DataFrame) -> str:
-    count = lambda status: int((rows["status"] == status).sum())
+    def count(status):
+        return int((rows["status"] == status).sum())
+
     numbers = [f"{rows[m].mean():.3f}" for m in ("jaccard", "dice")]
     has, lacks = not rows["status"].isin(EMPTY).all(), rows["status"].isin(EMPTY).any()
     cells = [str(count("missed")) if has else "", *(str(count(s)) if lacks else "" for s in EMPTY)]

@@ -1,4 +1,5 @@
-"""What twice the training changes: the main arms at twice the epochs (study `longer`) beside `hippocampus`, on the same fold and seed."""
+"""What twice the training changes: the main arms at twice the epochs (study `longer`) beside
+`hippocampus`, on the same fold and seed."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ KEYS = ["task", "system", "fraction", "fold", "seed"]
 
 
 def pairs(chapter: Chapter) -> pd.DataFrame:
-    """Finished runs of `longer` with `dice`, and `dice_own` at the study's own length; rows by task, fold and seed, columns by length and system."""
+    """Finished runs of `longer` with `dice`, and `dice_own` at the study's own length; rows by
+    task, fold and seed, columns by length and system."""
     longer = read_runs(STUDY, chapter.results_dir)
     both = longer[longer["state"] == "done"].merge(chapter.done, on=KEYS, suffixes=("", "_own"))
     return both.pivot(index=["task", "fold", "seed"], columns="system", values=["dice_own", "dice"])
@@ -31,64 +33,127 @@ def lengths(task: str) -> tuple[int, int]:
 
 
 def contrasts(chapter: Chapter, both: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
-    """By pair of systems, the difference at both lengths in Dice points: the mean, and each fold in brackets."""
+    """By pair of systems, the difference at both lengths in Dice points: the mean, and each fold in
+    brackets."""
     found = {}
     for ours, theirs in chapter.contrasts:
         if {ours, theirs} <= set(both["dice"]):
-            points = [100 * (both[length][ours] - both[length][theirs]).dropna() for length in ("dice_own", "dice")]
-            found[ours, theirs] = tuple(f"{p.mean():+z.2f} ({', '.join(f'{value:+z.2f}' for value in p)})" for p in points if len(p))
+            points = [
+                100 * (both[length][ours] - both[length][theirs]).dropna()
+                for length in ("dice_own", "dice")
+            ]
+            found[ours, theirs] = tuple(
+                f"{p.mean():+z.2f} ({', '.join(f'{value:+z.2f}' for value in p)})"
+                for p in points
+                if len(p)
+            )
     return {pair: (words[0], words[1]) for pair, words in found.items() if len(words) == 2}
 
 
 def table(chapter: Chapter) -> str:
-    """Markdown: mean test Dice of each arm at both lengths, and the differences of arms; nothing for a study other than `hippocampus`."""
+    """Markdown: mean test Dice of each arm at both lengths, and the differences of arms; nothing
+    for a study other than `hippocampus`."""
     if Path(chapter.study).stem != OF:
         return ""
     if not (chapter.results_dir / STUDY / "runs.csv").is_file():
-        return f"What longer training changes is asked by the study `{STUDY}`; it is not recorded here (`mvl study run {STUDY}`)."
+        return (
+            f"What longer training changes is asked by the study `{STUDY}`; it is not recorded here"
+            f" (`mvl study run {STUDY}`)."
+        )
     both, longer = pairs(chapter), read_runs(STUDY, chapter.results_dir)
     if both.empty:
         return f"No run of the study `{STUDY}` is done."
     task, systems = both.index[0][0], ordered(list(both["dice"]))
     short, long = lengths(task)
-    address = {s: run_address(chapter.results_dir, f"{STUDY}/runs/{task}/{s}#fraction-1.0") for s in systems}
+    address = {
+        s: run_address(chapter.results_dir, f"{STUDY}/runs/{task}/{s}#fraction-1.0")
+        for s in systems
+    }
     means = {s: both[[("dice_own", s), ("dice", s)]].dropna().mean().tolist() for s in systems}
-    arms = [f"| [{title(s)}]({address[s]}) | {own:.4f} | {twice:.4f} | {100 * (twice - own):+z.2f} |" for s, (own, twice) in means.items()]
+    arms = [
+        f"| [{title(s)}]({address[s]}) | {own:.4f} | {twice:.4f} | {100 * (twice - own):+z.2f} |"
+        for s, (own, twice) in means.items()
+    ]
     missing = len(longer) - int(both["dice"].notna().sum().sum())
     holes = f"; {missing} planned runs are missing" if missing else ""
-    cases, folds = int(longer.groupby("system")["n_test"].sum().max()), ", ".join(map(str, sorted(set(both.index.get_level_values("fold")))))
-    what = f"Mean test Dice over {cases} cases of folds {folds} at {short} and at {long} epochs{holes}. Exploratory: it decides no claim."
-    differences = [f"| {title(a)} minus {title(b)} | {own} | {twice} |" for (a, b), (own, twice) in contrasts(chapter, both).items()]
-    return "\n".join([f"**Twice the training.** {what}", "",
-                      f"| system | {short} epochs | {long} epochs | change, points |", "|---|---:|---:|---:|", *arms, "",
-                      f"| difference, Dice points (by fold) | {short} epochs | {long} epochs |", "|---|---:|---:|", *differences, "",
-                      spikes(chapter.results_dir, systems), "", seed_spread(chapter, short)])
+    cases, folds = (
+        int(longer.groupby("system")["n_test"].sum().max()),
+        ", ".join(map(str, sorted(set(both.index.get_level_values("fold"))))),
+    )
+    what = (
+        f"Mean test Dice over {cases} cases of folds {folds} at {short} and at {long}"
+        f" epochs{holes}. Exploratory: it decides no claim."
+    )
+    differences = [
+        f"| {title(a)} minus {title(b)} | {own} | {twice} |"
+        for (a, b), (own, twice) in contrasts(chapter, both).items()
+    ]
+    return "\n".join(
+        [
+            f"**Twice the training.** {what}",
+            "",
+            f"| system | {short} epochs | {long} epochs | change, points |",
+            "|---|---:|---:|---:|",
+            *arms,
+            "",
+            f"| difference, Dice points (by fold) | {short} epochs | {long} epochs |",
+            "|---|---:|---:|",
+            *differences,
+            "",
+            spikes(chapter.results_dir, systems),
+            "",
+            seed_spread(chapter, short),
+        ]
+    )
 
 
 def largest_rises(history: pd.DataFrame) -> pd.Series:
-    """The largest rise of the training loss from one epoch to the next in each run, by system, fold and seed; 0 where it only falls."""
+    """The largest rise of the training loss from one epoch to the next in each run, by system, fold
+    and seed; 0 where it only falls."""
     runs = history.sort_values("epoch").groupby(["system", "fold", "seed"])["train_loss"]
     return runs.apply(lambda loss: max(0.0, float(loss.diff().max())))
 
 
 def spikes(results_dir: Path, systems: Sequence[str]) -> str:
-    """Markdown: the largest rise of the training loss of each run of `longer`, by fold, and what it means; empty without records."""
+    """Markdown: the largest rise of the training loss of each run of `longer`, by fold, and what it
+    means; empty without records."""
     path = results_dir / STUDY / "history.csv"
     if not path.is_file():
         return ""
     rises = largest_rises(pd.read_csv(path)).unstack("fold").groupby("system").max()
     folds = list(rises.columns)
-    lines = [f"| largest rise of training loss within a run | {' | '.join(f'fold {fold}' for fold in folds)} |", f"|---|{'---:|' * len(folds)}"]
-    lines += [f"| {title(s)} | {' | '.join(f'{rises.loc[s, fold]:.2f}' for fold in folds)} |" for s in systems if s in rises.index]
-    words = ("At this rate training is not stable. A run whose loss jumps loses what it had learnt, and a difference of two arms then has the sign "
-             "of who jumped: the table of differences is to be read beside this one, and nothing is concluded from it.")
+    lines = [
+        (
+            "| largest rise of training loss within a run |"
+            f" {' | '.join(f'fold {fold}' for fold in folds)} |"
+        ),
+        f"|---|{'---:|' * len(folds)}",
+    ]
+    lines += [
+        f"| {title(s)} | {' | '.join(f'{rises.loc[s, fold]:.2f}' for fold in folds)} |"
+        for s in systems
+        if s in rises.index
+    ]
+    words = (
+        "At this rate training is not stable. A run whose loss jumps loses what it had learnt, and"
+        " a difference of two arms then has the sign of who jumped: the table of differences is to"
+        " be read beside this one, and nothing is concluded from it."
+    )
     return "\n".join([*lines, "", words])
 
 
 def seed_spread(chapter: Chapter, epochs: int) -> str:
-    """How far two runs of one arm and fold lie apart that differ in the seed alone: the scale on which to read one run."""
-    seeds = chapter.done[chapter.done["fraction"] == 1].groupby(["task", "system", "fold"])["dice"].agg(["min", "max", "size"])
+    """How far two runs of one arm and fold lie apart that differ in the seed alone: the scale on
+    which to read one run."""
+    seeds = (
+        chapter.done[chapter.done["fraction"] == 1]
+        .groupby(["task", "system", "fold"])["dice"]
+        .agg(["min", "max", "size"])
+    )
     apart = 100 * (seeds["max"] - seeds["min"])[seeds["size"] > 1]
     if apart.empty:
         return ""
-    return f"At {epochs} epochs, runs of one arm and fold but of two seeds are {apart.mean():.2f} points apart, at most {apart.max():.2f}."
+    return (
+        f"At {epochs} epochs, runs of one arm and fold but of two seeds are {apart.mean():.2f}"
+        f" points apart, at most {apart.max():.2f}."
+    )

@@ -1,6 +1,8 @@
-"""How rough the predicted masks of volumes are, measured from the recorded weights: `masks.csv`, one row per run and test case.
+"""How rough the predicted masks of volumes are, measured from the recorded weights: `masks.csv`,
+one row per run and test case.
 
-Roughness is the mask's spherical disproportion divided by the label's: below 1 the mask is smoother than what was drawn by hand.
+Roughness is the mask's spherical disproportion divided by the label's: below 1 the mask is smoother
+than what was drawn by hand.
 """
 
 from __future__ import annotations
@@ -21,56 +23,110 @@ from mvl.evidence.chapter import Chapter
 from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative
 
 FILE = "masks.csv"
-MEASURES = ["components", "volume_mm3", "surface_mm2", "disproportion", "label_components", "label_volume_mm3", "label_surface_mm2",
-            "label_disproportion", "roughness"]
-COLUMNS = ["study", "task", "system", "fraction", "fold", "seed", "case", *MEASURES, "weights_sha256"]
+MEASURES = [
+    "components",
+    "volume_mm3",
+    "surface_mm2",
+    "disproportion",
+    "label_components",
+    "label_volume_mm3",
+    "label_surface_mm2",
+    "label_disproportion",
+    "roughness",
+]
+COLUMNS = [
+    "study",
+    "task",
+    "system",
+    "fraction",
+    "fold",
+    "seed",
+    "case",
+    *MEASURES,
+    "weights_sha256",
+]
 FOLDS = (0,)
 "Folds whose test cases are measured, when not recorded, unless more are asked for."
 
 
 def disproportion(volume: float, surface: float) -> float:
-    """Spherical disproportion: the surface over that of a ball of the same volume; 1 is a ball, NaN an empty mask.
+    """Spherical disproportion: the surface over that of a ball of the same volume; 1 is a ball, NaN
+    an empty mask.
 
     Source: Image Biomarker Standardisation Initiative, feature KRCK.
     """
     return surface / (36 * np.pi * volume**2) ** (1 / 3) if volume else float("nan")
 
 
-def mask_measures(mask: np.ndarray, label: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
-    """The `MEASURES` of one predicted mask beside its label (boolean, one 3-D shape; `spacing` in mm).
+def mask_measures(
+    mask: np.ndarray, label: np.ndarray, spacing: Sequence[float]
+) -> dict[str, float]:
+    """The `MEASURES` of one predicted mask beside its label (boolean, one 3-D shape; `spacing` in
+    mm).
 
-    The surface is that of marching cubes (`monai.metrics.get_mask_edges`); components share a face, an edge or a corner.
+    The surface is that of marching cubes (`monai.metrics.get_mask_edges`); components share a face,
+    an edge or a corner.
     """
     import torch
     from monai.metrics import get_mask_edges
     from scipy import ndimage
 
     both = [np.pad(array.astype(bool), 1) for array in (mask, label)]
-    areas = get_mask_edges(*map(torch.from_numpy, both), crop=False, spacing=tuple(map(float, spacing)))[2:]
+    areas = get_mask_edges(
+        *map(torch.from_numpy, both), crop=False, spacing=tuple(map(float, spacing))
+    )[2:]
     out: dict[str, float] = {}
     for prefix, array, area in zip(("", "label_"), both, areas):
-        volume, surface = float(array.sum() * np.prod(spacing)), float(np.asarray(area, dtype=np.float64).sum())
-        out |= {f"{prefix}components": float(ndimage.label(array, np.ones((3, 3, 3)))[1]), f"{prefix}volume_mm3": volume,
-                f"{prefix}surface_mm2": surface, f"{prefix}disproportion": disproportion(volume, surface)}
+        volume, surface = (
+            float(array.sum() * np.prod(spacing)),
+            float(np.asarray(area, dtype=np.float64).sum()),
+        )
+        out |= {
+            f"{prefix}components": float(ndimage.label(array, np.ones((3, 3, 3)))[1]),
+            f"{prefix}volume_mm3": volume,
+            f"{prefix}surface_mm2": surface,
+            f"{prefix}disproportion": disproportion(volume, surface),
+        }
     return out | {"roughness": out["disproportion"] / out["label_disproportion"]}
 
 
-def run_rows(run: dict[str, Any], folder: Path, cases: Sequence[str], data_dir: Path | None = None) -> list[dict[str, Any]]:
-    """Rows of `masks.csv` for one run: its masks of these cases, each measured on the scan's own grid."""
-    masks, keys, rows = predicted_masks(folder, cases, data_dir), {key: run[key] for key in COLUMNS[:6]}, []
+def run_rows(
+    run: dict[str, Any], folder: Path, cases: Sequence[str], data_dir: Path | None = None
+) -> list[dict[str, Any]]:
+    """Rows of `masks.csv` for one run: its masks of these cases, each measured on the scan's own
+    grid."""
+    masks, keys, rows = (
+        predicted_masks(folder, cases, data_dir),
+        {key: run[key] for key in COLUMNS[:6]},
+        [],
+    )
     for case in cases:
         _, label, affine = read_volume(str(run["task"]), case, data_dir)
-        measured = mask_measures(masks[case], label, np.linalg.norm(affine[:3, :3], axis=0).tolist())
-        rows.append(keys | {"case": case, **{k: round(v, 6) for k, v in measured.items()}, "weights_sha256": str(run["weights_sha256"])[:16]})
+        measured = mask_measures(
+            masks[case], label, np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        )
+        rows.append(
+            keys
+            | {
+                "case": case,
+                **{k: round(v, 6) for k, v in measured.items()},
+                "weights_sha256": str(run["weights_sha256"])[:16],
+            }
+        )
     return rows
 
 
-def load_masks(chapter: Chapter, data_dir: Path | None = None, home: Path | None = None,
-               folds: Sequence[int] | None = None) -> tuple[pd.DataFrame, list[str]]:
+def load_masks(
+    chapter: Chapter,
+    data_dir: Path | None = None,
+    home: Path | None = None,
+    folds: Sequence[int] | None = None,
+) -> tuple[pd.DataFrame, list[str]]:
     """The rows of the chapter's done runs, and what is not there.
 
-    They are read from `<results_dir>/<study>/masks.csv` where the recorded weights made them; else, at these folds (none of published
-    records unless asked for, and then not kept), measured where weights (in `home`, the results' or the clone's own runs) and scans are.
+    They are read from `<results_dir>/<study>/masks.csv` where the recorded weights made them; else,
+    at these folds (none of published records unless asked for, and then not kept), measured where
+    weights (in `home`, the results' or the clone's own runs) and scans are.
     """
     folds = (() if chapter.published else FOLDS) if folds is None else folds
     found: list[pd.DataFrame] = []
@@ -81,7 +137,11 @@ def load_masks(chapter: Chapter, data_dir: Path | None = None, home: Path | None
             continue
         try:
             rows = of_run(kept, run)
-            rows = measured_run(chapter, run, home, data_dir) if rows.empty and run["fold"] in folds else rows
+            rows = (
+                measured_run(chapter, run, home, data_dir)
+                if rows.empty and run["fold"] in folds
+                else rows
+            )
         except TaskError as error:
             return pd.DataFrame(columns=COLUMNS), [f"roughness needs the scans: {relative(error)}"]
         found += [rows] if len(rows) else []
@@ -89,23 +149,36 @@ def load_masks(chapter: Chapter, data_dir: Path | None = None, home: Path | None
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=COLUMNS)
     if found and not chapter.published:
         write_masks(chapter.folder / FILE, kept, table)
-    return table, [f"roughness of {title(s)}: {holes.count(s)} of its runs, `python -m mvl.evidence.example_masks {chapter.study}`" for s in dict.fromkeys(holes)]
+    return table, [
+        f"roughness of {title(s)}: {holes.count(s)} of its runs, `python -m"
+        f" mvl.evidence.example_masks {chapter.study}`"
+        for s in dict.fromkeys(holes)
+    ]
 
 
-def measured_run(chapter: Chapter, run: dict[str, Any], home: Path | None, data_dir: Path | None) -> pd.DataFrame:
+def measured_run(
+    chapter: Chapter, run: dict[str, Any], home: Path | None, data_dir: Path | None
+) -> pd.DataFrame:
     """Rows of one run measured from its weights; none where they are not at hand."""
     homes = [home, chapter.results_dir, run_folder.default_results_dir()]
-    folder = next((h / run["run"] for h in homes if h and has_weights(h / run["run"], run["weights_sha256"])), None)
+    folder = next(
+        (h / run["run"] for h in homes if h and has_weights(h / run["run"], run["weights_sha256"])),
+        None,
+    )
     if folder is None:
         return pd.DataFrame(columns=COLUMNS)
     same = chapter.cases[np.logical_and.reduce([chapter.cases[k] == run[k] for k in COLUMNS[1:6]])]
-    return pd.DataFrame(run_rows(run, folder, [str(case) for case in same["case"]], data_dir), columns=COLUMNS)
+    return pd.DataFrame(
+        run_rows(run, folder, [str(case) for case in same["case"]], data_dir), columns=COLUMNS
+    )
 
 
 def of_run(table: pd.DataFrame, run: dict[str, Any]) -> pd.DataFrame:
     """The table's rows of one run, if its recorded weights made them."""
     same = [table[k] == run[k] for k in COLUMNS[1:6]]
-    return table[np.logical_and.reduce([*same, table["weights_sha256"] == str(run["weights_sha256"])[:16]])]
+    return table[
+        np.logical_and.reduce([*same, table["weights_sha256"] == str(run["weights_sha256"])[:16]])
+    ]
 
 
 def read_masks(path: Path) -> pd.DataFrame:
@@ -122,8 +195,14 @@ def write_masks(path: Path, kept: pd.DataFrame, table: pd.DataFrame) -> None:
     files.write_csv(path, rows, COLUMNS)
 
 
-def save_masks(chapter: Chapter, data_dir: Path | None = None, home: Path | None = None, folds: Sequence[int] = FOLDS) -> Path | None:
-    """Keep the rows beside the tables (published records come without weights); None where there are none."""
+def save_masks(
+    chapter: Chapter,
+    data_dir: Path | None = None,
+    home: Path | None = None,
+    folds: Sequence[int] = FOLDS,
+) -> Path | None:
+    """Keep the rows beside the tables (published records come without weights); None where there
+    are none."""
     table, _ = load_masks(chapter, data_dir, home, folds)
     if len(table):
         write_masks(chapter.folder / FILE, read_masks(chapter.folder / FILE), table)
@@ -131,17 +210,23 @@ def save_masks(chapter: Chapter, data_dir: Path | None = None, home: Path | None
 
 
 def roughness_table(table: pd.DataFrame, holes: Sequence[str] = ()) -> str:
-    """Markdown table: each arm's mean roughness and components, and its paired difference of roughness from the first arm, with interval."""
+    """Markdown table: each arm's mean roughness and components, and its paired difference of
+    roughness from the first arm, with interval."""
     if table.empty:
         return f"Not yet recorded: {'; '.join(holes) or 'the roughness of the masks'}."
     whole = table.dropna(subset=["roughness"])
     first, *others = ordered(list(whole["system"]))
-    head = (f"| system | runs | cases | roughness | components | roughness minus {title(first)}'s, 95 % interval | pairs of runs |\n"
-            "|---|---:|---:|---:|---:|---|---:|")
+    head = (
+        f"| system | runs | cases | roughness | components | roughness minus {title(first)}'s, 95 %"
+        " interval | pairs of runs |\n|---|---:|---:|---:|---:|---|---:|"
+    )
     lines = [head, *(_line(whole, system, first) for system in [first, *others])]
     made = generated(list(table["task"]))
-    notes = [f"{made.capitalize()} data, no evidence about scans." if made else "",
-             "Mean over runs and test cases; below 1 a mask is smoother than its label.", f"Not yet recorded: {'; '.join(holes)}." if holes else ""]
+    notes = [
+        f"{made.capitalize()} data, no evidence about scans." if made else "",
+        "Mean over runs and test cases; below 1 a mask is smoother than its label.",
+        f"Not yet recorded: {'; '.join(holes)}." if holes else "",
+    ]
     if empty := len(table) - len(whole):
         notes.append(f"{empty} empty masks have no roughness and are left out.")
     return "\n".join(lines) + "\n\n" + " ".join(filter(None, notes))
@@ -150,12 +235,29 @@ def roughness_table(table: pd.DataFrame, holes: Sequence[str] = ()) -> str:
 def _line(whole: pd.DataFrame, system: str, first: str) -> str:
     own = whole[whole["system"] == system]
     runs_, cases = len(own[["fraction", "fold", "seed"]].drop_duplicates()), own["case"].nunique()
-    shown = f"| {title(system)} | {runs_} | {cases} | {own['roughness'].mean():.3f} | {own['components'].mean():.2f} |"
+    shown = (
+        f"| {title(system)} | {runs_} | {cases} | {own['roughness'].mean():.3f} |"
+        f" {own['components'].mean():.2f} |"
+    )
     if system == first:
         return f"{shown} | |"
     try:
-        found = stats.table([stats.compare(whole, system, first, str(own["task"].iloc[0]), float(own["fraction"].iloc[0]), "roughness")]).iloc[0]
+        found = stats.table(
+            [
+                stats.compare(
+                    whole,
+                    system,
+                    first,
+                    str(own["task"].iloc[0]),
+                    float(own["fraction"].iloc[0]),
+                    "roughness",
+                )
+            ]
+        ).iloc[0]
     except stats.StatsError as error:
         return f"{shown} {error} | |"
     over = "" if found["n_runs"] > 1 else " over cases alone"
-    return f"{shown} {found['difference']:+z.3f} [{found['low']:+z.3f}, {found['high']:+z.3f}]{over} | {found['n_runs']} |"
+    return (
+        f"{shown} {found['difference']:+z.3f} [{found['low']:+z.3f}, {found['high']:+z.3f}]{over} |"
+        f" {found['n_runs']} |"
+    )

@@ -1,7 +1,7 @@
 """Mutation testing: small faults put into the code one at a time, which the tests must notice.
 
-`python -m mvl.evidence.mutants [LAYER ...]` runs mutmut over the layers that `pyproject.toml` lists and
-writes `data/mutants.json`; `make faults MUTANTS=1` does so last. The book shows the record.
+`python -m mvl.evidence.mutants [LAYER ...]` runs mutmut over the layers that `pyproject.toml` lists
+and writes `data/mutants.json`; `make faults MUTANTS=1` does so last. The book shows the record.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def change(name: str, folder: Path) -> str:
 
 
 def function_of(name: str) -> str:
-    """`mvl.training.objective.BCEDice.forward` of mutmut's `mvl.training.objective.xǁBCEDiceǁforward__mutmut_3`."""
+    """`mvl.training.objective.BCEDice.forward` of mutmut's
+    `mvl.training.objective.xǁBCEDiceǁforward__mutmut_3`."""
     module, mangled = name.rsplit("__mutmut_", 1)[0].rsplit(".", 1)
     inner = mangled.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
     return f"{module}.{inner}"

@@ -1,6 +1,8 @@
-"""Persons in the Decathlon's hippocampus files: what the numbers of the files say, and what it does to the test scores.
+"""Persons in the Decathlon's hippocampus files: what the numbers of the files say, and what it does
+to the test scores.
 
-`python -m mvl.evidence.persons` measures how alike neighbouring scans are and writes `data/persons.json`.
+`python -m mvl.evidence.persons` measures how alike neighbouring scans are and writes
+`data/persons.json`.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def likeness(values: pd.DataFrame) -> dict[str, dict[str, float]]:
         right = [n + 1 for n in left]
         out[words] = {"pairs": float(len(left))} | {
             name: float(np.corrcoef(values.loc[left, name], values.loc[right, name])[0, 1])
-            for name in ("volume", "intensity")}
+            for name in ("volume", "intensity")
+        }
     return out
 
 
@@ -81,38 +84,50 @@ def effect(cases: pd.DataFrame, system: str = "vit_baseline") -> dict[str, float
     """
     rows = cases[(cases["system"] == system) & (cases["fraction"] == 1.0)]
     folds = {int(fold): other_side_trained(int(fold)) for fold in rows["fold"].unique()}
-    beside = np.array([folds[fold][case] for fold, case in zip(rows["fold"], rows["case"])], dtype=bool)
+    beside = np.array(
+        [folds[fold][case] for fold, case in zip(rows["fold"], rows["case"])], dtype=bool
+    )
     flags = [flag for found in folds.values() for flag in found.values()]
-    return {"beside": float(sum(flags)), "all": float(len(flags)),
-            "with": float(rows["dice"][beside].mean()), "without": float(rows["dice"][~beside].mean())}
+    return {
+        "beside": float(sum(flags)),
+        "all": float(len(flags)),
+        "with": float(rows["dice"][beside].mean()),
+        "without": float(rows["dice"][~beside].mean()),
+    }
 
 
 def sentence() -> str:
-    """What is known of persons in the hippocampus data, and its effect on the records where they are there."""
+    """What is known of persons in the hippocampus data, and its effect on the records where they
+    are there."""
     like = json.loads(RECORD.read_text())
     names = [case for fold in range(10) for case in other_side_trained(fold)]
     both = pairs(names)
     one, two = like["one person"], like["two persons"]
     return (
-        f"**The numbers of the files tell who is who**: files 2k - 1 and 2k are the two sides of one person. "
-        f"Over the {one['pairs']:.0f} such pairs the label's volume correlates with r = {one['volume']:.2f} and the scan's "
-        f"median intensity with r = {one['intensity']:.2f}; over the {two['pairs']:.0f} pairs 2k and 2k + 1 it is "
-        f"{two['volume']:.2f} and {two['intensity']:.2f}. So {2 * both} of the {len(names)} scans form {both} pairs, "
-        f"and there are {len(names) - both} persons. The first study's splits do not keep them together. "
-        f"{recorded_effect()}New studies split by person (`data/splits/Task04_Hippocampus_persons.json`).")
+        "**The numbers of the files tell who is who**: files 2k - 1 and 2k are the two sides of"
+        f" one person. Over the {one['pairs']:.0f} such pairs the label's volume correlates with r"
+        f" = {one['volume']:.2f} and the scan's median intensity with r = {one['intensity']:.2f};"
+        f" over the {two['pairs']:.0f} pairs 2k and 2k + 1 it is {two['volume']:.2f} and"
+        f" {two['intensity']:.2f}. So {2 * both} of the {len(names)} scans form {both} pairs, and"
+        f" there are {len(names) - both} persons. The first study's splits do not keep them"
+        f" together. {recorded_effect()}New studies split by person"
+        " (`data/splits/Task04_Hippocampus_persons.json`)."
+    )
 
 
 def recorded_effect() -> str:
-    """What sharing persons between training and test cases did to the published hippocampus records; empty without them."""
+    """What sharing persons between training and test cases did to the published hippocampus
+    records; empty without them."""
     from mvl.study.tables import read_cases
 
     if not (run_folder.records_dir() / "hippocampus" / "cases.csv").is_file():
         return ""
     found = effect(read_cases("hippocampus", run_folder.records_dir()))
     return (
-        f"{found['beside']:.0f} of the {found['all']:.0f} test scans of folds 0 to 4 have the other side in training. "
-        f"ViT-Baseline's mean Dice is {found['with']:.4f} with it and {found['without']:.4f} without, so that no "
-        "verdict changes. ")
+        f"{found['beside']:.0f} of the {found['all']:.0f} test scans of folds 0 to 4 have the other"
+        f" side in training. ViT-Baseline's mean Dice is {found['with']:.4f} with it and"
+        f" {found['without']:.4f} without, so that no verdict changes. "
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""`mvl plan STUDY --power`: what each contrast of a study can decide, from variances measured before.
+"""`mvl plan STUDY --power`: what each contrast of a study can decide, from variances measured
+before.
 
 A contrast is one that a chapter tests; an arm that no chapter compares stands against the study's
 baseline arm, which is the first of its first block.
@@ -125,9 +126,7 @@ def recorded_pairs(contrast: Contrast, cases: pd.DataFrame) -> Pairs | None:
     return None
 
 
-def measured(
-    contrast: Contrast, records: dict[str, pd.DataFrame]
-) -> tuple[Components, str] | None:
+def measured(contrast: Contrast, records: dict[str, pd.DataFrame]) -> tuple[Components, str] | None:
     """Return the variances of the first study that has two folds of the contrast, and its name."""
     for source, cases in records.items():
         pairs = recorded_pairs(contrast, cases)
@@ -259,14 +258,22 @@ def power_as_text(value: dict[str, Any]) -> str:
     limits = value["largest_sd_for_equivalence"]
     known = [f"{limit:.2f} ({k} folds)" for k, limit in limits.items() if limit is not None]
     margin, share = value["margin"], value["power"]
-    return "\n".join([
-        *lines,
-        "sd: of a fold's mean difference at that design, in points; upper: its 80 % upper limit.",
-        f"sees: true difference that the corrected t-test finds in {share:.0%} of studies, in",
-        "points, by size of Holm's family (its hardest step).",
-        f"equivalent: share of studies that call arms without any difference equal within {margin:g}",
-        f"point; {share:.0%} needs an sd of at most {', '.join(known) or 'nothing: one fold'}.",
-    ])
+    return "\n".join(
+        [
+            *lines,
+            (
+                "sd: of a fold's mean difference at that design, in points; upper: its 80 % upper"
+                " limit."
+            ),
+            f"sees: true difference that the corrected t-test finds in {share:.0%} of studies, in",
+            "points, by size of Holm's family (its hardest step).",
+            (
+                "equivalent: share of studies that call arms without any difference equal within"
+                f" {margin:g}"
+            ),
+            f"point; {share:.0%} needs an sd of at most {', '.join(known) or 'nothing: one fold'}.",
+        ]
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -24,8 +24,11 @@ def has_weights(folder: Path, sha256: str) -> bool:
     return path.is_file() and sha256_file(path) == sha256
 
 
-def read_volume(task: str, case: str, data_dir: Path | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scan (first channel), foreground and affine of a case on its own grid; of a picture its array, and the identity.
+def read_volume(
+    task: str, case: str, data_dir: Path | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scan (first channel), foreground and affine of a case on its own grid; of a picture its
+    array, and the identity.
 
     Raises:
         TaskError: the task's data or this case are absent.
@@ -45,11 +48,16 @@ def read_volume(task: str, case: str, data_dir: Path | None = None) -> tuple[np.
         return image[0], mask > 0, np.eye(4)
     file = nibabel.nifti1.load(files[case].label)
     scan = np.asarray(nibabel.nifti1.load(files[case].image).dataobj, dtype=np.float32)
-    return scan[..., 0] if scan.ndim == 4 else scan, np.asarray(file.dataobj) > 0, np.asarray(file.affine, dtype=np.float64)
+    return (
+        scan[..., 0] if scan.ndim == 4 else scan,
+        np.asarray(file.dataobj) > 0,
+        np.asarray(file.affine, dtype=np.float64),
+    )
 
 
 def view(array: np.ndarray, z: int, task: str, data_dir: Path | None = None) -> np.ndarray:
-    """What a figure shows of an array on the case's own grid, first axis to the right and second upwards: slice `z`, or the whole picture."""
+    """What a figure shows of an array on the case's own grid, first axis to the right and second
+    upwards: slice `z`, or the whole picture."""
     from mvl.datasets.registry import find_task
 
     if array.ndim == 3:
@@ -57,7 +65,9 @@ def view(array: np.ndarray, z: int, task: str, data_dir: Path | None = None) -> 
     return array if find_task(task, data_dir).layout == "slices" else array[::-1].T
 
 
-def predicted_masks(folder: Path, cases: Sequence[str], data_dir: Path | None = None) -> dict[str, np.ndarray]:
+def predicted_masks(
+    folder: Path, cases: Sequence[str], data_dir: Path | None = None
+) -> dict[str, np.ndarray]:
     """Foreground mask on the scan's own grid, by case."""
     import torch
 
@@ -68,10 +78,15 @@ def predicted_masks(folder: Path, cases: Sequence[str], data_dir: Path | None = 
     from mvl.training.trained import Predictor, load_run
 
     config = run_folder.read_config(folder)
-    store, masks = CaseStore(find_task(config.task, data_dir), tuple(cases), config.data, data_dir), {}
+    store, masks = (
+        CaseStore(find_task(config.task, data_dir), tuple(cases), config.data, data_dir),
+        {},
+    )
     predictor = Predictor(load_run(folder), config)
     for index, case in enumerate(cases):
         with torch.no_grad():
             probabilities = predict_probabilities(predictor, store.get(index)[0][None]).cpu()
-        masks[case] = np.any(class_masks(np.asarray(store.to_native(index, probabilities[0]))), axis=0)
+        masks[case] = np.any(
+            class_masks(np.asarray(store.to_native(index, probabilities[0]))), axis=0
+        )
     return masks

@@ -20,7 +20,12 @@ def paper_value(table: str, system: str, metric: str = "dice", paper: str = "P1"
     Raises:
         KeyError: the table has not exactly one such row; names what was asked for.
     """
-    rows = reported().query("paper == @paper and table == @table and system == @system and metric == @metric")
+    rows = reported().query(
+        "paper == @paper and table == @table and system == @system and metric == @metric"
+    )
     if len(rows) != 1:
-        raise KeyError(f"{PAPER_TABLE}: {len(rows)} rows for {paper}, {table}, {system}, {metric}; one is needed")
+        raise KeyError(
+            f"{PAPER_TABLE}: {len(rows)} rows for {paper}, {table}, {system}, {metric}; one is"
+            " needed"
+        )
     return float(rows["value"].iloc[0])

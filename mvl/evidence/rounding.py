@@ -1,8 +1,9 @@
-"""What the 4-bit rounding of SmolLM2-135M can have done: `python -m mvl.evidence.rounding` measures it and writes `data/rounding.json`.
+"""What the 4-bit rounding of SmolLM2-135M can have done: `python -m mvl.evidence.rounding` measures
+it and writes `data/rounding.json`.
 
 The published file holds the model's matrices as Q4_1: blocks of 32 values, each with a step and a
-smallest value of its own and 16 levels. The weights before that rounding are not in it, so its error
-is estimated twice: from the steps that the file itself states, and by rounding once more.
+smallest value of its own and 16 levels. The weights before that rounding are not in it, so its
+error is estimated twice: from the steps that the file itself states, and by rounding once more.
 """
 
 from __future__ import annotations
@@ -69,8 +70,10 @@ def relative_errors(path: Path, layer: int) -> dict[str, dict[str, float]]:
             continue
         size = rms(weight)
         steps = steps_of(stored[f"blk.{layer % count}.{theirs}.weight"].data)
-        out[ours] = {"from_steps": rms(steps) / math.sqrt(12) / size,
-                     "second": rms(round_q4_1(weight) - weight) / size}
+        out[ours] = {
+            "from_steps": rms(steps) / math.sqrt(12) / size,
+            "second": rms(round_q4_1(weight) - weight) / size,
+        }
     return out
 
 
@@ -99,8 +102,10 @@ def whole_model(path: Path) -> LlamaForCausalLM:
 
 def changed(model: LlamaForCausalLM, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """A copy of the model's tensors with every matrix of every layer changed; the rest is as it is."""
-    return {name: change(value) if is_matrix(name, value) else value.clone()
-            for name, value in model.state_dict().items()}
+    return {
+        name: change(value) if is_matrix(name, value) else value.clone()
+        for name, value in model.state_dict().items()
+    }
 
 
 def is_matrix(name: str, value: Tensor) -> bool:
@@ -131,7 +136,11 @@ def losses(path: Path) -> dict[str, float]:
 
     found = {"as published": next_token_loss(model, tokens), "tokens": float(tokens.numel())}
     published = {name: value.clone() for name, value in model.state_dict().items()}
-    for name, change in (("rounded once more", round_q4_1), ("shuffled", shuffled), ("random", drawn)):
+    for name, change in (
+        ("rounded once more", round_q4_1),
+        ("shuffled", shuffled),
+        ("random", drawn),
+    ):
         model.load_state_dict(published)
         model.load_state_dict(changed(model, change))
         found[name] = next_token_loss(model, tokens)
@@ -153,12 +162,18 @@ def measure() -> dict[str, Any]:
     path = sources.fetch_source(SOURCE)
     count = sources.load_config(SOURCE).num_hidden_layers
     found = losses(path)
-    return {"file": path.name, "sha256": files.sha256_file(path),
-            "tensors": stored_kinds(gguf_source.open_gguf(path)),
-            "layer": count - 1, "relative_error": relative_errors(path, count - 1),
-            "text": TEXT_SOURCE, "text_sha256": files.sha256_file(TEXT),
-            "tokens": int(found.pop("tokens")), "next_token_loss_nats": found,
-            "uniform_loss_nats": math.log(sources.load_config(SOURCE).vocab_size)}
+    return {
+        "file": path.name,
+        "sha256": files.sha256_file(path),
+        "tensors": stored_kinds(gguf_source.open_gguf(path)),
+        "layer": count - 1,
+        "relative_error": relative_errors(path, count - 1),
+        "text": TEXT_SOURCE,
+        "text_sha256": files.sha256_file(TEXT),
+        "tokens": int(found.pop("tokens")),
+        "next_token_loss_nats": found,
+        "uniform_loss_nats": math.log(sources.load_config(SOURCE).vocab_size),
+    }
 
 
 def read_record(path: Path = RECORD) -> dict[str, Any]:
@@ -184,27 +199,41 @@ def paragraph() -> str:
     errors, loss = record["relative_error"].values(), record["next_token_loss_nats"]
     second, steps = ([100 * e[key] for e in errors] for key in ("second", "from_steps"))
     return (
-        f"SmolLM2-135M's layer is a **4-bit rounding**: the file holds all "
-        f"{record['tensors']['matrices of layers, Q4_1']} matrices of its layers as Q4_1, 16 levels for each 32 "
-        f"values, and the weights before that rounding were not used. The rounding's error in a matrix of "
-        f"the last layer is estimated at {spread(steps)} % of the weights' size from the file's "
-        f"own steps, and at {spread(second)} % by rounding once more. The whole dequantised "
-        f"model is still a language model: its next-token loss is {loss['as published']:.2f} nats on "
-        f"{record['tokens']} tokens of English, {loss['rounded once more']:.2f} after one more such rounding of all "
-        f"matrices, {loss['shuffled']:.2f} with their values shuffled and {loss['random']:.2f} with random ones.")
+        "SmolLM2-135M's layer is a **4-bit rounding**: the file holds all"
+        f" {record['tensors']['matrices of layers, Q4_1']} matrices of its layers as Q4_1, 16"
+        " levels for each 32 values, and the weights before that rounding were not used. The"
+        f" rounding's error in a matrix of the last layer is estimated at {spread(steps)} % of the"
+        f" weights' size from the file's own steps, and at {spread(second)} % by rounding once"
+        " more. The whole dequantised model is still a language model: its next-token loss is"
+        f" {loss['as published']:.2f} nats on {record['tokens']} tokens of English,"
+        f" {loss['rounded once more']:.2f} after one more such rounding of all matrices,"
+        f" {loss['shuffled']:.2f} with their values shuffled and {loss['random']:.2f} with random"
+        " ones."
+    )
 
 
 def table() -> str:
     """Markdown tables of both bounds."""
     record = read_record()
-    lines = ["| matrix of the last layer | from the file's steps | by one more rounding |",
-             "|---|---:|---:|"]
-    lines += [f"| `{name}` | {100 * error['from_steps']:.1f} % | {100 * error['second']:.1f} % |"
-              for name, error in record["relative_error"].items()]
-    lines += ["", f"Text: {record['text']}; {record['tokens']} tokens.", "",
-              "| whole model | next-token loss, nats |", "|---|---:|"]
+    lines = [
+        "| matrix of the last layer | from the file's steps | by one more rounding |",
+        "|---|---:|---:|",
+    ]
+    lines += [
+        f"| `{name}` | {100 * error['from_steps']:.1f} % | {100 * error['second']:.1f} % |"
+        for name, error in record["relative_error"].items()
+    ]
+    lines += [
+        "",
+        f"Text: {record['text']}; {record['tokens']} tokens.",
+        "",
+        "| whole model | next-token loss, nats |",
+        "|---|---:|",
+    ]
     lines += [f"| {name} | {loss:.3f} |" for name, loss in record["next_token_loss_nats"].items()]
-    return "\n".join([*lines, f"| every token equally likely | {record['uniform_loss_nats']:.3f} |"])
+    return "\n".join(
+        [*lines, f"| every token equally likely | {record['uniform_loss_nats']:.3f} |"]
+    )
 
 
 if __name__ == "__main__":

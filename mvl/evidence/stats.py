@@ -1,6 +1,8 @@
-"""Paired comparisons of two systems: interval first, then tests, each saying over what it counts (cases, runs or folds).
+"""Paired comparisons of two systems: interval first, then tests, each saying over what it counts
+(cases, runs or folds).
 
-The unit of a test is the fold, the mean over its seeds and cases: runs of one fold share training set and test cases.
+The unit of a test is the fold, the mean over its seeds and cases: runs of one fold share training
+set and test cases.
 """
 
 from __future__ import annotations
@@ -25,10 +27,15 @@ ONE_PAIR = "interval over cases of one run pair; run-to-run variation not measur
 
 
 def cases_and_seeds(distinct: int, pairs: int) -> str:
-    """How many cases a number of case pairs is of: `130 cases x 2 seeds`, so that no case passes for two."""
+    """How many cases a number of case pairs is of: `130 cases x 2 seeds`, so that no case passes
+    for two."""
     if pairs == distinct:
         return f"{distinct} cases"
-    return f"{distinct} cases x {pairs // distinct} seeds" if distinct and pairs % distinct == 0 else f"{pairs} pairs of {distinct} cases"
+    return (
+        f"{distinct} cases x {pairs // distinct} seeds"
+        if distinct and pairs % distinct == 0
+        else f"{pairs} pairs of {distinct} cases"
+    )
 
 
 class StatsError(MvlError, ValueError):
@@ -56,13 +63,17 @@ class Pairs:
     unpaired: tuple[tuple[int, int], ...]
     "(fold, seed) that only one of the two has: holes, not used."
     planned: tuple[tuple[int, int], ...] = ()
-    "(fold, seed) at which the study's grid has both; empty: it was not said, and those of either are taken."
+    """(fold, seed) at which the study's grid has both; empty: it was not said, and those of either
+    are taken."""
 
     @cached_property
     def folds(self) -> tuple[np.ndarray, ...]:
         """Per fold, in order, the differences (seeds, cases)."""
         order = sorted({fold for fold, _ in self.units})
-        return tuple(np.stack([d for (f, _), d in zip(self.units, self.differences) if f == fold]) for fold in order)
+        return tuple(
+            np.stack([d for (f, _), d in zip(self.units, self.differences) if f == fold])
+            for fold in order
+        )
 
     @property
     def fold_means(self) -> np.ndarray:
@@ -130,7 +141,8 @@ class Test:
 
 @dataclass(frozen=True)
 class Effect:
-    """Cohen's dz: mean difference over the sd (n - 1) of the differences; None with the reason in `note`."""
+    """Cohen's dz: mean difference over the sd (n - 1) of the differences; None with the reason in
+    `note`."""
 
     dz: float | None
     "Effect size."
@@ -159,57 +171,114 @@ class Comparison:
 
     @property
     def shown(self) -> tuple[float, float]:
-        """The interval that is printed: the corrected t-test's over folds; with one fold, the bootstrap's over what there is."""
+        """The interval that is printed: the corrected t-test's over folds; with one fold, the
+        bootstrap's over what there is."""
         return shown_interval(self.pairs, self.interval)
 
 
-def pair(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice",
-         planned: Sequence[tuple[int, int]] = ()) -> Pairs:
-    """Pair two systems' rows of `cases.csv` by (fold, seed, case); of the planned (fold, seed) alone where they are given.
+def pair(
+    cases: pd.DataFrame,
+    system: str,
+    reference: str,
+    task: str,
+    fraction: float = 1.0,
+    metric: str = "dice",
+    planned: Sequence[tuple[int, int]] = (),
+) -> Pairs:
+    """Pair two systems' rows of `cases.csv` by (fold, seed, case); of the planned (fold, seed)
+    alone where they are given.
 
     Raises:
-        StatsError: the runs of a fold were not all scored on the same cases, a value is not finite, or nothing pairs.
+        StatsError: the runs of a fold were not all scored on the same cases, a value is not finite,
+            or nothing pairs.
     """
     chosen = cases[(cases["task"] == task) & (cases["fraction"] == fraction)]
-    ours, theirs = (_by_unit(chosen[chosen["system"] == name], metric, set(planned)) for name in (system, reference))
+    ours, theirs = (
+        _by_unit(chosen[chosen["system"] == name], metric, set(planned))
+        for name in (system, reference)
+    )
     units = sorted(set(ours) & set(theirs))
     if not units:
-        raise StatsError(f"{system} and {reference} share no finished (fold, seed) on {task} at fraction {fraction}")
+        raise StatsError(
+            f"{system} and {reference} share no finished (fold, seed) on {task} at fraction"
+            f" {fraction}"
+        )
     of_fold = {fold: ours[fold, seed].index for fold, seed in reversed(units)}
     for unit in units:
         for odd in (set(arm[unit].index) ^ set(of_fold[unit[0]]) for arm in (ours, theirs)):
             if odd:
-                raise StatsError(f"{task} fold {unit[0]} seed {unit[1]}: {system} and {reference} were not scored on the same cases: "
-                                 f"{sorted(odd)[:5]}")
+                raise StatsError(
+                    f"{task} fold {unit[0]} seed {unit[1]}: {system} and {reference} were not"
+                    f" scored on the same cases: {sorted(odd)[:5]}"
+                )
     differences = tuple((ours[u] - theirs[u]).to_numpy(dtype=np.float64) for u in units)
     if not all(np.isfinite(d).all() for d in differences):
-        raise StatsError(f"{metric} of {system} or {reference} on {task} holds values that are not finite")
-    return Pairs(system, reference, task, float(fraction), metric, tuple(units), differences, tuple(sorted(set(ours) ^ set(theirs))),
-                 tuple(sorted(set(planned))))
+        raise StatsError(
+            f"{metric} of {system} or {reference} on {task} holds values that are not finite"
+        )
+    return Pairs(
+        system,
+        reference,
+        task,
+        float(fraction),
+        metric,
+        tuple(units),
+        differences,
+        tuple(sorted(set(ours) ^ set(theirs))),
+        tuple(sorted(set(planned))),
+    )
 
 
-def _by_unit(rows: pd.DataFrame, metric: str, planned: set[tuple[int, int]]) -> dict[tuple[int, int], pd.Series]:
+def _by_unit(
+    rows: pd.DataFrame, metric: str, planned: set[tuple[int, int]]
+) -> dict[tuple[int, int], pd.Series]:
     if rows[metric].isna().any():
-        raise StatsError(f"{metric} is empty or NaN in {int(rows[metric].isna().sum())} rows; a mean would leave them out in silence")
+        raise StatsError(
+            f"{metric} is empty or NaN in {int(rows[metric].isna().sum())} rows; a mean would leave"
+            " them out in silence"
+        )
     found = {(int(f), int(s)): unit for (f, s), unit in rows.groupby(["fold", "seed"])}
-    return {u: unit.groupby("case")[metric].mean().sort_index() for u, unit in found.items() if not planned or u in planned}
+    return {
+        u: unit.groupby("case")[metric].mean().sort_index()
+        for u, unit in found.items()
+        if not planned or u in planned
+    }
 
 
-def bootstrap(pairs: Pairs, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile interval of the mean difference: draw folds with replacement, then seeds and cases within each.
+def bootstrap(
+    pairs: Pairs, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile interval of the mean difference: draw folds with replacement, then seeds and cases
+    within each.
 
-    With one fold only its seeds and cases are drawn, with one (fold, seed) only the cases, and `over` says so: that interval leaves out
-    what varies between folds, or runs. With few folds it is too narrow (two or three: by far); read it beside the t-test.
+    With one fold only its seeds and cases are drawn, with one (fold, seed) only the cases, and
+    `over` says so: that interval leaves out what varies between folds, or runs. With few folds it
+    is too narrow (two or three: by far); read it beside the t-test.
     """
     means = hierarchical_means(pairs.folds, resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    drawn = "folds, seeds and cases" if len(pairs.folds) > 1 else "seeds and cases" if len(pairs.units) > 1 else "cases only"
+    drawn = (
+        "folds, seeds and cases"
+        if len(pairs.folds) > 1
+        else "seeds and cases"
+        if len(pairs.units) > 1
+        else "cases only"
+    )
     over = drawn if len(pairs.folds) > 1 else f"{drawn} ({_too_few(pairs)})"
-    return Interval(float(pairs.fold_means.mean()), float(low), float(high), level, over, len(pairs.units), len(pairs.cases))
+    return Interval(
+        float(pairs.fold_means.mean()),
+        float(low),
+        float(high),
+        level,
+        over,
+        len(pairs.units),
+        len(pairs.cases),
+    )
 
 
 def wilcoxon(pairs: Pairs) -> Test:
-    """Wilcoxon signed-rank over the cases of the first pair of runs, as the papers would do it: it takes the run's own luck for an effect."""
+    """Wilcoxon signed-rank over the cases of the first pair of runs, as the papers would do it: it
+    takes the run's own luck for an effect."""
     (fold, seed), values = pairs.units[0], pairs.differences[0]
     name = f"Wilcoxon over the cases of one run, fold {fold} seed {seed} (the papers' way)"
     if not values.any():
@@ -220,7 +289,8 @@ def wilcoxon(pairs: Pairs) -> Test:
 
 
 def corrected_t(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> Test:
-    """Corrected resampled t-test over fold means: folds share training cases, so the variance is 1/n + test/train. None with one fold.
+    """Corrected resampled t-test over fold means: folds share training cases, so the variance is
+    1/n + test/train. None with one fold.
 
     Source: Nadeau and Bengio, Inference for the generalization error, Machine Learning 52 (2003).
     """
@@ -239,11 +309,16 @@ def _too_few(pairs: Pairs) -> str:
 def standard_error(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> float | None:
     """Nadeau and Bengio's standard error of the mean difference; None with one fold."""
     means = pairs.fold_means
-    return None if len(means) < 2 else float(means.std(ddof=1)) * math.sqrt(1 / len(means) + test_over_train)
+    return (
+        None
+        if len(means) < 2
+        else float(means.std(ddof=1)) * math.sqrt(1 / len(means) + test_over_train)
+    )
 
 
 def shown_interval(pairs: Pairs, interval: Interval) -> tuple[float, float]:
-    """The corrected t-interval over folds around the mean difference, 95 %; the given bootstrap interval where there is one fold."""
+    """The corrected t-interval over folds around the mean difference, 95 %; the given bootstrap
+    interval where there is one fold."""
     spread = standard_error(pairs)
     if spread is None:
         return interval.low, interval.high
@@ -252,24 +327,33 @@ def shown_interval(pairs: Pairs, interval: Interval) -> tuple[float, float]:
 
 
 def _t_and_p(distance: float, spread: float, n: int) -> tuple[float, float]:
-    """t and the upper-tail p of `distance`; without any spread, t is infinite or, for no distance, 0."""
+    """t and the upper-tail p of `distance`; without any spread, t is infinite or, for no distance,
+    0."""
     t = distance / spread if spread else math.copysign(math.inf, distance) if distance else 0.0
     return t, float(stats.t.sf(t, n - 1))
 
 
 def tost(pairs: Pairs, margin: float = MARGIN, test_over_train: float = TEST_OVER_TRAIN) -> Test:
-    """Two one-sided corrected t-tests: a small p says that the mean difference lies within +-margin. None with one fold.
+    """Two one-sided corrected t-tests: a small p says that the mean difference lies within
+    +-margin. None with one fold.
 
     Raises:
         StatsError: the margin is not positive.
     """
     if not margin > 0:
         raise StatsError(f"the equivalence margin must be positive, got {margin}")
-    name, spread, n = f"equivalence within ±{margin:g} over folds", standard_error(pairs, test_over_train), len(pairs.folds)
+    name, spread, n = (
+        f"equivalence within ±{margin:g} over folds",
+        standard_error(pairs, test_over_train),
+        len(pairs.folds),
+    )
     if spread is None:
         return Test(name, None, None, n, _too_few(pairs))
     centre = float(pairs.fold_means.mean())
-    t, p = max((_t_and_p(distance, spread, n) for distance in (margin + centre, margin - centre)), key=lambda pair: pair[1])
+    t, p = max(
+        (_t_and_p(distance, spread, n) for distance in (margin + centre, margin - centre)),
+        key=lambda pair: pair[1],
+    )
     return Test(name, t, p, n)
 
 
@@ -278,14 +362,19 @@ def cohens_dz(values: np.ndarray) -> Effect:
     if len(values) < 2:
         return Effect(None, len(values), ONE_FOLD)
     spread = float(values.std(ddof=1))
-    return Effect(float(values.mean()) / spread, len(values)) if spread else Effect(None, len(values), "the differences do not vary")
+    return (
+        Effect(float(values.mean()) / spread, len(values))
+        if spread
+        else Effect(None, len(values), "the differences do not vary")
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (statsmodels), in the order given: valid for any dependence within the family.
+    """Holm's adjusted p-values (statsmodels), in the order given: valid for any dependence within
+    the family.
 
-    NaN is a planned test without a result: it counts towards the family as p = 1 and stays NaN. Whatever it becomes later, the
-    other values cannot rise.
+    NaN is a planned test without a result: it counts towards the family as p = 1 and stays NaN.
+    Whatever it becomes later, the other values cannot rise.
 
     Raises:
         StatsError: a value outside [0, 1].
@@ -303,34 +392,99 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in np.where(np.isnan(values), np.nan, adjusted)]
 
 
-def compare(cases: pd.DataFrame, system: str, reference: str, task: str, fraction: float = 1.0, metric: str = "dice",
-            margin: float = MARGIN, planned: Sequence[tuple[int, int]] = ()) -> Comparison:
-    """Interval, tests and effect size of system minus reference on one task at one fraction, over the planned (fold, seed) where given."""
+def compare(
+    cases: pd.DataFrame,
+    system: str,
+    reference: str,
+    task: str,
+    fraction: float = 1.0,
+    metric: str = "dice",
+    margin: float = MARGIN,
+    planned: Sequence[tuple[int, int]] = (),
+) -> Comparison:
+    """Interval, tests and effect size of system minus reference on one task at one fraction, over
+    the planned (fold, seed) where given."""
     pairs = pair(cases, system, reference, task, fraction, metric, planned)
-    return Comparison(pairs, bootstrap(pairs), corrected_t(pairs), tost(pairs, margin), wilcoxon(pairs), cohens_dz(pairs.fold_means))
+    return Comparison(
+        pairs,
+        bootstrap(pairs),
+        corrected_t(pairs),
+        tost(pairs, margin),
+        wilcoxon(pairs),
+        cohens_dz(pairs.fold_means),
+    )
 
 
 def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """One row per comparison for figures and the book; p-values that one fold cannot give are NaN. Its rows of one metric are a family.
+    """One row per comparison for figures and the book; p-values that one fold cannot give are NaN.
+    Its rows of one metric are a family.
 
-    low, high: the interval that is printed (`shown_interval`); boot_low, boot_high: the bootstrap's, which the rule asks too.
+    low, high: the interval that is printed (`shown_interval`); boot_low, boot_high: the
+    bootstrap's, which the rule asks too.
     """
-    columns = ["task", "system", "reference", "fraction", "metric", "comparison", "difference", "low", "high", "n_cases", "n_distinct",
-               "n_runs", "n_folds", "planned", "complete", "unpaired", "boot_low", "boot_high", "p_t", "p_equivalence", "p_wilcoxon", "dz"]
-    number = lambda value: math.nan if value is None else value
-    return adjust(pd.DataFrame([[
-        c.pairs.task, c.pairs.system, c.pairs.reference, c.pairs.fraction, c.pairs.metric, f"{c.pairs.system} - {c.pairs.reference}",
-        c.interval.difference, *c.shown, c.interval.n_cases, c.pairs.n_distinct, c.interval.n_units, len(c.pairs.folds), c.pairs.n_planned,
-        c.pairs.complete, len(c.pairs.unpaired), c.interval.low, c.interval.high,
-        *map(number, (c.t_test.p, c.equivalence.p, c.wilcoxon.p, c.effect.dz)),
-    ] for c in comparisons], columns=columns))
+    columns = [
+        "task",
+        "system",
+        "reference",
+        "fraction",
+        "metric",
+        "comparison",
+        "difference",
+        "low",
+        "high",
+        "n_cases",
+        "n_distinct",
+        "n_runs",
+        "n_folds",
+        "planned",
+        "complete",
+        "unpaired",
+        "boot_low",
+        "boot_high",
+        "p_t",
+        "p_equivalence",
+        "p_wilcoxon",
+        "dz",
+    ]
+
+    def number(value):
+        return math.nan if value is None else value
+
+    return adjust(
+        pd.DataFrame(
+            [
+                [
+                    c.pairs.task,
+                    c.pairs.system,
+                    c.pairs.reference,
+                    c.pairs.fraction,
+                    c.pairs.metric,
+                    f"{c.pairs.system} - {c.pairs.reference}",
+                    c.interval.difference,
+                    *c.shown,
+                    c.interval.n_cases,
+                    c.pairs.n_distinct,
+                    c.interval.n_units,
+                    len(c.pairs.folds),
+                    c.pairs.n_planned,
+                    c.pairs.complete,
+                    len(c.pairs.unpaired),
+                    c.interval.low,
+                    c.interval.high,
+                    *map(number, (c.t_test.p, c.equivalence.p, c.wilcoxon.p, c.effect.dz)),
+                ]
+                for c in comparisons
+            ],
+            columns=columns,
+        )
+    )
 
 
 def adjust(rows: pd.DataFrame) -> pd.DataFrame:
     """Add `p_holm`: Holm over the rows of one metric, which are the family's planned contrasts.
 
-    A row that is not complete counts towards the family's size and has no adjusted p: an interim value decides nothing. A row of no
-    planned pair is not of the family.
+    A row that is not complete counts towards the family's size and has no adjusted p: an interim
+    value decides nothing. A row of no planned pair is not of the family.
     """
     out = rows.assign(p_holm=math.nan)
     final = out["p_t"].where(out["complete"].eq(True)).astype(float)

@@ -8,10 +8,21 @@ VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_ra
 MLP = "medvisionllama_v3_mlp"
 CNN, LLM4SEG, LLM4SEG_RANDOM, LLM4SEG_TRAINED = "cmunext", "llm4seg", "llm4seg_random", "llm4seg_t"
 V1 = "medvisionllama_v1"
-CONTROLS = ("shuffled", "noresidual", "mask_rotary", "after_embedding", "minilm", "layer0", "layer14", "text")
-"What the hybrid's block is replaced by, where it sits and how it is wired, each against the hybrid."
+CONTROLS = (
+    "shuffled",
+    "noresidual",
+    "mask_rotary",
+    "after_embedding",
+    "minilm",
+    "layer0",
+    "layer14",
+    "text",
+)
+"""What the hybrid's block is replaced by, where it sits and how it is wired, each against the
+hybrid."""
 MAPPERS = ("r2", "r8", "r16", "linear", "lora_block")
-"Ranks of the mappers' adapters other than 4, mappers trained in full, and adapters inside the block."
+"""Ranks of the mappers' adapters other than 4, mappers trained in full, and adapters inside the
+block."""
 PEERS = ("unet", "dynunet", "unetr", "swinunetr", "unetpp")
 NOISES = ("boundary20", "boundary50")
 
@@ -42,22 +53,76 @@ class Topic:
 
 TOPICS = {
     "baseline": Topic(("main",), only=(VIT,)),
-    "llm_hybrid": Topic(("main",), contrasts=((HYBRID, VIT), (RANDOM, VIT), (MLP, VIT), (HYBRID, RANDOM), (HYBRID, MLP)),
-                        question="The frozen block"),
+    "llm_hybrid": Topic(
+        ("main",),
+        contrasts=((HYBRID, VIT), (RANDOM, VIT), (MLP, VIT), (HYBRID, RANDOM), (HYBRID, MLP)),
+        question="The frozen block",
+    ),
     "qualitative": Topic(("main",)),
-    "few_shot": Topic(("few_shot",), fractions=(0.1, 0.3, 1.0), extra=(HYBRID, VIT),
-                      contrasts=((HYBRID, VIT), (RANDOM, VIT), (HYBRID, RANDOM)), compared=(0.1, 0.3), question="Few training cases"),
-    "lora_ablation": Topic(("lora",), extra=(HYBRID, VIT), question="The mappers",
-                           contrasts=tuple((f"{HYBRID}_{mapper}", HYBRID) for mapper in MAPPERS)),
-    "version_1": Topic(("v1",), extra=(HYBRID, VIT), question="Version 1", contrasts=(
-        (V1, VIT), (V1, HYBRID), (V1, f"{V1}_plain"), (f"{V1}_hybrid", f"{V1}_plain"), (f"{V1}_fusion", f"{V1}_plain"))),
-    "controls": Topic(("controls",), extra=(HYBRID, VIT), question="What of the block matters", contrasts=(
-        *((f"{HYBRID}_{control}", HYBRID) for control in CONTROLS), ("vit_depth", HYBRID), ("vit_depth", VIT))),
-    "comparators": Topic(("peers", "peers_large"), extra=(HYBRID, VIT), question="Other networks", contrasts=(
-        *((peer, VIT) for peer in PEERS), *((peer, HYBRID) for peer in PEERS))),
-    "llm4seg": Topic(("llm4seg",), metrics=("jaccard", "dice"), question="LLM4Seg", contrasts=(
-        (LLM4SEG, CNN), (LLM4SEG_RANDOM, CNN), (LLM4SEG_TRAINED, CNN), (LLM4SEG, LLM4SEG_RANDOM), (LLM4SEG, LLM4SEG_TRAINED))),
-    "label_noise": Topic(("label_noise",), metrics=("jaccard", "dice"), extra=(CNN, LLM4SEG, LLM4SEG_RANDOM), beside=("llm4seg",),
-                         question="Damaged labels", contrasts=tuple(
-        (f"{system}_{noise}", f"{CNN}_{noise}") for noise in NOISES for system in (LLM4SEG, LLM4SEG_RANDOM))),
+    "few_shot": Topic(
+        ("few_shot",),
+        fractions=(0.1, 0.3, 1.0),
+        extra=(HYBRID, VIT),
+        contrasts=((HYBRID, VIT), (RANDOM, VIT), (HYBRID, RANDOM)),
+        compared=(0.1, 0.3),
+        question="Few training cases",
+    ),
+    "lora_ablation": Topic(
+        ("lora",),
+        extra=(HYBRID, VIT),
+        question="The mappers",
+        contrasts=tuple((f"{HYBRID}_{mapper}", HYBRID) for mapper in MAPPERS),
+    ),
+    "version_1": Topic(
+        ("v1",),
+        extra=(HYBRID, VIT),
+        question="Version 1",
+        contrasts=(
+            (V1, VIT),
+            (V1, HYBRID),
+            (V1, f"{V1}_plain"),
+            (f"{V1}_hybrid", f"{V1}_plain"),
+            (f"{V1}_fusion", f"{V1}_plain"),
+        ),
+    ),
+    "controls": Topic(
+        ("controls",),
+        extra=(HYBRID, VIT),
+        question="What of the block matters",
+        contrasts=(
+            *((f"{HYBRID}_{control}", HYBRID) for control in CONTROLS),
+            ("vit_depth", HYBRID),
+            ("vit_depth", VIT),
+        ),
+    ),
+    "comparators": Topic(
+        ("peers", "peers_large"),
+        extra=(HYBRID, VIT),
+        question="Other networks",
+        contrasts=(*((peer, VIT) for peer in PEERS), *((peer, HYBRID) for peer in PEERS)),
+    ),
+    "llm4seg": Topic(
+        ("llm4seg",),
+        metrics=("jaccard", "dice"),
+        question="LLM4Seg",
+        contrasts=(
+            (LLM4SEG, CNN),
+            (LLM4SEG_RANDOM, CNN),
+            (LLM4SEG_TRAINED, CNN),
+            (LLM4SEG, LLM4SEG_RANDOM),
+            (LLM4SEG, LLM4SEG_TRAINED),
+        ),
+    ),
+    "label_noise": Topic(
+        ("label_noise",),
+        metrics=("jaccard", "dice"),
+        extra=(CNN, LLM4SEG, LLM4SEG_RANDOM),
+        beside=("llm4seg",),
+        question="Damaged labels",
+        contrasts=tuple(
+            (f"{system}_{noise}", f"{CNN}_{noise}")
+            for noise in NOISES
+            for system in (LLM4SEG, LLM4SEG_RANDOM)
+        ),
+    ),
 }

@@ -1,4 +1,5 @@
-"""What a chapter's numbers are read against: the margin beside the error that is left, and the study's true best and worst case."""
+"""What a chapter's numbers are read against: the margin beside the error that is left, and the
+study's true best and worst case."""
 
 from __future__ import annotations
 
@@ -13,31 +14,49 @@ from mvl.evidence.decision import EQUIVALENT, LEVEL, MARGIN
 
 
 def margin(chapter: Chapter) -> str:
-    """What one point is of the error that the baseline leaves, and how small a margin the equivalences of the chapter would bear."""
+    """What one point is of the error that the baseline leaves, and how small a margin the
+    equivalences of the chapter would bear."""
     from mvl.evidence.decision import decided
     from mvl.evidence.differences import differences
 
     table = differences(chapter)
-    rows = table[[row["n_runs"] > 0 and decided(row).word == EQUIVALENT for row in table.to_dict("records")]]
+    rows = table[
+        [row["n_runs"] > 0 and decided(row).word == EQUIVALENT for row in table.to_dict("records")]
+    ]
     if rows.empty:
         return ""
     base = str(rows["reference"].iloc[0])
-    left = 1 - chapter.cases.loc[(chapter.cases["system"] == base) & (chapter.cases["fraction"] == 1.0), "dice"].mean()
-    smallest = [f"{100 * smallest_margin(row):.2f} ({' '.join(row['comparison'].split(chr(10)))})" for row in rows.to_dict("records")]
-    return (f"The margin of one Dice point is {MARGIN / left:.1%} of the error that {title(base)} leaves, which is wide. "
-            f"The equivalences above would also have been called within: {'; '.join(smallest)} points.")
+    left = (
+        1
+        - chapter.cases.loc[
+            (chapter.cases["system"] == base) & (chapter.cases["fraction"] == 1.0), "dice"
+        ].mean()
+    )
+    smallest = [
+        f"{100 * smallest_margin(row):.2f} ({' '.join(row['comparison'].split(chr(10)))})"
+        for row in rows.to_dict("records")
+    ]
+    return (
+        f"The margin of one Dice point is {MARGIN / left:.1%} of the error that {title(base)}"
+        " leaves, which is wide. The equivalences above would also have been called within:"
+        f" {'; '.join(smallest)} points."
+    )
 
 
 def smallest_margin(row: dict[str, object]) -> float:
-    """The smallest margin at which the rule calls a difference equivalent: both its intervals, and both one-sided tests, within it."""
-    low, high, middle, folds = (float(str(row[key])) for key in ("low", "high", "difference", "n_folds"))
+    """The smallest margin at which the rule calls a difference equivalent: both its intervals, and
+    both one-sided tests, within it."""
+    low, high, middle, folds = (
+        float(str(row[key])) for key in ("low", "high", "difference", "n_folds")
+    )
     t = [float(distributions.t.ppf(1 - tail, folds - 1)) for tail in (LEVEL / 2, LEVEL)]
     one_sided = abs(middle) + (high - low) / 2 / t[0] * t[1]
     return max(one_sided, abs(float(str(row["boot_low"]))), abs(float(str(row["boot_high"]))))
 
 
 def extremes(chapter: Chapter) -> str:
-    """The best and the worst test case of each arm over all its folds and seeds, on all the data; the pictures show one run's."""
+    """The best and the worst test case of each arm over all its folds and seeds, on all the data;
+    the pictures show one run's."""
     rows = chapter.cases[chapter.cases["fraction"] == 1.0]
     if rows.empty:
         return ""
@@ -49,24 +68,56 @@ def extremes(chapter: Chapter) -> str:
     first = means.loc[str(rows["system"].iloc[0])].sort_values()
     (low, high), (bottom, top) = (first.index[0], first.index[-1]), (first.iloc[0], first.iloc[-1])
     name = title(str(rows["system"].iloc[0]))
-    return "\n".join([*lines, "", f"Best, median and worst in the pictures are those of *one* run. Over all folds, with the mean over seeds, the "
-                      f"worst case of {name} is {low[1]} (fold {low[0]}, {bottom:.3f}) and the best {high[1]} (fold {high[0]}, {top:.3f})."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            (
+                "Best, median and worst in the pictures are those of *one* run. Over all folds,"
+                f" with the mean over seeds, the worst case of {name} is {low[1]} (fold {low[0]},"
+                f" {bottom:.3f}) and the best {high[1]} (fold {high[0]}, {top:.3f})."
+            ),
+        ]
+    )
 
 
 def _case(row: pd.Series) -> str:
-    return f"{row['case']}, {row['dice']:.3f} (fold {np.int64(row['fold'])}, seed {np.int64(row['seed'])})"
+    return (
+        f"{row['case']}, {row['dice']:.3f} (fold {np.int64(row['fold'])}, seed"
+        f" {np.int64(row['seed'])})"
+    )
 
 
 def power_table(differences: pd.DataFrame) -> str:
-    """Markdown: for each complete contrast, the sd of its fold means beside the largest at which equivalence could be called; empty without."""
-    rows = differences[(differences["n_folds"] > 1) & differences["dz"].notna() & differences["complete"].eq(True)]
+    """Markdown: for each complete contrast, the sd of its fold means beside the largest at which
+    equivalence could be called; empty without."""
+    rows = differences[
+        (differences["n_folds"] > 1) & differences["dz"].notna() & differences["complete"].eq(True)
+    ]
     if rows.empty:
         return ""
-    lines = ["| difference | folds | sd of fold means, points | largest sd for 80 % power | with ten folds | can it be called equivalent |",
-             "|---|---:|---:|---:|---:|---|"]
+    lines = [
+        (
+            "| difference | folds | sd of fold means, points | largest sd for 80 % power | with ten"
+            " folds | can it be called equivalent |"
+        ),
+        "|---|---:|---:|---:|---:|---|",
+    ]
     ten = 100 * (power.largest_sd(10) or 0.0)
     for row in rows.to_dict("records"):
-        spread, most = 100 * abs(row["difference"] / row["dz"]), 100 * (power.largest_sd(int(row["n_folds"])) or 0.0)
-        word = "yes" if spread <= most else "with ten folds" if spread <= ten else "no, not with ten folds"
-        lines.append(f"| {' '.join(row['comparison'].split(chr(10)))} | {row['n_folds']} | {spread:.2f} | {most:.2f} | {ten:.2f} | {word} |")
+        spread, most = (
+            100 * abs(row["difference"] / row["dz"]),
+            100 * (power.largest_sd(int(row["n_folds"])) or 0.0),
+        )
+        word = (
+            "yes"
+            if spread <= most
+            else "with ten folds"
+            if spread <= ten
+            else "no, not with ten folds"
+        )
+        lines.append(
+            f"| {' '.join(row['comparison'].split(chr(10)))} | {row['n_folds']} | {spread:.2f} |"
+            f" {most:.2f} | {ten:.2f} | {word} |"
+        )
     return "\n".join(lines)

@@ -11,13 +11,17 @@ from mvl.core.shapes import Tokens
 class Mapper(nn.Module):
     """Dimension mapper VD1 or VD2: tokens (B, T, in) -> (B, T, out).
 
-    kind `lora`: a frozen random linear map, a trained rank-r update that starts at zero, and a trained bias.
-    kind `linear`: one trained linear map without bias, as in the released `MedVisionLlama_Frozen`.
+    kind `lora`: a frozen random linear map, a trained rank-r update that starts at zero, and a
+    trained bias. kind `linear`: one trained linear map without bias, as in the released
+    `MedVisionLlama_Frozen`.
 
-    Source: arXiv 2410.02458 v3; Ours = theirs: loralib.Linear(in, out, r) with its default alpha of 1.
+    Source: arXiv 2410.02458 v3; Ours = theirs: loralib.Linear(in, out, r) with its default alpha of
+    1.
     """
 
-    def __init__(self, in_features: int, out_features: int, kind: str, r: int, lora_alpha: int) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, kind: str, r: int, lora_alpha: int
+    ) -> None:
         super().__init__()
         self.linear: nn.Module = nn.Linear(in_features, out_features, bias=kind == "lora")
         if kind == "lora":
@@ -31,14 +35,24 @@ class Mapper(nn.Module):
 
 
 def add_lora(module: nn.Module, targets: tuple[str, ...], r: int, lora_alpha: int) -> None:
-    """Give the named linear layers of `module` LoRA adapters, in place; all other parameters of `module` are frozen.
+    """Give the named linear layers of `module` LoRA adapters, in place; all other parameters of
+    `module` are frozen.
 
     Raises:
         ValueError: a target names no linear layer in `module`; lists those there are.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = {name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
     if unknown := sorted(set(targets) - names):
-        raise ValueError(f"LoRA target {unknown[0]!r} is not among the layers {', '.join(sorted(names))}")
-    inject_adapter_in_model(LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=list(targets)), module)
+        raise ValueError(
+            f"LoRA target {unknown[0]!r} is not among the layers {', '.join(sorted(names))}"
+        )
+    inject_adapter_in_model(
+        LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=list(targets)),
+        module,
+    )

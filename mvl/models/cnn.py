@@ -1,7 +1,9 @@
-"""Convolutional encoder-decoders with skips, in 2-D and 3-D: CMUNeXt and the plain U-Net that LLM4Seg builds on.
+"""Convolutional encoder-decoders with skips, in 2-D and 3-D: CMUNeXt and the plain U-Net that
+LLM4Seg builds on.
 
-Source: LLM4Seg (arXiv 2506.18034) and CMUNeXt (arXiv 2308.01239), released code; U-Net as in the same group's benchmark of networks.
-Differs: memory is channels-last throughout, which computes the same and is faster on a CPU.
+Source: LLM4Seg (arXiv 2506.18034) and CMUNeXt (arXiv 2308.01239), released code; U-Net as in the
+same group's benchmark of networks. Differs: memory is channels-last throughout, which computes the
+same and is faster on a CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from mvl.models.cpu_bf16 import GELU, DepthwiseConv2d
 from mvl.models.deterministic_layers import MaxPool, Upsample
 
 CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
 DEPTHWISE: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: DepthwiseConv2d, 3: nn.Conv3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
 LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -25,7 +30,8 @@ LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def pointwise(dims: int, width: int, out_width: int) -> nn.Module:
-    """1x1 convolution. A dilation changes nothing in a 1x1 kernel, but with one PyTorch picks oneDNN on one CPU thread: 1.8 times as fast."""
+    """1x1 convolution. A dilation changes nothing in a 1x1 kernel, but with one PyTorch picks
+    oneDNN on one CPU thread: 1.8 times as fast."""
     return CONV[dims](width, out_width, 1, dilation=2)
 
 
@@ -39,12 +45,16 @@ class Residual(nn.Sequential):
 
 def conv_norm_relu(dims: int, width: int, out_width: int) -> nn.Sequential:
     """3x3 convolution, BatchNorm, ReLU."""
-    return nn.Sequential(CONV[dims](width, out_width, 3, padding=1), NORM[dims](out_width), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        CONV[dims](width, out_width, 3, padding=1), NORM[dims](out_width), nn.ReLU(inplace=True)
+    )
 
 
 def double_conv(dims: int, width: int, out_width: int) -> nn.Sequential:
     """The plain U-Net's stage: 3x3 convolution, BatchNorm, ReLU, twice."""
-    return nn.Sequential(*conv_norm_relu(dims, width, out_width), *conv_norm_relu(dims, out_width, out_width))
+    return nn.Sequential(
+        *conv_norm_relu(dims, width, out_width), *conv_norm_relu(dims, out_width, out_width)
+    )
 
 
 def gelu_norm(dims: int, width: int) -> list[nn.Module]:
@@ -54,49 +64,77 @@ def gelu_norm(dims: int, width: int) -> list[nn.Module]:
 
 def widen_and_narrow(dims: int, width: int, hidden: int, out_width: int) -> list[nn.Module]:
     """Inverted bottleneck of 1x1 convolutions."""
-    return [pointwise(dims, width, hidden), *gelu_norm(dims, hidden), pointwise(dims, hidden, out_width), *gelu_norm(dims, out_width)]
+    return [
+        pointwise(dims, width, hidden),
+        *gelu_norm(dims, hidden),
+        pointwise(dims, hidden, out_width),
+        *gelu_norm(dims, out_width),
+    ]
 
 
-def cmunext_stage(dims: int, width: int, out_width: int, depth: int, kernel_size: int) -> nn.Sequential:
-    """`depth` blocks (large depthwise convolution with a residual, inverted bottleneck), then a 3x3 convolution to the new width.
+def cmunext_stage(
+    dims: int, width: int, out_width: int, depth: int, kernel_size: int
+) -> nn.Sequential:
+    """`depth` blocks (large depthwise convolution with a residual, inverted bottleneck), then a 3x3
+    convolution to the new width.
 
     Source: CMUNeXt (arXiv 2308.01239), encoder block.
     """
     blocks: list[nn.Module] = []
     for _ in range(depth):
-        depthwise = DEPTHWISE[dims](width, width, kernel_size, padding=kernel_size // 2, groups=width)
-        blocks += [Residual(depthwise, *gelu_norm(dims, width)), *widen_and_narrow(dims, width, 4 * width, width)]
+        depthwise = DEPTHWISE[dims](
+            width, width, kernel_size, padding=kernel_size // 2, groups=width
+        )
+        blocks += [
+            Residual(depthwise, *gelu_norm(dims, width)),
+            *widen_and_narrow(dims, width, 4 * width, width),
+        ]
     return nn.Sequential(*blocks, conv_norm_relu(dims, width, out_width))
 
 
 def skip_fusion(dims: int, width: int) -> nn.Sequential:
-    """Skip and upsampled features (2 * width) mixed into `width`: a 3x3 convolution of each half apart, then an inverted bottleneck.
+    """Skip and upsampled features (2 * width) mixed into `width`: a 3x3 convolution of each half
+    apart, then an inverted bottleneck.
 
     Source: CMUNeXt (arXiv 2308.01239), skip-fusion block.
     """
     apart = CONV[dims](2 * width, 2 * width, 3, padding=1, groups=2)
-    return nn.Sequential(apart, *gelu_norm(dims, 2 * width), *widen_and_narrow(dims, 2 * width, 4 * width, width))
+    return nn.Sequential(
+        apart, *gelu_norm(dims, 2 * width), *widen_and_narrow(dims, 2 * width, 4 * width, width)
+    )
 
 
 class UShape(nn.Module):
-    """Encoder stages with max pooling between them, a decoder that upsamples, joins the skip and fuses, and a 1x1 head.
+    """Encoder stages with max pooling between them, a decoder that upsamples, joins the skip and
+    fuses, and a 1x1 head.
 
     `encode` and `decode` are apart so that something can sit at the bottleneck between them.
     """
 
-    def __init__(self, encoder: Sequence[nn.Module], fusions: Sequence[nn.Module], widths: Sequence[int], dims: int, up: str,
-                 num_classes: int) -> None:
+    def __init__(
+        self,
+        encoder: Sequence[nn.Module],
+        fusions: Sequence[nn.Module],
+        widths: Sequence[int],
+        dims: int,
+        up: str,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.dims, self.pool, self.bottleneck_width = dims, MaxPool(dims), widths[-1]
         self.encoder = nn.ModuleList(encoder)
         pairs = zip(widths[:0:-1], widths[-2::-1], strict=True)
-        self.ups = nn.ModuleList(nn.Sequential(Upsample(up), *conv_norm_relu(dims, wide, narrow)) for wide, narrow in pairs)
+        self.ups = nn.ModuleList(
+            nn.Sequential(Upsample(up), *conv_norm_relu(dims, wide, narrow))
+            for wide, narrow in pairs
+        )
         self.fusions = nn.ModuleList(fusions)
         self.head = pointwise(dims, widths[0], num_classes)
         self.to(memory_format=LAYOUT[dims])  # type: ignore[call-overload]  # not in torch's overloads
 
     def encode(self, image: Image) -> list[Tensor]:
-        """Features of every stage, full resolution first, the bottleneck last; each stage halves the grid."""
+        """Features of every stage, full resolution first, the bottleneck last; each stage halves
+        the grid."""
         features = [self.encoder[0](image.contiguous(memory_format=LAYOUT[self.dims]))]
         for stage in self.encoder[1:]:
             features.append(stage(self.pool(features[-1])))
@@ -124,46 +162,65 @@ class UShape(nn.Module):
 
 
 def cmunext(model: ModelConfig, dims: int, num_channels: int, num_classes: int) -> UShape:
-    """CMUNeXt: 3,149,185 parameters in 2-D for 3 channels and 1 class at the released sizes (the paper says 3.14 M)."""
+    """CMUNeXt: 3,149,185 parameters in 2-D for 3 channels and 1 class at the released sizes (the
+    paper says 3.14 M)."""
     widths = model.channels
     stem = conv_norm_relu(dims, num_channels, widths[0])
     sizes = zip((widths[0], *widths[:-1]), widths, model.depths, model.kernel_sizes, strict=True)
     encoder = [cmunext_stage(dims, *size) for size in sizes]
     fusions = [skip_fusion(dims, width) for width in widths[-2::-1]]
-    return UShape([nn.Sequential(stem, *encoder[0]), *encoder[1:]], fusions, widths, dims, LINEAR[dims], num_classes)
+    return UShape(
+        [nn.Sequential(stem, *encoder[0]), *encoder[1:]],
+        fusions,
+        widths,
+        dims,
+        LINEAR[dims],
+        num_classes,
+    )
 
 
 def unet(model: ModelConfig, dims: int, num_channels: int, num_classes: int) -> UShape:
     """The plain U-Net: two 3x3 convolutions a stage, nearest-neighbour upsampling."""
     widths = model.channels
-    encoder = [double_conv(dims, width, out) for width, out in zip((num_channels, *widths[:-1]), widths, strict=True)]
+    encoder = [
+        double_conv(dims, width, out)
+        for width, out in zip((num_channels, *widths[:-1]), widths, strict=True)
+    ]
     fusions = [double_conv(dims, 2 * width, width) for width in widths[-2::-1]]
     return UShape(encoder, fusions, widths, dims, "nearest", num_classes)
 
 
-def build_cnn(model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int) -> UShape:
+def build_cnn(
+    model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int
+) -> UShape:
     """The network that `model.backbone` names.
 
     Raises:
         ConfigError: sizes that do not fit together; names the field and a size that would do.
     """
     check_sizes(model, img_size)
-    return {"cmunext": cmunext, "unet": unet}[model.backbone](model, len(img_size), num_channels, num_classes)
+    return {"cmunext": cmunext, "unet": unet}[model.backbone](
+        model, len(img_size), num_channels, num_classes
+    )
 
 
 def check_sizes(model: ModelConfig, img_size: tuple[int, ...]) -> None:
-    """Raise ConfigError unless every stage can halve its grid and the settings of the stages are equally many."""
+    """Raise ConfigError unless every stage can halve its grid and the settings of the stages are
+    equally many."""
     stages, step = len(model.channels), 2 ** (len(model.channels) - 1)
     cmunext = model.backbone == "cmunext"
     nearest = tuple(max(2, round(s / step)) * step for s in img_size)
     rules = {
-        f"data.img_size {img_size} must be a multiple of {step} (model.channels has {stages} stages, each halves the grid) "
-        f"and above {step}, for BatchNorm needs more than one voxel at the bottleneck; set it to {list(nearest)}":
-            all(s % step == 0 for s in img_size) and max(img_size) > step,
+        f"data.img_size {img_size} must be a multiple of {step} (model.channels has {stages} stages, each halves the grid) and above {step}, for BatchNorm needs more than one voxel at the bottleneck; set it to {list(nearest)}": (
+            all(s % step == 0 for s in img_size) and max(img_size) > step
+        ),
         "model.channels needs two stages or more": stages >= 2,
-        f"model.depths {model.depths} and model.kernel_sizes {model.kernel_sizes} must have {stages} values, one for each of model.channels":
-            not cmunext or len(model.depths) == len(model.kernel_sizes) == stages,
-        f"model.kernel_sizes {model.kernel_sizes} must be odd": not cmunext or all(k % 2 for k in model.kernel_sizes),
+        f"model.depths {model.depths} and model.kernel_sizes {model.kernel_sizes} must have {stages} values, one for each of model.channels": (
+            not cmunext or len(model.depths) == len(model.kernel_sizes) == stages
+        ),
+        f"model.kernel_sizes {model.kernel_sizes} must be odd": (
+            not cmunext or all(k % 2 for k in model.kernel_sizes)
+        ),
     }
     for message, holds in rules.items():
         if not holds:

@@ -80,8 +80,8 @@ class Noise(TokenBlock):
     norm with gain 1, and a direction that nothing decides.
 
     In training each pass draws from torch's generator, which the loop seeds in every step. In
-    evaluation a case's draw is a function of (seed, the tokens' bytes): other cases get other noise,
-    and the same case the same again.
+    evaluation a case's draw is a function of (seed, the tokens' bytes): other cases get other
+    noise, and the same case the same again.
     """
 
     def __init__(self, width: int, residual: bool, seed: int) -> None:
@@ -144,9 +144,8 @@ class TrainedAttention(TokenBlock):
 class TrainedTransformer(TokenBlock):
     """One trained ViT block at the network's own width, in the place of mapper, block and mapper.
 
-    Its residuals are its own and there once whatever `residual` says, which decides whether x counts
-    as part of h.
-    Source: "LLM2Trsf", arXiv 2406.16964.
+    Its residuals are its own and there once whatever `residual` says, which decides whether x
+    counts as part of h. Source: "LLM2Trsf", arXiv 2406.16964.
     """
 
     def __init__(self, sizes: NativeSizes, residual: bool) -> None:
@@ -168,12 +167,18 @@ def build_control(kind: str, width: int, residual: bool, seed: int) -> TokenBloc
     if kind == "noise":
         return Noise(width, residual, seed)
     makers: dict[str, Callable[[int, bool], TokenBlock]] = {
-        "norm": BareNorm, "mlp": BareNorm, "zero": Zero, "identity": Nothing}
+        "norm": BareNorm,
+        "mlp": BareNorm,
+        "zero": Zero,
+        "identity": Nothing,
+    }
     return makers[kind](width, residual)
 
 
 def build_native(kind: str, sizes: NativeSizes, residual: bool) -> TokenBlock:
     """A block of `NATIVE_KINDS`, its weights drawn from torch's generator."""
     makers: dict[str, Callable[[NativeSizes, bool], TokenBlock]] = {
-        "attention": TrainedAttention, "transformer": TrainedTransformer}
+        "attention": TrainedAttention,
+        "transformer": TrainedTransformer,
+    }
     return makers[kind](sizes, residual)

@@ -1,9 +1,10 @@
-"""Operators that PyTorch runs slowly in bf16 on a CPU, by faster ways; every other type and device takes PyTorch's own.
+"""Operators that PyTorch runs slowly in bf16 on a CPU, by faster ways; every other type and device
+takes PyTorch's own.
 
-Measured on one core of AMD EPYC Zen 4 (AVX512-BF16), PyTorch 2.13, forward and backward:
-attention of 2 x 9 x 175 x 64 takes 15.6 ms fused and 3.9 ms here (8.7 ms fused in fp32);
-GELU of 8.4 million values of a channels-last image takes 19.1 ms and 10.7 ms here;
-the weight gradient of a 7x7 depthwise convolution of 8 x 128 x 16 x 16 takes 6.3 ms and 2.6 ms here.
+Measured on one core of AMD EPYC Zen 4 (AVX512-BF16), PyTorch 2.13, forward and backward: attention
+of 2 x 9 x 175 x 64 takes 15.6 ms fused and 3.9 ms here (8.7 ms fused in fp32); GELU of 8.4 million
+values of a channels-last image takes 19.1 ms and 10.7 ms here; the weight gradient of a 7x7
+depthwise convolution of 8 x 128 x 16 x 16 takes 6.3 ms and 2.6 ms here.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def short_attention(
     The softmax sums in float32, as PyTorch's kernel for bf16 does; scores and weights are bf16.
     """
     scale = query.shape[3] ** -0.5 if scale is None else scale
-    return _ShortAttention.apply(query.to(value.dtype), key.to(value.dtype), value, scale, is_causal)
+    return _ShortAttention.apply(
+        query.to(value.dtype), key.to(value.dtype), value, scale, is_causal
+    )
 
 
 class _ShortAttention(torch.autograd.Function):
@@ -143,14 +146,16 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features, weight = ctx.saved_tensors
         channels, edge = weight.shape[0], weight.shape[2]
-        # To the features goes the same convolution of the gradient, its kernel turned by 180 degrees.
+        # To the features goes the same convolution of the gradient, its kernel turned by 180
+        # degrees.
         to_features = conv2d(grad, weight.flip(2, 3), padding=edge // 2, groups=channels)
         to_weight = depthwise_weight_gradient(features, grad, edge)
         return to_features, to_weight, grad.sum((0, 2, 3))
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise `nn.Conv2d` that keeps the grid; in bf16 on a CPU a large kernel has its own gradient."""
+    """A depthwise `nn.Conv2d` that keeps the grid; in bf16 on a CPU a large kernel has its own
+    gradient."""
 
     def forward(self, features: Tensor) -> Tensor:
         """The features (B, C, H, W), convolved channel by channel."""

@@ -41,7 +41,8 @@ def doubled(features: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S2"]:
 
 
 def halved(features: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S2"]:
-    """The maximum of each cell of two values on edge; its gradient goes to the cell's first maximum.
+    """The maximum of each cell of two values on edge; its gradient goes to the cell's first
+    maximum.
 
     Equal to `max_pool(kernel_size=2)` bit for bit, NaN included, on grids of even size.
     """

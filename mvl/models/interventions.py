@@ -1,4 +1,5 @@
-"""Knock-outs of a trained network's block at inference: what the block says is replaced, the rest of the network stays as it was trained."""
+"""Knock-outs of a trained network's block at inference: what the block says is replaced, the rest
+of the network stays as it was trained."""
 
 from __future__ import annotations
 
@@ -29,9 +30,9 @@ SIZES = ("input_norm", "branch_norm", "variation_ratio", "cosine")
 class Intervened(nn.Module):
     """A block whose own part h is replaced, in the block's place; it notes the sizes of x and h.
 
-    as_trained: h as it is; zero: h = 0; mean: h = its mean over the tokens; shuffled_tokens: token t
-    gets h_t of the tokens in another order, while x stays in its own; attention_off: h of each token
-    by itself, so that it attends to itself alone (words of text guidance stay before it).
+    as_trained: h as it is; zero: h = 0; mean: h = its mean over the tokens; shuffled_tokens: token
+    t gets h_t of the tokens in another order, while x stays in its own; attention_off: h of each
+    token by itself, so that it attends to itself alone (words of text guidance stay before it).
     """
 
     def __init__(self, block: TokenBlock, kind: str, seed: int) -> None:
@@ -75,9 +76,12 @@ def sizes(tokens: Tensor, branch: Tensor) -> dict[str, float]:
     """
     x, h = tokens.double(), branch.double()
     varied = spread(x)
-    return {"input_norm": float(x.norm(dim=1).mean()), "branch_norm": float(h.norm(dim=1).mean()),
-            "variation_ratio": spread(h) / varied if varied > 0 else math.nan,
-            "cosine": float(functional.cosine_similarity(h, x, dim=1).mean())}
+    return {
+        "input_norm": float(x.norm(dim=1).mean()),
+        "branch_norm": float(h.norm(dim=1).mean()),
+        "variation_ratio": spread(h) / varied if varied > 0 else math.nan,
+        "cosine": float(functional.cosine_similarity(h, x, dim=1).mean()),
+    }
 
 
 def spread(tokens: Tensor) -> float:

@@ -1,7 +1,8 @@
 """LLM4Seg: a CNN with one language-model layer at its bottleneck, in 2-D and 3-D.
 
-Source: LLM4Seg (arXiv 2506.18034), figure "teaser" (c): CNN encoder -> flatten -> Linear -> LLM layer -> Linear -> reshape -> CNN decoder.
-Differs: the block has neither mask nor positions unless the config asks for those of the released code (see book/deviations.md).
+Source: LLM4Seg (arXiv 2506.18034), figure "teaser" (c): CNN encoder -> flatten -> Linear -> LLM
+layer -> Linear -> reshape -> CNN decoder. Differs: the block has neither mask nor positions unless
+the config asks for those of the released code (see book/deviations.md).
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ from mvl.models.token_blocks import build_token_block
 
 
 class LLM4Seg(nn.Module):
-    """CNN encoder, linear mapper, token block, linear mapper, CNN decoder; nothing goes around the block unless `residual` is set.
+    """CNN encoder, linear mapper, token block, linear mapper, CNN decoder; nothing goes around the
+    block unless `residual` is set.
 
-    The kinds `attention` and `transformer` work at the CNN's own width: there are no linear mappers around them.
-    Ours = theirs: mapper1 = adapter1, block = llm, mapper2 = adapter2.
+    The kinds `attention` and `transformer` work at the CNN's own width: there are no linear mappers
+    around them. Ours = theirs: mapper1 = adapter1, block = llm, mapper2 = adapter2.
     """
 
-    def __init__(self, model: ModelConfig, img_size: tuple[int, ...], num_channels: int, num_classes: int, seed: int,
-                 words: str = "") -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        img_size: tuple[int, ...],
+        num_channels: int,
+        num_classes: int,
+        seed: int,
+        words: str = "",
+    ) -> None:
         super().__init__()
         self.cnn = build_cnn(model, img_size, num_channels, num_classes)
         width = self.cnn.bottleneck_width
-        native = NativeSizes(width, model.num_heads, 4 * width, dropout_rate=0.0)  # a ViT block's shape; the CNN has no dropout
+        # a ViT block's shape; the CNN has no dropout
+        native = NativeSizes(width, model.num_heads, 4 * width, dropout_rate=0.0)
         self.block = build_token_block(model.token_block, seed, words, native)
         self.mapper1: nn.Module = nn.Identity()
         self.mapper2: nn.Module = nn.Identity()
@@ -37,7 +47,8 @@ class LLM4Seg(nn.Module):
             self.mapper2 = nn.Linear(self.block.width, width)
 
     def stages(self, image: Image) -> dict[str, Tensor]:
-        """Named intermediates from image (B, C, *S) to `logits` (B, K, *S); mapper1, block and mapper2 are tokens (B, T, D), row-major."""
+        """Named intermediates from image (B, C, *S) to `logits` (B, K, *S); mapper1, block and
+        mapper2 are tokens (B, T, D), row-major."""
         *skips, bottleneck = self.cnn.encode(image)
         out: dict[str, Tensor] = {f"encoder{i}": skip for i, skip in enumerate(skips, 1)}
         out["bottleneck"] = bottleneck

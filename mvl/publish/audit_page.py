@@ -7,31 +7,57 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvl.evidence.audit_findings import KNOWN, TASK, Finding, answer, load_findings, measured, read_findings, worth
+from mvl.evidence.audit_findings import (
+    KNOWN,
+    TASK,
+    Finding,
+    answer,
+    load_findings,
+    measured,
+    read_findings,
+    worth,
+)
 from mvl.study.links import run_address
 
 
 def worth_table(results_dir: Path) -> str:
     """`worth` as Markdown, Dice in hundredths for the differences."""
-    head = ("| fault switched on | runs | Dice it reports | Dice on test cases | reports too much, points | test Dice, scan's own grid "
-            "| difference, points [95 % interval] |")
-    return "\n".join([head, "|---|---:|---|---:|---:|---:|---|", *(_line(row, results_dir) for row in worth(results_dir).to_dict("records"))])
+    head = (
+        "| fault switched on | runs | Dice it reports | Dice on test cases | reports too much,"
+        " points | test Dice, scan's own grid | difference, points [95 % interval] |"
+    )
+    return "\n".join(
+        [
+            head,
+            "|---|---:|---|---:|---:|---:|---|",
+            *(_line(row, results_dir) for row in worth(results_dir).to_dict("records")),
+        ]
+    )
 
 
 def _line(row: dict[str, Any], results_dir: Path) -> str:
-    number = lambda value, form: format(value, form) if math.isfinite(value) else "–"
-    points = lambda value: number(100 * value, "+z.2f")
+    def number(value, form):
+        return format(value, form) if math.isfinite(value) else "–"
+
+    def points(value):
+        return number(100 * value, "+z.2f")
+
     difference = "" if row["reference"] == row["system"] else "not yet recorded"
     if math.isfinite(row["difference"]):
         p = f"p = {row['p']:.2g}" if math.isfinite(row["p"]) else "one fold, no p"
-        difference = (f"{points(row['difference'])} [{points(row['low'])}, {points(row['high'])}] to `{row['reference']}`; "
-                      f"n = {row['n_cases']} cases of {row['n_runs']} folds, {p}")
+        difference = (
+            f"{points(row['difference'])} [{points(row['low'])}, {points(row['high'])}] to"
+            f" `{row['reference']}`; n = {row['n_cases']} cases of {row['n_runs']} folds, {p}"
+        )
     done = f"{row['done']} of {row['planned']}"
     if row["done"]:
         place = f"{row['study']}/runs/{TASK}/{row['system']}#fraction-1.0"
         done = f"[{done}]({run_address(results_dir, place)})"
-    return (f"| {row['fault']} (`{row['system']}`) | {done} | {number(row['reported'], '.4f')} on {row['reported_on']} "
-            f"| {number(row['resized'], '.4f')} | {points(row['gap'])} | {number(row['dice'], '.4f')} | {difference} |")
+    return (
+        f"| {row['fault']} (`{row['system']}`) | {done} | {number(row['reported'], '.4f')} on"
+        f" {row['reported_on']} | {number(row['resized'], '.4f')} | {points(row['gap'])} |"
+        f" {number(row['dice'], '.4f')} | {difference} |"
+    )
 
 
 def finding_page(finding: Finding) -> str:
@@ -42,15 +68,32 @@ def finding_page(finding: Finding) -> str:
     if finding.measure:
         source = f"[`{finding.measure}`](REPOSITORY/blob/main/mvl/evidence/audit_measures.py)"
         lines += [f"**Measured.** {measured(finding)} {source}", ""]
-    return "\n".join([*lines, f"**So.** {finding.consequence}", "", "```bash", finding.command, "```", ""])
+    return "\n".join(
+        [*lines, f"**So.** {finding.consequence}", "", "```bash", finding.command, "```", ""]
+    )
 
 
 def facts(studies: Sequence[str], results_dir: Path, repository: str) -> dict[str, Any]:
     """What `book/audit.md` shows; the table is of the study that has the clean arm."""
     papers, found = read_findings()["papers"], load_findings()
-    page = lambda paper: "\n".join(finding_page(f).replace("REPOSITORY", repository) for f in found if f.paper == paper)
-    table = worth_table(results_dir) if "hippocampus" in studies else "The study `audit` is on scans: its table is in the published book."
+
+    def page(paper):
+        return "\n".join(
+            finding_page(f).replace("REPOSITORY", repository) for f in found if f.paper == paper
+        )
+
+    table = (
+        worth_table(results_dir)
+        if "hippocampus" in studies
+        else "The study `audit` is on scans: its table is in the published book."
+    )
     numbers = {kind: sum(finding.known == kind for finding in found) for kind in KNOWN}
     short = answer(results_dir) if "hippocampus" in studies else ""
-    return {"audit_worth": table, "audit_answer": short, "audit_pages": {paper: page(paper) for paper in papers}, "audit_papers": papers,
-            "audit_count": len(found), "audit_known": numbers}
+    return {
+        "audit_worth": table,
+        "audit_answer": short,
+        "audit_pages": {paper: page(paper) for paper in papers},
+        "audit_papers": papers,
+        "audit_count": len(found),
+        "audit_known": numbers,
+    }

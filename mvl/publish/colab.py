@@ -1,6 +1,7 @@
 """A notebook on Colab: its machine's set-up, the study that fits it, and results that outlive it.
 
-`python -m mvl.publish.colab` runs in a fresh clone and imports nothing outside the standard library before it has installed it.
+`python -m mvl.publish.colab` runs in a fresh clone and imports nothing outside the standard library
+before it has installed it.
 """
 
 from __future__ import annotations
@@ -42,21 +43,37 @@ def kept_versions() -> list[str]:
 
 
 def set_up() -> None:
-    """Install what is missing or too old, never touching torch, numpy or matplotlib; get block and scans; say which device there is."""
+    """Install what is missing or too old, never touching torch, numpy or matplotlib; get block and
+    scans; say which device there is."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "keep.txt"
         constraints.write_text("\n".join(kept_versions()) + "\n")
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), "-e", str(ROOT)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), "-e", str(ROOT)],
+            check=True,
+        )
     print(f"installed; kept: {', '.join(kept_versions())}")
     for what in ("weights", "Task04_Hippocampus"):
-        fetched = subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT).returncode == 0
-        print(f"{what}: {'fetched' if fetched else 'NOT fetched; the study quick needs no scans, run this cell again for the others'}")
-    subprocess.run([sys.executable, "-c", "from mvl.publish import colab; print(colab.device_text())"], cwd=ROOT, check=True)
+        fetched = (
+            subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT).returncode == 0
+        )
+        print(
+            f"{what}:"
+            f" {'fetched' if fetched else 'NOT fetched; the study quick needs no scans, run this cell again for the others'}"
+        )
+    subprocess.run(
+        [sys.executable, "-c", "from mvl.publish import colab; print(colab.device_text())"],
+        cwd=ROOT,
+        check=True,
+    )
 
 
 def on_colab() -> bool:
     """True in a notebook of Colab."""
-    return importlib.util.find_spec("google") is not None and importlib.util.find_spec("google.colab") is not None
+    return (
+        importlib.util.find_spec("google") is not None
+        and importlib.util.find_spec("google.colab") is not None
+    )
 
 
 def card() -> str:
@@ -71,14 +88,21 @@ def device_text() -> str:
     gpu = card()
     if gpu:
         return f"device: {gpu}; the study `auto` is `{WITH_GPU}` where it has what a notebook shows"
-    return f"device: CPU only; the study `auto` is `{PHANTOMS}`, on phantoms. For scans: Runtime > Change runtime type > GPU"
+    return (
+        f"device: CPU only; the study `auto` is `{PHANTOMS}`, on phantoms. For scans: Runtime >"
+        " Change runtime type > GPU"
+    )
 
 
-def ready(notebook: str, study: str, results_dir: str, drive: bool = False, allow_drift: bool = False) -> tuple[str, str]:
-    """The study and the folder of results that a notebook shall use; on Colab it says first what will be trained, and how long it takes.
+def ready(
+    notebook: str, study: str, results_dir: str, drive: bool = False, allow_drift: bool = False
+) -> tuple[str, str]:
+    """The study and the folder of results that a notebook shall use; on Colab it says first what
+    will be trained, and how long it takes.
 
-    `study` may be `auto`: the notebook's own, on Colab with a GPU `colab` in place of the phantoms. With `drive` results lie on Google
-    Drive too, from where another machine goes on; a run that this machine did not begin needs `allow_drift`, and is marked.
+    `study` may be `auto`: the notebook's own, on Colab with a GPU `colab` in place of the phantoms.
+    With `drive` results lie on Google Drive too, from where another machine goes on; a run that
+    this machine did not begin needs `allow_drift`, and is marked.
     """
     here = on_colab()
     gpu = card() if here else ""
@@ -86,7 +110,10 @@ def ready(notebook: str, study: str, results_dir: str, drive: bool = False, allo
         study = chosen_study(notebook, gpu)
     if drive and here:
         on_drive = mounted() / "mvl" / "runs"
-        print(f"results: {keep_on_drive(ROOT / results_dir, on_drive)} files taken from {on_drive}, which is kept up to date")
+        print(
+            f"results: {keep_on_drive(ROOT / results_dir, on_drive)} files taken from {on_drive},"
+            " which is kept up to date"
+        )
     if here:
         print(plan_text(notebook, study, ROOT / results_dir, gpu))
         if allow_drift:
@@ -110,7 +137,8 @@ def chosen_study(notebook: str, gpu: str) -> str:
 
 
 def plan_text(notebook: str, study: str, results_dir: Path, gpu: str) -> str:
-    """The runs that the notebook will train, and the minutes that they are planned for on this machine."""
+    """The runs that the notebook will train, and the minutes that they are planned for on this
+    machine."""
     from mvl.bench import plan
     from mvl.bench.gpus import device_of_card
     from mvl.core.run_folder import run_name
@@ -119,7 +147,11 @@ def plan_text(notebook: str, study: str, results_dir: Path, gpu: str) -> str:
     from mvl.study.status import missing_runs
 
     topic = TOPICS[notebook[3:]]
-    missing = {run_name(run): run for block in used_blocks(study, topic) for run in missing_runs(study, results_dir, block)}
+    missing = {
+        run_name(run): run
+        for block in used_blocks(study, topic)
+        for run in missing_runs(study, results_dir, block)
+    }
     if not missing:
         return f"{study}: every run of this notebook is done"
     known = device_of_card(gpu)
@@ -128,8 +160,10 @@ def plan_text(notebook: str, study: str, results_dir: Path, gpu: str) -> str:
     where = gpu or "one core of this machine"
     by = f", planned as a {device.name.upper()}" if gpu and not known else ""
     rests_on = plan.assumptions(list(missing.values()), device)[0]
-    return (f"{study}: {len(missing)} runs are left, about {max(1, round(minutes))} minutes on {where}{by} ({rests_on}). "
-            "Interrupting loses nothing: the same cell goes on")
+    return (
+        f"{study}: {len(missing)} runs are left, about {max(1, round(minutes))} minutes on"
+        f" {where}{by} ({rests_on}). Interrupting loses nothing: the same cell goes on"
+    )
 
 
 def mounted() -> Path:
@@ -141,16 +175,19 @@ def mounted() -> Path:
 
 
 def keep_on_drive(results: Path, on_drive: Path) -> int:
-    """Take from Drive what the results lack; copy to it every `COPY_S` seconds, and at the end. Returns the number of files taken.
+    """Take from Drive what the results lack; copy to it every `COPY_S` seconds, and at the end.
+    Returns the number of files taken.
 
-    Training writes to the machine's own disk: Drive is slow, and its locks are not those of a file system.
+    Training writes to the machine's own disk: Drive is slow, and its locks are not those of a file
+    system.
     """
     taken = copy_newer(on_drive, results)
     ended = threading.Event()
 
     def copy_on() -> None:
         while not ended.wait(COPY_S):
-            with suppress(OSError):  # Drive may be full or away for a while; the next copy brings what this one did not
+            # Drive may be full or away for a while; the next copy brings what this one did not
+            with suppress(OSError):
                 copy_newer(results, on_drive)
                 drop_old_checkpoints(results, on_drive)
 
@@ -164,13 +201,22 @@ def keep_on_drive(results: Path, on_drive: Path) -> int:
 
 
 def copy_newer(source: Path, target: Path) -> int:
-    """Copy each file that the target lacks or has older, whole or not at all, `status.json` after all else; returns how many."""
-    files = [path for path in source.rglob("*") if path.is_file() and path.name != ".lock" and path.suffix != ".tmp"]
+    """Copy each file that the target lacks or has older, whole or not at all, `status.json` after
+    all else; returns how many."""
+    files = [
+        path
+        for path in source.rglob("*")
+        if path.is_file() and path.name != ".lock" and path.suffix != ".tmp"
+    ]
     copied = 0
     for path in sorted(files, key=lambda path: path.name == "status.json"):
         other = target / path.relative_to(source)
         with suppress(FileNotFoundError):  # a checkpoint that was removed meanwhile
-            if other.is_file() and other.stat().st_size == path.stat().st_size and other.stat().st_mtime >= path.stat().st_mtime - 2:
+            if (
+                other.is_file()
+                and other.stat().st_size == path.stat().st_size
+                and other.stat().st_mtime >= path.stat().st_mtime - 2
+            ):
                 continue
             other.parent.mkdir(parents=True, exist_ok=True)
             part = other.with_name(f".{other.name}.{uuid.uuid4().hex}.tmp")

@@ -1,4 +1,5 @@
-"""One function per published figure: tidy table in, Figure out; the same colour and marker for the same arm everywhere."""
+"""One function per published figure: tidy table in, Figure out; the same colour and marker for the
+same arm everywhere."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from mvl.publish.style import finish, hole, styled
 
 @styled
 def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Test Dice on the native grid, one dot per case (mean over seeds), box = quartiles, by fold and system; n under each group.
+    """Test Dice on the native grid, one dot per case (mean over seeds), box = quartiles, by fold
+    and system; n under each group.
 
     cases: system, task, fold, seed, case, dice (one label).
     """
@@ -32,62 +34,99 @@ def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     palette = {s: colour(s) for s in systems}
-    common: dict[str, Any] = {"data": dots, "x": "fold", "y": "dice", "hue": "system", "hue_order": systems,
-                              "palette": palette, "ax": axis, "dodge": True}
+    common: dict[str, Any] = {
+        "data": dots,
+        "x": "fold",
+        "y": "dice",
+        "hue": "system",
+        "hue_order": systems,
+        "palette": palette,
+        "ax": axis,
+        "dodge": True,
+    }
     sns.boxplot(**common, showfliers=False, fill=False, width=0.75, linewidth=1.3, legend=False)
     sns.stripplot(**common, size=4, alpha=0.65, jitter=0.22, legend=False)
     counts = dots.groupby("fold")["case"].nunique()
-    axis.set_xticks(range(len(counts)), [f"fold {fold}\nn = {n} cases" for fold, n in counts.items()])
+    axis.set_xticks(
+        range(len(counts)), [f"fold {fold}\nn = {n} cases" for fold, n in counts.items()]
+    )
     axis.set(xlabel="", ylabel="Dice, test case, native grid")
     axis.xaxis.grid(False)
-    handles = [mpl.lines.Line2D([], [], color=palette[s], marker="o", linestyle="", label=title(s)) for s in systems]
+    handles = [
+        mpl.lines.Line2D([], [], color=palette[s], marker="o", linestyle="", label=title(s))
+        for s in systems
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2)
     return finish(figure, list(cases["task"]), holes)
 
 
 @styled
 def overlap_by_class(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """IoU and F1 of every test picture with a lesion by class and system (dot: a picture, mean over seeds; box: quartiles), n under each class;
-    of pictures without one, how many were left empty.
+    """IoU and F1 of every test picture with a lesion by class and system (dot: a picture, mean over
+    seeds; box: quartiles), n under each class; of pictures without one, how many were left empty.
 
-    cases (as `mvl.evidence.lesion_classes.with_class`): system, task, fold, seed, case, kind, status, jaccard, dice.
+    cases (as `mvl.evidence.lesion_classes.with_class`): system, task, fold, seed, case, kind,
+    status, jaccard, dice.
     """
     if cases.empty:
         return hole("; ".join(holes) or "no test pictures")
     lesions, systems = cases[cases["status"].isin(("ok", "missed"))], ordered(list(cases["system"]))
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
-    dots = lesions.groupby(["kind", "system", "fold", "case"], as_index=False)[["jaccard", "dice"]].mean()
+    dots = lesions.groupby(["kind", "system", "fold", "case"], as_index=False)[
+        ["jaccard", "dice"]
+    ].mean()
     kinds, palette = sorted(dots["kind"].unique()), {s: colour(s) for s in systems}
     for axis, column, word in zip(axes, ("jaccard", "dice"), ("IoU", "F1 (Dice)")):
-        common: dict[str, Any] = {"data": dots, "x": "kind", "y": column, "order": kinds, "hue": "system", "hue_order": systems,
-                                  "palette": palette, "ax": axis, "dodge": True, "legend": False}
+        common: dict[str, Any] = {
+            "data": dots,
+            "x": "kind",
+            "y": column,
+            "order": kinds,
+            "hue": "system",
+            "hue_order": systems,
+            "palette": palette,
+            "ax": axis,
+            "dodge": True,
+            "legend": False,
+        }
         sns.boxplot(**common, showfliers=False, fill=False, width=0.75, linewidth=1.3)
         sns.stripplot(**common, size=3.5, alpha=0.6, jitter=0.22)
         axis.set(xlabel="", ylabel=f"{word}, test picture", ylim=(-0.03, 1.03))
         axis.xaxis.grid(False)
     sizes = dots.groupby("kind")["case"].nunique()
     axes[1].set_xticks(range(len(kinds)), [f"{kind}\nn = {sizes[kind]} pictures" for kind in kinds])
-    handles = [mpl.lines.Line2D([], [], color=palette[s], marker="o", linestyle="", label=title(s)) for s in systems]
+    handles = [
+        mpl.lines.Line2D([], [], color=palette[s], marker="o", linestyle="", label=title(s))
+        for s in systems
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2)
     return finish(figure, list(cases["task"]), holes, left_empty(cases))
 
 
 def left_empty(cases: pd.DataFrame) -> list[str]:
-    """One line per system on its pictures without a lesion, whose masks score 1 when left empty and 0 otherwise; none where there are none."""
+    """One line per system on its pictures without a lesion, whose masks score 1 when left empty and
+    0 otherwise; none where there are none."""
     empty = cases[cases["status"].isin(("true_negative", "false_positive"))]
-    counts = {s: (int((rows["status"] == "true_negative").sum()), len(rows)) for s, rows in empty.groupby("system")}
+    counts = {
+        s: (int((rows["status"] == "true_negative").sum()), len(rows))
+        for s, rows in empty.groupby("system")
+    }
     return ["pictures without a lesion that were left empty (not drawn above):"] * bool(counts) + [
-        f"    {title(s)}: {counts[s][0]} of {counts[s][1]}" for s in ordered(list(counts))]
+        f"    {title(s)}: {counts[s][0]} of {counts[s][1]}" for s in ordered(list(counts))
+    ]
 
 
 @styled
 def example_segmentations(examples: Sequence[Example], holes: Sequence[str] = ()) -> Figure:
-    """Rows: cases (best, median, worst); columns: scan, label, each system's mask as a contour with the label's behind it."""
+    """Rows: cases (best, median, worst); columns: scan, label, each system's mask as a contour with
+    the label's behind it."""
     if not examples:
         return hole("; ".join(holes) or "no saved predictions")
     systems = ordered(list(examples[0].predictions))
-    figure = Figure(figsize=(1.55 * (2 + len(systems)), 1.9 * len(examples) + 0.5), layout="constrained")
+    figure = Figure(
+        figsize=(1.55 * (2 + len(systems)), 1.9 * len(examples) + 0.5), layout="constrained"
+    )
     grid = figure.subplots(len(examples), 2 + len(systems), squeeze=False)
     for axes, example in zip(grid, examples):
         for axis in axes:
@@ -112,27 +151,46 @@ def _outline(axis: Axes, mask: np.ndarray, ink: str, width: float) -> None:
 
 @styled
 def dice_by_fold(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Test Dice by fold: a thin line for each case across the arms (mean over seeds), a marker for each arm's mean over the cases.
+    """Test Dice by fold: a thin line for each case across the arms (mean over seeds), a marker for
+    each arm's mean over the cases.
 
     cases: system, task, fold, seed, case, dice (one label).
     """
     if cases.empty:
         return hole("; ".join(holes) or "no test cases")
-    dots, systems = cases.groupby(["system", "fold", "case"], as_index=False)["dice"].mean(), ordered(list(cases["system"]))
+    dots, systems = (
+        cases.groupby(["system", "fold", "case"], as_index=False)["dice"].mean(),
+        ordered(list(cases["system"])),
+    )
     folds = sorted(dots["fold"].unique())
     rows = math.ceil(len(folds) / 3)
     figure = Figure(figsize=(6.4, 0.9 + 0.16 * len(systems) + 2.5 * rows), layout="constrained")
     grid = figure.subplots(rows, min(3, len(folds)), sharey=True, squeeze=False).ravel()
     for axis, fold in zip(grid, folds):
-        _fold_panel(axis, dots[dots["fold"] == fold].pivot(index="case", columns="system", values="dice").reindex(columns=systems), int(fold))
-    for axis in grid[len(folds):]:
+        _fold_panel(
+            axis,
+            dots[dots["fold"] == fold]
+            .pivot(index="case", columns="system", values="dice")
+            .reindex(columns=systems),
+            int(fold),
+        )
+    for axis in grid[len(folds) :]:
         axis.axis("off")
-    for axis in grid[::min(3, len(folds))]:
+    for axis in grid[:: min(3, len(folds))]:
         axis.set_ylabel("test Dice")
-    keys = [mpl.lines.Line2D([], [], color=colour(s), marker=marker(s), linestyle="", label=title(s)) for s in systems]
+    keys = [
+        mpl.lines.Line2D([], [], color=colour(s), marker=marker(s), linestyle="", label=title(s))
+        for s in systems
+    ]
     figure.legend(handles=keys, loc="outside upper left", ncols=2)
-    return finish(figure, list(cases["task"]), holes,
-                  key="line: one test case across the arms (mean over seeds); marker: mean of the arm's cases")
+    return finish(
+        figure,
+        list(cases["task"]),
+        holes,
+        key=(
+            "line: one test case across the arms (mean over seeds); marker: mean of the arm's cases"
+        ),
+    )
 
 
 def _fold_panel(axis: Axes, table: pd.DataFrame, fold: int) -> None:
@@ -140,8 +198,18 @@ def _fold_panel(axis: Axes, table: pd.DataFrame, fold: int) -> None:
     places = np.arange(len(table.columns))
     axis.plot(places, table.T.to_numpy(), color="#8C959F", linewidth=0.6, alpha=0.6)
     for place, system in zip(places, table.columns):
-        axis.scatter([place] * len(table), table[system], s=5, color=colour(system), alpha=0.6, linewidths=0)
-        axis.plot(place, table[system].mean(), marker=marker(system), color=colour(system), markersize=8, markeredgecolor="white", linestyle="")
+        axis.scatter(
+            [place] * len(table), table[system], s=5, color=colour(system), alpha=0.6, linewidths=0
+        )
+        axis.plot(
+            place,
+            table[system].mean(),
+            marker=marker(system),
+            color=colour(system),
+            markersize=8,
+            markeredgecolor="white",
+            linestyle="",
+        )
     axis.set(xticks=[], xlim=(-0.6, len(places) - 0.4))
     axis.set_title(f"fold {fold}, n = {len(table)} cases", fontsize=9.5)
     axis.xaxis.grid(False)

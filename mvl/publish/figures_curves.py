@@ -14,14 +14,17 @@ from mvl.evidence.arms import colour, marker, ordered, title
 from mvl.publish.style import DASHES, FRACTION_COLOURS, INK, MUTED, finish, hole, styled
 
 ARM_DASHES = {"vit_baseline": ":", "medvisionllama_v3": "-", "medvisionllama_v3_random": "-."}
-"Solid hybrid and dotted baseline, as in MedVisionLlama's figure; dash-dotted the control that it lacks."
+"""Solid hybrid and dotted baseline, as in MedVisionLlama's figure; dash-dotted the control that it
+lacks."""
 
 
 @styled
 def few_shot_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Validation Dice (top) and loss (bottom) by epoch as in MedVisionLlama's figure: colour tells the share of the data, the dash the arm.
+    """Validation Dice (top) and loss (bottom) by epoch as in MedVisionLlama's figure: colour tells
+    the share of the data, the dash the arm.
 
-    Line: mean over runs; band: smallest to largest. history: system, task, fraction, fold, seed, epoch, val_dice, val_loss.
+    Line: mean over runs; band: smallest to largest. history: system, task, fraction, fold, seed,
+    epoch, val_dice, val_loss.
     """
     few = history[history["fraction"] < 1]
     if few.empty:
@@ -30,19 +33,29 @@ def few_shot_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     axes = figure.subplots(2, 1, sharex=True)
     for (fraction, system), runs in few.groupby(["fraction", "system"], sort=True):
         n = len(runs[["task", "fold", "seed"]].drop_duplicates())
-        ink, words = FRACTION_COLOURS.get(fraction, MUTED), f"{fraction:.0%}: {title(system)} (n = {n})"
+        ink, words = (
+            FRACTION_COLOURS.get(fraction, MUTED),
+            f"{fraction:.0%}: {title(system)} (n = {n})",
+        )
         for axis, column in zip(axes, ("val_dice", "val_loss")):
             band(axis, runs, column, color=ink, linestyle=ARM_DASHES.get(system, "--"), label=words)
     axes[0].set(ylabel="validation Dice")
     axes[1].set(ylabel="validation loss", xlabel="epoch (line: mean of runs; band: their range)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9)
-    return finish(figure, list(few["task"]), holes,
-                  key="here colour tells the share of the training cases, and the dash the arm (n: runs)")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9
+    )
+    return finish(
+        figure,
+        list(few["task"]),
+        holes,
+        key="here colour tells the share of the training cases, and the dash the arm (n: runs)",
+    )
 
 
 @styled
 def curves_by_arm(history: pd.DataFrame, reference: str, holes: Sequence[str] = ()) -> Figure:
-    """Validation Dice by epoch, one row for each arm, whole and its last half enlarged, the reference's mean dotted; ticks: epochs selected.
+    """Validation Dice by epoch, one row for each arm, whole and its last half enlarged, the
+    reference's mean dotted; ticks: epochs selected.
 
     history: system, task, fraction, fold, seed, epoch, val_dice, of one share of the data.
     """
@@ -50,24 +63,46 @@ def curves_by_arm(history: pd.DataFrame, reference: str, holes: Sequence[str] = 
         return hole("; ".join(holes) or "no training history")
     systems = [s for s in ordered(list(history["system"])) if s != reference] or [reference]
     figure = Figure(figsize=(6.4, 0.9 + 1.35 * len(systems)), layout="constrained")
-    grid, beside = figure.subplots(len(systems), 2, sharex="col", squeeze=False), history[history["system"] == reference]
+    grid, beside = (
+        figure.subplots(len(systems), 2, sharex="col", squeeze=False),
+        history[history["system"] == reference],
+    )
     for axes, system in zip(grid, systems):
         runs = history[history["system"] == system]
         for axis, start in zip(axes, (0.0, history["epoch"].max() / 2)):
-            axis.plot(beside[beside["epoch"] >= start].groupby("epoch")["val_dice"].mean().dropna(), color=MUTED, linestyle=":", linewidth=1.3)
+            axis.plot(
+                beside[beside["epoch"] >= start].groupby("epoch")["val_dice"].mean().dropna(),
+                color=MUTED,
+                linestyle=":",
+                linewidth=1.3,
+            )
             curve = band(axis, runs[runs["epoch"] >= start], "val_dice", color=colour(system))
-        axes[1].plot(curve["mean"].reindex(selected_epochs(runs)["epoch"].unique()), linestyle="", marker="|", markersize=9, color=INK)
+        axes[1].plot(
+            curve["mean"].reindex(selected_epochs(runs)["epoch"].unique()),
+            linestyle="",
+            marker="|",
+            markersize=9,
+            color=INK,
+        )
         n = len(runs[["task", "fraction", "fold", "seed"]].drop_duplicates())
         axes[0].set_title(f"{title(system)} (n = {n} run{'s' if n > 1 else ''})", fontsize=9.5)
     grid[-1][0].set_xlabel("epoch, all")
     grid[-1][1].set_xlabel("epoch, last half, enlarged")
-    return finish(figure, list(history["task"]), holes,
-                  key=f"validation Dice; dotted: mean of {title(reference)}; band: range of the runs; ticks: epochs whose weights were kept")
+    return finish(
+        figure,
+        list(history["task"]),
+        holes,
+        key=(
+            f"validation Dice; dotted: mean of {title(reference)}; band: range of the runs; ticks:"
+            " epochs whose weights were kept"
+        ),
+    )
 
 
 @styled
 def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Validation Dice and loss by epoch: line = mean over folds and seeds, band = smallest to largest, ticks = the runs' selected epochs.
+    """Validation Dice and loss by epoch: line = mean over folds and seeds, band = smallest to
+    largest, ticks = the runs' selected epochs.
 
     history: system, task, fraction, fold, seed, epoch, val_dice, val_loss.
     """
@@ -77,26 +112,44 @@ def training_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     axes = figure.subplots(2, 2, sharex="col")
     fractions = sorted(history["fraction"].unique(), reverse=True)
     for (system, fraction), runs in history.groupby(["system", "fraction"], sort=False):
-        line: dict[str, Any] = {"color": colour(system), "linestyle": DASHES[fractions.index(fraction) % 4]}
+        line: dict[str, Any] = {
+            "color": colour(system),
+            "linestyle": DASHES[fractions.index(fraction) % 4],
+        }
         late = runs[runs["epoch"] >= runs["epoch"].max() / 2]
         for row, column in zip(axes, ("val_dice", "val_loss")):
             band(row[0], runs, column, **line)
             curve = band(row[1], late, column, **line)
             picked = curve["mean"].reindex(selected_epochs(runs)["epoch"].unique())
-            row[1].plot(picked, linestyle="", marker="|", markersize=9, markeredgewidth=1.3, color=line["color"])
+            row[1].plot(
+                picked,
+                linestyle="",
+                marker="|",
+                markersize=9,
+                markeredgewidth=1.3,
+                color=line["color"],
+            )
     axes[0, 0].set(ylabel="validation Dice")
     axes[1, 0].set(ylabel="validation loss", xlabel="epoch, all")
     axes[1, 1].set(xlabel="epoch, last half, enlarged")
     for axis in axes[1]:
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
     figure.legend(handles=_curve_keys(history, fractions), loc="outside upper left", ncols=2)
-    return finish(figure, list(history["task"]), holes, key="line: mean of runs; band: their range; ticks: epochs whose weights were kept")
+    return finish(
+        figure,
+        list(history["task"]),
+        holes,
+        key="line: mean of runs; band: their range; ticks: epochs whose weights were kept",
+    )
 
 
 def band(axis: Axes, runs: pd.DataFrame, column: str, **line: Any) -> pd.DataFrame:
-    """Draw the mean over runs by epoch and the range of the runs behind it; returns mean, min and max by epoch that was validated."""
+    """Draw the mean over runs by epoch and the range of the runs behind it; returns mean, min and
+    max by epoch that was validated."""
     curve = runs.dropna(subset=[column]).groupby("epoch")[column].agg(["mean", "min", "max"])
-    axis.fill_between(curve.index, curve["min"], curve["max"], color=line["color"], alpha=0.13, linewidth=0)
+    axis.fill_between(
+        curve.index, curve["min"], curve["max"], color=line["color"], alpha=0.13, linewidth=0
+    )
     axis.plot(curve.index, curve["mean"], **line)
     return curve
 
@@ -104,23 +157,33 @@ def band(axis: Axes, runs: pd.DataFrame, column: str, **line: Any) -> pd.DataFra
 def selected_epochs(history: pd.DataFrame) -> pd.DataFrame:
     """The row of each run's history whose weights were kept: the first of highest validation Dice."""
     validated = history.dropna(subset=["val_dice"])
-    return validated.loc[validated.groupby(["task", "system", "fraction", "fold", "seed"])["val_dice"].idxmax()]
+    return validated.loc[
+        validated.groupby(["task", "system", "fraction", "fold", "seed"])["val_dice"].idxmax()
+    ]
 
 
 def _curve_keys(history: pd.DataFrame, fractions: Sequence[float]) -> list[Any]:
-    """Legend: a colour for each system with its number of runs, and a dash for each share of the data if there are several."""
+    """Legend: a colour for each system with its number of runs, and a dash for each share of the
+    data if there are several."""
     line = mpl.lines.Line2D
-    counts = {s: len(rows[["task", "fraction", "fold", "seed"]].drop_duplicates()) for s, rows in history.groupby("system")}
+    counts = {
+        s: len(rows[["task", "fraction", "fold", "seed"]].drop_duplicates())
+        for s, rows in history.groupby("system")
+    }
     words = {s: f"{title(s)} ({n} run{'s' if n > 1 else ''})" for s, n in counts.items()}
     keys = [line([], [], color=colour(s), label=words[s]) for s in ordered(list(counts))]
-    looks: list[dict[str, Any]] = [{"linestyle": DASHES[i % 4], "label": f"{f:.0%} of the data"} for i, f in enumerate(fractions)]
+    looks: list[dict[str, Any]] = [
+        {"linestyle": DASHES[i % 4], "label": f"{f:.0%} of the data"}
+        for i, f in enumerate(fractions)
+    ]
     dashes = [line([], [], color="#57606A", **look) for look in looks]
     return keys + dashes * (len(fractions) > 1)
 
 
 @styled
 def few_shot(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Test Dice by share of the training cases: marker = mean over runs, bar = smallest to largest run.
+    """Test Dice by share of the training cases: marker = mean over runs, bar = smallest to largest
+    run.
 
     runs: system, task, fraction, fold, seed, dice, n_test.
     """
@@ -129,25 +192,42 @@ def few_shot(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     figure = Figure(figsize=(6.4, 4.3), layout="constrained")
     axis, systems = figure.subplots(), ordered(list(runs["system"]))
     for place, system in enumerate(systems):
-        points = runs[runs["system"] == system].groupby("fraction")["dice"].agg(["mean", "min", "max", "size"]).reset_index()
+        points = (
+            runs[runs["system"] == system]
+            .groupby("fraction")["dice"]
+            .agg(["mean", "min", "max", "size"])
+            .reset_index()
+        )
         x = points["fraction"] * 1.05 ** (place - (len(systems) - 1) / 2)
         reach = [points["mean"] - points["min"], points["max"] - points["mean"]]
-        sizes = "/".join(map(str, points["size"])) if points["size"].nunique() > 1 else str(points["size"].iloc[0])
-        look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": f"{title(system)} (n = {sizes})"}
+        sizes = (
+            "/".join(map(str, points["size"]))
+            if points["size"].nunique() > 1
+            else str(points["size"].iloc[0])
+        )
+        look: dict[str, Any] = {
+            "color": colour(system),
+            "marker": marker(system),
+            "label": f"{title(system)} (n = {sizes})",
+        }
         axis.errorbar(x, points["mean"], yerr=reach, markersize=7, capsize=3, **look)
     fractions = sorted(runs["fraction"].unique())
     axis.set_xscale("log")
     axis.set_xticks(fractions, [f"{f:.0%}" for f in fractions])
     axis.minorticks_off()
-    axis.set(xlabel="share of the training cases (marker: mean of n runs; bar: their range)", ylabel="test Dice, native grid",
-             xlim=(min(fractions) / 1.3, max(fractions) * 1.3))
+    axis.set(
+        xlabel="share of the training cases (marker: mean of n runs; bar: their range)",
+        ylabel="test Dice, native grid",
+        xlim=(min(fractions) / 1.3, max(fractions) * 1.3),
+    )
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return finish(figure, list(runs["task"]), holes)
 
 
 @styled
 def lora_rank(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Test Dice against trainable parameters for each rank of the mappers' adapters and for plain linear maps.
+    """Test Dice against trainable parameters for each rank of the mappers' adapters and for plain
+    linear maps.
 
     runs: system, task, fold, seed, dice, trainable.
     """
@@ -156,18 +236,33 @@ def lora_rank(runs: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     for _, unit in runs.groupby(["task", "fold", "seed"]):
-        axis.plot(unit.sort_values("trainable")["trainable"] / 1e3, unit.sort_values("trainable")["dice"], color="#8C959F", linewidth=0.8, zorder=0)
+        axis.plot(
+            unit.sort_values("trainable")["trainable"] / 1e3,
+            unit.sort_values("trainable")["dice"],
+            color="#8C959F",
+            linewidth=0.8,
+            zorder=0,
+        )
     for system, rows in runs.groupby("system"):
         x, mean = float(rows["trainable"].iloc[0]) / 1e3, rows["dice"].mean()
         axis.scatter([x] * len(rows), rows["dice"], s=16, color=colour(system), alpha=0.5)
-        look: dict[str, Any] = {"color": colour(system), "marker": marker(system), "label": f"{title(system)} (n = {len(rows)})"}
+        look: dict[str, Any] = {
+            "color": colour(system),
+            "marker": marker(system),
+            "label": f"{title(system)} (n = {len(rows)})",
+        }
         axis.plot(x, mean, markersize=9, linestyle="", **look)
-    axis.set(xlabel="trainable parameters, thousands (thin line: one fold and seed)", ylabel="test Dice, native grid")
+    axis.set(
+        xlabel="trainable parameters, thousands (thin line: one fold and seed)",
+        ylabel="test Dice, native grid",
+    )
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
     axis.minorticks_off()
     handles, labels = axis.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: handles[i].get_xdata()[0])  # type: ignore[attr-defined]
-    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=2)
+    figure.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=2
+    )
     return finish(figure, list(runs["task"]), holes)

@@ -19,17 +19,22 @@ from mvl.evidence.stats import ONE_PAIR, cases_and_seeds
 from mvl.publish.style import MUTED, WARN, finish, hole, styled
 
 WIDEST_POINTS = 6.0
-"Half-width of a forest plot at most; an interval that goes on beyond it ends in an arrow, its numbers stand beside."
+"""Half-width of a forest plot at most; an interval that goes on beyond it ends in an arrow, its
+numbers stand beside."""
 
 
 @styled
 def forest(differences: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Every paired difference of a study grouped by question and reference, over the equivalence band, filled where Holm's p < 0.05.
+    """Every paired difference of a study grouped by question and reference, over the equivalence
+    band, filled where Holm's p < 0.05.
 
-    differences: columns of `mvl.evidence.differences.differences`, `question` (words), and `p_holm` where it has been adjusted.
+    differences: columns of `mvl.evidence.differences.differences`, `question` (words), and `p_holm`
+    where it has been adjusted.
     """
     if differences.empty or not differences["n_runs"].any():
-        return hole("; ".join(holes) or "no pairs of finished runs", list(differences.get("task", ())))
+        return hole(
+            "; ".join(holes) or "no pairs of finished runs", list(differences.get("task", ()))
+        )
     groups = list(differences.groupby(["question", "reference"], sort=False))
     figure = Figure()
     axis, reach, y = figure.add_axes((0.0, 0.0, 1.0, 1.0)), _reach(differences), 0.0
@@ -37,18 +42,30 @@ def forest(differences: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
     axis.axvspan(-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0)
     axis.axvline(0, color=MUTED, linewidth=1)
     for (question, reference), rows in groups:
-        axis.text(0.01, y + 0.4, f"{question}: minus {title(str(reference))}", transform=side, weight="bold", fontsize=9)
+        axis.text(
+            0.01,
+            y + 0.4,
+            f"{question}: minus {title(str(reference))}",
+            transform=side,
+            weight="bold",
+            fontsize=9,
+        )
         for place, row in enumerate(rows.to_dict("records"), start=1):
             _forest_row(axis, y + place + 0.3, row, reach)
         y += len(rows) + 1.6
-    axis.set(yticks=[], ylim=(y, -0.4), xlim=(-reach, reach), xlabel="points, 0 to 100 (grey: within 1)")
+    axis.set(
+        yticks=[], ylim=(y, -0.4), xlim=(-reach, reach), xlabel="points, 0 to 100 (grey: within 1)"
+    )
     axis.spines["left"].set_visible(False)
     axis.yaxis.grid(False)
-    return _fitted(finish(figure, list(differences["task"]), holes, key=_forest_key(differences)), axis, y)
+    return _fitted(
+        finish(figure, list(differences["task"]), holes, key=_forest_key(differences)), axis, y
+    )
 
 
 def _fitted(figure: Figure, axis: Axes, lines: float) -> Figure:
-    """Give every line of the plot its height and the notes below it theirs; names to the left, numbers to the right."""
+    """Give every line of the plot its height and the notes below it theirs; names to the left,
+    numbers to the right."""
     below = 0.55 + 0.17 * (figure.get_supxlabel().count("\n") + 1)
     height = 0.15 + 0.25 * (lines + 0.4) + below
     figure.set_size_inches(6.4, height)
@@ -64,20 +81,40 @@ def _reach(rows: pd.DataFrame) -> float:
 
 
 def _forest_row(axis: Axes, y: float, row: dict[Any, Any], reach: float) -> None:
-    """One line: the system's name, its interval, and mean, ends and pairs of runs; or that it is not yet recorded."""
-    side: dict[str, Any] = {"transform": blended_transform_factory(axis.figure.transFigure, axis.transData), "va": "center", "fontsize": 8.5}
+    """One line: the system's name, its interval, and mean, ends and pairs of runs; or that it is
+    not yet recorded."""
+    side: dict[str, Any] = {
+        "transform": blended_transform_factory(axis.figure.transFigure, axis.transData),
+        "va": "center",
+        "fontsize": 8.5,
+    }
     axis.text(0.02, y, _row_name(row), **side)
     if not row["n_runs"]:
         axis.text(0.72, y, "not yet recorded", color=WARN, style="italic", **side)
         return
     low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))
     look: dict[str, Any] = {"color": colour(row["system"]), "clip_on": True}
-    axis.plot(np.clip([low, high], -reach, reach), [y, y], linewidth=2, linestyle=(0, (2, 1)) if row["n_runs"] == 1 else "-", **look)
+    axis.plot(
+        np.clip([low, high], -reach, reach),
+        [y, y],
+        linewidth=2,
+        linestyle=(0, (2, 1)) if row["n_runs"] == 1 else "-",
+        **look,
+    )
     for side_of in {math.copysign(1, end) for end in (low, high) if abs(end) > reach}:
-        axis.plot(side_of * reach * 0.985, y, marker="<" if side_of < 0 else ">", markersize=6, **look)
+        axis.plot(
+            side_of * reach * 0.985, y, marker="<" if side_of < 0 else ">", markersize=6, **look
+        )
     if abs(mid) < reach:
         sure = row.get("p_holm", math.nan) < 0.05
-        axis.plot(mid, y, marker=marker(row["system"]), markersize=7, markerfacecolor=look["color"] if sure else "white", **look)
+        axis.plot(
+            mid,
+            y,
+            marker=marker(row["system"]),
+            markersize=7,
+            markerfacecolor=look["color"] if sure else "white",
+            **look,
+        )
     planned = row.get("planned", row["n_runs"])
     count = f"{row['n_runs']}" + (f" of {planned}" if planned > row["n_runs"] else "")
     axis.text(0.72, y, f"{in_points(mid, low, high)}  n={count}", **side)
@@ -93,21 +130,29 @@ def _row_name(row: dict[Any, Any]) -> str:
 def _forest_key(rows: pd.DataFrame) -> str:
     """What the marks mean, for those that are there."""
     adjusted = "p_holm" in rows and rows["p_holm"].notna().any()
-    words = "n: pairs of runs. " + ("Filled: Holm's p < 0.05 within its chapter. Open: not. " if adjusted else "Open: no test decides it yet. ")
+    words = "n: pairs of runs. " + (
+        "Filled: Holm's p < 0.05 within its chapter. Open: not. "
+        if adjusted
+        else "Open: no test decides it yet. "
+    )
     return words + (f"Dashed: {ONE_PAIR}." if (rows["n_runs"] == 1).any() else "")
 
 
 @styled
 def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Forest plot of paired differences with their corrected t-intervals over the equivalence band of one Dice point.
+    """Forest plot of paired differences with their corrected t-intervals over the equivalence band
+    of one Dice point.
 
-    An interval over one pair of runs is dashed and said to leave the variation between runs out; a difference of no runs is a hole.
+    An interval over one pair of runs is dashed and said to leave the variation between runs out; a
+    difference of no runs is a hole.
 
-    differences (as `mvl.evidence.stats.table`): task, system, comparison (words), difference, low, high (0-1), n_cases (case pairs), n_runs, and
-    metric where it is not Dice alone.
+    differences (as `mvl.evidence.stats.table`): task, system, comparison (words), difference, low,
+    high (0-1), n_cases (case pairs), n_runs, and metric where it is not Dice alone.
     """
     if differences.empty or not differences["n_runs"].any():
-        return hole("; ".join(holes) or "no pairs of finished runs", list(differences.get("task", ())))
+        return hole(
+            "; ".join(holes) or "no pairs of finished runs", list(differences.get("task", ()))
+        )
     rows = differences.reset_index(drop=True)
     figure = Figure(figsize=(6.4, 1.2 + 0.8 * len(rows)), layout="constrained")
     axis = figure.subplots()
@@ -121,13 +166,24 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
     reach = 1.6 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
     axis.set(xlim=(-reach, reach), xlabel=f"{_points(rows)} (grey: within 1)")
     axis.yaxis.grid(False)
-    return finish(figure, list(rows["task"]), holes, textwrap.wrap(f"dashed: {ONE_PAIR}", 84) if (rows["n_runs"] == 1).any() else ())
+    return finish(
+        figure,
+        list(rows["task"]),
+        holes,
+        textwrap.wrap(f"dashed: {ONE_PAIR}", 84) if (rows["n_runs"] == 1).any() else (),
+    )
 
 
 def _points(rows: pd.DataFrame) -> str:
     """What the axis of a forest plot counts."""
     found = set(rows.get("metric", ["dice"]))
-    return "Dice points" if found == {"dice"} else "IoU points" if found == {"jaccard"} else "points of IoU or F1, 0 to 100"
+    return (
+        "Dice points"
+        if found == {"dice"}
+        else "IoU points"
+        if found == {"jaccard"}
+        else "points of IoU or F1, 0 to 100"
+    )
 
 
 def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
@@ -136,16 +192,26 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     words = str(row["comparison"]).replace("\n", " ")
     axis.text(0, y - 0.42, words, ha="left", fontsize=min(11, 11 * 62 / len(words)), **side)
     if not row["n_runs"]:
-        words = textwrap.fill(f"not yet recorded: {row.get('hole') or 'no pair of finished runs'}", 78)
+        words = textwrap.fill(
+            f"not yet recorded: {row.get('hole') or 'no pair of finished runs'}", 78
+        )
         axis.text(0, y + 0.2, words, ha="left", fontsize=9, color="#9A3412", style="italic", **side)
         return
     low, mid, high = (100 * float(row[k]) for k in ("low", "difference", "high"))
     one = row["n_runs"] == 1
-    look: dict[str, Any] = {"linestyle": (0, (2, 1)), "dash_capstyle": "butt"} if one else {"solid_capstyle": "butt"}
+    look: dict[str, Any] = (
+        {"linestyle": (0, (2, 1)), "dash_capstyle": "butt"} if one else {"solid_capstyle": "butt"}
+    )
     axis.plot([low, high], [y, y], color=colour(row["system"]), linewidth=2.4, **look)
     axis.plot(mid, y, marker=marker(row["system"]), color=colour(row["system"]), markersize=8)
     there, planned = row["n_runs"], row.get("planned", row["n_runs"])
-    runs = f"{there} of {planned} planned pairs of runs" if planned > there else "1 pair of runs" if one else f"{there} pairs of runs"
+    runs = (
+        f"{there} of {planned} planned pairs of runs"
+        if planned > there
+        else "1 pair of runs"
+        if one
+        else f"{there} pairs of runs"
+    )
     runs += " (interval over its cases)" if one else ""
     cases = cases_and_seeds(row.get("n_distinct", row["n_cases"]), row["n_cases"])
     axis.text(0, y - 0.16, f"n = {cases}, {runs}", ha="left", fontsize=9, color="#57606A", **side)

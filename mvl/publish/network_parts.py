@@ -1,4 +1,5 @@
-"""What a network is made of, read off the network itself: its parts in order, their shapes, their parameters, and what goes around them."""
+"""What a network is made of, read off the network itself: its parts in order, their shapes, their
+parameters, and what goes around them."""
 
 from __future__ import annotations
 
@@ -23,14 +24,23 @@ from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
 from mvl.models.token_blocks import LanguageLayer
 from mvl.models.vit import ViTBaseline
 
-KINDS = {"pretrained": "pretrained", "random": "random, as before training", "random_matched": "random, pretrained mean and variance",
-         "shuffled": "pretrained values shuffled", "xavier": "Xavier-random, norms pretrained"}
+KINDS = {
+    "pretrained": "pretrained",
+    "random": "random, as before training",
+    "random_matched": "random, pretrained mean and variance",
+    "shuffled": "pretrained values shuffled",
+    "xavier": "Xavier-random, norms pretrained",
+}
 "What `token_block.kind` means, in words."
 
-CONTROLS = {"BareNorm": ("GELU and LayerNorm", "without parameters"), "Nothing": ("Nothing", "tokens as they are"),
-            "Zero": ("Zeros", "the residual alone"), "Noise": ("Noise", "drawn anew in every pass"),
-            "TrainedAttention": ("Trained attention layer", "no mappers around it"),
-            "TrainedTransformer": ("Trained transformer block", "no mappers around it")}
+CONTROLS = {
+    "BareNorm": ("GELU and LayerNorm", "without parameters"),
+    "Nothing": ("Nothing", "tokens as they are"),
+    "Zero": ("Zeros", "the residual alone"),
+    "Noise": ("Noise", "drawn anew in every pass"),
+    "TrainedAttention": ("Trained attention layer", "no mappers around it"),
+    "TrainedTransformer": ("Trained transformer block", "no mappers around it"),
+}
 "Blocks without a language model's layer: name and a detail, by class."
 
 
@@ -72,7 +82,8 @@ class Plan:
 
 
 def make_network(config: Config) -> nn.Module:
-    """The config's network without its memory and without its source's file: shapes, names and what is frozen are the real ones, values are not."""
+    """The config's network without its memory and without its source's file: shapes, names and what
+    is frozen are the real ones, values are not."""
     from mvl.datasets.registry import find_task
     from mvl.models.build import SYSTEMS
     from mvl.training.objective import num_classes
@@ -84,7 +95,9 @@ def make_network(config: Config) -> nn.Module:
         block = replace(block, kind=kind, source=str(described(block.source)), layer=0)
     light = replace(config, model=replace(config.model, token_block=block))
     with torch.device("meta"):
-        return SYSTEMS[config.model.architecture](light, len(task.channels), num_classes(config, task))
+        return SYSTEMS[config.model.architecture](
+            light, len(task.channels), num_classes(config, task)
+        )
 
 
 class _Stages(nn.Module):
@@ -98,7 +111,8 @@ class _Stages(nn.Module):
 
 @torch.no_grad()
 def stage_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shape of every named intermediate of one case, from a forward pass that computes no values; the network stays as it is."""
+    """Shape of every named intermediate of one case, from a forward pass that computes no values;
+    the network stays as it is."""
     named = itertools.chain(network.named_parameters(), network.named_buffers())
     shadow = {f"network.{name}": torch.empty_like(tensor, device="meta") for name, tensor in named}
     image = torch.empty(2, *image_shape, device="meta")
@@ -107,30 +121,54 @@ def stage_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, 
 
 
 def plan(network: nn.Module, img_size: tuple[int, ...] = (), config: Config | None = None) -> Plan:
-    """Parts, shapes and counts of a network. `img_size` is needed for a CNN; the config gives the block's weights a name.
+    """Parts, shapes and counts of a network. `img_size` is needed for a CNN; the config gives the
+    block's weights a name.
 
     Raises:
-        PartsError: a network of another kind, a CNN without `img_size`, or parameters that no part accounts for.
+        PartsError: a network of another kind, a CNN without `img_size`, or parameters that no part
+            accounts for.
     """
     size = tuple(getattr(getattr(network, "vit", network), "img_size", img_size))
     if not isinstance(network, ViTBaseline | MedVisionLlamaV3 | LLM4Seg | UShape):
-        raise PartsError(f"{type(network).__name__} has no drawing; ViTs, MedVisionLlama, CNNs and LLM4Seg have")
+        raise PartsError(
+            f"{type(network).__name__} has no drawing; ViTs, MedVisionLlama, CNNs and LLM4Seg have"
+        )
     if not size:
-        raise PartsError(f"{type(network).__name__} takes images of several sizes; say which, as img_size")
+        raise PartsError(
+            f"{type(network).__name__} takes images of several sizes; say which, as img_size"
+        )
     found, around = _sections(network, config)
     shapes = stage_shapes(network, (_channels(network), *size))
-    parts = [Part(key, name, detail, *_count(modules), shapes.get(key, ())) for key, name, detail, modules in found]
-    counted, wanted = sum(p.trained + p.frozen for p in parts), sum(p.numel() for p in network.parameters())
+    parts = [
+        Part(key, name, detail, *_count(modules), shapes.get(key, ()))
+        for key, name, detail, modules in found
+    ]
+    counted, wanted = (
+        sum(p.trained + p.frozen for p in parts),
+        sum(p.numel() for p in network.parameters()),
+    )
     if counted != wanted:
-        raise PartsError(f"{type(network).__name__} has {wanted:,} parameters, the drawing accounts for {counted:,}")
+        raise PartsError(
+            f"{type(network).__name__} has {wanted:,} parameters, the drawing accounts for"
+            f" {counted:,}"
+        )
     last = shapes["logits"]
-    ends = Part("input", "Input X", _times(shapes["input"]), shape=shapes["input"]), Part("output", "Output Y", _times(last), shape=last)
+    ends = (
+        Part("input", "Input X", _times(shapes["input"]), shape=shapes["input"]),
+        Part("output", "Output Y", _times(last), shape=last),
+    )
     return Plan((ends[0], *_with_shapes(parts, shapes), ends[1]), tuple(around))
 
 
 def _with_shapes(parts: Sequence[Part], shapes: dict[str, tuple[int, ...]]) -> list[Part]:
     """Parts that end in no named stage take the shape of the stage that they feed."""
-    known = {"positions": "embedding", "patches": "embedding", "head": "logits", "cnn_encoder": "bottleneck", "cnn_decoder": "decoder1"}
+    known = {
+        "positions": "embedding",
+        "patches": "embedding",
+        "head": "logits",
+        "cnn_encoder": "bottleneck",
+        "cnn_decoder": "decoder1",
+    }
     return [part if part.shape else replace(part, shape=shapes[known[part.key]]) for part in parts]
 
 
@@ -151,47 +189,95 @@ def _sections(network: nn.Module, config: Config | None) -> tuple[list[Section],
     return [head, *middle, *tail], [*around, ("skip", "cnn_encoder", "cnn_decoder")]
 
 
-def _vit_ends(vit: ViTBaseline, hybrid: Iterable[nn.Module] = ()) -> tuple[list[Section], list[Section]]:
+def _vit_ends(
+    vit: ViTBaseline, hybrid: Iterable[nn.Module] = ()
+) -> tuple[list[Section], list[Section]]:
     """Sections up to the encoder, and from the decoder on."""
     patch, width, local = "×".join(map(str, vit.patch_size)), vit.embed.out_features, list(hybrid)
-    blocks = lambda part: f"{len(part)} blocks, width {width}, {part[0].num_heads} heads" if len(part) else "no blocks"
+
+    def blocks(part):
+        return (
+            f"{len(part)} blocks, width {width}, {part[0].num_heads} heads"
+            if len(part)
+            else "no blocks"
+        )
+
     name = "ViT encoder, hybrid attention" if local else "ViT encoder"
-    start: list[Section] = [("embedding", "Patch embedding + positions", f"patches of {patch} → {width}", [vit.embed, vit.positions]),
-                            ("encoder", f"{name}  $V_E$", blocks(vit.encoder), [vit.encoder, *local])]
+    start: list[Section] = [
+        (
+            "embedding",
+            "Patch embedding + positions",
+            f"patches of {patch} → {width}",
+            [vit.embed, vit.positions],
+        ),
+        ("encoder", f"{name}  $V_E$", blocks(vit.encoder), [vit.encoder, *local]),
+    ]
     end: list[Section] = [("decoder", "ViT decoder  $V_D$", blocks(vit.decoder), [vit.decoder])]
     if vit.extra_mlp is not None:
         widths = [layer.out_features for layer in vit.extra_mlp if isinstance(layer, nn.Linear)]
-        end.append(("extra_mlp", "MLP", f"{len(widths)} layers, up to width {max(widths)}", [vit.extra_mlp]))
-    end.append(("head", "Head", f"linear {width} → {vit.head.out_features}, tokens to voxels", [vit.head]))
+        end.append(
+            (
+                "extra_mlp",
+                "MLP",
+                f"{len(widths)} layers, up to width {max(widths)}",
+                [vit.extra_mlp],
+            )
+        )
+    end.append(
+        ("head", "Head", f"linear {width} → {vit.head.out_features}, tokens to voxels", [vit.head])
+    )
     return start, end
 
 
-def _hybrid_sections(network: MedVisionLlamaV3, config: Config | None) -> tuple[list[Section], Around]:
-    """MedVisionLlama, block at the bottleneck or after the embedding, with version 1's parts where they are."""
-    hybrid, fusion = (network.hybrid, network.fusion) if isinstance(network, MedVisionLlamaV1) else (None, None)
+def _hybrid_sections(
+    network: MedVisionLlamaV3, config: Config | None
+) -> tuple[list[Section], Around]:
+    """MedVisionLlama, block at the bottleneck or after the embedding, with version 1's parts where
+    they are."""
+    hybrid, fusion = (
+        (network.hybrid, network.fusion) if isinstance(network, MedVisionLlamaV1) else (None, None)
+    )
     (embedding, encoder), end = _vit_ends(network.vit, hybrid or ())
     middle, around = _block_sections(network, config)
     if fusion is not None:
         scales = len(fusion.project)
-        end.insert(0, ("fusion", "Multi-scale fusion", f"{scales} depths, {scales} scales", [fusion]))
+        end.insert(
+            0, ("fusion", "Multi-scale fusion", f"{scales} depths, {scales} scales", [fusion])
+        )
         around += [("skip", "encoder", "fusion")]
     if network.block_position == "bottleneck":
         return [embedding, encoder, *middle, *end], around
     patches: Section = ("patches", "Patch embedding", embedding[2], [network.vit.embed])
-    return [patches, *middle, ("positions", "+ positions", "learned", [network.vit.positions]), encoder, *end], around
+    return [
+        patches,
+        *middle,
+        ("positions", "+ positions", "learned", [network.vit.positions]),
+        encoder,
+        *end,
+    ], around
 
 
-def _block_sections(network: MedVisionLlamaV3 | LLM4Seg, config: Config | None) -> tuple[list[Section], Around]:
+def _block_sections(
+    network: MedVisionLlamaV3 | LLM4Seg, config: Config | None
+) -> tuple[list[Section], Around]:
     """Mapper, block, mapper; and the residual around the block where it is on."""
     flat, block = isinstance(network, LLM4Seg), network.block
-    titles = ("Linear map", "Linear map") if flat else ("Dimension mapper 1  $V_{D1}$", "Dimension mapper 2  $V_{D2}$")
+    titles = (
+        ("Linear map", "Linear map")
+        if flat
+        else ("Dimension mapper 1  $V_{D1}$", "Dimension mapper 2  $V_{D2}$")
+    )
     words = ("flatten, linear", "linear, reshape") if flat else ("linear", "linear")
-    found: list[Section] = [("mapper1", titles[0], _mapper_words(network.mapper1, words[0]), [network.mapper1]),
-                            ("block", *_block_words(block, config), [block]),
-                            ("mapper2", titles[1], _mapper_words(network.mapper2, words[1]), [network.mapper2])]
+    found: list[Section] = [
+        ("mapper1", titles[0], _mapper_words(network.mapper1, words[0]), [network.mapper1]),
+        ("block", *_block_words(block, config), [block]),
+        ("mapper2", titles[1], _mapper_words(network.mapper2, words[1]), [network.mapper2]),
+    ]
     if isinstance(network.mapper1, nn.Identity):
         return found[1:2], []
-    return found, [("residual", "block", "block")] * (bool(block.residual) and not isinstance(block, Nothing))
+    return found, [("residual", "block", "block")] * (
+        bool(block.residual) and not isinstance(block, Nothing)
+    )
 
 
 def _mapper_words(mapper: nn.Module, words: str) -> str:
@@ -203,7 +289,10 @@ def _mapper_words(mapper: nn.Module, words: str) -> str:
 
 def _lora_rank(module: nn.Module) -> int:
     """Rank of the adapters in a module, 0 without any."""
-    return max((int(tensor.shape[0]) for name, tensor in module.named_parameters() if "lora_A" in name), default=0)
+    return max(
+        (int(tensor.shape[0]) for name, tensor in module.named_parameters() if "lora_A" in name),
+        default=0,
+    )
 
 
 def _block_words(block: nn.Module, config: Config | None) -> tuple[str, str]:
@@ -213,9 +302,14 @@ def _block_words(block: nn.Module, config: Config | None) -> tuple[str, str]:
         return f"{name}  (in $V_{{LLM}}$'s place)", f"width {block.width}, {detail}"
     state = "Trained" if all(p.requires_grad for p in block.layer.parameters()) else "Frozen"
     own = config.model.token_block if config else None
-    where = f"{own.source}, layer {own.layer}, {KINDS[own.kind]}" if own else type(block.layer).__name__
-    facts = [f"width {block.width}", "causal mask" if block.causal_mask else "no mask",
-             "positions" if block.rotary is not None or block.released_positions else "no positions"]
+    where = (
+        f"{own.source}, layer {own.layer}, {KINDS[own.kind]}" if own else type(block.layer).__name__
+    )
+    facts = [
+        f"width {block.width}",
+        "causal mask" if block.causal_mask else "no mask",
+        "positions" if block.rotary is not None or block.released_positions else "no positions",
+    ]
     facts += [f"LoRA rank {_lora_rank(block)}"] * bool(_lora_rank(block))
     facts += [f"{len(block.words)} words before the tokens"] if block.words is not None else []
     return f"{state} LLM block  $V_{{LLM}}$", f"{where}\n{', '.join(facts)}"
@@ -224,9 +318,21 @@ def _block_words(block: nn.Module, config: Config | None) -> tuple[str, str]:
 def _cnn_ends(cnn: UShape) -> tuple[Section, list[Section]]:
     """The encoder; the decoder and the head."""
     widths = [_widths(stage) for stage in cnn.encoder]
-    start: Section = ("cnn_encoder", "CNN encoder", f"{len(widths)} stages: {', '.join(map(str, widths))} channels", [cnn.encoder])
-    return start, [("cnn_decoder", "CNN decoder", f"{len(cnn.ups)} stages, skips joined in", [cnn.ups, cnn.fusions]),
-                   ("head", "Head", "1×1 convolution", [cnn.head])]
+    start: Section = (
+        "cnn_encoder",
+        "CNN encoder",
+        f"{len(widths)} stages: {', '.join(map(str, widths))} channels",
+        [cnn.encoder],
+    )
+    return start, [
+        (
+            "cnn_decoder",
+            "CNN decoder",
+            f"{len(cnn.ups)} stages, skips joined in",
+            [cnn.ups, cnn.fusions],
+        ),
+        ("head", "Head", "1×1 convolution", [cnn.head]),
+    ]
 
 
 def _widths(stage: nn.Module) -> int:
@@ -245,7 +351,10 @@ def _count(modules: Iterable[nn.Module | nn.Parameter]) -> tuple[int, int]:
     """Trained and frozen parameters, each once."""
     lists = ([m] if isinstance(m, nn.Parameter) else list(m.parameters()) for m in modules)
     owned = {id(p): p for p in itertools.chain.from_iterable(lists)}
-    count = lambda trained: sum(p.numel() for p in owned.values() if p.requires_grad is trained)
+
+    def count(trained):
+        return sum(p.numel() for p in owned.values() if p.requires_grad is trained)
+
     return count(True), count(False)
 
 

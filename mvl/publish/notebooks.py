@@ -25,7 +25,8 @@ LAST_WORDS = "mvl: this notebook ran to its end"
 
 
 class NotebookError(MvlError, RuntimeError):
-    """A notebook is unknown, was given a wrong parameter, or did not run to its end; the message names it and the remedy."""
+    """A notebook is unknown, was given a wrong parameter, or did not run to its end; the message
+    names it and the remedy."""
 
 
 def list_notebooks(folder: Path = FOLDER) -> list[str]:
@@ -44,12 +45,15 @@ def notebook_path(name: str, folder: Path = FOLDER) -> Path:
     known = list_notebooks(folder)
     stem = name.removesuffix(".ipynb")
     if stem not in known:
-        raise NotebookError(f"no notebook {name!r}{did_you_mean(stem, known)}; known: {', '.join(known)}")
+        raise NotebookError(
+            f"no notebook {name!r}{did_you_mean(stem, known)}; known: {', '.join(known)}"
+        )
     return folder / f"{stem}.ipynb"
 
 
 def declared_parameters(notebook: dict[str, Any], where: str) -> dict[str, tuple[str, Any]]:
-    """Name -> (type word, default) from the one cell tagged `parameters`, whose lines are `name: type = literal`.
+    """Name -> (type word, default) from the one cell tagged `parameters`, whose lines are `name:
+    type = literal`.
 
     Raises:
         NotebookError: no such cell, more than one, or a line of another form.
@@ -60,25 +64,38 @@ def declared_parameters(notebook: dict[str, Any], where: str) -> dict[str, tuple
     declared = {}
     for line in ast.parse("".join(cells[0]["source"])).body:
         match line:
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=word, value=ast.expr() as value) if ast.unparse(word) in CASTS:
+            case ast.AnnAssign(
+                target=ast.Name(id=name), annotation=word, value=ast.expr() as value
+            ) if ast.unparse(word) in CASTS:
                 declared[name] = (ast.unparse(word), ast.literal_eval(value))
             case _:
-                raise NotebookError(f"{where}: write each parameter as `name: type = value` ({', '.join(CASTS)}), not `{ast.unparse(line)}`")
+                raise NotebookError(
+                    f"{where}: write each parameter as `name: type = value` ({', '.join(CASTS)}),"
+                    f" not `{ast.unparse(line)}`"
+                )
     return declared
 
 
-def check_parameters(given: dict[str, Any], declared: dict[str, tuple[str, Any]], where: str) -> dict[str, Any]:
+def check_parameters(
+    given: dict[str, Any], declared: dict[str, tuple[str, Any]], where: str
+) -> dict[str, Any]:
     """The given values, each as its declared type; words from the command line become numbers.
 
     Raises:
-        NotebookError: a name that is not declared (papermill would only warn), or a value of another type.
+        NotebookError: a name that is not declared (papermill would only warn), or a value of
+            another type.
     """
     from mvl.core.config import did_you_mean
 
     for name in given:
         if not NAME.fullmatch(name) or name not in declared:
-            raise NotebookError(f"{where}: no parameter {name!r}{did_you_mean(name, list(declared))}; it takes: {', '.join(declared)}")
-    return {name: cast(value, declared[name][0], f"{where}: {name}") for name, value in given.items()}
+            raise NotebookError(
+                f"{where}: no parameter {name!r}{did_you_mean(name, list(declared))}; it takes:"
+                f" {', '.join(declared)}"
+            )
+    return {
+        name: cast(value, declared[name][0], f"{where}: {name}") for name, value in given.items()
+    }
 
 
 def cast(value: Any, kind: str, where: str) -> Any:
@@ -96,11 +113,26 @@ def cast(value: Any, kind: str, where: str) -> Any:
 
 @contextmanager
 def this_interpreter() -> Iterator[None]:
-    """Make `python3` mean the running interpreter: a user's own kernelspec of that name may start another one."""
+    """Make `python3` mean the running interpreter: a user's own kernelspec of that name may start
+    another one."""
     with tempfile.TemporaryDirectory(prefix="mvl-kernel-") as folder:
-        spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--IPKernelApp.log_level=40"],
-                "display_name": "Python 3", "language": "python",
-                "env": {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}}
+        spec = {
+            "argv": [
+                sys.executable,
+                "-m",
+                "ipykernel_launcher",
+                "-f",
+                "{connection_file}",
+                "--IPKernelApp.log_level=40",
+            ],
+            "display_name": "Python 3",
+            "language": "python",
+            "env": {
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+                )
+            },
+        }
         path = Path(folder) / "kernels" / "python3" / "kernel.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(spec))
@@ -109,21 +141,34 @@ def this_interpreter() -> Iterator[None]:
         try:
             yield
         finally:
-            os.environ.pop("JUPYTER_PATH") if before is None else os.environ.update(JUPYTER_PATH=before)
+            (
+                os.environ.pop("JUPYTER_PATH")
+                if before is None
+                else os.environ.update(JUPYTER_PATH=before)
+            )
 
 
-def run_notebook(name: str, parameters: dict[str, Any] | None = None, output: Path | None = None, folder: Path = FOLDER) -> Path:
-    """Execute a notebook in the clone's top folder; returns the executed copy (default `book/_build/notebooks/<name>.ipynb`).
+def run_notebook(
+    name: str,
+    parameters: dict[str, Any] | None = None,
+    output: Path | None = None,
+    folder: Path = FOLDER,
+) -> Path:
+    """Execute a notebook in the clone's top folder; returns the executed copy (default
+    `book/_build/notebooks/<name>.ipynb`).
 
     The copy appears whole or not at all.
 
     Raises:
-        NotebookError: unknown notebook or parameter, an error in a cell, or a kernel that died or left early.
+        NotebookError: unknown notebook or parameter, an error in a cell, or a kernel that died or
+            left early.
     """
     source = notebook_path(name, folder)
     notebook = json.loads(source.read_text())
     check_sources(notebook, source.name)
-    values = check_parameters(parameters or {}, declared_parameters(notebook, source.name), source.name)
+    values = check_parameters(
+        parameters or {}, declared_parameters(notebook, source.name), source.name
+    )
     target = Path(output) if output else ROOT / "book" / "_build" / "notebooks" / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mvl-notebook-") as scratch, this_interpreter():
@@ -140,24 +185,39 @@ def check_sources(notebook: dict[str, Any], where: str) -> None:
     """Nothing when every code cell is plain Python that hides no failure.
 
     Raises:
-        NotebookError: a `!` or `%` line, whose exit code nobody sees, or an `except` that swallows every exception.
+        NotebookError: a `!` or `%` line, whose exit code nobody sees, or an `except` that swallows
+            every exception.
     """
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for place, cell in enumerate(cells, start=1):
         try:
             nodes = list(ast.walk(ast.parse("".join(cell["source"]))))
         except SyntaxError as error:
-            raise NotebookError(f"{where}: code cell {place}, line {error.lineno} is not plain Python; in place of a `!` or `%` line, whose failure "
-                                f"nobody sees, call subprocess.run(..., check=True)") from error
+            raise NotebookError(
+                f"{where}: code cell {place}, line {error.lineno} is not plain Python; in place of"
+                " a `!` or `%` line, whose failure nobody sees, call subprocess.run(...,"
+                " check=True)"
+            ) from error
         for node in nodes:
-            if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")):
-                raise NotebookError(f"{where}: code cell {place} catches every exception, failures too; name the one that is expected")
+            if isinstance(node, ast.ExceptHandler) and (
+                node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            ):
+                raise NotebookError(
+                    f"{where}: code cell {place} catches every exception, failures too; name the"
+                    " one that is expected"
+                )
 
 
 def with_last_words(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook and one more cell that only a living kernel can answer."""
-    last: dict[str, Any] = {"id": "mvl-last-words", "cell_type": "code", "metadata": {}, "source": f"print({LAST_WORDS!r})",
-            "outputs": [], "execution_count": None}
+    last: dict[str, Any] = {
+        "id": "mvl-last-words",
+        "cell_type": "code",
+        "metadata": {},
+        "source": f"print({LAST_WORDS!r})",
+        "outputs": [],
+        "execution_count": None,
+    }
     return {**notebook, "cells": [*notebook["cells"], last]}
 
 
@@ -167,14 +227,30 @@ def execute(begun: Path, ended: Path, values: dict[str, Any], where: str) -> Non
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     try:
-        papermill.execute_notebook(str(begun), str(ended), values, kernel_name="python3", language="python", start_timeout=300,
-                                   progress_bar=False, cwd=str(ROOT), execution_timeout=CELL_TIMEOUT_S)
-    except (papermill.exceptions.PapermillException, CellExecutionError, DeadKernelError, RuntimeError, TimeoutError) as error:
+        papermill.execute_notebook(
+            str(begun),
+            str(ended),
+            values,
+            kernel_name="python3",
+            language="python",
+            start_timeout=300,
+            progress_bar=False,
+            cwd=str(ROOT),
+            execution_timeout=CELL_TIMEOUT_S,
+        )
+    except (
+        papermill.exceptions.PapermillException,
+        CellExecutionError,
+        DeadKernelError,
+        RuntimeError,
+        TimeoutError,
+    ) as error:
         raise NotebookError(f"{where}: {error}") from error
 
 
 def check_executed(notebook: dict[str, Any], where: str) -> None:
-    """Every code cell ran, none ended in an error, and the kernel still answered after the last one.
+    """Every code cell ran, none ended in an error, and the kernel still answered after the last
+    one.
 
     papermill calls a notebook completed whose kernel died or called `sys.exit(0)`; this does not.
     """
@@ -182,15 +258,21 @@ def check_executed(notebook: dict[str, Any], where: str) -> None:
     for place, cell in enumerate(cells, start=1):
         errors = [out for out in cell["outputs"] if out["output_type"] == "error"]
         if errors:
-            raise NotebookError(f"{where}: code cell {place} ended in {errors[0]['ename']}: {errors[0]['evalue']}")
+            raise NotebookError(
+                f"{where}: code cell {place} ended in {errors[0]['ename']}: {errors[0]['evalue']}"
+            )
         if cell["execution_count"] is None and "".join(cell["source"]).strip():
-            raise NotebookError(f"{where}: code cell {place} of {len(cells)} never ran: the kernel died or left before it")
+            raise NotebookError(
+                f"{where}: code cell {place} of {len(cells)} never ran: the kernel died or left"
+                " before it"
+            )
     if not any(LAST_WORDS in "".join(out.get("text", "")) for out in cells[-1]["outputs"]):
         raise NotebookError(f"{where}: the kernel left in the last cell")
 
 
 def tidied(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The executed notebook without the last-words cell, without papermill's times and temporary paths, and without this machine's folders."""
+    """The executed notebook without the last-words cell, without papermill's times and temporary
+    paths, and without this machine's folders."""
     cells = notebook["cells"][:-1]
     for cell in cells:
         unplaced(cell)
@@ -201,14 +283,22 @@ def tidied(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def unplaced(cell: dict[str, Any]) -> None:
-    """Take this machine's folders, name and tokens out of a cell's printed text and injected parameters."""
+    """Take this machine's folders, name and tokens out of a cell's printed text and injected
+    parameters."""
     from mvl.core.privacy import redact
 
-    clean = lambda text: [redact(line) for line in text] if isinstance(text, list) else redact(text)
+    def clean(text):
+        return [redact(line) for line in text] if isinstance(text, list) else redact(text)
+
     if "injected-parameters" in cell["metadata"].get("tags", ()):
         cell["source"] = clean(cell["source"])
     for out in cell.get("outputs", ()):
-        for holder, key in ((out, "text"), (out, "evalue"), (out, "traceback"), (out.get("data", {}), "text/plain")):
+        for holder, key in (
+            (out, "text"),
+            (out, "evalue"),
+            (out, "traceback"),
+            (out.get("data", {}), "text/plain"),
+        ):
             if key in holder:
                 holder[key] = clean(holder[key])
 

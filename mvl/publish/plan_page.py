@@ -1,4 +1,5 @@
-"""The plan that the book shows: recorded once for three devices, because counting every system takes longer than building a page."""
+"""The plan that the book shows: recorded once for three devices, because counting every system
+takes longer than building a page."""
 
 from __future__ import annotations
 
@@ -15,12 +16,22 @@ HERE = ("disk_free_bytes", "disk_fits")
 "What a plan says of the machine that it was made on: no part of the record."
 
 
-def record(study: str, epochs: int | None = None, every_system: bool = False, path: Path = RECORD) -> None:
-    """Write the plan on each of the shown devices, as it is where no data are yet; what this machine's disk holds is no part of it."""
+def record(
+    study: str, epochs: int | None = None, every_system: bool = False, path: Path = RECORD
+) -> None:
+    """Write the plan on each of the shown devices, as it is where no data are yet; what this
+    machine's disk holds is no part of it."""
     configs = plan.chosen(study, epochs, every_system)
-    plans = {name: plan.price(configs, plan.find_device(name), data_dir=ROOT / "book") for name in SHOWN}
-    words = f"mvl plan {study}{f' --epochs {epochs}' if epochs else ''}{' --every-system' if every_system else ''}"
-    shown = {name: {key: fact for key, fact in p.items() if key not in HERE} for name, p in plans.items()}
+    plans = {
+        name: plan.price(configs, plan.find_device(name), data_dir=ROOT / "book") for name in SHOWN
+    }
+    words = (
+        "mvl plan"
+        f" {study}{f' --epochs {epochs}' if epochs else ''}{' --every-system' if every_system else ''}"
+    )
+    shown = {
+        name: {key: fact for key, fact in p.items() if key not in HERE} for name, p in plans.items()
+    }
     files.write_json(path, {"command": words, "plans": shown})
 
 
@@ -31,16 +42,42 @@ def page(path: Path = RECORD) -> dict[str, str]:
         PlanError: nothing is recorded.
     """
     if not path.is_file():
-        raise plan.PlanError(f"{path}: no plan is recorded; run `mvl plan paper --epochs 200 --every-system --record`")
+        raise plan.PlanError(
+            f"{path}: no plan is recorded; run `mvl plan paper --epochs 200 --every-system"
+            " --record`"
+        )
     made = json.loads(path.read_text())
     plans = [made["plans"][name] for name in SHOWN]
-    head = "| device | runs | GPU-hours | hours | memory per run, GB | fits | to download, GB | to keep, GB |\n|---|--:|--:|--:|--:|---|--:|--:|"
-    fits = lambda p: "yes" if p["memory_fits"] else "no: raise `train.accumulate`"
-    rows = [f"| {p['devices']} x {p['device'].upper()} | {p['runs']:,} | {p['hours']:,.0f} | {p['wall_hours']:,.0f} | "
-            f"{p['peak_memory_mb'] / 1e3:.1f} | {fits(p)} | {p['download_bytes'] / 1e9:.1f} | {p['keep_bytes'] / 1e9:.1f} |" for p in plans]
+    head = (
+        "| device | runs | GPU-hours | hours | memory per run, GB | fits | to download, GB | to"
+        " keep, GB |\n|---|--:|--:|--:|--:|---|--:|--:|"
+    )
+
+    def fits(p):
+        return "yes" if p["memory_fits"] else "no: raise `train.accumulate`"
+
+    rows = [
+        f"| {p['devices']} x {p['device'].upper()} | {p['runs']:,} | {p['hours']:,.0f} |"
+        f" {p['wall_hours']:,.0f} | {p['peak_memory_mb'] / 1e3:.1f} | {fits(p)} |"
+        f" {p['download_bytes'] / 1e9:.1f} | {p['keep_bytes'] / 1e9:.1f} |"
+        for p in plans
+    ]
     first = made["plans"][SHOWN[0]]
-    each = [f"| `{row['system']}` | {row['runs']} | {row['hours']:,.1f} | {row['peak_memory_mb'] / 1e3:.1f} |" for row in first["systems"]]
-    said = dict.fromkeys(f"- {p['device'].upper()}: {line}" for p in plans for line in p["assumptions"])
+    each = [
+        f"| `{row['system']}` | {row['runs']} | {row['hours']:,.1f} |"
+        f" {row['peak_memory_mb'] / 1e3:.1f} |"
+        for row in first["systems"]
+    ]
+    said = dict.fromkeys(
+        f"- {p['device'].upper()}: {line}" for p in plans for line in p["assumptions"]
+    )
     table = "\n".join(["| system | runs | GPU-hours | memory, GB |", "|---|--:|--:|--:|", *each])
-    return {"plan": "\n".join([head, *rows]), "plan_systems": table, "plan_assumptions": "\n".join(said), "plan_study": first["study"],
-            "plan_command": made["command"], "plan_epochs": " or ".join(map(str, first["epochs"])), "plan_arms": str(len(first["systems"]))}
+    return {
+        "plan": "\n".join([head, *rows]),
+        "plan_systems": table,
+        "plan_assumptions": "\n".join(said),
+        "plan_study": first["study"],
+        "plan_command": made["command"],
+        "plan_epochs": " or ".join(map(str, first["epochs"])),
+        "plan_arms": str(len(first["systems"])),
+    }

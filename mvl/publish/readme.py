@@ -1,4 +1,5 @@
-"""The README's results: one row for each arm that has runs, beside the papers' numbers; what is planned and not run stands below."""
+"""The README's results: one row for each arm that has runs, beside the papers' numbers; what is
+planned and not run stands below."""
 
 from __future__ import annotations
 
@@ -16,41 +17,76 @@ from mvl.evidence.lesion_classes import EMPTY
 from mvl.publish.book import PUBLISHED
 from mvl.study.tables import TableError, read_cases, read_rows, read_runs, summary
 
-PAPER_COLUMNS = ["paper", "table", "task", "system", "metric", "value", "sd", "source", "confidence"]
+PAPER_COLUMNS = [
+    "paper",
+    "table",
+    "task",
+    "system",
+    "metric",
+    "value",
+    "sd",
+    "source",
+    "confidence",
+]
 PAPER_NAMES = {"vit_baseline": "ViT-Baseline", "medvisionllama_v3": "MedVisionLlama"}
 "Our system = the name in `data/paper_reported.csv`."
-PAPER_TABLES = {1.0: ("average", "dice", "test, mean of 10 tasks"), 0.3: ("few-shot 30 %", "val_dice", "validation, from a figure"),
-                0.1: ("few-shot 10 %", "val_dice", "validation, from a figure")}
-"Fraction of the training cases: table and metric of the MedVisionLlama paper that come nearest, and what they are."
+PAPER_TABLES = {
+    1.0: ("average", "dice", "test, mean of 10 tasks"),
+    0.3: ("few-shot 30 %", "val_dice", "validation, from a figure"),
+    0.1: ("few-shot 10 %", "val_dice", "validation, from a figure"),
+}
+"""Fraction of the training cases: table and metric of the MedVisionLlama paper that come nearest,
+and what they are."""
 PICTURE_NAMES = {"llm4seg": "LLM4Seg (best)"}
 "Our system on pictures = the name in `data/paper_reported.csv`."
 SCAN_METRICS = {"dice": ("Dice", 3), "nsd": ("NSD", 3), "hd95_mm": ("HD95, mm", 2)}
 PICTURE_METRICS = {"jaccard": ("IoU", 3), "dice": ("F1 (Dice)", 3), "hd95_mm": ("HD95, px", 1)}
 "Columns of the README's tables: metric, heading, digits."
-NOTE = "± is the standard deviation over an arm's runs (folds and seeds). `130 x 2`: 130 test cases under two seeds."
+NOTE = (
+    "± is the standard deviation over an arm's runs (folds and seeds). `130 x 2`: 130 test cases"
+    " under two seeds."
+)
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 def paper_overlaps(reported: list[dict[str, str]], system: str) -> str:
-    """What the LLM4Seg paper reports nearest to this arm, IoU and F1 in percent, with what it is; a dash where it reports nothing."""
-    found = {row["metric"]: row["value"] for row in reported
-             if row["paper"] == "P2" and row["table"] == "average" and row["system"] == PICTURE_NAMES.get(system)}
-    return f"{found['iou_percent']} % / {found['f1_percent']} % (mean of its 2-D data sets)" if len(found) == 2 else "–"
+    """What the LLM4Seg paper reports nearest to this arm, IoU and F1 in percent, with what it is; a
+    dash where it reports nothing."""
+    found = {
+        row["metric"]: row["value"]
+        for row in reported
+        if row["paper"] == "P2"
+        and row["table"] == "average"
+        and row["system"] == PICTURE_NAMES.get(system)
+    }
+    return (
+        f"{found['iou_percent']} % / {found['f1_percent']} % (mean of its 2-D data sets)"
+        if len(found) == 2
+        else "–"
+    )
 
 
 def paper_dice(reported: list[dict[str, str]], system: str, fraction: float) -> str:
-    """What the MedVisionLlama paper reports nearest to this arm, with what it is; a dash where it reports nothing."""
+    """What the MedVisionLlama paper reports nearest to this arm, with what it is; a dash where it
+    reports nothing."""
     table, metric, words = PAPER_TABLES.get(fraction, ("", "", ""))
     for row in reported:
-        if [row[k] for k in ("paper", "table", "system", "metric")] == ["P1", table, PAPER_NAMES.get(system), metric]:
+        if [row[k] for k in ("paper", "table", "system", "metric")] == [
+            "P1",
+            table,
+            PAPER_NAMES.get(system),
+            metric,
+        ]:
             return f"{row['value']}{' ± ' + row['sd'] if row['sd'] else ''} ({words})"
     return "–"
 
 
 def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results") -> str:
-    """Markdown of every recorded study, each with its table: the book's first, beside the papers' numbers; generated data last, beside none.
+    """Markdown of every recorded study, each with its table: the book's first, beside the papers'
+    numbers; generated data last, beside none.
 
-    Every row is an arm (system, fraction) with n, how many of the planned runs are done, and a link to them under `link`.
+    Every row is an arm (system, fraction) with n, how many of the planned runs are done, and a link
+    to them under `link`.
     """
     reported = read_rows(Path(paper_csv), PAPER_COLUMNS)
     names = [path.parent.name for path in sorted(Path(records_dir).glob("*/runs.csv"))]
@@ -60,54 +96,117 @@ def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results")
     blocks = [block for block in real if block] or ["No run on scans is recorded yet."]
     blocks.insert(0, NOTE)
     if any(made):
-        blocks.append("<details><summary>Phantoms (a smoke study that shows the pipeline works; it says nothing about scans)</summary>\n\n"
-                      + "\n\n".join(filter(None, made)) + "\n\n</details>")
+        blocks.append(
+            "<details><summary>Phantoms (a smoke study that shows the pipeline works; it says"
+            " nothing about scans)</summary>\n\n"
+            + "\n\n".join(filter(None, made))
+            + "\n\n</details>"
+        )
     return "\n\n".join(blocks)
 
 
-def study_block(study: str, records_dir: Path, reported: list[dict[str, str]], link: str, made: bool) -> str:
-    """One study's tables, one for each of its tasks that are (or are not) `made`, each with its holes below; empty without such a task."""
+def study_block(
+    study: str, records_dir: Path, reported: list[dict[str, str]], link: str, made: bool
+) -> str:
+    """One study's tables, one for each of its tasks that are (or are not) `made`, each with its
+    holes below; empty without such a task."""
     arms, parts, table = summary(study, records_dir), [], read_runs(study, records_dir)
     folders = table.drop_duplicates(["task", "system"]).set_index(["task", "system"])["run"]
     for task, rows in arms.groupby("task", sort=False):
         if (task in MADE) != made:
             continue
         pixels = find_task(str(task)).unit == "px"
-        metrics, theirs = (PICTURE_METRICS, "Paper's IoU / F1") if pixels else (SCAN_METRICS, "Paper's Dice")
-        head = ["System", "Training cases", *(words for words, _ in metrics.values()), "Runs done", "Test cases", *([] if made else [theirs])]
+        metrics, theirs = (
+            (PICTURE_METRICS, "Paper's IoU / F1") if pixels else (SCAN_METRICS, "Paper's Dice")
+        )
+        head = [
+            "System",
+            "Training cases",
+            *(words for words, _ in metrics.values()),
+            "Runs done",
+            "Test cases",
+            *([] if made else [theirs]),
+        ]
         lines = []
         for _, arm in rows[rows["done"] > 0].iterrows():
-            paper = paper_overlaps(reported, arm["system"]) if pixels else paper_dice(reported, arm["system"], arm["fraction"])
-            lines.append(readme_row(arm, metrics, [] if made else [paper], f"{link}/{Path(folders[task, arm['system']]).parent}",
-                                    counted(table, arm)))
-        holes = [f"`{arm['system']}` at {100 * arm['fraction']:g} % ({arm['planned']})" for _, arm in rows[rows["done"] == 0].iterrows()]
+            paper = (
+                paper_overlaps(reported, arm["system"])
+                if pixels
+                else paper_dice(reported, arm["system"], arm["fraction"])
+            )
+            lines.append(
+                readme_row(
+                    arm,
+                    metrics,
+                    [] if made else [paper],
+                    f"{link}/{Path(folders[task, arm['system']]).parent}",
+                    counted(table, arm),
+                )
+            )
+        holes = [
+            f"`{arm['system']}` at {100 * arm['fraction']:g} % ({arm['planned']})"
+            for _, arm in rows[rows["done"] == 0].iterrows()
+        ]
         below = f"\n\n{lesion_note(study, records_dir)}" if pixels and not made else ""
-        below += f"\n\nPlanned and not yet run (number of runs): {', '.join(holes)}." if holes else ""
-        parts.append(f"Study `{study}`, {task}:\n\n{markdown(head, lines) if lines else 'no run yet.'}{below}")
+        below += (
+            f"\n\nPlanned and not yet run (number of runs): {', '.join(holes)}." if holes else ""
+        )
+        parts.append(
+            f"Study `{study}`,"
+            f" {task}:\n\n{markdown(head, lines) if lines else 'no run yet.'}{below}"
+        )
     return "\n\n".join(parts)
 
 
 def lesion_note(study: str, records_dir: Path) -> str:
-    """IoU and F1 over the pictures with a lesion alone, by system: the rows above mix them with normal pictures."""
+    """IoU and F1 over the pictures with a lesion alone, by system: the rows above mix them with
+    normal pictures."""
     cases = read_cases(study, records_dir)
     cases = cases[~cases["status"].isin(EMPTY)]
     means = cases.groupby("system", sort=False)[["jaccard", "dice"]].mean()
-    found = "; ".join(f"`{system}` {row['jaccard']:.3f} / {row['dice']:.3f}" for system, row in means.iterrows())
-    return f"These rows mix pictures with a lesion and normal ones, whose score is 0 or 1. With a lesion alone, IoU / F1: {found}."
+    found = "; ".join(
+        f"`{system}` {row['jaccard']:.3f} / {row['dice']:.3f}" for system, row in means.iterrows()
+    )
+    return (
+        "These rows mix pictures with a lesion and normal ones, whose score is 0 or 1. With a"
+        f" lesion alone, IoU / F1: {found}."
+    )
 
 
 def counted(table: pd.DataFrame, arm: pd.Series) -> str:
-    """An arm's test cases, each once, with the number of seeds where it is more than one: `130 x 2`."""
-    done = table[(table["state"] == "done") & np.logical_and.reduce([table[key] == arm[key] for key in ("task", "system", "fraction")])]
+    """An arm's test cases, each once, with the number of seeds where it is more than one: `130 x
+    2`."""
+    done = table[
+        (table["state"] == "done")
+        & np.logical_and.reduce([table[key] == arm[key] for key in ("task", "system", "fraction")])
+    ]
     distinct = int(done.drop_duplicates("fold")["n_test"].sum())
-    return str(distinct) if distinct == arm["n_cases"] else f"{distinct} x {arm['n_cases'] // distinct}"
+    return (
+        str(distinct)
+        if distinct == arm["n_cases"]
+        else f"{distinct} x {arm['n_cases'] // distinct}"
+    )
 
 
-def readme_row(arm: pd.Series, metrics: dict[str, tuple[str, int]], paper: list[str], folder: str, cases: str) -> str:
-    """One arm as a row of the README's table: mean over runs ± sd over runs (where there are several), cases and a link to its runs."""
-    show = lambda m, digits: f"{arm[m]:.{digits}f}" + ("" if math.isnan(arm[f"{m}_sd"]) else f" ± {arm[f'{m}_sd']:.{digits}f}")
-    cells = [f"`{arm['system']}`", f"{100 * arm['fraction']:g} %", *(show(m, digits) for m, (_, digits) in metrics.items()),
-             f"[{arm['done']} of {arm['planned']}]({folder})", cases, *paper]
+def readme_row(
+    arm: pd.Series, metrics: dict[str, tuple[str, int]], paper: list[str], folder: str, cases: str
+) -> str:
+    """One arm as a row of the README's table: mean over runs ± sd over runs (where there are
+    several), cases and a link to its runs."""
+
+    def show(m, digits):
+        return f"{arm[m]:.{digits}f}" + (
+            "" if math.isnan(arm[f"{m}_sd"]) else f" ± {arm[f'{m}_sd']:.{digits}f}"
+        )
+
+    cells = [
+        f"`{arm['system']}`",
+        f"{100 * arm['fraction']:g} %",
+        *(show(m, digits) for m, (_, digits) in metrics.items()),
+        f"[{arm['done']} of {arm['planned']}]({folder})",
+        cases,
+        *paper,
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -116,8 +215,11 @@ def markdown(head: list[str], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
 
 
-def update_readme(path: Path, records_dir: Path | None = None, paper_csv: Path | None = None, verdicts: str = "") -> bool:
-    """Rewrite what stands between the result markers of a README, `verdicts` (Markdown) first; True when it changed.
+def update_readme(
+    path: Path, records_dir: Path | None = None, paper_csv: Path | None = None, verdicts: str = ""
+) -> bool:
+    """Rewrite what stands between the result markers of a README, `verdicts` (Markdown) first; True
+    when it changed.
 
     Raises:
         TableError: the file does not hold each marker once, in order.
@@ -125,9 +227,11 @@ def update_readme(path: Path, records_dir: Path | None = None, paper_csv: Path |
     text = Path(path).read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise TableError(f"{path}: must hold the lines {BEGIN} and {END} once each, in this order")
-    block = readme_block(records_dir or run_folder.records_dir(), paper_csv or ROOT / "data" / "paper_reported.csv")
+    block = readme_block(
+        records_dir or run_folder.records_dir(), paper_csv or ROOT / "data" / "paper_reported.csv"
+    )
     block = f"{verdicts}\n\n{block}" if verdicts else block
-    new = f"{text[:text.index(BEGIN)]}{BEGIN}\n\n{block}\n\n{text[text.index(END):]}"
+    new = f"{text[: text.index(BEGIN)]}{BEGIN}\n\n{block}\n\n{text[text.index(END) :]}"
     if new != text:
         files.atomic_write(Path(path), new)
     return new != text

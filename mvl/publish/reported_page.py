@@ -15,7 +15,15 @@ from mvl.evidence import reported_evidence
 from mvl.evidence.chapter import _foreground
 from mvl.evidence.decision import LEVEL
 from mvl.evidence.reported import paper_value
-from mvl.evidence.reported_evidence import CNN, COMPARISONS, DEEPSEEK, HYBRID, LLAMA, Comparison, Point
+from mvl.evidence.reported_evidence import (
+    CNN,
+    COMPARISONS,
+    DEEPSEEK,
+    HYBRID,
+    LLAMA,
+    Comparison,
+    Point,
+)
 
 NOTHING = "no number recovered"
 "What stands beside a claim of which no number was recovered."
@@ -69,7 +77,9 @@ def false_claim_rows(comparison: Comparison) -> list[list[str]]:
     given = [reported_evidence.one(comparison, side)[1] > 0 for side in sides]
     gain = f"{reported_evidence.gain(comparison):+.3g}"
     rows = []
-    points = itertools.groupby(reported_evidence.grid(comparison), key=lambda p: (p.sd_ours, p.sd_theirs))
+    points = itertools.groupby(
+        reported_evidence.grid(comparison), key=lambda p: (p.sd_ours, p.sd_theirs)
+    )
     for sds, group in points:
         shown = [f"{sd:g}" if known else f"({sd:g})" for sd, known in zip(sds, given)]
         chances = [probability(point.probability) for point in group]
@@ -131,7 +141,9 @@ def beside_layers() -> str:
     rows = []
     for system in (CNN, HYBRID):
         value = paper_value(LLAMA, system, "iou_percent", "P2")
-        chances = [probability(reported_evidence.as_low(values, value)) for values in (frozen, frozen[1:])]
+        chances = [
+            probability(reported_evidence.as_low(values, value)) for values in (frozen, frozen[1:])
+        ]
         rows.append([system, f"{value:.2f}", *chances])
     return markdown(["network", "IoU, percent", "of 16 layers", "of layers 2 to 16"], rows)
 

@@ -1,4 +1,5 @@
-"""Every number back to its run, offline: one page per study with a row for each planned run, and its record copied into the book as text."""
+"""Every number back to its run, offline: one page per study with a row for each planned run, and
+its record copied into the book as text."""
 
 from __future__ import annotations
 
@@ -22,16 +23,22 @@ from mvl.publish.notebooks import write_notebook
 from mvl.study.grid import load_study, study_runs
 
 NUMBERED = ("intro", "claims", "audit", "statistics", "reproduce", "model_card")
-"Pages beside the chapters that show numbers of runs; one that leads to no run gets a line that does."
+"""Pages beside the chapters that show numbers of runs; one that leads to no run gets a line that
+does."""
 FILES = (*run_folder.RECORD_FILES, "status.json")
 TABLES = ("runs.csv", "cases.csv", "history.csv", "tuning.csv", "activations.csv")
 "Tables of a study; the last two where there are trials, or activations were measured."
 SUFFIX = ".txt"
 "Added to every copy: browsers show text, but save a .yaml or .csv."
-RUN = re.compile(r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/runs/([\w.%-]+)/([\w.%-]+?)"
-                 r"(?:/(fraction-[\w.]+_fold-\d+_seed-\d+)(?:/([\w.]+))?|#fraction-([\w.]+))\)")
-TABLE = re.compile(r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/((?:runs|cases|history|tuning|activations)\.csv)\)")
-"Markdown links whose address ends in a run, a run's file or an arm of a study; or in a study's table."
+RUN = re.compile(
+    r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/runs/([\w.%-]+)/([\w.%-]+?)"
+    r"(?:/(fraction-[\w.]+_fold-\d+_seed-\d+)(?:/([\w.]+))?|#fraction-([\w.]+))\)"
+)
+TABLE = re.compile(
+    r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/((?:runs|cases|history|tuning|activations)\.csv)\)"
+)
+"""Markdown links whose address ends in a run, a run's file or an arm of a study; or in a study's
+table."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,11 @@ class Row:
 
 
 def anchor(task: str, system: str, fraction: float | str, place: str = "") -> str:
-    """The id of an arm's rows, or with `place` (`fold-0_seed-1`) of a run's row, on its study's page."""
-    return re.sub(r"[^\w-]+", "-", f"{task}-{system}-{float(fraction):g}{'-' + place if place else ''}")
+    """The id of an arm's rows, or with `place` (`fold-0_seed-1`) of a run's row, on its study's
+    page."""
+    return re.sub(
+        r"[^\w-]+", "-", f"{task}-{system}-{float(fraction):g}{'-' + place if place else ''}"
+    )
 
 
 def page_name(study: str) -> str:
@@ -72,37 +82,56 @@ def page_name(study: str) -> str:
 
 
 def shown_studies(studies: Sequence[str], results: Path) -> list[str]:
-    """The book's studies; for the published book, every further recorded study of scans or pictures as well."""
+    """The book's studies; for the published book, every further recorded study of scans or pictures
+    as well."""
     named = [Path(study).stem for study in studies]
     if results.resolve() != run_folder.records_dir().resolve():
         return list(studies)
-    found = [path.parent.name for path in sorted(results.glob("*/runs.csv")) if path.parent.name not in named]
+    found = [
+        path.parent.name
+        for path in sorted(results.glob("*/runs.csv"))
+        if path.parent.name not in named
+    ]
     return [*studies, *(study for study in found if not set(load_study(study).tasks) <= set(MADE))]
 
 
 def study_rows(study: str, results: Path) -> list[Row]:
-    """A row for each run of the study's grid in its order, then for each recorded run that the grid no longer has."""
+    """A row for each run of the study's grid in its order, then for each recorded run that the grid
+    no longer has."""
     stem = Path(study).stem
     table = results / stem / "runs.csv"
     recorded = csv.DictReader(table.read_text().splitlines()) if table.is_file() else ()
-    facts: dict[str, dict[str, Any]] = {row["run"].removeprefix(f"{stem}/runs/"): row for row in recorded}
+    facts: dict[str, dict[str, Any]] = {
+        row["run"].removeprefix(f"{stem}/runs/"): row for row in recorded
+    }
     rows: dict[str, Row] = {}
     for block in load_study(study).grid:
         for config in study_runs(study, str(block["name"])):
             name = run_folder.run_name(config)
             place = (config.task, config.system, config.fraction, config.fold, config.seed)
-            rows.setdefault(name, Row(str(block["name"]), config, *place, facts.get(name, {"state": "missing"})))
+            rows.setdefault(
+                name, Row(str(block["name"]), config, *place, facts.get(name, {"state": "missing"}))
+            )
     for name, row in facts.items():
         if name not in rows and row["state"] == "done":
-            place = (row["task"], row["system"], float(row["fraction"]), int(row["fold"]), int(row["seed"]))
+            place = (
+                row["task"],
+                row["system"],
+                float(row["fraction"]),
+                int(row["fold"]),
+                int(row["seed"]),
+            )
             rows[name] = Row("not in the grid any more", None, *place, row)
     return list(rows.values())
 
 
 def add_runs(staging: Path, studies: Sequence[str], results: Path) -> list[str]:
-    """Add the pages of runs and their records to a book's sources, and lead every link to a run there; returns the pages' names."""
+    """Add the pages of runs and their records to a book's sources, and lead every link to a run
+    there; returns the pages' names."""
     shown = shown_studies(studies, results)
-    every = ", ".join(link(load_study(study).title, f"{page_name(study)}.html#runs-table") for study in shown)
+    every = ", ".join(
+        link(load_study(study).title, f"{page_name(study)}.html#runs-table") for study in shown
+    )
     for page in staging.glob("*.md"):
         text = book_links(page.read_text(), shown)
         if page.stem in NUMBERED and not re.search(r"runs_[\w-]+\.html#", text):
@@ -116,23 +145,41 @@ def add_runs(staging: Path, studies: Sequence[str], results: Path) -> list[str]:
 
 
 def write_pages(staging: Path, studies: Sequence[str], results: Path) -> list[str]:
-    """Write each study's page into the book's sources, and what the pages link to under `records/`; returns the pages' names."""
-    copy_files({ROOT / "data" / name: staging / f"records/{name}{SUFFIX}" for name in ("paper_reported.csv", "registry.toml", "bench.json")})
+    """Write each study's page into the book's sources, and what the pages link to under `records/`;
+    returns the pages' names."""
+    copy_files(
+        {
+            ROOT / "data" / name: staging / f"records/{name}{SUFFIX}"
+            for name in ("paper_reported.csv", "registry.toml", "bench.json")
+        }
+    )
     for study in studies:
         rows = study_rows(study, results)
         text = book_links(study_page(study, rows, results), [study])
         (staging / f"{page_name(study)}.md").write_text(text)
-        copy_files({source: staging / place for source, place in records(study, rows, results).items()})
+        copy_files(
+            {source: staging / place for source, place in records(study, rows, results).items()}
+        )
     return [page_name(study) for study in studies]
 
 
 def study_page(study: str, rows: Sequence[Row], results: Path) -> str:
-    """A study's page: what the columns are, and the table of its runs in raw HTML with an id for each arm and run."""
+    """A study's page: what the columns are, and the table of its runs in raw HTML with an id for
+    each arm and run."""
     plan = load_study(study)
     done = sum(row.facts["state"] == "done" for row in rows)
-    splits = ", ".join(f'<a href="{quote(place)}">{html.escape(task)}</a>' for task, place in split_files(rows).items())
-    made = "**Generated data, a smoke study: no evidence about scans.** " if set(plan.tasks) <= set(MADE) else ""
-    tables = ", ".join(f"[{name}]({plan.name}/{name})" for name in TABLES if (results / plan.name / name).is_file())
+    splits = ", ".join(
+        f'<a href="{quote(place)}">{html.escape(task)}</a>'
+        for task, place in split_files(rows).items()
+    )
+    made = (
+        "**Generated data, a smoke study: no evidence about scans.** "
+        if set(plan.tasks) <= set(MADE)
+        else ""
+    )
+    tables = ", ".join(
+        f"[{name}]({plan.name}/{name})" for name in TABLES if (results / plan.name / name).is_file()
+    )
     units = " and ".join(dict.fromkeys(find_task(row.task).unit for row in rows))
     return f"""# Runs: {plan.title}
 
@@ -151,33 +198,71 @@ prefix of each training set. Tables of the study: {tables or "none yet"}.
 
 def runs_table(study: str, rows: Sequence[Row], results: Path) -> str:
     """The table itself; one `tbody` with an id for each arm, one row with an id for each run."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in
-                   ("system", "data", "fold", "seed", "record", "Dice", "HD95", "code", "command"))
+    head = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("system", "data", "fold", "seed", "record", "Dice", "HD95", "code", "command")
+    )
     body, block, arm = list[str](), "", None
     for row in rows:
         if row.arm != arm:
             body.append("</tbody>" * bool(body))
             if row.block != block:
                 words = f"block <code>{html.escape(row.block)}</code>"
-                body.append(f'<tbody><tr class="block"><th scope="rowgroup" colspan="9">{words}</th></tr></tbody>')
+                body.append(
+                    '<tbody><tr class="block"><th scope="rowgroup"'
+                    f' colspan="9">{words}</th></tr></tbody>'
+                )
             body.append(f'<tbody id="{anchor(*row.arm[1:])}">')
             block, arm = row.block, row.arm
         body.append(run_row(study, row, results))
-    caption = f'<caption>Runs of the study <code>{html.escape(study)}</code></caption>'
-    return (f'<div id="runs-table" class="pst-scrollable-table-container runs"><table class="table runs">{caption}<thead><tr>{head}</tr></thead>\n'
-            + "\n".join(body) + "</tbody></table></div>")
+    caption = f"<caption>Runs of the study <code>{html.escape(study)}</code></caption>"
+    return (
+        '<div id="runs-table" class="pst-scrollable-table-container runs"><table class="table'
+        f' runs">{caption}<thead><tr>{head}</tr></thead>\n'
+        + "\n".join(body)
+        + "</tbody></table></div>"
+    )
 
 
 def run_row(study: str, row: Row, results: Path) -> str:
     """One run's row."""
     place, folder = f"fold-{row.fold}_seed-{row.seed}", results / study / "runs" / row.name
-    links = " ".join(f'<a href="{quote(copied(study, row.name, name))}">{name.split(".")[0]}</a>' for name in FILES if (folder / name).is_file())
-    number = lambda key, digits: f"{float(row.facts[key]):.{digits}f}" if row.facts.get(key) else ""
-    command = f"<code>{html.escape(run_folder.command(row.config, run_folder.default_results_dir()))}</code>" if row.config else ""
-    cells = [f'<th scope="row"><code>{html.escape(row.system)}</code><br><small>{html.escape(title(row.system))}</small></th>',
-             *(f"<td>{text}</td>" for text in (f"{row.fraction:.0%}", row.fold, row.seed, links or row.facts["state"], number("dice", 3),
-                                               number("hd95_mm", 2), code_version(folder), command))]
-    return f'<tr id="{anchor(row.task, row.system, row.fraction, place)}" class="{row.facts["state"]}">{"".join(cells)}</tr>'
+    links = " ".join(
+        f'<a href="{quote(copied(study, row.name, name))}">{name.split(".")[0]}</a>'
+        for name in FILES
+        if (folder / name).is_file()
+    )
+
+    def number(key, digits):
+        return f"{float(row.facts[key]):.{digits}f}" if row.facts.get(key) else ""
+
+    command = (
+        f"<code>{html.escape(run_folder.command(row.config, run_folder.default_results_dir()))}</code>"
+        if row.config
+        else ""
+    )
+    cells = [
+        (
+            f'<th scope="row"><code>{html.escape(row.system)}</code><br><small>{html.escape(title(row.system))}</small></th>'
+        ),
+        *(
+            f"<td>{text}</td>"
+            for text in (
+                f"{row.fraction:.0%}",
+                row.fold,
+                row.seed,
+                links or row.facts["state"],
+                number("dice", 3),
+                number("hd95_mm", 2),
+                code_version(folder),
+                command,
+            )
+        ),
+    ]
+    return (
+        f'<tr id="{anchor(row.task, row.system, row.fraction, place)}"'
+        f' class="{row.facts["state"]}">{"".join(cells)}</tr>'
+    )
 
 
 def code_version(folder: Path) -> str:
@@ -185,7 +270,11 @@ def code_version(folder: Path) -> str:
     if not (folder / "environment.json").is_file():
         return ""
     made = json.loads((folder / "environment.json").read_text()).get("mvl", {})
-    return f"{made['commit'][:7]}{'+' if made.get('dirty') else ''}" if made.get("commit") else "not known"
+    return (
+        f"{made['commit'][:7]}{'+' if made.get('dirty') else ''}"
+        if made.get("commit")
+        else "not known"
+    )
 
 
 def copied(study: str, run: str, name: str) -> str:
@@ -196,7 +285,11 @@ def copied(study: str, run: str, name: str) -> str:
 def split_files(rows: Sequence[Row]) -> dict[str, str]:
     """Name of a split -> address of its file's copy, for each split of the rows that is committed."""
     names = dict.fromkeys(split_name(row) for row in rows)
-    return {name: f"records/splits/{name}.json{SUFFIX}" for name in names if split_source(name).is_file()}
+    return {
+        name: f"records/splits/{name}.json{SUFFIX}"
+        for name in names
+        if split_source(name).is_file()
+    }
 
 
 def split_name(row: Row) -> str:
@@ -211,11 +304,16 @@ def split_source(name: str) -> Path:
 
 
 def records(study: str, rows: Sequence[Row], results: Path) -> dict[Path, str]:
-    """File -> address of its copy: the study's tables, its splits, and the record of each of its runs."""
+    """File -> address of its copy: the study's tables, its splits, and the record of each of its
+    runs."""
     stem = Path(study).stem
     wanted = {split_source(name): place for name, place in split_files(rows).items()}
     wanted |= {results / stem / name: f"records/{stem}/{name}{SUFFIX}" for name in TABLES}
-    return wanted | {results / stem / "runs" / row.name / name: copied(stem, row.name, name) for row in rows for name in FILES}
+    return wanted | {
+        results / stem / "runs" / row.name / name: copied(stem, row.name, name)
+        for row in rows
+        for name in FILES
+    }
 
 
 def copy_files(wanted: dict[Path, Path]) -> None:
@@ -227,7 +325,8 @@ def copy_files(wanted: dict[Path, Path]) -> None:
 
 
 def book_links(text: str, studies: Sequence[str], up: str = "") -> str:
-    """Markdown with each link to a run, arm or table of these studies turned to its place in the book; `up` leads to the book's top."""
+    """Markdown with each link to a run, arm or table of these studies turned to its place in the
+    book; `up` leads to the book's top."""
     known = {Path(study).stem for study in studies}
 
     def run(found: re.Match[str]) -> str:
@@ -240,13 +339,18 @@ def book_links(text: str, studies: Sequence[str], up: str = "") -> str:
         return link(words, f"{up}{page_name(study)}.html#{anchor(task, system, share, where)}")
 
     def table(found: re.Match[str]) -> str:
-        return link(found[1], f"{up}records/{found[2]}/{found[3]}{SUFFIX}") if found[2] in known else found[0]
+        return (
+            link(found[1], f"{up}records/{found[2]}/{found[3]}{SUFFIX}")
+            if found[2] in known
+            else found[0]
+        )
 
     return TABLE.sub(table, RUN.sub(run, text))
 
 
 def link(words: str, address: str) -> str:
-    """An HTML link: Markdown's own are looked up among the book's sources, where these pages and files are not."""
+    """An HTML link: Markdown's own are looked up among the book's sources, where these pages and
+    files are not."""
     words = re.sub(r"`([^`]*)`", lambda code: f"<code>{html.escape(code[1])}</code>", words)
     return f'<a href="{address}">{words}</a>'
 

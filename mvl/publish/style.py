@@ -1,4 +1,5 @@
-"""How figures look: one colour and marker for each arm everywhere, light cards, and what is written inside so that copying cannot lose it."""
+"""How figures look: one colour and marker for each arm everywhere, light cards, and what is written
+inside so that copying cannot lose it."""
 
 from __future__ import annotations
 
@@ -14,48 +15,99 @@ from matplotlib.figure import Figure
 from mvl.evidence.arms import generated
 
 FRACTION_COLOURS = {0.1: "#3B5BDB", 0.3: "#5C940D", 1.0: "#495057"}
-"Blue 10 %, green 30 %, as in MedVisionLlama's figure; for the one figure where colour tells the share and the dash tells the arm."
+"""Blue 10 %, green 30 %, as in MedVisionLlama's figure; for the one figure where colour tells the
+share and the dash tells the arm."""
 DASHES = ("-", "--", ":", "-.")
 CARD, INK, GRID, MUTED, WARN = "#FCFCFA", "#1F2328", "#D9DCE0", "#57606A", "#9A3412"
 "Figures are light cards with dark ink, so they read the same on a light and on a dark page."
-TRAINED, FROZEN, MIXED, NEUTRAL = ("#B4470A", "#FDEBDD"), ("#1D5F96", "#E1EEF8"), ("#57606A", "#F0EDE6"), ("#6E7781", "#F6F6F3")
-"Edge and fill of a drawing's boxes: every parameter trained, every one frozen, some of each, none at all."
-VERDICTS = {"reproduced": ("#0072B2", "o"), "shared by controls": ("#3D6B35", "P"), "not reproduced": ("#8A5A00", "s"),
-            "contradicted": ("#A4133C", "X"), "moot": ("#57606A", "v"), "not decided": ("#57606A", "D"), "withdrawn": ("#57606A", "x"),
-            "not testable here": ("#57606A", "_")}
-"Ink and marker of a verdict's word; those that decide nothing are drawn hollow, so that neither colour nor marker is the only cue."
+TRAINED, FROZEN, MIXED, NEUTRAL = (
+    ("#B4470A", "#FDEBDD"),
+    ("#1D5F96", "#E1EEF8"),
+    ("#57606A", "#F0EDE6"),
+    ("#6E7781", "#F6F6F3"),
+)
+"""Edge and fill of a drawing's boxes: every parameter trained, every one frozen, some of each, none
+at all."""
+VERDICTS = {
+    "reproduced": ("#0072B2", "o"),
+    "shared by controls": ("#3D6B35", "P"),
+    "not reproduced": ("#8A5A00", "s"),
+    "contradicted": ("#A4133C", "X"),
+    "moot": ("#57606A", "v"),
+    "not decided": ("#57606A", "D"),
+    "withdrawn": ("#57606A", "x"),
+    "not testable here": ("#57606A", "_"),
+}
+"""Ink and marker of a verdict's word; those that decide nothing are drawn hollow, so that neither
+colour nor marker is the only cue."""
 SEQUENTIAL = "cividis"
 "Colour map of pictures: even in lightness and safe for colour-blind readers."
 STYLE: dict[str, Any] = {
-    "figure.facecolor": CARD, "axes.facecolor": CARD, "savefig.facecolor": CARD, "text.color": INK, "axes.labelcolor": INK,
+    "figure.facecolor": CARD,
+    "axes.facecolor": CARD,
+    "savefig.facecolor": CARD,
+    "text.color": INK,
+    "axes.labelcolor": INK,
     "axes.edgecolor": "#6E7781",
-    "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
-    "axes.spines.right": False, "font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
     "legend.fontsize": 10,
-    "lines.linewidth": 1.8, "svg.hashsalt": "mvl", "svg.fonttype": "path", "figure.dpi": 110, "font.family": "DejaVu Sans",
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "mvl",
+    "svg.fonttype": "path",
+    "figure.dpi": 110,
+    "font.family": "DejaVu Sans",
 }
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw under the project's style, whatever the session's matplotlib settings are."""
+
     @wraps(draw)
     def inside(*args: Any, **kwargs: Any) -> Figure:
         with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):  # type: ignore[dict-item]
             return draw(*args, **kwargs)
+
     return inside
 
 
-def finish(figure: Figure, tasks: Sequence[str], holes: Sequence[str] = (), caveats: Sequence[str] = (), key: str = "") -> Figure:
-    """Write the word phantom or shape, the caveats and the holes into the figure, so that none is lost when it is copied out of its page.
+def finish(
+    figure: Figure,
+    tasks: Sequence[str],
+    holes: Sequence[str] = (),
+    caveats: Sequence[str] = (),
+    key: str = "",
+) -> Figure:
+    """Write the word phantom or shape, the caveats and the holes into the figure, so that none is
+    lost when it is copied out of its page.
 
     key: what lines and marks mean; alone, it is no warning and is written in grey.
     """
-    notes = [f"{generated(tasks)} data: a smoke study, not evidence about scans"] if generated(tasks) else []
+    notes = (
+        [f"{generated(tasks)} data: a smoke study, not evidence about scans"]
+        if generated(tasks)
+        else []
+    )
     notes += caveats
-    notes += textwrap.wrap("not yet recorded: " + "; ".join(holes), 84, break_on_hyphens=False) if holes else []
+    notes += (
+        textwrap.wrap("not yet recorded: " + "; ".join(holes), 84, break_on_hyphens=False)
+        if holes
+        else []
+    )
     if notes or key:
         look = {"color": WARN, "style": "italic"} if notes else {"color": MUTED}
-        figure.supxlabel("\n".join([*textwrap.wrap(key, 84), *notes]), x=0.01, ha="left", fontsize=9.5, **look)
+        figure.supxlabel(
+            "\n".join([*textwrap.wrap(key, 84), *notes]), x=0.01, ha="left", fontsize=9.5, **look
+        )
     return figure
 
 
@@ -64,7 +116,9 @@ def hole(message: str, tasks: Sequence[str] = ()) -> Figure:
     """A card that says what is missing and how to get it, where a figure would stand."""
     figure = Figure(figsize=(6.4, 1.5), layout="constrained")
     lines = [line for paragraph in message.split("\n") for line in textwrap.wrap(paragraph, 72)]
-    figure.text(0.5, 0.5, "\n".join(["not yet recorded", *lines]), ha="center", va="center", color="#9A3412")
+    figure.text(
+        0.5, 0.5, "\n".join(["not yet recorded", *lines]), ha="center", va="center", color="#9A3412"
+    )
     return finish(figure, tasks)
 
 
@@ -80,5 +134,7 @@ def show(figure: Figure) -> None:
     """Display the figure in a notebook as SVG."""
     from IPython.display import display
 
-    words = " ".join(text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text().strip())
+    words = " ".join(
+        text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text().strip()
+    )
     display({"image/svg+xml": svg(figure), "text/plain": f"<figure: {words[:200]}>"}, raw=True)

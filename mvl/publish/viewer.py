@@ -1,6 +1,8 @@
-"""Best, median and worst case to turn over: one HTML block with a still picture, then a NiiVue canvas whose volumes travel inside the page.
+"""Best, median and worst case to turn over: one HTML block with a still picture, then a NiiVue
+canvas whose volumes travel inside the page.
 
-Volumes are made in memory from the data at hand, never written; without the scans the block shows the masks alone and says so.
+Volumes are made in memory from the data at hand, never written; without the scans the block shows
+the masks alone and says so.
 """
 
 from __future__ import annotations
@@ -40,22 +42,47 @@ def show(chapter: Chapter, data_dir: Path | None = None) -> None:
     from IPython.display import display
 
     drawn, holes = load_drawn(chapter, data_dir)
-    display({"text/html": page(drawn, holes, chapter.tasks, data_dir), "text/plain": f"<viewer: {caption(drawn, holes)}>"}, raw=True)
+    display(
+        {
+            "text/html": page(drawn, holes, chapter.tasks, data_dir),
+            "text/plain": f"<viewer: {caption(drawn, holes)}>",
+        },
+        raw=True,
+    )
 
 
-def page(drawn: Sequence[Drawn], holes: Sequence[str] = (), tasks: Sequence[str] = (), data_dir: Path | None = None) -> str:
-    """The block: still picture, caption, canvas, its volumes and its script. A flat task gets the still alone."""
+def page(
+    drawn: Sequence[Drawn],
+    holes: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    data_dir: Path | None = None,
+) -> str:
+    """The block: still picture, caption, canvas, its volumes and its script. A flat task gets the
+    still alone."""
     scans = scans_at_hand(drawn, data_dir)
     volumes = bool(drawn) and find_task(drawn[0].task, data_dir).dims == 3
-    note = " ".join([f"{generated(tasks).capitalize()} data, not a scan." if generated(tasks) else "", scans]).strip()
-    facts = {"cases": [case_volumes(one, not scans, data_dir) for one in drawn] if volumes else [], "blank": int(bool(scans)),
-             "layers": layers(ordered(list(drawn[0].predictions)), not scans) if volumes else [],
-             "note": note or ("" if volumes else "Pictures are shown as they are, without a viewer.")}
+    note = " ".join(
+        [f"{generated(tasks).capitalize()} data, not a scan." if generated(tasks) else "", scans]
+    ).strip()
+    facts = {
+        "cases": [case_volumes(one, not scans, data_dir) for one in drawn] if volumes else [],
+        "blank": int(bool(scans)),
+        "layers": layers(ordered(list(drawn[0].predictions)), not scans) if volumes else [],
+        "note": note or ("" if volumes else "Pictures are shown as they are, without a viewer."),
+    }
     text = json.dumps(facts, sort_keys=True).replace("<", "\\u003c")
     words = html.escape(caption(drawn, holes, scans))
-    parts = {"ID": f"mvl-viewer-{hashlib.sha256(text.encode()).hexdigest()[:8]}", "DATA": text, "CAPTION": words, "ALT": words,
-             "PNG": base64.b64encode(still(drawn, holes, tasks, scans, data_dir)).decode(),
-             "CANVAS": "Three slices and a rendering of the chosen case; the controls beside it choose what is shown."}
+    parts = {
+        "ID": f"mvl-viewer-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
+        "DATA": text,
+        "CAPTION": words,
+        "ALT": words,
+        "PNG": base64.b64encode(still(drawn, holes, tasks, scans, data_dir)).decode(),
+        "CANVAS": (
+            "Three slices and a rendering of the chosen case; the controls beside it choose what is"
+            " shown."
+        ),
+    }
     out = TEMPLATE.read_text()
     for name, value in parts.items():
         out = out.replace(f"@@{name}@@", value)
@@ -86,30 +113,57 @@ def caption(drawn: Sequence[Drawn], holes: Sequence[str] = (), scans: str = "") 
 
 
 def layers(systems: Sequence[str], scans: bool) -> list[dict[str, Any]]:
-    """What can be switched on and off, in drawing order: key, title, colour and whether it is on at first."""
+    """What can be switched on and off, in drawing order: key, title, colour and whether it is on at
+    first."""
     both = [("scan", "scan", "", True), ("label", "label", LABEL, True)] if scans else []
     arms = [(s, title(s), colour(s), i < SHOWN_AT_FIRST) for i, s in enumerate(systems)]
-    return [{"key": key, "title": words, "colour": ink, "on": on, "rgb": rgb(ink)} for key, words, ink, on in [*both, *arms]]
+    return [
+        {"key": key, "title": words, "colour": ink, "on": on, "rgb": rgb(ink)}
+        for key, words, ink, on in [*both, *arms]
+    ]
 
 
 def rgb(ink: str) -> list[int]:
     """Red, green and blue, 0 to 255, of `#rrggbb`; nothing for no colour."""
-    return [int(ink[i:i + 2], 16) for i in (1, 3, 5)] if ink else []
+    return [int(ink[i : i + 2], 16) for i in (1, 3, 5)] if ink else []
 
 
 def case_volumes(drawn: Drawn, scans: bool, data_dir: Path | None = None) -> dict[str, Any]:
-    """One case for the page: volumes as base64 of .nii.gz by layer, Dice in words by system, and the point in mm where it opens."""
+    """One case for the page: volumes as base64 of .nii.gz by layer, Dice in words by system, and
+    the point in mm where it opens."""
     affine = np.array(drawn.affine)
-    arrays: dict[str, np.ndarray] = {s: mask.astype(np.uint8) for s, mask in drawn.predictions.items()}
+    arrays: dict[str, np.ndarray] = {
+        s: mask.astype(np.uint8) for s, mask in drawn.predictions.items()
+    }
     middle = next(iter(drawn.predictions.values()))
     if scans:
         scan, label, _ = read_volume(drawn.task, drawn.case, data_dir)
         arrays, middle = {"scan": windowed(scan), "label": label.astype(np.uint8), **arrays}, label
-    step = next(s for s in range(1, 99) if max(len(packed(a, affine, s)) for a in arrays.values()) <= LARGEST)
-    text = {key: base64.b64encode(packed(array, affine, step)).decode() for key, array in arrays.items()}
-    blank = {} if scans else {"blank": base64.b64encode(packed(np.zeros(middle.shape, np.uint8), affine, step)).decode()}
-    return {"case": drawn.case, "rank": drawn.rank, "volumes": text, "at": opening(middle, drawn.z, affine),
-            "dice": {s: f"{value:.3f}" for s, value in drawn.dice.items()}, **blank}
+    step = next(
+        s
+        for s in range(1, 99)
+        if max(len(packed(a, affine, s)) for a in arrays.values()) <= LARGEST
+    )
+    text = {
+        key: base64.b64encode(packed(array, affine, step)).decode() for key, array in arrays.items()
+    }
+    blank = (
+        {}
+        if scans
+        else {
+            "blank": (
+                base64.b64encode(packed(np.zeros(middle.shape, np.uint8), affine, step)).decode()
+            )
+        }
+    )
+    return {
+        "case": drawn.case,
+        "rank": drawn.rank,
+        "volumes": text,
+        "at": opening(middle, drawn.z, affine),
+        "dice": {s: f"{value:.3f}" for s, value in drawn.dice.items()},
+        **blank,
+    }
 
 
 def windowed(scan: np.ndarray) -> np.ndarray:
@@ -128,36 +182,59 @@ def packed(array: np.ndarray, affine: np.ndarray, step: int = 1) -> bytes:
 
 
 def opening(mask: np.ndarray, z: int, affine: np.ndarray) -> list[float]:
-    """The middle of the mask on slice `z`, in mm; the middle of the slice where the mask is empty there."""
+    """The middle of the mask on slice `z`, in mm; the middle of the slice where the mask is empty
+    there."""
     inside = np.argwhere(mask[..., z])
     x, y = inside.mean(axis=0) if len(inside) else (np.array(mask.shape[:2]) - 1) / 2
     return [float(v) for v in (affine @ np.array([x, y, z, 1.0]))[:3]]
 
 
-def still(drawn: Sequence[Drawn], holes: Sequence[str], tasks: Sequence[str], scans: str, data_dir: Path | None = None) -> bytes:
-    """PNG of the block's slices: over the scans where they are there, else the masks alone, else a card with the holes."""
+def still(
+    drawn: Sequence[Drawn],
+    holes: Sequence[str],
+    tasks: Sequence[str],
+    scans: str,
+    data_dir: Path | None = None,
+) -> bytes:
+    """PNG of the block's slices: over the scans where they are there, else the masks alone, else a
+    card with the holes."""
     if not drawn:
         return png(hole("; ".join(holes) or "no saved predictions", tasks))
-    return png(masks_alone(drawn, data_dir) if scans else example_segmentations([example(one, data_dir) for one in drawn]))
+    return png(
+        masks_alone(drawn, data_dir)
+        if scans
+        else example_segmentations([example(one, data_dir) for one in drawn])
+    )
 
 
 @styled
 def masks_alone(drawn: Sequence[Drawn], data_dir: Path | None = None) -> Figure:
     """Rows: cases; columns: each arm's mask on the recorded slice, without scan and label."""
     systems = ordered(list(drawn[0].predictions))
-    figure = Figure(figsize=(1.9 * max(3, len(systems)), 1.9 * len(drawn) + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=(1.9 * max(3, len(systems)), 1.9 * len(drawn) + 0.7), layout="constrained"
+    )
     grid = figure.subplots(len(drawn), len(systems), squeeze=False)
     for axes, one in zip(grid, drawn):
         axes[0].set_ylabel(f"{one.rank}\n{one.case}", fontsize=9.5)
         for axis, system in zip(axes, systems):
             mask = view(one.predictions[system], one.z, one.task, data_dir)
-            axis.imshow(mask.T, cmap=mpl.colors.ListedColormap([CARD, colour(system)]), origin="lower", interpolation="nearest", vmin=0, vmax=1)
+            axis.imshow(
+                mask.T,
+                cmap=mpl.colors.ListedColormap([CARD, colour(system)]),
+                origin="lower",
+                interpolation="nearest",
+                vmin=0,
+                vmax=1,
+            )
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(f"Dice {one.dice[system]:.2f}", fontsize=9.5)
             axis.grid(False)
     for axis, system in zip(grid[0], systems):
         axis.set_title(title(system).replace(" ", "\n", 1), fontsize=10, loc="center")
-    return finish(figure, [one.task for one in drawn], (), ["masks only: the scans are not at hand"])
+    return finish(
+        figure, [one.task for one in drawn], (), ["masks only: the scans are not at hand"]
+    )
 
 
 def png(figure: Figure) -> bytes:
@@ -173,7 +250,17 @@ def case_table(drawn: Sequence[Drawn], holes: Sequence[str] = ()) -> str:
     if not drawn:
         return f"Not yet recorded: {'; '.join(holes) or 'no saved predictions'}."
     systems = ordered(list(drawn[0].predictions))
-    head = [f"| case | rank | {' | '.join(map(title, systems))} |", f"|---|---|{'---:|' * len(systems)}"]
-    rows = [f"| {one.case} | {one.rank} | {' | '.join(f'{one.dice[s]:.3f}' for s in systems)} |" for one in drawn]
+    head = [
+        f"| case | rank | {' | '.join(map(title, systems))} |",
+        f"|---|---|{'---:|' * len(systems)}",
+    ]
+    rows = [
+        f"| {one.case} | {one.rank} | {' | '.join(f'{one.dice[s]:.3f}' for s in systems)} |"
+        for one in drawn
+    ]
     label = generated([one.task for one in drawn])
-    return "\n".join([*head, *rows]) + f"\n\n{label.capitalize() + ' data. ' if label else ''}Dice of the whole case on its own grid."
+    return (
+        "\n".join([*head, *rows])
+        + f"\n\n{label.capitalize() + ' data. ' if label else ''}Dice of the whole case on its own"
+        " grid."
+    )

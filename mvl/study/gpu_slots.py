@@ -1,7 +1,8 @@
-"""One GPU for each run: the cards of this machine, and the locked slots by which processes share them out.
+"""One GPU for each run: the cards of this machine, and the locked slots by which processes share
+them out.
 
-A slot is a folder with a lock, one for each card and each run that the card may hold. The kernel frees the lock when its process ends,
-however it ends, so that no crash leaves a card unused.
+A slot is a folder with a lock, one for each card and each run that the card may hold. The kernel
+frees the lock when its process ends, however it ends, so that no crash leaves a card unused.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ WAIT_S = 1.0
 "Seconds between two looks for a free slot."
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _started_on: list[str] = []
-"The card that this process showed itself before CUDA began; CUDA cannot be moved to another one afterwards."
+"""The card that this process showed itself before CUDA began; CUDA cannot be moved to another one
+afterwards."""
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The cards that this process may use, as `CUDA_VISIBLE_DEVICES` names them; CUDA itself is not started."""
+    """The cards that this process may use, as `CUDA_VISIBLE_DEVICES` names them; CUDA itself is not
+    started."""
     named = os.environ.get(VISIBLE)
     if named is not None:
         cards = [card.strip() for card in named.split(",")]
@@ -36,7 +39,8 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def _count_cards() -> int:
-    """The number of cards by the driver's own tool, or by its device files where the tool is absent."""
+    """The number of cards by the driver's own tool, or by its device files where the tool is
+    absent."""
     words = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         listed = subprocess.run(words, capture_output=True, text=True, timeout=60)
@@ -46,7 +50,8 @@ def _count_cards() -> int:
 
 
 def slots_folder() -> Path:
-    """The folder of this user's slots: on this machine, not beside the results, which several machines may share."""
+    """The folder of this user's slots: on this machine, not beside the results, which several
+    machines may share."""
     return Path(tempfile.gettempdir()) / f"mvl-gpus-{os.getuid()}"
 
 
@@ -60,10 +65,11 @@ def slots(cards: tuple[str, ...], runs_per_gpu: int) -> list[tuple[str, Path]]:
 
 @contextmanager
 def one_gpu(runs_per_gpu: int = 1) -> Iterator[str]:
-    """Hold a slot and show this process its card alone; yields the card, or "" where no slot is needed.
+    """Hold a slot and show this process its card alone; yields the card, or "" where no slot is
+    needed.
 
-    None is needed without a card, under torchrun (which deals the cards itself), and with `runs_per_gpu` 0. While every slot is
-    held by another process, this one waits.
+    None is needed without a card, under torchrun (which deals the cards itself), and with
+    `runs_per_gpu` 0. While every slot is held by another process, this one waits.
     """
     cards = _choices()
     if runs_per_gpu < 1 or not cards or "RANK" in os.environ:
@@ -84,7 +90,8 @@ def one_gpu(runs_per_gpu: int = 1) -> Iterator[str]:
 
 
 def _choices() -> tuple[str, ...]:
-    """The cards to choose from: once CUDA runs in this process, only the one that it was started on."""
+    """The cards to choose from: once CUDA runs in this process, only the one that it was started
+    on."""
     if _cuda_runs():
         return tuple(_started_on)
     return visible_gpus()
@@ -103,18 +110,24 @@ def _take(held: ExitStack, places: list[tuple[str, Path]]) -> str:
             try:
                 held.enter_context(files.locked(folder))
             except files.RunError:
-                if not folder.is_dir():  # no lock is in the way: nothing can be written there, and waiting would never end
+                # no lock is in the way: nothing can be written there, and waiting would never end
+                if not folder.is_dir():
                     raise
                 continue
             return card
         if not said:
-            print(f"waiting for a free GPU ({len(places)} slots are held)", file=sys.stderr, flush=True)
+            print(
+                f"waiting for a free GPU ({len(places)} slots are held)",
+                file=sys.stderr,
+                flush=True,
+            )
             said = True
         time.sleep(WAIT_S)
 
 
 def gpu_is_lost() -> bool:
-    """True when CUDA was started in this process and no longer answers: every later call would fail, so the process must end."""
+    """True when CUDA was started in this process and no longer answers: every later call would
+    fail, so the process must end."""
     if not _cuda_runs():
         return False
     import torch

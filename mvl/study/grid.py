@@ -10,7 +10,20 @@ from typing import Any
 from mvl.core import run_folder
 from mvl.core.config import Config, ConfigError, did_you_mean, load_config, named
 
-STUDY_KEYS = {"title", "tasks", "grid", "data", "model", "train", "overrides", "task_overrides", "fraction_overrides", "arms", "notebooks", "tuning"}
+STUDY_KEYS = {
+    "title",
+    "tasks",
+    "grid",
+    "data",
+    "model",
+    "train",
+    "overrides",
+    "task_overrides",
+    "fraction_overrides",
+    "arms",
+    "notebooks",
+    "tuning",
+}
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 
 
@@ -32,7 +45,10 @@ class Study:
         """
         known = [str(block["name"]) for block in self.grid]
         if name not in known:
-            raise ConfigError(f"study {self.name}: no grid block {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
+            raise ConfigError(
+                f"study {self.name}: no grid block {name!r}{did_you_mean(name, known)}; it has"
+                f" {', '.join(known)}"
+            )
         return self.grid[known.index(name)]
 
 
@@ -44,27 +60,54 @@ def load_study(name: str) -> Study:
     """
     plan = named("studies", name)
     if unknown := sorted(set(plan) - STUDY_KEYS):
-        raise ConfigError(f"studies/{name}.yaml: unknown key {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}")
+        raise ConfigError(
+            f"studies/{name}.yaml: unknown key"
+            f" {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}"
+        )
     for block in plan.get("grid", []):
         if set(block) - BLOCK_KEYS or not {"name", "systems"} <= set(block):
-            raise ConfigError(f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and needs name and systems; got {block}")
+            raise ConfigError(
+                f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
+                f" needs name and systems; got {block}"
+            )
     if not plan.get("tasks") or not plan.get("grid"):
         raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
     tasks = {*plan["tasks"], *(task for block in plan["grid"] for task in block.get("tasks", ()))}
     systems = {system for block in plan["grid"] for system in block["systems"]}
-    fractions = {float(fraction) for block in plan["grid"] for fraction in block.get("fractions", [1.0])}
-    for key, known in (("overrides", systems), ("arms", systems), ("task_overrides", tasks), ("fraction_overrides", fractions)):
+    fractions = {
+        float(fraction) for block in plan["grid"] for fraction in block.get("fractions", [1.0])
+    }
+    for key, known in (
+        ("overrides", systems),
+        ("arms", systems),
+        ("task_overrides", tasks),
+        ("fraction_overrides", fractions),
+    ):
         if unknown := sorted(set(plan.get(key, {})) - known):
             hint = did_you_mean(str(unknown[0]), sorted(map(str, known)))
-            raise ConfigError(f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{hint}")
-    return Study(Path(name).stem, plan.get("title", name), tuple(plan["tasks"]), tuple(plan["grid"]), tuple(plan.get("notebooks", ())))
+            raise ConfigError(
+                f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{hint}"
+            )
+    return Study(
+        Path(name).stem,
+        plan.get("title", name),
+        tuple(plan["tasks"]),
+        tuple(plan["grid"]),
+        tuple(plan.get("notebooks", ())),
+    )
 
 
 def study_runs(name: str, block: str | None = None) -> list[Config]:
     """Configs of every run of the study, or of one block, each once, in the order of the YAML."""
     study, out = load_study(name), dict[str, Config]()
     for part in study.grid if block is None else [study.block(block)]:
-        axes = (part.get("tasks", study.tasks), part["systems"], part.get("fractions", [1.0]), part.get("seeds", [0]), part.get("folds", [0]))
+        axes = (
+            part.get("tasks", study.tasks),
+            part["systems"],
+            part.get("fractions", [1.0]),
+            part.get("seeds", [0]),
+            part.get("folds", [0]),
+        )
         for task, system, fraction, seed, fold in itertools.product(*axes):
             config = load_config(name, task, system, float(fraction), fold, seed)
             out.setdefault(run_folder.run_name(config), config)

@@ -25,19 +25,24 @@ class Launch:
     jobs: int = 2
     "Runs at a time."
     engine: str = "snakemake"
-    "snakemake; inline: one after another in this process; workers: so in each of `jobs` processes, without Snakemake."
+    """snakemake; inline: one after another in this process; workers: so in each of `jobs`
+    processes, without Snakemake."""
     profile: str = "local"
     "Folder of workflow/profiles."
     runs_per_gpu: int = 1
     "Runs that share a card of this machine."
     device: str = ""
-    "What runs on a cluster are planned for and ask for (see `mvl plan`); empty: what the profile's `config` says, else cpu."
+    """What runs on a cluster are planned for and ask for (see `mvl plan`); empty: what the
+    profile's `config` says, else cpu."""
     allow_drift: bool = False
     "Let runs go on that another machine or other packages began; they are marked."
 
 
-def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None, allow_drift: bool = False) -> bool:
-    """Train one run, whose failure is said and not raised; False when the GPU answers this process no more, so that it must end."""
+def _train_recorded(
+    config: Config, results_dir: Path, data_dir: Path | None, allow_drift: bool = False
+) -> bool:
+    """Train one run, whose failure is said and not raised; False when the GPU answers this process
+    no more, so that it must end."""
     from mvl.training.failures import DeviceLost
     from mvl.training.run import train_run
 
@@ -46,29 +51,51 @@ def _train_recorded(config: Config, results_dir: Path, data_dir: Path | None, al
         train_run(config, results_dir, data_dir, allow_drift=allow_drift)
     except Exception as error:
         lost = isinstance(error, DeviceLost)
-        if not is_held(run_folder.run_dir(results_dir, config)):  # else another machine took it meanwhile
+        # else another machine took it meanwhile
+        if not is_held(run_folder.run_dir(results_dir, config)):
             print(f"{run_folder.run_name(config)} failed: {error}", file=sys.stderr)
     if lost or gpu_slots.gpu_is_lost():
-        print("the GPU of this process no longer answers; the same command goes on with the rest", file=sys.stderr)
+        print(
+            "the GPU of this process no longer answers; the same command goes on with the rest",
+            file=sys.stderr,
+        )
         return False
     return True
 
 
-def run_inline(name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch(), since: str = "") -> int:
+def run_inline(
+    name: str,
+    results_dir: Path,
+    data_dir: Path | None = None,
+    launch: Launch = Launch(),
+    since: str = "",
+) -> int:
     """Run one after another, on the first free card, each tried once.
 
-    Machines that share the folder, or several such processes, may do so together: each takes what no other holds, then waits. What
-    failed at `since` (ISO time) or later counts as tried. Returns 0, or `GPU_LOST` when the card no longer answers.
+    Machines that share the folder, or several such processes, may do so together: each takes what
+    no other holds, then waits. What failed at `since` (ISO time) or later counts as tried. Returns
+    0, or `GPU_LOST` when the card no longer answers.
     """
-    tried = {run_folder.run_name(config) for config in missing_runs(name, results_dir) if since and _failed_since(config, results_dir, since)}
+    tried = {
+        run_folder.run_name(config)
+        for config in missing_runs(name, results_dir)
+        if since and _failed_since(config, results_dir, since)
+    }
     with gpu_slots.one_gpu(launch.runs_per_gpu):
-        while todo := [config for config in missing_runs(name, results_dir) if run_folder.run_name(config) not in tried]:
-            free = [config for config in todo if not is_held(run_folder.run_dir(results_dir, config))]
+        while todo := [
+            config
+            for config in missing_runs(name, results_dir)
+            if run_folder.run_name(config) not in tried
+        ]:
+            free = [
+                config for config in todo if not is_held(run_folder.run_dir(results_dir, config))
+            ]
             print(progress_line(study_status(name, results_dir), 1), file=sys.stderr, flush=True)
             if not free:
                 time.sleep(WAIT_S)
                 continue
-            if since and _failed_since(free[0], results_dir, since):  # in another of the processes that work together
+            # in another of the processes that work together
+            if since and _failed_since(free[0], results_dir, since):
                 tried.add(run_folder.run_name(free[0]))
                 continue
             if not _train_recorded(free[0], results_dir, data_dir, launch.allow_drift):

@@ -1,4 +1,5 @@
-"""Starting the runs that a study lacks: by Snakemake, one after another in this process, or in several such processes."""
+"""Starting the runs that a study lacks: by Snakemake, one after another in this process, or in
+several such processes."""
 
 from __future__ import annotations
 
@@ -22,10 +23,17 @@ PROFILES = ROOT / "workflow" / "profiles"
 "Folders of Snakemake's settings for a machine or a cluster."
 
 
-def ensure_runs(name: str, block: str, results_dir: Path, data_dir: Path | None = None, allow_drift: bool = False) -> list[Config]:
+def ensure_runs(
+    name: str,
+    block: str,
+    results_dir: Path,
+    data_dir: Path | None = None,
+    allow_drift: bool = False,
+) -> list[Config]:
     """Train what the block lacks, one run after another; returns the runs that are still missing.
 
-    Published records (`data/results`) are never trained into: there the holes are returned as they are.
+    Published records (`data/results`) are never trained into: there the holes are returned as they
+    are.
     """
     missing = missing_runs(name, results_dir, block)
     if not missing or Path(results_dir).resolve() == run_folder.records_dir().resolve():
@@ -55,18 +63,29 @@ def ensure_data(name: str, data_dir: Path | None = None) -> None:
 
 
 WriteNeeds = Callable[[str, Path, str], None]
-"Writes what each run of a study asks a cluster for: study, file, device (`mvl.bench.needs.write_needs`)."
+"""Writes what each run of a study asks a cluster for: study, file, device
+(`mvl.bench.needs.write_needs`)."""
 
 
 def run_study(
-    name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch(), write_needs: WriteNeeds | None = None,
+    name: str,
+    results_dir: Path,
+    data_dir: Path | None = None,
+    launch: Launch = Launch(),
+    write_needs: WriteNeeds | None = None,
 ) -> int:
-    """Run what the study lacks; 0 when every run is done, 1 when some failed, 75 when the GPU was lost, 130 or 143 when interrupted.
+    """Run what the study lacks; 0 when every run is done, 1 when some failed, 75 when the GPU was
+    lost, 130 or 143 when interrupted.
 
-    A failed run is recorded as failed and does not stop the others. After a lost GPU the same command, started anew, goes on with the rest.
+    A failed run is recorded as failed and does not stop the others. After a lost GPU the same
+    command, started anew, goes on with the rest.
     """
     missing = missing_runs(name, results_dir)
-    for folder in (run_folder.run_dir(results_dir, config) for config in study_runs(name) if config not in missing):
+    for folder in (
+        run_folder.run_dir(results_dir, config)
+        for config in study_runs(name)
+        if config not in missing
+    ):
         for path in folder.glob("checkpoint-*.pt"):
             path.unlink(missing_ok=True)  # the run was killed right after its seal
     if not missing:
@@ -82,7 +101,13 @@ def run_study(
     return 1 if missing_runs(name, results_dir) else 0
 
 
-def _start_runs(name: str, results_dir: Path, data_dir: Path | None, launch: Launch, write_needs: WriteNeeds | None) -> int:
+def _start_runs(
+    name: str,
+    results_dir: Path,
+    data_dir: Path | None,
+    launch: Launch,
+    write_needs: WriteNeeds | None,
+) -> int:
     """Start the runs as the word of `--engine` says; returns the engine's exit code."""
     from mvl.study import workers
 
@@ -93,10 +118,17 @@ def _start_runs(name: str, results_dir: Path, data_dir: Path | None, launch: Lau
     return _run_snakemake(name, results_dir, data_dir, launch, write_needs)
 
 
-def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, launch: Launch = Launch(), dry: bool = False) -> list[str]:
+def snakemake_command(
+    name: str,
+    results_dir: Path,
+    data_dir: Path | None,
+    launch: Launch = Launch(),
+    dry: bool = False,
+) -> list[str]:
     """The Snakemake call that runs a study's graph up to its runs, or only lists them.
 
-    On this machine `jobs` runs go at a time whatever their number of threads, and no more than the cards have slots.
+    On this machine `jobs` runs go at a time whatever their number of threads, and no more than the
+    cards have slots.
     """
     study = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
     settings = [f"study={study}", f"results_dir={Path(results_dir).resolve()}"]
@@ -107,17 +139,39 @@ def snakemake_command(name: str, results_dir: Path, data_dir: Path | None, launc
         threads = max(config.train.num_threads for config in study_runs(name))
         gpus = len(gpu_slots.visible_gpus()) * launch.runs_per_gpu
         settings += [f"gpu={min(gpus, 1)}", f"runs_per_gpu={launch.runs_per_gpu}"]
-        limits = ["--cores", str(launch.jobs * threads), "--resources", f"at_once={launch.jobs}", *([f"gpu={gpus}"] if gpus else [])]
+        limits = [
+            "--cores",
+            str(launch.jobs * threads),
+            "--resources",
+            f"at_once={launch.jobs}",
+            *([f"gpu={gpus}"] if gpus else []),
+        ]
     shown = ("--dry-run", "--quiet", "progress", "reason", "host") if dry else ("--quiet", "all")
-    return [sys.executable, "-m", "snakemake", "all_runs", "--snakefile", str(ROOT / "Snakefile"), *shown, *limits,
-            "--directory", str(Path(results_dir).resolve() / Path(name).stem), "--profile", str(PROFILES / launch.profile),
-            "--config", *settings]
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "all_runs",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        *shown,
+        *limits,
+        "--directory",
+        str(Path(results_dir).resolve() / Path(name).stem),
+        "--profile",
+        str(PROFILES / launch.profile),
+        "--config",
+        *settings,
+    ]
 
 
 def device_of(launch: Launch) -> str:
-    """The device that a cluster's runs are planned for: the launch's own, else `device=...` in the profile's `config`, else cpu."""
+    """The device that a cluster's runs are planned for: the launch's own, else `device=...` in the
+    profile's `config`, else cpu."""
     settings = read_yaml(PROFILES / launch.profile / "config.yaml").get("config") or []
-    named_there = [str(line).partition("=")[2] for line in settings if str(line).startswith("device=")]
+    named_there = [
+        str(line).partition("=")[2] for line in settings if str(line).startswith("device=")
+    ]
     return launch.device or (named_there[0] if named_there else "cpu")
 
 
@@ -130,22 +184,36 @@ def check_profile(profile: str) -> None:
     path = PROFILES / profile / "config.yaml"
     if not path.is_file():
         there = sorted(other.parent.name for other in path.parents[1].glob("*/config.yaml"))
-        raise ConfigError(f"there is no profile {profile!r} in {path.parents[1]}: it is one of {', '.join(there)}")
+        raise ConfigError(
+            f"there is no profile {profile!r} in {path.parents[1]}: it is one of {', '.join(there)}"
+        )
     executor = read_yaml(path).get("executor", "local")
     plugin = f"snakemake-executor-plugin-{executor}"
     if executor != "local" and importlib.util.find_spec(plugin.replace("-", "_")) is None:
-        raise ConfigError(f"profile {profile!r} needs {plugin}; install it as the head of {path} says")
+        raise ConfigError(
+            f"profile {profile!r} needs {plugin}; install it as the head of {path} says"
+        )
 
 
 def dry_run(
-    name: str, results_dir: Path, data_dir: Path | None = None, launch: Launch = Launch(), write_needs: WriteNeeds | None = None,
+    name: str,
+    results_dir: Path,
+    data_dir: Path | None = None,
+    launch: Launch = Launch(),
+    write_needs: WriteNeeds | None = None,
 ) -> int:
-    """Print the runs that `run_study` would start and what each asks for; nothing is trained. 0 when the graph can be read."""
+    """Print the runs that `run_study` would start and what each asks for; nothing is trained. 0
+    when the graph can be read."""
     return _run_snakemake(name, results_dir, data_dir, launch, write_needs, dry=True)
 
 
 def _run_snakemake(
-    name: str, results_dir: Path, data_dir: Path | None, launch: Launch, write_needs: WriteNeeds | None, dry: bool = False,
+    name: str,
+    results_dir: Path,
+    data_dir: Path | None,
+    launch: Launch,
+    write_needs: WriteNeeds | None,
+    dry: bool = False,
 ) -> int:
     check_profile(launch.profile)
     log = Path(results_dir) / Path(name).stem / "snakemake.log"
@@ -159,7 +227,9 @@ def _run_snakemake(
     if dry:
         return subprocess.call(command, env=environment)
     with open(log, "ab") as out:
-        engine = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+        engine = subprocess.Popen(
+            command, stdout=out, stderr=out, env=environment, start_new_session=True
+        )
         code = _watch(engine, lambda: progress_line(study_status(name, results_dir), launch.jobs))
     if code and code < 128 and missing_runs(name, results_dir):
         print(f"[{name}] Snakemake ended with {code}; its log is {log}", file=sys.stderr)
@@ -167,9 +237,13 @@ def _run_snakemake(
 
 
 def _watch(engine: subprocess.Popen[bytes], line: Callable[[], str]) -> int:
-    """Wait for the engine, printing the line when it changes; SIGINT and SIGTERM go to it and its jobs, and are returned as 128 + signal."""
+    """Wait for the engine, printing the line when it changes; SIGINT and SIGTERM go to it and its
+    jobs, and are returned as 128 + signal."""
     caught: list[int] = []
-    old = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        s: signal.signal(s, lambda number, frame: caught.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
     last, sent, shown = "", 0, 0.0
     while engine.poll() is None:
         if len(caught) > sent:

@@ -12,8 +12,11 @@ from mvl.core.config import ROOT
 
 
 def repository_url(root: Path = ROOT) -> str:
-    """The repository's public address: `[project.urls] Repository` in pyproject.toml, the one place where it stands."""
-    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"])
+    """The repository's public address: `[project.urls] Repository` in pyproject.toml, the one place
+    where it stands."""
+    return str(
+        tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    )
 
 
 def colab_url(name: str) -> str:
@@ -22,9 +25,11 @@ def colab_url(name: str) -> str:
 
 
 def run_address(results_dir: Path, place: str) -> str:
-    """Address of a run's folder or file, or of an arm's (`<study>/runs/<task>/<system>#fraction-<f>`): on the repository where it is published.
+    """Address of a run's folder or file, or of an arm's
+    (`<study>/runs/<task>/<system>#fraction-<f>`): on the repository where it is published.
 
-    Else relative to the notebooks. The book turns either into its own page or copy (`mvl.publish.run_pages.book_links`).
+    Else relative to the notebooks. The book turns either into its own page or copy
+    (`mvl.publish.run_pages.book_links`).
     """
     if results_dir.resolve() != run_folder.records_dir().resolve():
         return quote(f"{os.path.relpath(results_dir, ROOT / 'notebooks')}/{place}", safe="/#")

@@ -28,13 +28,21 @@ def is_held(folder: Path) -> bool:
 
 
 def run_state(config: Config, results_dir: Path) -> dict[str, Any]:
-    """One run's line of `study_status`: state is done, running, failed, diverged, oom, interrupted or missing; `held`: by which process."""
+    """One run's line of `study_status`: state is done, running, failed, diverged, oom, interrupted
+    or missing; `held`: by which process."""
     folder = run_folder.run_dir(results_dir, config)
     status = run_folder.read_status(folder)
     state = status["state"]
     if state == "done":
         state = "done" if run_folder.is_done(folder) else "failed"
-        status.setdefault("error", None if state == "done" else f"{folder}: a file is missing or differs from its hash in status.json")
+        status.setdefault(
+            "error",
+            (
+                None
+                if state == "done"
+                else f"{folder}: a file is missing or differs from its hash in status.json"
+            ),
+        )
     elif is_held(folder):
         state = "running"
     elif state in ("new", "running"):
@@ -43,39 +51,72 @@ def run_state(config: Config, results_dir: Path) -> dict[str, Any]:
         state = "oom"
     held = (folder / ".lock").read_text() if state == "running" else None
     keep = ("epoch", "epochs", "runtime_s", "error")
-    return {"run": run_folder.run_name(config), "state": state, "held": held, **{k: status.get(k) for k in keep}}
+    return {
+        "run": run_folder.run_name(config),
+        "state": state,
+        "held": held,
+        **{k: status.get(k) for k in keep},
+    }
 
 
 def study_status(name: str, results_dir: Path) -> dict[str, Any]:
     """What is done, running, failed and missing, and the time that one process would still need."""
     rows = [run_state(config, results_dir) for config in study_runs(name)]
-    count = lambda *states: sum(row["state"] in states for row in rows)
+
+    def count(*states):
+        return sum(row["state"] in states for row in rows)
+
     return {
-        "study": name, "total": len(rows), "done": count("done"), "running": count("running"), "failed": count(*FAILED),
-        "missing": count("missing", "interrupted"), "remaining_s": remaining_s(rows), "runs": rows}
+        "study": name,
+        "total": len(rows),
+        "done": count("done"),
+        "running": count("running"),
+        "failed": count(*FAILED),
+        "missing": count("missing", "interrupted"),
+        "remaining_s": remaining_s(rows),
+        "runs": rows,
+    }
 
 
 def remaining_s(rows: list[dict[str, Any]]) -> float | None:
-    """Seconds of computing that are left, from the runs so far; None before the first epoch of the first run."""
+    """Seconds of computing that are left, from the runs so far; None before the first epoch of the
+    first run."""
     done = [row["runtime_s"] for row in rows if row["state"] == "done" and row["runtime_s"]]
-    share = [(row["epoch"], row["epochs"], row["runtime_s"]) for row in rows if row["state"] in ("running", "interrupted") and row.get("epoch")]
+    share = [
+        (row["epoch"], row["epochs"], row["runtime_s"])
+        for row in rows
+        if row["state"] in ("running", "interrupted") and row.get("epoch")
+    ]
     whole = done + [runtime * epochs / epoch for epoch, epochs, runtime in share]
     if not whole:
         return None
     started = sum(runtime * (epochs - epoch) / epoch for epoch, epochs, runtime in share)
-    untouched = sum(row["state"] in ("missing", "running", "interrupted") for row in rows) - len(share)
+    untouched = sum(row["state"] in ("missing", "running", "interrupted") for row in rows) - len(
+        share
+    )
     return round(started + untouched * sum(whole) / len(whole), 1)
 
 
 def progress_line(status: dict[str, Any], jobs: int) -> str:
     """`runs 5 of 21 | vit_baseline ... epoch 3/20 | about 4 min left`."""
-    live = [f"{row['run'].split('/', 1)[1]} epoch {row['epoch'] or 0}/{row['epochs'] or '?'}" for row in status["runs"] if row["state"] == "running"]
+    live = [
+        f"{row['run'].split('/', 1)[1]} epoch {row['epoch'] or 0}/{row['epochs'] or '?'}"
+        for row in status["runs"]
+        if row["state"] == "running"
+    ]
     left = status["remaining_s"]
     wait = "" if left is None else f" | about {max(1, round(left / jobs / 60))} min left"
     failed = f" | {status['failed']} failed" if status["failed"] else ""
-    return f"[{status['study']}] {status['done']} of {status['total']} runs done{failed} | {'; '.join(live) or 'starting'}{wait}"
+    return (
+        f"[{status['study']}] {status['done']} of {status['total']} runs done{failed} |"
+        f" {'; '.join(live) or 'starting'}{wait}"
+    )
 
 
 def missing_runs(name: str, results_dir: Path, block: str | None = None) -> list[Config]:
     """Runs of the study, or of one block, that are not done."""
-    return [config for config in study_runs(name, block) if not run_folder.is_done(run_folder.run_dir(results_dir, config))]
+    return [
+        config
+        for config in study_runs(name, block)
+        if not run_folder.is_done(run_folder.run_dir(results_dir, config))
+    ]

@@ -1,4 +1,5 @@
-"""Learning rates chosen on validation cases alone: as many trials for every arm, each one logged; test cases are never opened."""
+"""Learning rates chosen on validation cases alone: as many trials for every arm, each one logged;
+test cases are never opened."""
 
 from __future__ import annotations
 
@@ -15,11 +16,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [
-    "study", "task", "system", "lr", "train_epochs", "fold", "seed", "best_val_dice", "last_val_dice",
-    "best_epoch", "largest_loss_rise", "cpu_s",
+    "study",
+    "task",
+    "system",
+    "lr",
+    "train_epochs",
+    "fold",
+    "seed",
+    "best_val_dice",
+    "last_val_dice",
+    "best_epoch",
+    "largest_loss_rise",
+    "cpu_s",
 ]
 STABLE_LOSS_RISE = 0.05
-"""The largest rise of the mean training loss from one epoch to the next that a chosen rate may show.
+"""The largest rise of the mean training loss from one epoch to the next that a chosen rate may
+show.
 
 Stable arms of the first study rose by at most 0.033; the runs that spiked rose by 0.1 to 4.
 """
@@ -34,15 +46,23 @@ class Trial:
     "Config of the trial: the study's, with `lr`, `train_epochs`, fold and seed of the trial."
 
     def folder(self, results_dir: Path) -> Path:
-        """Where the trial keeps its checkpoint while it runs and its row, `trial.json`, when it is done."""
-        return Path(results_dir) / self.config.study / "tuning" / self.config.system / f"lr-{self.config.train.lr:g}"
+        """Where the trial keeps its checkpoint while it runs and its row, `trial.json`, when it is
+        done."""
+        return (
+            Path(results_dir)
+            / self.config.study
+            / "tuning"
+            / self.config.system
+            / f"lr-{self.config.train.lr:g}"
+        )
 
 
 def trials(study: str) -> list[Trial]:
     """The trials that a study's `tuning` lists: fold, seed, and groups of systems with their rates.
 
     Raises:
-        ConfigError: the study has no `tuning`, a group has other keys, or the arms differ in the number of rates.
+        ConfigError: the study has no `tuning`, a group has other keys, or the arms differ in the
+            number of rates.
     """
     plan = named("studies", study)
     tuning = plan.get("tuning")
@@ -50,21 +70,35 @@ def trials(study: str) -> list[Trial]:
         raise ConfigError(f"studies/{study}.yaml: it has no tuning; nothing to try")
     for group in tuning["trials"]:
         if set(group) != KEYS:
-            raise ConfigError(f"studies/{study}.yaml: a group of trials takes {', '.join(sorted(KEYS))}; got {group}")
+            raise ConfigError(
+                f"studies/{study}.yaml: a group of trials takes {', '.join(sorted(KEYS))}; got"
+                f" {group}"
+            )
     if len({len(set(group["lr"])) for group in tuning["trials"]}) > 1:
-        raise ConfigError(f"studies/{study}.yaml: every arm gets the same number of trials; these differ in the number of rates")
-    return [_trial(study, plan["tasks"][0], tuning, group, system, rate)
-            for group in tuning["trials"] for system, rate in itertools.product(group["systems"], group["lr"])]
+        raise ConfigError(
+            f"studies/{study}.yaml: every arm gets the same number of trials; these differ in the"
+            " number of rates"
+        )
+    return [
+        _trial(study, plan["tasks"][0], tuning, group, system, rate)
+        for group in tuning["trials"]
+        for system, rate in itertools.product(group["systems"], group["lr"])
+    ]
 
 
-def _trial(study: str, task: str, tuning: dict[str, Any], group: dict[str, Any], system: str, rate: float) -> Trial:
+def _trial(
+    study: str, task: str, tuning: dict[str, Any], group: dict[str, Any], system: str, rate: float
+) -> Trial:
     config = load_config(study, task, system, 1.0, tuning["fold"], tuning["seed"])
     train = replace(config.train, lr=float(rate), train_epochs=group["train_epochs"])
     return Trial(check(replace(config, train=train)))
 
 
-def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, progress: bool = True) -> dict[str, Any]:
-    """Train and validate one trial, or read it when it is done; an interrupted one goes on where it was. A diverged one scores 0."""
+def run_trial(
+    trial: Trial, results_dir: Path, data_dir: Path | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Train and validate one trial, or read it when it is done; an interrupted one goes on where it
+    was. A diverged one scores 0."""
     from mvl.core.progress import largest_loss_rise
     from mvl.datasets import registry, splits
     from mvl.datasets.loaders import CaseStore
@@ -81,51 +115,83 @@ def run_trial(trial: Trial, results_dir: Path, data_dir: Path | None = None, pro
         run_folder.write_config(folder, config)
         task = registry.find_task(config.task, data_dir)
         split = splits.run_split(config, task, data_dir)
-        seen, watched = (CaseStore(task, cases, config.data, data_dir) for cases in (split.train, split.val))
-        trainer = Trainer(config, task, seen, watched, folder, f"mvl study tune {config.study} --systems {config.system}")
+        seen, watched = (
+            CaseStore(task, cases, config.data, data_dir) for cases in (split.train, split.val)
+        )
+        trainer = Trainer(
+            config,
+            task,
+            seen,
+            watched,
+            folder,
+            f"mvl study tune {config.study} --systems {config.system}",
+        )
         try:
             fit(trainer, progress)
             p = trainer.progress
-            score = {"best_val_dice": p.best_dice, "last_val_dice": p.history[-1]["val_dice"], "best_epoch": p.best_epoch}
+            score = {
+                "best_val_dice": p.best_dice,
+                "last_val_dice": p.history[-1]["val_dice"],
+                "best_epoch": p.best_epoch,
+            }
         except Diverged:
             score = {"best_val_dice": 0.0, "last_val_dice": 0.0, "best_epoch": -1}
         score["largest_loss_rise"] = largest_loss_rise(trainer.progress.history)[0]
         who = {key: getattr(config, key) for key in ("study", "task", "system", "fold", "seed")}
-        row = {**who, "lr": config.train.lr, "train_epochs": config.train.train_epochs, **score, "cpu_s": round(trainer.progress.cpu_s, 1)}
+        row = {
+            **who,
+            "lr": config.train.lr,
+            "train_epochs": config.train.train_epochs,
+            **score,
+            "cpu_s": round(trainer.progress.cpu_s, 1),
+        }
         files.write_json(done, row)
         checkpoints.remove(folder)
     return row
 
 
-def tune(study: str, results_dir: Path, data_dir: Path | None = None, systems: list[str] | None = None) -> Path:
-    """Run the trials that are not done (of some systems, or all), then write `tuning.csv` of all that are; returns its path."""
+def tune(
+    study: str, results_dir: Path, data_dir: Path | None = None, systems: list[str] | None = None
+) -> Path:
+    """Run the trials that are not done (of some systems, or all), then write `tuning.csv` of all
+    that are; returns its path."""
     planned = trials(study)
     for trial in planned:
         if not systems or trial.config.system in systems:
             run_trial(trial, results_dir, data_dir)
-    rows = [json.loads(path.read_text()) for path in (trial.folder(results_dir) / "trial.json" for trial in planned) if path.is_file()]
+    rows = [
+        json.loads(path.read_text())
+        for path in (trial.folder(results_dir) / "trial.json" for trial in planned)
+        if path.is_file()
+    ]
     out = Path(results_dir) / Path(study).stem / "tuning.csv"
     files.write_csv(out, rows, COLUMNS)
     return out
 
 
 def stable(table: pd.DataFrame) -> pd.DataFrame:
-    """The trials of `tuning.csv` whose training loss never jumped, or all of them where no rise was recorded."""
+    """The trials of `tuning.csv` whose training loss never jumped, or all of them where no rise was
+    recorded."""
     if "largest_loss_rise" not in table:
         return table
     return table[table["largest_loss_rise"] <= STABLE_LOSS_RISE]
 
 
 def best_rates(table: pd.DataFrame) -> dict[str, float]:
-    """The stable rate of the highest validation Dice of each system in `tuning.csv`; the lower rate where two are equal."""
+    """The stable rate of the highest validation Dice of each system in `tuning.csv`; the lower rate
+    where two are equal."""
     ordered = stable(table).sort_values(["best_val_dice", "lr"], ascending=[False, True])
-    return {str(row.system): float(row.lr) for row in ordered.drop_duplicates("system").itertuples()}
+    return {
+        str(row.system): float(row.lr) for row in ordered.drop_duplicates("system").itertuples()
+    }
 
 
 def at_the_edge(table: pd.DataFrame) -> list[str]:
-    """The systems whose grid must be widened: the best rate is the lowest or the highest tried, or no rate is stable.
+    """The systems whose grid must be widened: the best rate is the lowest or the highest tried, or
+    no rate is stable.
 
-    A highest rate that is best while the next higher one is unstable is interior: the grid holds both.
+    A highest rate that is best while the next higher one is unstable is interior: the grid holds
+    both.
     """
     chosen = best_rates(table)
     edge = []

@@ -21,7 +21,8 @@ RECORD = ROOT / "data" / "determinism.json"
 "Per system the operators that are not deterministic on a GPU, written by this module."
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-"cuBLAS repeats its sums only with workspaces of a fixed size, which it reads from here when CUDA starts."
+"""cuBLAS repeats its sums only with workspaces of a fixed size, which it reads from here when CUDA
+starts."""
 
 
 def device_of_runs() -> torch.device:
@@ -31,21 +32,27 @@ def device_of_runs() -> torch.device:
 
 
 def start_accelerator(config: Config) -> Accelerator:
-    """Accelerate on what there is, with the world size checked: `accelerate launch --cpu` silently starts one process.
+    """Accelerate on what there is, with the world size checked: `accelerate launch --cpu` silently
+    starts one process.
 
     Raises:
-        RunError: fewer processes than the launcher promised, or a precision that the device does not have.
+        RunError: fewer processes than the launcher promised, or a precision that the device does
+            not have.
     """
     machine.keep_freed_memory()
     torch.set_num_threads(config.train.num_threads)
     repeat_exactly(config.system)
     AcceleratorState._reset_state()  # one process may train several runs, one after another
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")  # autocast is ours: see precision.py
+    # autocast is ours: see precision.py
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
     precision.check_precision(config.train.precision, accelerator.device)
     precision.set_flags(config.train.precision)
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
-        raise files.RunError(f"{wanted} processes were asked for, {accelerator.num_processes} take part; launch with torchrun")
+        raise files.RunError(
+            f"{wanted} processes were asked for, {accelerator.num_processes} take part; launch with"
+            " torchrun"
+        )
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
     return accelerator
@@ -54,7 +61,8 @@ def start_accelerator(config: Config) -> Accelerator:
 def repeat_exactly(system: str) -> None:
     """Make every operator give the same bits each time.
 
-    An operator that cannot raises where the system is known to need none (`strict`), and warns where it is not known.
+    An operator that cannot raises where the system is known to need none (`strict`), and warns
+    where it is not known.
     """
     os.environ.setdefault(WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=not is_strict(system, device_of_runs()))
@@ -63,24 +71,32 @@ def repeat_exactly(system: str) -> None:
 
 
 def is_strict(system: str, device: torch.device, record: Path = RECORD) -> bool:
-    """Whether every operator of a system's training has a deterministic form on the device: on a CPU all have."""
+    """Whether every operator of a system's training has a deterministic form on the device: on a
+    CPU all have."""
     if device.type != "cuda":
         return device.type == "cpu"
     return record.is_file() and read_record(record).get(system) == []
 
 
 def determinism() -> str:
-    """What is recorded of the mode in force: `strict`, or `warn` where a repeat may have other bits."""
+    """What is recorded of the mode in force: `strict`, or `warn` where a repeat may have other
+    bits."""
     return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else "strict"
 
 
 def gpu_facts() -> dict[str, Any]:
-    """The card and the libraries that a run's bits depend on there; empty where no CUDA GPU is used."""
+    """The card and the libraries that a run's bits depend on there; empty where no CUDA GPU is
+    used."""
     if device_of_runs().type != "cuda":
         return {}
     major, minor = torch.cuda.get_device_capability()
-    return {"card": torch.cuda.get_device_name(), "capability": f"{major}.{minor}", "driver": driver(),
-            "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {
+        "card": torch.cuda.get_device_name(),
+        "capability": f"{major}.{minor}",
+        "driver": driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
 
 
 def driver() -> str | None:
@@ -94,7 +110,8 @@ def driver() -> str | None:
 
 
 def gpu_peak_mb() -> int | None:
-    """The most memory that this run's tensors have taken on the GPU so far, MB; None without a CUDA GPU."""
+    """The most memory that this run's tensors have taken on the GPU so far, MB; None without a CUDA
+    GPU."""
     if not torch.cuda.is_available():
         return None
     try:

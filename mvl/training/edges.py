@@ -7,11 +7,13 @@ from monai.metrics import get_surface_distance
 from scipy import ndimage
 
 MAX_TREE_EDGES = 100_000
-"Above this many edge voxels (noise) a distance transform is faster than MONAI's KD-tree; both are exact."
+"""Above this many edge voxels (noise) a distance transform is faster than MONAI's KD-tree; both are
+exact."""
 
 
 def joint_box(prediction: np.ndarray, label: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds every voxel of either mask; erosion takes outside as empty, so no margin is needed."""
+    """The smallest box that holds every voxel of either mask; erosion takes outside as empty, so no
+    margin is needed."""
     return ndimage.find_objects((prediction | label).view(np.uint8))[0]
 
 

@@ -1,4 +1,5 @@
-"""Predictions on the scan's own grid, in millimetres: one row per case and label; the rule for empty masks is written here, once."""
+"""Predictions on the scan's own grid, in millimetres: one row per case and label; the rule for
+empty masks is written here, once."""
 
 from __future__ import annotations
 
@@ -29,8 +30,11 @@ def label_names(config: Config, task: Task) -> dict[str, int | None]:
     return {task.labels[value]: value for value in sorted(task.labels)}
 
 
-def evaluate_store(model: nn.Module, store: CaseStore, config: Config, task: Task) -> list[dict[str, Any]]:
-    """Predict every case of the store and score it on its own grid: rows in case and label order, keys `CASE_COLUMNS`."""
+def evaluate_store(
+    model: nn.Module, store: CaseStore, config: Config, task: Task
+) -> list[dict[str, Any]]:
+    """Predict every case of the store and score it on its own grid: rows in case and label order,
+    keys `CASE_COLUMNS`."""
     rows: list[dict[str, Any]] = []
     for index, probabilities in enumerate(predictions(Predictor(model.eval(), config), store)):
         who = run_columns(config) | {"case": store.case_ids[index]}
@@ -39,41 +43,69 @@ def evaluate_store(model: nn.Module, store: CaseStore, config: Config, task: Tas
 
 
 def predictions(predictor: Predictor, store: CaseStore) -> Iterator[Tensor]:
-    """Class probabilities (K, *S) of each case of the store in turn, on the CPU, predicted as many at once as the predictor takes."""
+    """Class probabilities (K, *S) of each case of the store in turn, on the CPU, predicted as many
+    at once as the predictor takes."""
     step = predictor.cases_at_once()
     for start in range(0, len(store.case_ids), step):
-        images = torch.stack([store.get(index)[0] for index in range(start, min(start + step, len(store.case_ids)))])
+        images = torch.stack(
+            [store.get(index)[0] for index in range(start, min(start + step, len(store.case_ids)))]
+        )
         with torch.inference_mode():
             found = predict_probabilities(predictor, images).cpu().float()
         yield from found
 
 
-def evaluate_case(resized: Tensor, store: CaseStore, index: int, config: Config, task: Task) -> list[dict[str, Any]]:
-    """One row of metrics per label of case `index`, whose class probabilities on the network's grid are `resized` (K, *S).
+def evaluate_case(
+    resized: Tensor, store: CaseStore, index: int, config: Config, task: Task
+) -> list[dict[str, Any]]:
+    """One row of metrics per label of case `index`, whose class probabilities on the network's grid
+    are `resized` (K, *S).
 
     Metrics are on the native grid, plus the paper's Dice on the resized grid.
     Differs: the released code pools its resized-grid Dice over the batch; this is per case.
     """
     resized_label = store.get(index)[1]
     native, names = store.native(index), label_names(config, task)
-    predictions, labels = class_masks(np.asarray(store.to_native(index, resized))), label_masks(np.asarray(native.label), names)
-    small_predictions, small_labels = class_masks(resized.numpy()), label_masks(resized_label[0].numpy(), names)
+    predictions, labels = (
+        class_masks(np.asarray(store.to_native(index, resized))),
+        label_masks(np.asarray(native.label), names),
+    )
+    small_predictions, small_labels = (
+        class_masks(resized.numpy()),
+        label_masks(resized_label[0].numpy(), names),
+    )
     if len(predictions) != len(names):
-        raise MetricError(f"{store.case_ids[index]}: the model predicts {len(predictions)} classes, {task.name} has {list(names)}")
-    return [{"label": name, **case_metrics(predictions[k], labels[k], native.spacing_mm, task.nsd_tolerance_mm),
-             "dice_resized": dice(small_predictions[k], small_labels[k])} for k, name in enumerate(names)]
+        raise MetricError(
+            f"{store.case_ids[index]}: the model predicts {len(predictions)} classes, {task.name}"
+            f" has {list(names)}"
+        )
+    return [
+        {
+            "label": name,
+            **case_metrics(predictions[k], labels[k], native.spacing_mm, task.nsd_tolerance_mm),
+            "dice_resized": dice(small_predictions[k], small_labels[k]),
+        }
+        for k, name in enumerate(names)
+    ]
 
 
 def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, Any]]:
-    """Rebuild a finished run's system from its weights, score its test cases again and write `cases.csv` (and its hash in `status.json`).
+    """Rebuild a finished run's system from its weights, score its test cases again and write
+    `cases.csv` (and its hash in `status.json`).
 
     Raises:
         RunError: the run is not done, or a file does not have its recorded hash.
     """
     run_dir = Path(run_dir)
     status = run_folder.read_status(run_dir)
-    if status["state"] != "done" or files.sha256_file(run_dir / "weights.safetensors") != status["files"]["weights.safetensors"]:
-        raise files.RunError(f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first")
+    if (
+        status["state"] != "done"
+        or files.sha256_file(run_dir / "weights.safetensors")
+        != status["files"]["weights.safetensors"]
+    ):
+        raise files.RunError(
+            f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first"
+        )
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
     task = find_task(config.task, data_dir)

@@ -1,4 +1,5 @@
-"""External tests: a finished run's network on every case of another task, whose cases it has never seen."""
+"""External tests: a finished run's network on every case of another task, whose cases it has never
+seen."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class ExternalError(MvlError, ValueError):
 
 
 def evaluate_command(run_dir: Path, on: str | None, data_dir: Path | None) -> int:
-    """Score a finished run on its test cases, or on every case of the task `on`; print the file and return 0.
+    """Score a finished run on its test cases, or on every case of the task `on`; print the file and
+    return 0.
 
     Raises:
         ExternalError: as `evaluate_on`.
@@ -43,12 +45,14 @@ def evaluate_command(run_dir: Path, on: str | None, data_dir: Path | None) -> in
 def evaluate_on(
     run_dir: Path, name: str, data_dir: Path | None = None
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Score a finished run's network on every case of another task and seal `cases_on_<task>.csv` in the run's folder.
+    """Score a finished run's network on every case of another task and seal `cases_on_<task>.csv`
+    in the run's folder.
 
     The rows have the columns of cases.csv; their `task` is the external one.
 
     Raises:
-        ExternalError: the task has other channels, dimensions or labels, or the network's own cases.
+        ExternalError: the task has other channels, dimensions or labels, or the network's own
+            cases.
         RunError: the run is not done, or a file does not have its recorded hash.
     """
     run_dir = Path(run_dir)
@@ -89,8 +93,8 @@ def check_fits(config: Config, own: Task, other: Task) -> None:
     ):
         if ours != theirs:
             raise ExternalError(
-                f"{other.name}: its cases have {theirs} {what}, the run was trained on {own.name} with "
-                f"{ours}; choose a task with {ours}"
+                f"{other.name}: its cases have {theirs} {what}, the run was trained on {own.name}"
+                f" with {ours}; choose a task with {ours}"
             )
     if config.data.labels == "all" and own.labels != other.labels:
         raise ExternalError(
@@ -100,10 +104,12 @@ def check_fits(config: Config, own: Task, other: Task) -> None:
 
 
 def check_unseen(own: Task, other: Task, data_dir: Path | None = None) -> None:
-    """Return where no case of `other` is a case of `own`, be it under another name or in a reduced copy.
+    """Return where no case of `other` is a case of `own`, be it under another name or in a reduced
+    copy.
 
-    Pictures are compared by their pixels, scans by their voxels as the committed manifest has them, and scans
-    without such a manifest by their files. All cases of `own` count, for other folds have trained on each.
+    Pictures are compared by their pixels, scans by their voxels as the committed manifest has them,
+    and scans without such a manifest by their files. All cases of `own` count, for other folds have
+    trained on each.
 
     Raises:
         ExternalError: both are one data set, or a case of one is a case of the other.
@@ -118,8 +124,8 @@ def check_unseen(own: Task, other: Task, data_dir: Path | None = None) -> None:
     for case, digest in image_digests(whole_task(other), data_dir).items():
         if digest in seen:
             raise ExternalError(
-                f"{other.name}: its case {case} is case {seen[digest]} of {own.name}, on which the run "
-                "was trained; take it out, or choose another task"
+                f"{other.name}: its case {case} is case {seen[digest]} of {own.name}, on which the"
+                " run was trained; take it out, or choose another task"
             )
 
 

@@ -1,4 +1,5 @@
-"""How a run that does not finish is recorded, and what it tells its reader: diverged, oom, killed or failed."""
+"""How a run that does not finish is recorded, and what it tells its reader: diverged, oom, killed
+or failed."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def state_of(error: Exception) -> str:
 
 
 def close(error: Exception, folder: Path, config: Config) -> None:
-    """Record in `status.json` how a run ended; its checkpoints stay. A status that cannot be written hides no error.
+    """Record in `status.json` how a run ended; its checkpoints stay. A status that cannot be
+    written hides no error.
 
     Raises:
         OutOfMemory, DeviceLost: in place of an error that says less.
@@ -64,10 +66,15 @@ def close(error: Exception, folder: Path, config: Config) -> None:
     if state == "oom" and not isinstance(error, OutOfMemory):
         clearer = OutOfMemory(memory_words(folder, config, error))
     elif device_faults.loses_device(error) and not isinstance(error, DeviceLost):
-        clearer = DeviceLost(f"{folder}: {error}. The GPU answers this process no more; the same command, started anew, goes on")
+        clearer = DeviceLost(
+            f"{folder}: {error}. The GPU answers this process no more; the same command, started"
+            " anew, goes on"
+        )
     told = str(clearer) if clearer else f"{type(error).__name__}: {error}"
     with suppress(OSError):
-        files.write_json(folder / "status.json", {"state": state, "error": redact(told), "updated": files.now()})
+        files.write_json(
+            folder / "status.json", {"state": state, "error": redact(told), "updated": files.now()}
+        )
     if clearer:
         raise clearer from error
 
@@ -75,16 +82,23 @@ def close(error: Exception, folder: Path, config: Config) -> None:
 def memory_words(folder: Path, config: Config, error: Exception) -> str:
     """What was asked for, and which settings to lower."""
     peak = devices.gpu_peak_mb() or machine.peak_memory_mb()
-    size, patch = ("x".join(map(str, sizes)) for sizes in (config.data.img_size, config.model.patch_size))
+    size, patch = (
+        "x".join(map(str, sizes)) for sizes in (config.data.img_size, config.model.patch_size)
+    )
     said, train = str(error).splitlines()[0] if str(error) else type(error).__name__, config.train
-    return (f"{folder}: out of memory at batch_size {train.batch_size}, img_size {size}, patch_size {patch}, precision {train.precision}, "
-            f"peak {peak:,.0f} MB ({said}); use a larger device, or in the study set train.accumulate above {train.accumulate} (smaller parts, "
-            "same step) or a smaller train.batch_size, and delete the folder. Nothing is tried again with other settings by itself")
+    return (
+        f"{folder}: out of memory at batch_size {train.batch_size}, img_size {size}, patch_size"
+        f" {patch}, precision {train.precision}, peak {peak:,.0f} MB ({said}); use a larger device,"
+        f" or in the study set train.accumulate above {train.accumulate} (smaller parts, same step)"
+        " or a smaller train.batch_size, and delete the folder. Nothing is tried again with other"
+        " settings by itself"
+    )
 
 
 @contextmanager
 def cases_named(config: Config, case_ids: tuple[str, ...], place: Place) -> Iterator[None]:
-    """Turn the loss of a loader process while the block runs into an error that names the cases that were being read.
+    """Turn the loss of a loader process while the block runs into an error that names the cases
+    that were being read.
 
     Raises:
         WorkerLost: a loader process died, or none answered in time.
@@ -95,8 +109,12 @@ def cases_named(config: Config, case_ids: tuple[str, ...], place: Place) -> Iter
         if not LOADER.search(str(error)):
             raise
         workers, size = config.data.num_workers, config.train.batch_size
-        ahead = epoch_order(case_ids, config.seed, place.epoch)[place.step * size:][:max(1, workers * PREFETCH) * size]
+        ahead = epoch_order(case_ids, config.seed, place.epoch)[place.step * size :][
+            : max(1, workers * PREFETCH) * size
+        ]
         cases = ", ".join(case_ids[index] for index in ahead)
         raise WorkerLost(
-            f"epoch {place.epoch}, step {place.step}: {error} Being read: {cases}. If memory or /dev/shm is full, lower data.num_workers (0 reads "
-            "in the run's own process) or data.cache_gb; else look at these cases with `mvl verify`. The same command goes on") from error
+            f"epoch {place.epoch}, step {place.step}: {error} Being read: {cases}. If memory or"
+            " /dev/shm is full, lower data.num_workers (0 reads in the run's own process) or"
+            " data.cache_gb; else look at these cases with `mvl verify`. The same command goes on"
+        ) from error

@@ -1,4 +1,5 @@
-"""Do the cases of a training set pull the encoder in one direction? The mean cosine of their gradients.
+"""Do the cases of a training set pull the encoder in one direction? The mean cosine of their
+gradients.
 
 Source: the measure of "Frozen language models are gradient coherence rectifiers" (AAAI 2025), which
 explains what a frozen layer does by it. Differs: gradients of whole cases, not of parts of a batch.
@@ -21,13 +22,19 @@ CASES = 16
 def encoder_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The trained parameters of a ViT before the block: patch embedding, positions and encoder."""
     vit: Any = getattr(network, "vit", network)
-    return [p for p in (*vit.embed.parameters(), vit.positions, *vit.encoder.parameters()) if p.requires_grad]
+    return [
+        p
+        for p in (*vit.embed.parameters(), vit.positions, *vit.encoder.parameters())
+        if p.requires_grad
+    ]
 
 
 def mean_cosine(gradients: Tensor) -> float:
-    """The mean cosine over all pairs of rows of gradients (cases, parameters); nan for a row of zeros.
+    """The mean cosine over all pairs of rows of gradients (cases, parameters); nan for a row of
+    zeros.
 
-    The sum of all entries of the matrix of cosines is that of the pairs, twice, and of the diagonal.
+    The sum of all entries of the matrix of cosines is that of the pairs, twice, and of the
+    diagonal.
     """
     cases = len(gradients)
     directions = gradients / gradients.norm(dim=1, keepdim=True)
@@ -36,7 +43,8 @@ def mean_cosine(gradients: Tensor) -> float:
 
 
 def gradient_cosine(network: nn.Module, store: CaseStore, loss: nn.Module, name: str) -> float:
-    """The mean cosine of the encoder's gradients over the first cases of a store, without augmentation.
+    """The mean cosine of the encoder's gradients over the first cases of a store, without
+    augmentation.
 
     `network` is in evaluation mode meanwhile, so that neither dropout nor the cases beside one
     another matter; `name` is the run's precision. Gradients that were there are left as they were.

@@ -1,4 +1,5 @@
-"""What training minimises and follows: loss, optimiser, learning rate, and the Dice that selects the epoch."""
+"""What training minimises and follows: loss, optimiser, learning rate, and the Dice that selects
+the epoch."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ def num_classes(config: Config, task: Task) -> int:
 
 
 def one_hot(label: Tensor, classes: int) -> Tensor:
-    """Labels (B, 1, *S) as one channel of zeros and ones for each class, (B, classes, *S), in float32."""
+    """Labels (B, 1, *S) as one channel of zeros and ones for each class, (B, classes, *S), in
+    float32."""
     return torch.cat([(label == k).float() for k in range(classes)], dim=1)
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """The mean cross-entropy of logits (B, K, *S) and labels (B, 1, *S).
 
-    On a GPU the sum over labels that are looked up by index has no deterministic order, the one over a one-hot code has.
+    On a GPU the sum over labels that are looked up by index has no deterministic order, the one
+    over a one-hot code has.
     """
     if on_gpu(logits):
         return F.cross_entropy(logits, one_hot(label, logits.shape[1]).to(logits.dtype))
@@ -46,10 +49,12 @@ class DiceAndCrossEntropy(DiceCELoss):
 
 
 class BCEDice(nn.Module):
-    """0.5 cross-entropy + soft Dice loss of logits (B, K, *S) and labels (B, 1, *S), both means over cases.
+    """0.5 cross-entropy + soft Dice loss of logits (B, K, *S) and labels (B, 1, *S), both means
+    over cases.
 
-    Dice of a case and class is (2 sum(p y) + 1e-5) / (sum(p) + sum(y) + 1e-5): an empty label asks for a prediction of nearly nothing.
-    One class: sigmoid and binary cross-entropy; several: softmax, Dice over the foreground classes.
+    Dice of a case and class is (2 sum(p y) + 1e-5) / (sum(p) + sum(y) + 1e-5): an empty label asks
+    for a prediction of nearly nothing. One class: sigmoid and binary cross-entropy; several:
+    softmax, Dice over the foreground classes.
 
     Source: LLM4Seg, released `utils/losses.py` (BCEDiceLoss).
     """
@@ -59,17 +64,24 @@ class BCEDice(nn.Module):
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss, a scalar."""
         if logits.shape[1] == 1:
-            entropy, probabilities, true = F.binary_cross_entropy_with_logits(logits, label), logits.sigmoid(), label
+            entropy, probabilities, true = (
+                F.binary_cross_entropy_with_logits(logits, label),
+                logits.sigmoid(),
+                label,
+            )
         else:
             entropy, probabilities = cross_entropy(logits, label), logits.softmax(1)[:, 1:]
-            true = torch.stack([(label[:, 0] == k).to(logits.dtype) for k in range(1, logits.shape[1])], dim=1)
+            true = torch.stack(
+                [(label[:, 0] == k).to(logits.dtype) for k in range(1, logits.shape[1])], dim=1
+            )
         p, y = probabilities.flatten(2), true.flatten(2)
         dice = (2 * (p * y).sum(2) + self.smooth) / (p.sum(2) + y.sum(2) + self.smooth)
         return 0.5 * entropy + 1 - dice.mean()
 
 
 class ReleasedLoss(nn.Module):
-    """0.5 BCE + 0.5 (1 - Dice of the thresholded mask), one class, Dice over the whole batch with smoothing 1: only BCE has a gradient.
+    """0.5 BCE + 0.5 (1 - Dice of the thresholded mask), one class, Dice over the whole batch with
+    smoothing 1: only BCE has a gradient.
 
     For the audit alone. Source: MedVisionLlama, released `losses.py` (DiceBCELoss).
     """
@@ -81,13 +93,17 @@ class ReleasedLoss(nn.Module):
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss, a scalar."""
-        return 0.5 * F.binary_cross_entropy_with_logits(logits, label) + 0.5 * self.hard_dice(logits, label)
+        return 0.5 * F.binary_cross_entropy_with_logits(logits, label) + 0.5 * self.hard_dice(
+            logits, label
+        )
 
 
 def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
-    """dice_ce: Dice + BCE (one class) or Dice + cross-entropy, mean over cases, with a gradient through both; the others by their class.
+    """dice_ce: Dice + BCE (one class) or Dice + cross-entropy, mean over cases, with a gradient
+    through both; the others by their class.
 
-    Source: arXiv 2410.02458 v3, loss. Differs: Dice of probabilities, not of thresholded output, whose gradient is zero.
+    Source: arXiv 2410.02458 v3, loss. Differs: Dice of probabilities, not of thresholded output,
+    whose gradient is zero.
     """
     if name == "bce_dice":
         return BCEDice()
@@ -95,14 +111,18 @@ def build_loss(classes: int, name: str = "dice_ce") -> nn.Module:
         return ReleasedLoss()
     if classes == 1:
         return DiceCELoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)
-    return DiceAndCrossEntropy(softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+    return DiceAndCrossEntropy(
+        softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0
+    )
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam; AdamW that decays matrices alone; or SGD with momentum that decays everything that is trained, as LLM4Seg.
+    """Adam; AdamW that decays matrices alone; or SGD with momentum that decays everything that is
+    trained, as LLM4Seg.
 
-    On a CUDA GPU, and on a CPU in bf16, each step is one fused kernel; on a CPU in fp32 it is not, so that recorded runs repeat. A step
-    that is recorded as a graph (`train.cuda_graph`) reads its rate from a tensor, which `set_rate` fills.
+    On a CUDA GPU, and on a CPU in bf16, each step is one fused kernel; on a CPU in fp32 it is not,
+    so that recorded runs repeat. A step that is recorded as a graph (`train.cuda_graph`) reads its
+    rate from a tensor, which `set_rate` fills.
     """
     train = config.train
     everything = [p for p in model.parameters() if p.requires_grad]
@@ -111,12 +131,29 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     recorded = train.cuda_graph and "cuda" in kinds
     rate = torch.tensor(train.lr, device=everything[0].device) if recorded else train.lr
     if train.optimizer == "sgd":
-        return torch.optim.SGD(everything, lr=rate, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
-    trained = [p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and "positions" not in n]
-    exempt = [p for n, p in model.named_parameters() if p.requires_grad and (p.ndim < 2 or "positions" in n)]
+        return torch.optim.SGD(
+            everything,
+            lr=rate,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            fused=fused,
+        )
+    trained = [
+        p
+        for n, p in model.named_parameters()
+        if p.requires_grad and p.ndim >= 2 and "positions" not in n
+    ]
+    exempt = [
+        p
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.ndim < 2 or "positions" in n)
+    ]
     if train.optimizer == "adam":
         return torch.optim.Adam([*trained, *exempt], lr=rate, fused=fused, capturable=recorded)
-    groups = [{"params": trained, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    groups = [
+        {"params": trained, "weight_decay": train.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=rate, fused=fused, capturable=recorded)
 
 
@@ -130,7 +167,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
-    """Rate of optimiser step `step` of `steps`: a function of the step alone, so that there is no scheduler state."""
+    """Rate of optimiser step `step` of `steps`: a function of the step alone, so that there is no
+    scheduler state."""
     if config.train.schedule == "constant":
         return config.train.lr
     if config.train.schedule == "poly":
@@ -148,7 +186,8 @@ def predict_probabilities(model: Callable[[Image], Logits], image: Image) -> Log
 
 
 def is_better(row: dict[str, Any], before: list[dict[str, Any]], select: str) -> bool:
-    """True when an epoch's row beats every validated one before it: highest Dice of the watched cases or, for `train_loss`, lowest training loss."""
+    """True when an epoch's row beats every validated one before it: highest Dice of the watched
+    cases or, for `train_loss`, lowest training loss."""
     key, sign = ("train_loss", -1) if select == "train_loss" else ("val_dice", 1)
     return all(sign * row[key] > sign * old[key] for old in before if "val_dice" in old)
 
@@ -158,4 +197,6 @@ def foreground_dice(logits: Logits, label: Labels) -> Tensor:
     predicted = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1) > 0
     true, axes = label[:, 0] > 0, tuple(range(1, label.ndim - 1))
     both, total = (predicted & true).sum(axes), predicted.sum(axes) + true.sum(axes)
-    return torch.where(total > 0, 2 * both / total.clamp(min=1), torch.ones_like(total, dtype=torch.float32))
+    return torch.where(
+        total > 0, 2 * both / total.clamp(min=1), torch.ones_like(total, dtype=torch.float32)
+    )

@@ -1,4 +1,5 @@
-"""Segment new scans with a trained run: the preprocessing of training, the network, and the way back to each scan's own grid."""
+"""Segment new scans with a trained run: the preprocessing of training, the network, and the way
+back to each scan's own grid."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ class Predictor:
     """A finished run, ready to segment."""
 
     def __init__(self, run_dir: Path, options: Options) -> None:
-        """Build the run's network on the device with its best weights; the training data need not be there.
+        """Build the run's network on the device with its best weights; the training data need not
+        be there.
 
         Raises:
             PredictError: the run is not done, or there is no such device.
@@ -76,12 +78,16 @@ class Predictor:
         """
         self.config, status = run_folder.read_config(run_dir), run_folder.read_status(run_dir)
         if status["state"] != "done":
-            raise PredictError(f"{run_dir} is not a finished run (state {status['state']}); finish it with "
-                               f"`{run_folder.command(self.config, run_folder.default_results_dir())}`")
+            raise PredictError(
+                f"{run_dir} is not a finished run (state {status['state']}); finish it with "
+                f"`{run_folder.command(self.config, run_folder.default_results_dir())}`"
+            )
         torch.set_num_threads(self.config.train.num_threads)
         self.options, self.task = options, task_of_run(self.config, status)
         self.device = choose_device(options.device)
-        self.network = Network(load_run(run_dir), available_precision(self.config, self.device), self.device)
+        self.network = Network(
+            load_run(run_dir), available_precision(self.config, self.device), self.device
+        )
         self.transform = preprocessing(self.config.data, crop=False)
 
     @property
@@ -110,32 +116,55 @@ class Predictor:
         return self.of_source([str(path) for path in files] if len(files) > 1 else str(path), path)
 
     def of_source(self, source: Any, path: Path) -> NativeProbabilities:
-        """Class probabilities on the grid of what the preprocessing begins with: file names, or pixels with their spacing."""
+        """Class probabilities on the grid of what the preprocessing begins with: file names, or
+        pixels with their spacing."""
         try:
             with allow_missing_keys_mode(self.transform):
                 image = self.transform({"image": source})["image"]
         except Exception as error:
-            raise FileFault(f"{path}: cannot be decoded ({type(error.__cause__ or error).__name__}); put the file right and try again") from error
+            raise FileFault(
+                f"{path}: cannot be decoded ({type(error.__cause__ or error).__name__}); put the"
+                " file right and try again"
+            ) from error
         with torch.inference_mode():
             found = self.on_grid(image.as_tensor().float().contiguous())
         return to_scan_grid(self.transform, found, image.applied_operations, image.affine)
 
     def by_slice(self, path: Path) -> NativeProbabilities:
-        """Class probabilities of a volume, axial slice by slice as slices.py cuts it, turned back to the file's own axes."""
+        """Class probabilities of a volume, axial slice by slice as slices.py cuts it, turned back
+        to the file's own axes."""
         volume, spacing = load_volume(path)
         volume = np.asarray(volume if volume.ndim == 4 else volume[..., None], dtype=np.float32)
-        planes = [self.of_source(flat(np.moveaxis(volume[:, :, z], -1, 0), spacing), path) for z in range(volume.shape[2])]
+        planes = [
+            self.of_source(flat(np.moveaxis(volume[:, :, z], -1, 0), spacing), path)
+            for z in range(volume.shape[2])
+        ]
         turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(nibabel.nifti1.load(path).affine))
-        return torch.as_tensor(np.stack([np.ascontiguousarray(apply_orientation(part, turn)) for part in torch.stack(planes, dim=-1).numpy()]))
+        return torch.as_tensor(
+            np.stack(
+                [
+                    np.ascontiguousarray(apply_orientation(part, turn))
+                    for part in torch.stack(planes, dim=-1).numpy()
+                ]
+            )
+        )
 
     def on_grid(self, image: Volume) -> Probabilities:
-        """Class probabilities of an image: in one go where it has the size that the network was trained at, else window by window, averaged
-        with Gaussian weights."""
+        """Class probabilities of an image: in one go where it has the size that the network was
+        trained at, else window by window, averaged with Gaussian weights."""
         size, predict = self.config.data.img_size, lambda x: predict_probabilities(self.network, x)
         if tuple(image.shape[1:]) == tuple(size):
             return predict(image[None])[0].cpu().float()
-        found = sliding_window_inference(image[None], size, 1, predict, overlap=self.options.overlap, mode="gaussian",
-                                         sw_device=self.device, device=torch.device("cpu"))
+        found = sliding_window_inference(
+            image[None],
+            size,
+            1,
+            predict,
+            overlap=self.options.overlap,
+            mode="gaussian",
+            sw_device=self.device,
+            device=torch.device("cpu"),
+        )
         return found[0].float()
 
     def mask(self, probabilities: NativeProbabilities) -> UInt8[np.ndarray, "*grid"]:
@@ -148,7 +177,10 @@ class Predictor:
 
 def flat(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> MetaTensor:
     """Pixels (C, rows, columns) with their affine, as planes.py gives them to training."""
-    return MetaTensor(torch.as_tensor(np.ascontiguousarray(pixels)), affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
+    return MetaTensor(
+        torch.as_tensor(np.ascontiguousarray(pixels)),
+        affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)),
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -163,20 +195,31 @@ def choose_device(name: str) -> torch.device:
 
 
 def available_precision(config: Config, device: torch.device) -> Config:
-    """The run's config where `device` has its precision, else the same in fp32, and a word about it on stderr."""
+    """The run's config where `device` has its precision, else the same in fp32, and a word about it
+    on stderr."""
     try:
         check_precision(config.train.precision, device)
     except RunError as error:
-        print(f"{error}. Predicting in fp32: masks may differ a little from the run's own", file=sys.stderr)
+        print(
+            f"{error}. Predicting in fp32: masks may differ a little from the run's own",
+            file=sys.stderr,
+        )
         return replace(config, train=replace(config.train, precision="fp32"))
     return config
 
 
-def predict_run(run_dir: Path, inputs: Sequence[Path], output: Path, options: Options,
-                report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True)) -> dict[str, Any]:
-    """Segment every scan of `inputs` into `output`: {run, outputs, failures}; a broken scan is a failure and the rest go on.
+def predict_run(
+    run_dir: Path,
+    inputs: Sequence[Path],
+    output: Path,
+    options: Options,
+    report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> dict[str, Any]:
+    """Segment every scan of `inputs` into `output`: {run, outputs, failures}; a broken scan is a
+    failure and the rest go on.
 
-    A mask is there whole or not at all, and one that is there already stays unless `options.overwrite`.
+    A mask is there whole or not at all, and one that is there already stays unless
+    `options.overwrite`.
 
     Raises:
         PredictError: the run cannot segment at all.
@@ -187,7 +230,9 @@ def predict_run(run_dir: Path, inputs: Sequence[Path], output: Path, options: Op
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PredictError(f"{output}: cannot be made ({error.strerror}); choose another folder with --output") from error
+        raise PredictError(
+            f"{output}: cannot be made ({error.strerror}); choose another folder with --output"
+        ) from error
     outputs = []
     with stoppable():
         for number, scan in enumerate(scans, 1):
@@ -196,8 +241,17 @@ def predict_run(run_dir: Path, inputs: Sequence[Path], output: Path, options: Op
                 report(f"[{number}/{len(scans)}] {outputs[-1]['output']}")
             except (FileFault, MetricError, OSError, torch.OutOfMemoryError) as error:
                 memory = f"{scan.files[0]}: not enough memory on the GPU; use --device cpu"
-                failures.append(Failure(str(scan.files[0]), memory if isinstance(error, torch.OutOfMemoryError) else str(error)))
-    return {"run": str(run_dir), "outputs": outputs, "failures": [vars(failure) for failure in failures]}
+                failures.append(
+                    Failure(
+                        str(scan.files[0]),
+                        memory if isinstance(error, torch.OutOfMemoryError) else str(error),
+                    )
+                )
+    return {
+        "run": str(run_dir),
+        "outputs": outputs,
+        "failures": [vars(failure) for failure in failures],
+    }
 
 
 @contextmanager
@@ -214,14 +268,22 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-def segment(predictor: Predictor, scan: NewScan, output: Path, sources: set[Path]) -> dict[str, Any]:
+def segment(
+    predictor: Predictor, scan: NewScan, output: Path, sources: set[Path]
+) -> dict[str, Any]:
     """Write one scan's mask (and probabilities before it): what came of it.
 
     Raises:
         FileFault: the scan cannot be used, or its mask is there already.
     """
-    options, ending = predictor.options, (".png", ".npy") if scan.kind == "picture" else (".nii.gz", ".nii.gz")
-    target, extra = output / f"{scan.name}{ending[0]}", output / f"{scan.name}_probabilities{ending[1]}"
+    options, ending = (
+        predictor.options,
+        ((".png", ".npy") if scan.kind == "picture" else (".nii.gz", ".nii.gz")),
+    )
+    target, extra = (
+        output / f"{scan.name}{ending[0]}",
+        output / f"{scan.name}_probabilities{ending[1]}",
+    )
     for path in (target, extra) if options.probabilities else (target,):
         check_target(path, sources, options.overwrite)
     with tempfile.TemporaryDirectory() as folder:
@@ -231,14 +293,25 @@ def segment(predictor: Predictor, scan: NewScan, output: Path, sources: set[Path
         probabilities = predictor.probabilities(files)
         mask = predictor.mask(probabilities)
         if options.probabilities:
-            atomic_write(extra, encoded(np.moveaxis(probabilities.numpy(), 0, -1).astype(np.float32), scan, files[0]))
+            atomic_write(
+                extra,
+                encoded(
+                    np.moveaxis(probabilities.numpy(), 0, -1).astype(np.float32), scan, files[0]
+                ),
+            )
         atomic_write(target, encoded(mask, scan, files[0]))
     counts = {predictor.name_of(value): int((mask == value).sum()) for value in predictor.values}
-    return {"input": str(scan.files[0]), "output": str(target), "voxels": counts, "probabilities": str(extra) if options.probabilities else None}
+    return {
+        "input": str(scan.files[0]),
+        "output": str(target),
+        "voxels": counts,
+        "probabilities": str(extra) if options.probabilities else None,
+    }
 
 
 def encoded(values: np.ndarray, scan: NewScan, source: Path) -> bytes:
-    """The bytes of a mask or of probabilities (classes last): NIfTI like `source`; of a picture, a black and white PNG or an array."""
+    """The bytes of a mask or of probabilities (classes last): NIfTI like `source`; of a picture, a
+    black and white PNG or an array."""
     if scan.kind != "picture":
         return nifti_like(values, source)
     if values.dtype == np.uint8:
@@ -257,7 +330,10 @@ def check_target(path: Path, sources: set[Path], overwrite: bool) -> None:
     if path.resolve() in sources:
         raise FileFault(f"{path}: the mask would replace its scan; choose another --output")
     if path.exists() and not overwrite:
-        raise FileFault(f"{path}: is there already and stays; use --overwrite to replace it, or choose another --output")
+        raise FileFault(
+            f"{path}: is there already and stays; use --overwrite to replace it, or choose another"
+            " --output"
+        )
 
 
 def as_nifti(scan: NewScan, predictor: Predictor, folder: Path) -> tuple[Path, ...]:
@@ -265,6 +341,9 @@ def as_nifti(scan: NewScan, predictor: Predictor, folder: Path) -> tuple[Path, .
     if scan.kind != "dicom":
         return scan.files
     if len(predictor.task.channels) > 1:
-        raise FileFault(f"{scan.files[0]}: a DICOM series is one channel, the run takes {', '.join(predictor.task.channels)}; "
-                        f"convert each to NIfTI as {scan.name}_0000.nii.gz, ...")
+        raise FileFault(
+            f"{scan.files[0]}: a DICOM series is one channel, the run takes"
+            f" {', '.join(predictor.task.channels)}; convert each to NIfTI as"
+            f" {scan.name}_0000.nii.gz, ..."
+        )
     return (series_as_nifti(scan.files[0], predictor.options.series, folder / "series.nii"),)

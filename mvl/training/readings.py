@@ -27,7 +27,9 @@ class Reading:
 
 def values_of(readings: list[Reading]) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step, read from the device all at once."""
-    scalars = [scalar.reshape(()) for reading in readings for scalar in (*reading.losses, reading.norm)]
+    scalars = [
+        scalar.reshape(()) for reading in readings for scalar in (*reading.losses, reading.norm)
+    ]
     if not scalars:
         return []
     numbers = iter(torch.stack(scalars).tolist())

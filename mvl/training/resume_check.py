@@ -16,19 +16,25 @@ COMPARED = ("python", "packages", "platform", "gpu")
 def environment(folder: Path, allow: bool = False) -> dict[str, Any]:
     """Provenance of a run that starts or goes on now.
 
-    A run that goes on under another commit keeps both in `commits`; one that was allowed to go on elsewhere keeps what changed in `drift`,
-    and is not comparable bit by bit.
+    A run that goes on under another commit keeps both in `commits`; one that was allowed to go on
+    elsewhere keeps what changed in `drift`, and is not comparable bit by bit.
 
     Raises:
-        RunError: a checkpoint is there that other packages or another processor made, and that was not allowed; names what differs.
+        RunError: a checkpoint is there that other packages or another processor made, and that was
+            not allowed; names what differs.
     """
     now, begun = machine.environment(), before(folder)
     if gpu := devices.gpu_facts():
         now["gpu"] = gpu
-    changed = [line for part in COMPARED for line in differences(begun.get(part), now.get(part), part)]
+    changed = [
+        line for part in COMPARED for line in differences(begun.get(part), now.get(part), part)
+    ]
     if changed and not allow:
-        raise files.RunError(f"{folder / 'environment.json'}: the run was begun elsewhere: {'; '.join(changed)}. Go on there, "
-                            "or with `mvl train ... --allow-drift` (the run is then marked), or delete the folder to start anew")
+        raise files.RunError(
+            f"{folder / 'environment.json'}: the run was begun elsewhere: {'; '.join(changed)}. Go"
+            " on there, or with `mvl train ... --allow-drift` (the run is then marked), or delete"
+            " the folder to start anew"
+        )
     kept = {"drift": [*begun.get("drift", []), *changed], "commits": begun.get("commits", [])}
     if begun and begun.get("mvl") != now["mvl"]:
         kept["commits"] = [*kept["commits"], begun.get("mvl")]
@@ -36,7 +42,8 @@ def environment(folder: Path, allow: bool = False) -> dict[str, Any]:
 
 
 def before(folder: Path) -> dict[str, Any]:
-    """`environment.json` of the start that made the folder's checkpoints; empty where there are none."""
+    """`environment.json` of the start that made the folder's checkpoints; empty where there are
+    none."""
     if not checkpoints.found(folder):
         return {}
     try:
@@ -48,5 +55,9 @@ def before(folder: Path) -> dict[str, Any]:
 def differences(old: Any, new: Any, name: str) -> list[str]:
     """`name.key: old -> new` of what both know."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return run_folder.differences({k: v for k, v in old.items() if k in new}, {k: v for k, v in new.items() if k in old}, f"{name}.")
+        return run_folder.differences(
+            {k: v for k, v in old.items() if k in new},
+            {k: v for k, v in new.items() if k in old},
+            f"{name}.",
+        )
     return [] if old is None or new is None or old == new else [f"{name}: {old!r} -> {new!r}"]

@@ -28,23 +28,42 @@ def facts(trainer: Trainer, split: Split) -> dict[str, Any]:
     p = trainer.progress
     rise, risen = largest_loss_rise(p.history)
     return {
-        "runtime_s": round(p.runtime_s, 1), "runtime_per_epoch_s": round(p.runtime_s / trainer.config.train.train_epochs, 3),
-        "cpu_s": round(p.cpu_s, 1), "numbers": precision.facts_of(trainer.config.train.precision), "skipped_steps": p.skipped,
-        "largest_loss_rise": rise, "largest_loss_rise_epoch": risen,
-        "deterministic": devices.determinism(), "peak_memory_mb": round(machine.peak_memory_mb()), "gpu_peak_memory_mb": devices.gpu_peak_mb(),
-        "best_epoch": p.best_epoch, "best_dice": p.best_dice,
-        "frozen_sha256_before": p.frozen_sha256, "frozen_sha256_after": frozen_sha256(trainer.network),
-        "parameters": parameter_counts(trainer.network), "split_sha256": split.sha256,
-        "task": task_facts(trainer.train.task), "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)}}
+        "runtime_s": round(p.runtime_s, 1),
+        "runtime_per_epoch_s": round(p.runtime_s / trainer.config.train.train_epochs, 3),
+        "cpu_s": round(p.cpu_s, 1),
+        "numbers": precision.facts_of(trainer.config.train.precision),
+        "skipped_steps": p.skipped,
+        "largest_loss_rise": rise,
+        "largest_loss_rise_epoch": risen,
+        "deterministic": devices.determinism(),
+        "peak_memory_mb": round(machine.peak_memory_mb()),
+        "gpu_peak_memory_mb": devices.gpu_peak_mb(),
+        "best_epoch": p.best_epoch,
+        "best_dice": p.best_dice,
+        "frozen_sha256_before": p.frozen_sha256,
+        "frozen_sha256_after": frozen_sha256(trainer.network),
+        "parameters": parameter_counts(trainer.network),
+        "split_sha256": split.sha256,
+        "task": task_facts(trainer.train.task),
+        "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
+    }
 
 
-def train_run(config: Config, results_dir: Path, data_dir: Path | None = None, progress: bool = True, allow_drift: bool = False) -> Path:
-    """Train or go on with a run, evaluate it on its test cases, seal it; returns its folder. A finished run is left alone.
+def train_run(
+    config: Config,
+    results_dir: Path,
+    data_dir: Path | None = None,
+    progress: bool = True,
+    allow_drift: bool = False,
+) -> Path:
+    """Train or go on with a run, evaluate it on its test cases, seal it; returns its folder. A
+    finished run is left alone.
 
     Raises:
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
         Diverged: a value is not finite; the run is recorded as diverged.
-        RunError: the folder is held by another process, was begun with other settings or elsewhere, memory or a loader process was lost, ...
+        RunError: the folder is held by another process, was begun with other settings or elsewhere,
+            memory or a loader process was lost, ...
     """
     folder = run_folder.run_dir(results_dir, config)
     if run_folder.is_done(folder, need_weights=True):
@@ -65,7 +84,14 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Path | None, progress: bool, allow: bool) -> None:
+def _train_locked(
+    config: Config,
+    folder: Path,
+    results_dir: Path,
+    data_dir: Path | None,
+    progress: bool,
+    allow: bool,
+) -> None:
     from mvl.core.columns import CASE_COLUMNS
     from mvl.training.evaluate import evaluate_store
     from mvl.training.usage import write_usage
@@ -74,18 +100,29 @@ def _train_locked(config: Config, folder: Path, results_dir: Path, data_dir: Pat
     split = splits.run_split(config, task, data_dir)
     run_folder.write_config(folder, config)
     preflight.check_inputs(task, split, folder, data_dir, config.data.split)
-    store = lambda cases, damage=None: CaseStore(task, cases, config.data, data_dir, damage)
-    seen, watched, split = audited(config, split, store(split.train, label_damage(config, split.train)), store)
-    trainer = Trainer(config, task, seen, watched, folder, run_folder.command(config, results_dir, data_dir))
+
+    def store(cases, damage=None):
+        return CaseStore(task, cases, config.data, data_dir, damage)
+
+    seen, watched, split = audited(
+        config, split, store(split.train, label_damage(config, split.train)), store
+    )
+    trainer = Trainer(
+        config, task, seen, watched, folder, run_folder.command(config, results_dir, data_dir)
+    )
     numbers = precision.facts_of(config.train.precision)
-    files.write_json(folder / "environment.json", resume_check.environment(folder, allow) | {"numbers": numbers})
+    files.write_json(
+        folder / "environment.json", resume_check.environment(folder, allow) | {"numbers": numbers}
+    )
     write_state(trainer, "running")
     with preflight.closed(task, split.test, data_dir):
         fit(trainer, progress)
     finish(trainer, split)
     if trainer.accelerator.is_main_process:
         test = store(split.test)
-        files.write_csv(folder / "cases.csv", evaluate_store(trainer.network, test, config, task), CASE_COLUMNS)
+        files.write_csv(
+            folder / "cases.csv", evaluate_store(trainer.network, test, config, task), CASE_COLUMNS
+        )
         write_usage(folder, trainer.network, test, config, task)
         run_folder.seal(folder, facts(trainer, split))
         checkpoints.remove(folder)
@@ -98,7 +135,10 @@ def finish(trainer: Trainer, split: splits.Split) -> None:
         RunError: a frozen tensor changed during training.
     """
     if frozen_sha256(trainer.network) != trainer.progress.frozen_sha256:
-        raise files.RunError(f"{trainer.folder}: frozen weights changed during training; the run is not what its system says")
+        raise files.RunError(
+            f"{trainer.folder}: frozen weights changed during training; the run is not what its"
+            " system says"
+        )
     load_own_state(trainer.network, trainer.best)
     if trainer.accelerator.is_main_process:
         files.write_csv(trainer.folder / "history.csv", trainer.progress.history, HISTORY_COLUMNS)

@@ -1,7 +1,8 @@
-"""A whole training step, from the forward pass to the optimiser, as one CUDA graph (`train.cuda_graph`).
+"""A whole training step, from the forward pass to the optimiser, as one CUDA graph
+(`train.cuda_graph`).
 
-Small networks leave a GPU waiting for the processor, which launches hundreds of operators one by one.
-A graph is recorded once and launched as a whole.
+Small networks leave a GPU waiting for the processor, which launches hundreds of operators one by
+one. A graph is recorded once and launched as a whole.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Recorder = Callable[[Step, Tensor, Tensor], Step]
 "A step and one batch -> the recorded step. Nothing is computed while it records."
 WARM_STEPS = 3
-"Steps before the recording, in which libraries choose their ways and the optimiser makes its state."
+"""Steps before the recording, in which libraries choose their ways and the optimiser makes its
+state."""
 
 
 def why_not(config: Config, device: torch.device, processes: int) -> str:
@@ -35,7 +37,8 @@ def why_not(config: Config, device: torch.device, processes: int) -> str:
 
 
 def graph_of(step: Step, config: Config, device: torch.device, processes: int) -> StepGraph | None:
-    """What takes a run's batches by a graph of `step`; None, with a line that says why, where steps cannot be recorded."""
+    """What takes a run's batches by a graph of `step`; None, with a line that says why, where steps
+    cannot be recorded."""
     reason = why_not(config, device, processes)
     if not reason:
         return StepGraph(step, config.train.batch_size)
@@ -44,7 +47,8 @@ def graph_of(step: Step, config: Config, device: torch.device, processes: int) -
 
 
 class StepGraph:
-    """Takes full batches by a recorded step, and shorter ones, and all where recording failed, by the plain step."""
+    """Takes full batches by a recorded step, and shorter ones, and all where recording failed, by
+    the plain step."""
 
     def __init__(self, step: Step, batch_size: int, record: Recorder | None = None) -> None:
         self.step, self.batch_size = step, batch_size
@@ -73,7 +77,11 @@ class StepGraph:
                 raise
             self.failed = True
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"train.cuda_graph: the step could not be recorded ({reason}); steps go on one operator at a time", file=sys.stderr)
+            print(
+                f"train.cuda_graph: the step could not be recorded ({reason}); steps go on one"
+                " operator at a time",
+                file=sys.stderr,
+            )
             return self.step
 
 
@@ -93,7 +101,8 @@ def record_on_cuda(step: Step, image: Tensor, label: Tensor) -> Step:
     """Record a step as a CUDA graph.
 
     Raises:
-        RuntimeError: the step waits for the device, or does something else that a graph cannot hold.
+        RuntimeError: the step waits for the device, or does something else that a graph cannot
+            hold.
     """
     still_image, still_label = image.clone(), label.clone()
     graph = torch.cuda.CUDAGraph()

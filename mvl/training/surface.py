@@ -1,7 +1,9 @@
-"""NSD and HD95 as the Medical Segmentation Decathlon computes them: every piece of a surface counts by its area.
+"""NSD and HD95 as the Medical Segmentation Decathlon computes them: every piece of a surface counts
+by its area.
 
-`evaluate.boundary_metrics` counts edge voxels alike, as MONAI does by default. The Decathlon (and nnU-Net) use DeepMind's
-surface-distance, where a surface runs between voxels and is weighted; the two differ by points of NSD on small organs.
+`evaluate.boundary_metrics` counts edge voxels alike, as MONAI does by default. The Decathlon (and
+nnU-Net) use DeepMind's surface-distance, where a surface runs between voxels and is weighted; the
+two differ by points of NSD on small organs.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from mvl.training.edges import edge_distances, joint_box
 def decathlon_metrics(
     prediction: np.ndarray, label: np.ndarray, spacing: list[float], tolerance_mm: float
 ) -> dict[str, float]:
-    """Return NSD and HD95 of two boolean masks that both hold voxels, on a grid of `spacing` (mm), 2-D or 3-D.
+    """Return NSD and HD95 of two boolean masks that both hold voxels, on a grid of `spacing` (mm),
+    2-D or 3-D.
 
-    A surface element lies at each corner where voxels of the mask meet voxels outside it (the 2 x 2 x 2
-    neighbours are neither all in nor all out); outside the grid counts as empty. Its area (mm^2; in 2-D its
-    length) is that of the marching-cubes surface between the corner's neighbours. Distances (mm) go from each
-    element to the nearest of the other mask. NSD is the share of the area, of both surfaces together, whose
-    distance is at or below `tolerance_mm`. HD95 is the larger of the two directed distances that 95 % of the
-    area does not exceed; the percentile is one of the distances, never between two.
+    A surface element lies at each corner where voxels of the mask meet voxels outside it (the 2 x 2
+    x 2 neighbours are neither all in nor all out); outside the grid counts as empty. Its area
+    (mm^2; in 2-D its length) is that of the marching-cubes surface between the corner's neighbours.
+    Distances (mm) go from each element to the nearest of the other mask. NSD is the share of the
+    area, of both surfaces together, whose distance is at or below `tolerance_mm`. HD95 is the
+    larger of the two directed distances that 95 % of the area does not exceed; the percentile is
+    one of the distances, never between two.
 
-    Source: Nikolov et al., arXiv 1809.04430, and the authors' package surface-distance; codes and areas are
-    computed by MONAI (`use_subvoxels=True`), which has no HD95 of this kind.
+    Source: Nikolov et al., arXiv 1809.04430, and the authors' package surface-distance; codes and
+    areas are computed by MONAI (`use_subvoxels=True`), which has no HD95 of this kind.
     """
     box = joint_box(prediction, label)
     # One empty voxel on each side: a corner of the mask's own border must be seen from outside too.

@@ -1,9 +1,12 @@
-"""TensorBoard event files of a run, by switch: `mvl train --tensorboard`, or MVL_TENSORBOARD=1 for every run of a study.
+"""TensorBoard event files of a run, by switch: `mvl train --tensorboard`, or MVL_TENSORBOARD=1 for
+every run of a study.
 
-All values stand at optimiser steps, an epoch's at its last one. An epoch is written before its checkpoint; a run that goes on writes first at which
-step it does so, and readers drop what an earlier process wrote from that step on: no step is shown twice.
+All values stand at optimiser steps, an epoch's at its last one. An epoch is written before its
+checkpoint; a run that goes on writes first at which step it does so, and readers drop what an
+earlier process wrote from that step on: no step is shown twice.
 
-Differs: torch's SummaryWriter puts the machine's name into the name of its file; here the files are numbered.
+Differs: torch's SummaryWriter puts the machine's name into the name of its file; here the files are
+numbered.
 """
 
 from __future__ import annotations
@@ -28,10 +31,11 @@ def wanted() -> bool:
 
 @contextmanager
 def opened(folder: Path, first_step: int, writes: bool = True) -> Iterator[Tell]:
-    """A function that takes the row and the step losses of each epoch that ends; it does nothing where the switch is off or `writes` is False.
+    """A function that takes the row and the step losses of each epoch that ends; it does nothing
+    where the switch is off or `writes` is False.
 
-    `first_step`: number of the first step of the epoch that the run starts or goes on with. Where the package is not installed, one line on
-    stderr says so, and the run goes on without.
+    `first_step`: number of the first step of the epoch that the run starts or goes on with. Where
+    the package is not installed, one line on stderr says so, and the run goes on without.
     """
     tools = _tools() if wanted() and writes else None
     if tools is None:
@@ -43,11 +47,17 @@ def opened(folder: Path, first_step: int, writes: bool = True) -> Iterator[Tell]
     with open(place / f"events.out.tfevents.{len(list(place.iterdir())):06d}", "xb") as file:
         out, now = RecordWriter(file), lambda: datetime.now(UTC).timestamp()
         out.write(Event(wall_time=now(), file_version="brain.Event:2").SerializeToString())
-        out.write(Event(wall_time=now(), step=first_step, session_log=SessionLog(status=SessionLog.START)).SerializeToString())
+        out.write(
+            Event(
+                wall_time=now(), step=first_step, session_log=SessionLog(status=SessionLog.START)
+            ).SerializeToString()
+        )
 
         def tell(row: dict[str, Any], losses: list[float]) -> None:
             for step, values in scalars(row, losses):
-                out.write(Event(wall_time=now(), step=step, summary=summary(values)).SerializeToString())
+                out.write(
+                    Event(wall_time=now(), step=step, summary=summary(values)).SerializeToString()
+                )
             file.flush()
 
         yield tell
@@ -66,7 +76,8 @@ def _tools() -> tuple[Any, Any, Any] | None:
 
 
 def scalars(row: dict[str, Any], losses: list[float]) -> Iterator[tuple[int, dict[str, float]]]:
-    """Step and values by tag: `step/train_loss` of each step of an epoch, then `epoch/...` at its last step."""
+    """Step and values by tag: `step/train_loss` of each step of an epoch, then `epoch/...` at its
+    last step."""
     first = row["epoch"] * len(losses)
     yield from ((first + number, {"step/train_loss": loss}) for number, loss in enumerate(losses))
     yield first + len(losses) - 1, {f"epoch/{name}": row[name] for name in PER_EPOCH if name in row}
@@ -76,4 +87,6 @@ def summary(values: dict[str, float]) -> Any:
     """TensorBoard's message of some scalars."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+    return Summary(
+        value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    )

@@ -1,4 +1,5 @@
-"""A trained network as everything but training uses it: on the device and in the precision that training had."""
+"""A trained network as everything but training uses it: on the device and in the precision that
+training had."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ MOST_CASES, MOST_VOXELS = 32, 2**22
 class Predictor:
     """A network with its device and precision; every prediction of the package is made by one."""
 
-    def __init__(self, network: nn.Module, config: Config, device: torch.device | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, config: Config, device: torch.device | None = None
+    ) -> None:
         """Bring the network to `device`, by default the one that runs train on.
 
         Raises:

@@ -1,4 +1,5 @@
-"""How much a hybrid uses its block: test Dice with the block knocked out in several ways, no retraining, and the sizes of what it adds."""
+"""How much a hybrid uses its block: test Dice with the block knocked out in several ways, no
+retraining, and the sizes of what it adds."""
 
 from __future__ import annotations
 
@@ -28,8 +29,18 @@ from mvl.training.trained import Predictor, load_run
 
 FILE = "usage.csv"
 "Where a run keeps its rows."
-COLUMNS = ["study", "task", "system", "fraction", "fold", "seed", "intervention", "dice",
-           "dice_difference", *SIZES]
+COLUMNS = [
+    "study",
+    "task",
+    "system",
+    "fraction",
+    "fold",
+    "seed",
+    "intervention",
+    "dice",
+    "dice_difference",
+    *SIZES,
+]
 "Columns of usage.csv, in order; a size that is not defined is empty."
 
 
@@ -42,8 +53,9 @@ def has_block(config: Config) -> bool:
     return config.model.architecture.startswith(("medvisionllama", "llm4seg"))
 
 
-def measure_usage(network: nn.Module, store: CaseStore, config: Config,
-                  task: Task) -> list[dict[str, Any]]:
+def measure_usage(
+    network: nn.Module, store: CaseStore, config: Config, task: Task
+) -> list[dict[str, Any]]:
     """One row per intervention over the cases of the store, keys `COLUMNS`.
 
     dice is the mean over cases and labels on the scan's own grid, as in cases.csv; dice_difference
@@ -65,12 +77,21 @@ def measure_usage(network: nn.Module, store: CaseStore, config: Config,
                 found = masks(predictor, image, store, index)
             scores[name] += [dice(mask, truth) for mask, truth in zip(found, truths, strict=True)]
     as_trained = mean(scores["as_trained"])
-    return [run_columns(config) | {"intervention": name, "dice": mean(scores[name]),
-                                   "dice_difference": mean(scores[name]) - as_trained,
-                                   **mean_sizes(blocks[name])} for name in INTERVENTIONS]
+    return [
+        run_columns(config)
+        | {
+            "intervention": name,
+            "dice": mean(scores[name]),
+            "dice_difference": mean(scores[name]) - as_trained,
+            **mean_sizes(blocks[name]),
+        }
+        for name in INTERVENTIONS
+    ]
 
 
-def masks(predictor: Predictor, image: torch.Tensor, store: CaseStore, index: int) -> list[np.ndarray]:
+def masks(
+    predictor: Predictor, image: torch.Tensor, store: CaseStore, index: int
+) -> list[np.ndarray]:
     """The network's masks of one case on the scan's own grid, one per foreground class."""
     with torch.inference_mode():
         resized = predict_probabilities(predictor, image)[0].cpu()
@@ -88,9 +109,11 @@ def mean_sizes(block: nn.Module) -> dict[str, Any]:
     return out
 
 
-def write_usage(folder: Path, network: nn.Module, store: CaseStore, config: Config,
-                task: Task) -> list[dict[str, Any]]:
-    """Measure the use of the block and write usage.csv, which the run's seal then covers; no block, no file."""
+def write_usage(
+    folder: Path, network: nn.Module, store: CaseStore, config: Config, task: Task
+) -> list[dict[str, Any]]:
+    """Measure the use of the block and write usage.csv, which the run's seal then covers; no block,
+    no file."""
     if not has_block(config):
         return []
     rows = measure_usage(network, store, config, task)
@@ -107,12 +130,15 @@ def usage_of_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
     """
     run_dir = Path(run_dir)
     if not run_folder.is_done(run_dir, need_weights=True):
-        raise files.RunError(f"{run_dir} is not a finished run with whole weights; run `mvl train` "
-                            "for it first")
+        raise files.RunError(
+            f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first"
+        )
     config = run_folder.read_config(run_dir)
     if not has_block(config):
-        raise UsageError(f"{run_dir}: {config.system} has no block between an encoder and a decoder; "
-                         "choose a run of MedVisionLlama or LLM4Seg")
+        raise UsageError(
+            f"{run_dir}: {config.system} has no block between an encoder and a decoder; "
+            "choose a run of MedVisionLlama or LLM4Seg"
+        )
     torch.set_num_threads(config.train.num_threads)
     task = find_task(config.task, data_dir)
     store = CaseStore(task, run_split(config, task, data_dir).test, config.data, data_dir)
@@ -145,7 +171,9 @@ def usage_as_text(rows: list[dict[str, Any]]) -> str:
     heads = ("|x|", "|h|", "variation", "cosine")
     lines = [f"{'intervention':<18}{'Dice':>8}{'points':>9}" + "".join(f"{h:>11}" for h in heads)]
     for row in rows:
-        numbers = "".join(f"{row[size]:>11.4g}" if row[size] != "" else f"{'-':>11}" for size in SIZES)
+        numbers = "".join(
+            f"{row[size]:>11.4g}" if row[size] != "" else f"{'-':>11}" for size in SIZES
+        )
         points = 100 * row["dice_difference"]
         lines.append(f"{row['intervention']:<18}{row['dice']:>8.4f}{points:>+9.2f}{numbers}")
     return "\n".join(lines)

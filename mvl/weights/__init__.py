@@ -1,4 +1,5 @@
-"""One layer of a language model: from a hub, from a wheel or from a folder, checked tensor by tensor.
+"""One layer of a language model: from a hub, from a wheel or from a folder, checked tensor by
+tensor.
 
 Only the bytes of the wanted layer are fetched. It imports `core`.
 """

@@ -1,6 +1,8 @@
-"""What a GGUF file lists, as JSON: run as a script, in a process of its own with little time and memory, since the file may be anything.
+"""What a GGUF file lists, as JSON: run as a script, in a process of its own with little time and
+memory, since the file may be anything.
 
-The published parser loops over whatever counts a file states: 49 bytes keep it busy for days. Here counts are compared with the file's size first.
+The published parser loops over whatever counts a file states: 49 bytes keep it busy for days. Here
+counts are compared with the file's size first.
 """
 
 from __future__ import annotations
@@ -28,13 +30,19 @@ def limit(size: int) -> None:
     with suppress(ImportError):  # not on Windows, where the caller's clock is what is left
         import resource
 
-        bounds = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: MEMORY + size, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+        bounds = {
+            resource.RLIMIT_CPU: CPU_S,
+            resource.RLIMIT_AS: MEMORY + size,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_CORE: 0,
+        }
         for what, bound in bounds.items():
             resource.setrlimit(what, (bound, bound))
 
 
 def stepping_reader() -> Any:
-    """The published reader, which steps over arrays (the vocabulary takes 2 s otherwise) and believes no count that the file cannot hold."""
+    """The published reader, which steps over arrays (the vocabulary takes 2 s otherwise) and
+    believes no count that the file cannot hold."""
     import numpy as np
     from gguf import GGUFReader, GGUFValueType
 
@@ -46,7 +54,11 @@ def stepping_reader() -> Any:
             item, end, count = GGUFValueType(int(kind[0])), orig_offs + 12, int(length[0])
             if item != GGUFValueType.STRING and item not in self.gguf_scalar_to_np:
                 raise ValueError("an array of arrays")
-            least = 8 if item == GGUFValueType.STRING else np.dtype(self.gguf_scalar_to_np[item]).itemsize
+            least = (
+                8
+                if item == GGUFValueType.STRING
+                else np.dtype(self.gguf_scalar_to_np[item]).itemsize
+            )
             if count * least > len(self.data) - end:
                 raise ValueError(f"an array of {count} items, more than the file can hold")
             if item != GGUFValueType.STRING:
@@ -58,7 +70,9 @@ def stepping_reader() -> Any:
         def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             found = super()._get(offset, dtype, count, override_order)
             if len(found) != int(count):
-                raise ValueError(f"it ends before byte {int(offset) + int(count)}, which it speaks of")
+                raise ValueError(
+                    f"it ends before byte {int(offset) + int(count)}, which it speaks of"
+                )
             return found
 
         def _build_fields(self, offs: Any, count: Any) -> Any:
@@ -76,22 +90,39 @@ def stepping_reader() -> Any:
 
 
 def directory(path: str) -> dict[str, Any]:
-    """`fields`: scalar and text values by key; `arrays`: where those of text begin, and their length; `tensors`: name, kind, dtype, shape, bytes.
+    """`fields`: scalar and text values by key; `arrays`: where those of text begin, and their
+    length; `tensors`: name, kind, dtype, shape, bytes.
 
     Raises:
-        ValueError: and others of the published parser: not a GGUF file, or one whose counts, lengths or offsets leave it.
+        ValueError: and others of the published parser: not a GGUF file, or one whose counts,
+            lengths or offsets leave it.
     """
     reader, fields, arrays = stepping_reader()(path), {}, {}
     for key, field in reader.fields.items():
         if int(field.types[0]) == ARRAY:
             if int(field.types[1]) == TEXT:
-                arrays[key] = [int(field.offset) + sum(int(part.nbytes) for part in field.parts), int(field.parts[-1][0])]
+                arrays[key] = [
+                    int(field.offset) + sum(int(part.nbytes) for part in field.parts),
+                    int(field.parts[-1][0]),
+                ]
         else:
             fields[key] = field.contents()
-    if odd := [key for key, value in fields.items() if isinstance(value, float) and not math.isfinite(value)]:
+    if odd := [
+        key
+        for key, value in fields.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]:
         raise ValueError(f"{odd[0]} is not finite")
-    tensors = [[tensor.name, int(tensor.tensor_type), tensor.data.dtype.str, list(tensor.data.shape), int(tensor.data_offset)]
-               for tensor in reader.tensors]
+    tensors = [
+        [
+            tensor.name,
+            int(tensor.tensor_type),
+            tensor.data.dtype.str,
+            list(tensor.data.shape),
+            int(tensor.data_offset),
+        ]
+        for tensor in reader.tensors
+    ]
     return {"fields": fields, "arrays": arrays, "tensors": tensors}
 
 

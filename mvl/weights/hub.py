@@ -1,4 +1,5 @@
-"""Parts of hub models: only the asked tensors of a checkpoint travel, pinned to a commit, and are kept as a small checkpoint of their own."""
+"""Parts of hub models: only the asked tensors of a checkpoint travel, pinned to a commit, and are
+kept as a small checkpoint of their own."""
 
 from __future__ import annotations
 
@@ -17,9 +18,25 @@ from typing import Any
 from torch import Tensor
 
 from mvl.core.config import ROOT, did_you_mean
-from mvl.core.files import RunError, atomic_write, now, sha256_bytes, sha256_file, sync_folder, waiting_lock, write_json
+from mvl.core.files import (
+    RunError,
+    atomic_write,
+    now,
+    sha256_bytes,
+    sha256_file,
+    sync_folder,
+    waiting_lock,
+    write_json,
+)
 from mvl.weights.families import SourceError, make_config, wanted
-from mvl.weights.hub_checkpoint import Checkpoint, Names, Plan, find_checkpoint, plan_rows, plan_tensors
+from mvl.weights.hub_checkpoint import (
+    Checkpoint,
+    Names,
+    Plan,
+    find_checkpoint,
+    plan_rows,
+    plan_tensors,
+)
 from mvl.weights.hub_client import HubClient, connect
 from mvl.weights.hub_store import write_planned
 from mvl.weights.paths import weights_dir
@@ -60,7 +77,9 @@ def tell(text: str) -> None:
 @cache
 def load_sources() -> dict[str, HubSource]:
     """The hub models of `data/sources.toml` by name."""
-    return {name: HubSource(name, **row) for name, row in tomllib.loads(REGISTRY.read_text()).items()}
+    return {
+        name: HubSource(name, **row) for name, row in tomllib.loads(REGISTRY.read_text()).items()
+    }
 
 
 def is_hub_source(name: str) -> bool:
@@ -78,7 +97,10 @@ def find_source(name: str) -> HubSource:
         return load_sources()[name]
     if not is_hub_source(name) or ".." in name:
         hint = did_you_mean(name, list(load_sources()))
-        raise SourceError(f"unknown hub model {name!r}{hint}; known: {', '.join(load_sources())}, or OWNER/NAME@COMMIT (40 hex digits)")
+        raise SourceError(
+            f"unknown hub model {name!r}{hint}; known: {', '.join(load_sources())}, or"
+            " OWNER/NAME@COMMIT (40 hex digits)"
+        )
     repo, revision = name.split("@")
     return HubSource(name, repo, revision)
 
@@ -89,7 +111,8 @@ def source_dir(source: HubSource) -> Path:
 
 
 def fetch_file(source: HubSource, name: str, say: Say = tell, beside: str = "") -> Path:
-    """One small file of the model, e.g. config.json or tokenizer.json, fetched on first use; `beside`: what else will be wanted.
+    """One small file of the model, e.g. config.json or tokenizer.json, fetched on first use;
+    `beside`: what else will be wanted.
 
     Raises:
         SourceError: refused, missing, offline or damaged; says what to do.
@@ -97,11 +120,16 @@ def fetch_file(source: HubSource, name: str, say: Say = tell, beside: str = "") 
     if (found := _kept(source, name)) is not None:
         return found
     with _lock(source):
-        return _file(source, name, lambda: _connected(source, say, " and ".join(filter(None, (name, beside)))))
+        return _file(
+            source,
+            name,
+            lambda: _connected(source, say, " and ".join(filter(None, (name, beside)))),
+        )
 
 
 def fetch_layer(source: HubSource, layer: int, say: Say = tell) -> Path:
-    """Folder with config.json and the tensors that a block needs: one layer's (negative counts from the end) and the final norm.
+    """Folder with config.json and the tensors that a block needs: one layer's (negative counts from
+    the end) and the final norm.
 
     Raises:
         SourceError: no such layer, or as `fetch_part`.
@@ -115,18 +143,25 @@ def fetch_layer(source: HubSource, layer: int, say: Say = tell) -> Path:
 
 
 def fetch_part(source: HubSource, names: Names, what: str, say: Say = tell) -> Path:
-    """Folder with config.json, one model.safetensors of the tensors whose names `names` accepts, and manifest.json; whole or absent.
+    """Folder with config.json, one model.safetensors of the tensors whose names `names` accepts,
+    and manifest.json; whole or absent.
 
     Of two processes one fetches and the other waits; what is there already needs no connection.
 
     Raises:
-        SourceError: as `fetch_file`; or no tensor is wanted, or the checkpoint is not what its index says.
+        SourceError: as `fetch_file`; or no tensor is wanted, or the checkpoint is not what its
+            index says.
     """
-    return _fetch(source, names, what, lambda hub, checkpoint: plan_tensors(hub, checkpoint, names), say)
+    return _fetch(
+        source, names, what, lambda hub, checkpoint: plan_tensors(hub, checkpoint, names), say
+    )
 
 
-def fetch_rows(source: HubSource, tensor: str | Names, rows: Sequence[int], say: Say = tell) -> Tensor:
-    """Those rows of the matrix of that name, or whose name is accepted, (len(rows), width) in the stored dtype; only they travel.
+def fetch_rows(
+    source: HubSource, tensor: str | Names, rows: Sequence[int], say: Say = tell
+) -> Tensor:
+    """Those rows of the matrix of that name, or whose name is accepted, (len(rows), width) in the
+    stored dtype; only they travel.
 
     Raises:
         SourceError: as `fetch_part`; or the model has no such matrix or row.
@@ -134,19 +169,29 @@ def fetch_rows(source: HubSource, tensor: str | Names, rows: Sequence[int], say:
     unique = sorted(set(rows))
     names: Names = (lambda name: name == tensor) if isinstance(tensor, str) else tensor
     what = f"rows-{sha256_bytes(json.dumps(unique).encode())[:16]}"
-    folder = _fetch(source, names, what, lambda hub, checkpoint: plan_rows(hub, checkpoint, names, unique), say)
+    folder = _fetch(
+        source, names, what, lambda hub, checkpoint: plan_rows(hub, checkpoint, names, unique), say
+    )
     found = next(tensor for _, tensor in read_tensors(folder, names))
     return found[[unique.index(row) for row in rows]]
 
 
-def _fetch(source: HubSource, names: Names, what: str, plan: Callable[[HubClient, Checkpoint], Plan], say: Say) -> Path:
+def _fetch(
+    source: HubSource,
+    names: Names,
+    what: str,
+    plan: Callable[[HubClient, Checkpoint], Plan],
+    say: Say,
+) -> Path:
     folder = source_dir(source) / what
     if _whole(folder, names):
         return folder
     with _lock(source):
         if _whole(folder, names):
             return folder
-        hub, info = _connected(source, say, what if _kept(source, "config.json") else f"config.json and {what}")
+        hub, info = _connected(
+            source, say, what if _kept(source, "config.json") else f"config.json and {what}"
+        )
         config = _file(source, "config.json", lambda: (hub, info))
         checkpoint = find_checkpoint(hub, source.revision, info)
         todo = plan(hub, checkpoint)
@@ -154,7 +199,10 @@ def _fetch(source: HubSource, names: Names, what: str, plan: Callable[[HubClient
         partial = folder.with_name(f".{what}.partial")
         digest = write_planned(hub, checkpoint, todo, partial / SINGLE)
         atomic_write(partial / "config.json", config.read_bytes())
-        write_json(partial / "manifest.json", _manifest(source, checkpoint, todo, digest, sha256_file(partial / "config.json")))
+        write_json(
+            partial / "manifest.json",
+            _manifest(source, checkpoint, todo, digest, sha256_file(partial / "config.json")),
+        )
         _move(partial, folder)
     return folder
 
@@ -166,14 +214,21 @@ def _move(partial: Path, folder: Path) -> None:
         partial.replace(folder)
         sync_folder(folder.parent)
     except OSError as error:
-        raise SourceError(f"{folder}: what arrived is whole but could not be moved there from {partial.name} ({error.strerror}); free that name "
-                          f"or fix the folder's permissions, then run the same command again") from error
+        raise SourceError(
+            f"{folder}: what arrived is whole but could not be moved there from {partial.name}"
+            f" ({error.strerror}); free that name or fix the folder's permissions, then run the"
+            " same command again"
+        ) from error
 
 
 def _announced(source: HubSource, checkpoint: Checkpoint, plan: Plan, what: str) -> str:
-    origin = f"{source.repo}@{checkpoint.commit[:8]}" + (f", its conversion {checkpoint.conversion}" if checkpoint.conversion else "")
-    return (f"{origin}, {what}: {plan.size / 1e6:,.1f} MB of the model's {checkpoint.size / 1e6:,.1f} MB travel "
-            f"({len(plan.tensors)} of {len(checkpoint.files)} tensors)")
+    origin = f"{source.repo}@{checkpoint.commit[:8]}" + (
+        f", its conversion {checkpoint.conversion}" if checkpoint.conversion else ""
+    )
+    return (
+        f"{origin}, {what}: {plan.size / 1e6:,.1f} MB of the model's {checkpoint.size / 1e6:,.1f}"
+        f" MB travel ({len(plan.tensors)} of {len(checkpoint.files)} tensors)"
+    )
 
 
 def _connected(source: HubSource, say: Say, lacking: str) -> tuple[HubClient, dict[str, Any]]:
@@ -186,19 +241,38 @@ def _connected(source: HubSource, say: Say, lacking: str) -> tuple[HubClient, di
     info = hub.json(f"/revision/{source.revision.replace('/', '%2F')}")
     commit = str(info.get("sha"))
     if commit != source.revision and re.fullmatch("[0-9a-f]{40}", source.revision):
-        raise SourceError(f"{source.repo}: pinned to {source.revision}, the hub answers with {commit}: the revision has moved. "
-                          f"Compare the two at {hub.endpoint}/{source.repo}/commits/main, then give {source.repo}@{commit} if it will do")
+        raise SourceError(
+            f"{source.repo}: pinned to {source.revision}, the hub answers with {commit}: the"
+            f" revision has moved. Compare the two at {hub.endpoint}/{source.repo}/commits/main,"
+            f" then give {source.repo}@{commit} if it will do"
+        )
     if commit != source.revision:
-        raise SourceError(f"{source.repo}@{source.revision} is not pinned to a commit, so that it may change: give {source.repo}@{commit}, "
-                          f"which is what {source.revision} means now")
+        raise SourceError(
+            f"{source.repo}@{source.revision} is not pinned to a commit, so that it may change:"
+            f" give {source.repo}@{commit}, which is what {source.revision} means now"
+        )
     return hub, info
 
 
-def _manifest(source: HubSource, checkpoint: Checkpoint, plan: Plan, digest: str, config: str) -> dict[str, Any]:
-    tensors = {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in plan.tensors.items()}
-    return {"repo": source.repo, "revision": source.revision, "commit": checkpoint.commit, "conversion": checkpoint.conversion, "fetched": now(),
-            "bytes": plan.size, "model_bytes": checkpoint.size,
-            "names": list(checkpoint.files), "tensors": tensors, "files": {SINGLE: digest, "config.json": config}}
+def _manifest(
+    source: HubSource, checkpoint: Checkpoint, plan: Plan, digest: str, config: str
+) -> dict[str, Any]:
+    tensors = {
+        name: {"dtype": dtype, "shape": list(shape)}
+        for name, (dtype, shape) in plan.tensors.items()
+    }
+    return {
+        "repo": source.repo,
+        "revision": source.revision,
+        "commit": checkpoint.commit,
+        "conversion": checkpoint.conversion,
+        "fetched": now(),
+        "bytes": plan.size,
+        "model_bytes": checkpoint.size,
+        "names": list(checkpoint.files),
+        "tensors": tensors,
+        "files": {SINGLE: digest, "config.json": config},
+    }
 
 
 def _whole(folder: Path, names: Names) -> bool:
@@ -215,7 +289,10 @@ def _whole(folder: Path, names: Names) -> bool:
         return False
     for name, digest in files.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != digest:
-            raise SourceError(f"{folder / name}: absent or changed since it was fetched; delete {folder} and fetch again")
+            raise SourceError(
+                f"{folder / name}: absent or changed since it was fetched; delete {folder} and"
+                " fetch again"
+            )
     return held == wanted
 
 
@@ -229,11 +306,15 @@ def _kept(source: HubSource, name: str) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not path.is_file() or sha256_file(path) != digest:
-        raise SourceError(f"{path}: absent or changed since it was fetched; delete {path.parent} and fetch again")
+        raise SourceError(
+            f"{path}: absent or changed since it was fetched; delete {path.parent} and fetch again"
+        )
     return path
 
 
-def _file(source: HubSource, name: str, connected: Callable[[], tuple[HubClient, dict[str, Any]]]) -> Path:
+def _file(
+    source: HubSource, name: str, connected: Callable[[], tuple[HubClient, dict[str, Any]]]
+) -> Path:
     """`fetch_file` for whoever holds the lock."""
     if (found := _kept(source, name)) is not None:
         return found
@@ -249,4 +330,6 @@ def _lock(source: HubSource) -> Iterator[None]:
         with waiting_lock(source_dir(source).parent / ".lock"):
             yield
     except RunError as error:
-        raise SourceError(f"{weights_dir()}: cannot write there; set MVL_WEIGHTS to a writable folder") from error
+        raise SourceError(
+            f"{weights_dir()}: cannot write there; set MVL_WEIGHTS to a writable folder"
+        ) from error

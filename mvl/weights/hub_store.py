@@ -1,4 +1,5 @@
-"""Writing the planned bytes of a checkpoint as one safetensors file that a killed fetch goes on with."""
+"""Writing the planned bytes of a checkpoint as one safetensors file that a killed fetch goes on
+with."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ RECORD_EVERY = 2**24
 
 
 def write_planned(hub: HubClient, checkpoint: Checkpoint, plan: Plan, path: Path) -> str:
-    """Write the planned bytes as `path`, which may hold the beginning that an earlier, killed fetch left; returns the file's sha256.
+    """Write the planned bytes as `path`, which may hold the beginning that an earlier, killed fetch
+    left; returns the file's sha256.
 
     Raises:
         SourceError: refused, the line stays broken, or no room; what came is kept.
@@ -34,9 +36,15 @@ def write_planned(hub: HubClient, checkpoint: Checkpoint, plan: Plan, path: Path
     done, digest = _resumed(path, beginning, checkpoint.commit)
     path.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(path.parent).free) < plan.size - done:
-        raise SourceError(f"{path.parent}: {plan.size - done} bytes needed, {free} free; free space, or set MVL_WEIGHTS to a folder with room")
+        raise SourceError(
+            f"{path.parent}: {plan.size - done} bytes needed, {free} free; free space, or set"
+            " MVL_WEIGHTS to a folder with room"
+        )
     noted = done
-    with open(path, "r+b" if done else "wb") as file, tqdm(total=plan.size, initial=done, unit="B", unit_scale=True, disable=None) as bar:
+    with (
+        open(path, "r+b" if done else "wb") as file,
+        tqdm(total=plan.size, initial=done, unit="B", unit_scale=True, disable=None) as bar,
+    ):
         file.seek(len(beginning) + done) if done else _write(file, beginning, path)
         file.truncate()
         try:
@@ -45,7 +53,11 @@ def write_planned(hub: HubClient, checkpoint: Checkpoint, plan: Plan, path: Path
                 digest.update(chunk)
                 done += len(chunk)
                 bar.update(len(chunk))
-                noted = noted if done - noted < RECORD_EVERY else _note(file, path, done, digest, checkpoint.commit)
+                noted = (
+                    noted
+                    if done - noted < RECORD_EVERY
+                    else _note(file, path, done, digest, checkpoint.commit)
+                )
         except BaseException:
             with suppress(SourceError):
                 _note(file, path, done, digest, checkpoint.commit)
@@ -69,7 +81,10 @@ def _write(file: Any, data: bytes, path: Path) -> None:
         file.write(data)
         file.flush()
     except OSError as error:
-        raise SourceError(f"{path}: could not be written ({error.strerror}); free space, then run the same command again") from error
+        raise SourceError(
+            f"{path}: could not be written ({error.strerror}); free space, then run the same"
+            " command again"
+        ) from error
 
 
 def _progress(path: Path) -> Path:
@@ -85,7 +100,8 @@ def _note(file: Any, path: Path, done: int, digest: Any, commit: str) -> int:
 
 
 def _resumed(path: Path, beginning: bytes, commit: str) -> tuple[int, Any]:
-    """(bytes of tensors that lie there just as they were noted, running sha256); (0, the header's) to start anew."""
+    """(bytes of tensors that lie there just as they were noted, running sha256); (0, the header's)
+    to start anew."""
     fresh, digest = hashlib.sha256(beginning), hashlib.sha256()
     try:
         noted = json.loads(_progress(path).read_text())
@@ -96,6 +112,10 @@ def _resumed(path: Path, beginning: bytes, commit: str) -> tuple[int, Any]:
             while left and (chunk := file.read(min(2**20, left))):
                 digest.update(chunk)
                 left -= len(chunk)
-        return (int(noted["bytes"]), digest) if same and not left and digest.hexdigest() == noted["sha256"] else (0, fresh)
+        return (
+            (int(noted["bytes"]), digest)
+            if same and not left and digest.hexdigest() == noted["sha256"]
+            else (0, fresh)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return 0, fresh

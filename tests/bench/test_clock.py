@@ -26,9 +26,12 @@ def test_on_a_gpu_time_is_taken_between_events_after_the_work(
             assert seen[-1] == "synchronised"
             return 250.0
 
-    fake = {"Event": Event, "synchronize": lambda: seen.append("synchronised"),
-            "max_memory_allocated": lambda: 3e6,
-            "reset_peak_memory_stats": lambda: seen.append("reset")}
+    fake = {
+        "Event": Event,
+        "synchronize": lambda: seen.append("synchronised"),
+        "max_memory_allocated": lambda: 3e6,
+        "reset_peak_memory_stats": lambda: seen.append("reset"),
+    }
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(**fake))
     assert clock.duration(lambda: seen.append("work"), "cuda") == 0.25
     assert seen == ["event", "work", "event", "synchronised"]

@@ -1,4 +1,5 @@
-"""Operators that a GPU runs in no fixed order are found in a training step, and every system is free of them."""
+"""Operators that a GPU runs in no fixed order are found in a training step, and every system is
+free of them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ class Faulty(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits by 3-D pooling and trilinear upsampling."""
-        return nn.functional.interpolate(nn.functional.max_pool3d(self.layer(image), 2), scale_factor=2, mode="trilinear")
+        return nn.functional.interpolate(
+            nn.functional.max_pool3d(self.layer(image), 2), scale_factor=2, mode="trilinear"
+        )
 
 
 def test_operators_without_a_fixed_order_are_found() -> None:
@@ -44,8 +47,14 @@ def test_what_a_run_before_asked_of_pytorch_changes_nothing() -> None:
 def test_a_cpus_ways_would_not_do_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deterministic_layers, "on_gpu", lambda tensor: False)
     monkeypatch.setattr("mvl.training.objective.on_gpu", lambda tensor: False)
-    assert determinism.nondeterministic_operators("cmunext") == ["nll_loss2d_forward", "upsample_bilinear2d_backward"]
-    assert determinism.nondeterministic_operators("unetpp") == ["max_pool3d_with_indices_backward", "nll_loss2d_forward"]
+    assert determinism.nondeterministic_operators("cmunext") == [
+        "nll_loss2d_forward",
+        "upsample_bilinear2d_backward",
+    ]
+    assert determinism.nondeterministic_operators("unetpp") == [
+        "max_pool3d_with_indices_backward",
+        "nll_loss2d_forward",
+    ]
 
 
 @pytest.mark.parametrize("name", distinct(determinism.trained_systems(), system_config))

@@ -1,4 +1,5 @@
-"""What a child of `make gpu` measures, on a CPU in small: it runs, it tells what is wrong, and one failure costs one part."""
+"""What a child of `make gpu` measures, on a CPU in small: it runs, it tells what is wrong, and one
+failure costs one part."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from mvl.weights import families
 def told(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     """The lines for the parent."""
     lines = capsys.readouterr().out.splitlines()
-    return [json.loads(line.removeprefix(gpu_probes.MARK)) for line in lines if line.startswith(gpu_probes.MARK)]
+    return [
+        json.loads(line.removeprefix(gpu_probes.MARK))
+        for line in lines
+        if line.startswith(gpu_probes.MARK)
+    ]
 
 
 def test_a_part_that_fails_costs_itself_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,26 +36,41 @@ def test_a_part_that_fails_costs_itself_alone(capsys: pytest.CaptureFixture[str]
 
     gpu_probes.each_part(["a", "b", "c", "d"], measure)
     assert told(capsys) == [
-        {"begin": "a"}, {"part": "a", "state": "done", "facts": {"x": 1}},
-        {"begin": "b"}, {"part": "b", "state": "failed", "facts": {"error": "ValueError: no such thing"}},
-        {"begin": "c"}, {"part": "c", "state": "refused", "facts": {}},
-        {"begin": "d"}, {"part": "d", "state": "skipped: its weights are not here", "facts": {"error": "not fetched"}}]
+        {"begin": "a"},
+        {"part": "a", "state": "done", "facts": {"x": 1}},
+        {"begin": "b"},
+        {"part": "b", "state": "failed", "facts": {"error": "ValueError: no such thing"}},
+        {"begin": "c"},
+        {"part": "c", "state": "refused", "facts": {}},
+        {"begin": "d"},
+        {
+            "part": "d",
+            "state": "skipped: its weights are not here",
+            "facts": {"error": "not fetched"},
+        },
+    ]
 
 
-def test_a_lost_gpu_ends_the_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_gpu_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(gpu_probes.gpu_slots, "gpu_is_lost", lambda: True)
     with pytest.raises(SystemExit) as ended:
         gpu_probes.each_part(["a", "b"], lambda part: {}[part])
     assert ended.value.code == inline.GPU_LOST and len(told(capsys)) == 2
 
 
-def test_agreement_compares_logits_and_gradients_by_their_largest_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agreement_compares_logits_and_gradients_by_their_largest_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     facts = gpu_probes.agreement("cpu", "unet_plain")
     assert facts["state"] == "done" and facts["fp32_logits"] == facts["fp32_gradients"] == 0.0
     assert 0 < facts["bf16_logits"] <= gpu_probes.TOLERANCE["bf16"]
     monkeypatch.setitem(gpu_probes.TOLERANCE, "bf16", 1e-9)
     assert gpu_probes.agreement("cpu", "unet_plain")["state"] == "failed"
-    assert gpu_probes.difference(torch.tensor([1.0, -4.0]), torch.tensor([1.1, -4.0])) == pytest.approx(0.1 / 4)
+    assert gpu_probes.difference(
+        torch.tensor([1.0, -4.0]), torch.tensor([1.1, -4.0])
+    ) == pytest.approx(0.1 / 4)
     assert math.isinf(gpu_probes.difference(torch.ones(2), torch.tensor([1.0, float("nan")])))
 
 
@@ -62,11 +82,16 @@ def test_attention_is_refused_by_a_backend_that_cannot_and_measured_by_one_that_
     assert gpu_probes.attention("cpu", 16, "16, fp32, cudnn")["state"] == "refused"
 
 
-@pytest.mark.parametrize("part", ["hippocampus vit_baseline, fp32, eager", "busi256 cmunext, fp32, eager"])
+@pytest.mark.parametrize(
+    "part", ["hippocampus vit_baseline, fp32, eager", "busi256 cmunext, fp32, eager"]
+)
 def test_a_step_is_measured_beside_the_cards_own_product(part: str) -> None:
     facts = gpu_probes.step_cost("cpu", None, 8 if part.startswith("busi") else 1, part)
     assert facts["workload"] == part.split(",")[0] and facts["seconds"] > 0 and facts["gflop"] > 0
-    assert facts["share"] * gpu_probes.matmul_gflops(facts["precision"], "cpu") > 0.01 * facts["gflop"] / facts["seconds"]
+    assert (
+        facts["share"] * gpu_probes.matmul_gflops(facts["precision"], "cpu")
+        > 0.01 * facts["gflop"] / facts["seconds"]
+    )
 
 
 def test_every_workload_is_what_it_is_called() -> None:
@@ -76,18 +101,34 @@ def test_every_workload_is_what_it_is_called() -> None:
     settings = json.loads((Path(hybrid.model.token_block.source) / "config.json").read_text())
     assert settings["hidden_size"] == 4096 and hybrid.model.token_block.kind == "random"
     steps = gpu_probes.step_parts("clone")
-    assert len(set(steps)) == 7 * 9 and all("eager" in step for step in steps[:21]) and all("compiled" in step for step in steps[-21:])
+    assert (
+        len(set(steps)) == 7 * 9
+        and all("eager" in step for step in steps[:21])
+        and all("compiled" in step for step in steps[-21:])
+    )
 
 
 def test_the_card_is_described(capsys: pytest.CaptureFixture[str]) -> None:
-    gpu_probes.main("facts", json.dumps({"parts": [""], "device": "cpu", "small": True, "released": None, "data_dir": None}))
+    gpu_probes.main(
+        "facts",
+        json.dumps(
+            {"parts": [""], "device": "cpu", "small": True, "released": None, "data_dir": None}
+        ),
+    )
     begun, found = told(capsys)
     assert begun == {"begin": ""} and found["state"] == "done"
     facts = found["facts"]
-    assert isinstance(facts, dict) and facts["matmul_fp32_tflops"] > 0 and facts["on_device_gb_s"] > 0 and "driver" not in facts
+    assert (
+        isinstance(facts, dict)
+        and facts["matmul_fp32_tflops"] > 0
+        and facts["on_device_gb_s"] > 0
+        and "driver" not in facts
+    )
 
 
-def test_a_precision_that_a_card_only_emulates_is_refused_and_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_a_card_only_emulates_is_refused_and_costs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def only_fp32(precision: str, device: torch.device) -> None:
         if precision != "fp32":
             raise files.RunError(f"Tesla T4 emulates {precision}")
@@ -96,6 +137,10 @@ def test_a_precision_that_a_card_only_emulates_is_refused_and_costs_nothing_else
     assert gpu_probes.refused("fp32", "cuda") == "" and gpu_probes.refused("bf16", "cpu") == ""
     refusal = gpu_probes.step_cost("cuda", None, 1, "hippocampus vit_baseline, bf16, eager")
     assert refusal == {"state": "refused", "error": "Tesla T4 emulates bf16"}
-    monkeypatch.setattr(gpu_probes, "refused", lambda precision, device: only_fp32.__name__ if precision == "bf16" else "")
+    monkeypatch.setattr(
+        gpu_probes,
+        "refused",
+        lambda precision, device: only_fp32.__name__ if precision == "bf16" else "",
+    )
     facts = gpu_probes.agreement("cpu", "unet_plain")
     assert facts["state"] == "done" and "bf16_logits" not in facts

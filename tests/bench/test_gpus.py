@@ -7,9 +7,18 @@ import pytest
 from mvl.bench import gpus
 
 
-@pytest.mark.parametrize(("card", "device"), [
-    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("Tesla T4", "t4"), ("NVIDIA A100-SXM4-80GB", "a100"), ("NVIDIA L4", "l4"),
-    ("NVIDIA L40S", ""), ("NVIDIA GeForce RTX 3090", "")])
+@pytest.mark.parametrize(
+    ("card", "device"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", ""),
+        ("NVIDIA GeForce RTX 3090", ""),
+    ],
+)
 def test_a_card_is_found_by_a_word_of_its_name(card: str, device: str) -> None:
     assert gpus.device_of_card(card) == device
 

@@ -1,4 +1,5 @@
-"""The synthetic Llama-3.1-8B layout has the true sizes, takes no room, and one block is read from it alone."""
+"""The synthetic Llama-3.1-8B layout has the true sizes, takes no room, and one block is read from
+it alone."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from mvl.bench.layer_read import LLAMA_8B, block_bytes, block_names, llama_shape
 from mvl.core.config import ROOT
 from mvl.weights.hub import fetch_part, find_source
 
-MIDDLE = {**LLAMA_8B, "hidden_size": 1024, "intermediate_size": 3584, "head_dim": 32, "vocab_size": 20_000, "num_hidden_layers": 3}
+MIDDLE = {
+    **LLAMA_8B,
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "head_dim": 32,
+    "vocab_size": 20_000,
+    "num_hidden_layers": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,9 @@ def test_shapes_are_those_of_the_model_class(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
-    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == llama_shapes(LLAMA_8B)
+    assert {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
+    } == llama_shapes(LLAMA_8B)
     assert sum(map(math.prod, llama_shapes(LLAMA_8B).values())) == 8_030_261_248
 
 
@@ -54,13 +64,16 @@ alone, pages = measure(folder, 1), resident(folder)
 everything = lambda: [t for shard in folder.glob("*.safetensors") for t in map(torch.clone, load_file(shard).values())]
 print(json.dumps({"alone": alone, "pages": pages, "everything": measure(folder, 1, everything)}))
 """
-"In a process of its own: memory that other tests have freed is used again without the resident size growing."
+"""In a process of its own: memory that other tests have freed is used again without the resident
+size growing."""
 
 
 @linux
 def test_one_block_is_read_alone_and_held_once_and_a_reader_of_everything_is_caught(tmp_path):
     write_layout(tmp_path, MIDDLE, shard_bytes=40_000_000)
-    done = subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     alone, everything = found["alone"], found["everything"]
@@ -72,7 +85,20 @@ def test_one_block_is_read_alone_and_held_once_and_a_reader_of_everything_is_cau
 
 def test_a_part_of_the_true_layer_travels_alone(hub, layout):
     source = find_source(f"meta/eight@{hub.add('meta/eight', layout)}")
-    folder = fetch_part(source, lambda name: block_names(31)(name) and "mlp" not in name and "q_proj" not in name and "o_proj" not in name, "part")
+    folder = fetch_part(
+        source,
+        lambda name: (
+            block_names(31)(name)
+            and "mlp" not in name
+            and "q_proj" not in name
+            and "o_proj" not in name
+        ),
+        "part",
+    )
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["bytes"] == 2 * (2 * 1024 * 4096 + 3 * 4096) and manifest["model_bytes"] == 16_060_522_496
-    assert hub.served <= 1.02 * manifest["bytes"] + 60_000  # beside the tensors: config, index and headers, 60 kB at most
+    assert (
+        manifest["bytes"] == 2 * (2 * 1024 * 4096 + 3 * 4096)
+        and manifest["model_bytes"] == 16_060_522_496
+    )
+    # beside the tensors: config, index and headers, 60 kB at most
+    assert hub.served <= 1.02 * manifest["bytes"] + 60_000

@@ -12,8 +12,14 @@ from mvl.bench import plan, systems
 from mvl.bench import record as record_module
 from mvl.bench.record import architecture, bf16_table, machine_words, machines, precision
 
-HERE = {"processor": "new", "device": "cpu", "model": "New", "cpu_capability": "AVX512",
-        "fp32_gflops": 80.0, "bf16_gflops": 200.0}
+HERE = {
+    "processor": "new",
+    "device": "cpu",
+    "model": "New",
+    "cpu_capability": "AVX512",
+    "fp32_gflops": 80.0,
+    "bf16_gflops": 200.0,
+}
 THERE = {**HERE, "processor": "old", "model": "Old", "bf16_gflops": None}
 
 

@@ -1,4 +1,5 @@
-"""What commands print: one JSON document and nothing else with --json; the run's folder as the last line of train."""
+"""What commands print: one JSON document and nothing else with --json; the run's folder as the last
+line of train."""
 
 import json
 import os
@@ -42,13 +43,21 @@ def test_json_refuses_numbers_that_json_does_not_have():
 
 
 def test_doctor_json_from_the_shell_is_one_document():
-    done = subprocess.run([sys.executable, "-m", "mvl", "doctor", "--json"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mvl", "doctor", "--json"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert json.loads(done.stdout)["torch"]["build"]
 
 
 def test_train_prints_the_run_folder_last(monkeypatch, capsys, tmp_path):
-    def train_run(config, results_dir: Path, data_dir: Path | None = None, progress: bool = True, allow_drift: bool = False) -> Path:
+    def train_run(
+        config,
+        results_dir: Path,
+        data_dir: Path | None = None,
+        progress: bool = True,
+        allow_drift: bool = False,
+    ) -> Path:
         print("epoch 1")
         return results_dir / config.task / str(config.fraction)
 
@@ -59,10 +68,15 @@ def test_train_prints_the_run_folder_last(monkeypatch, capsys, tmp_path):
 
 
 def test_verify_ends_with_1_and_one_line_per_bad_file(monkeypatch, capsys):
-    faults = [SimpleNamespace(path=f"imagesTr/{i}.nii.gz", fault="truncated", remedy="fetch it again") for i in range(2)]
+    faults = [
+        SimpleNamespace(path=f"imagesTr/{i}.nii.gz", fault="truncated", remedy="fetch it again")
+        for i in range(2)
+    ]
     monkeypatch.setattr("mvl.datasets.verify.verify", lambda task, data_dir=None: faults)
     assert main.main(["verify", "hippocampus"]) == 1
-    assert capsys.readouterr().out.splitlines() == [f"imagesTr/{i}.nii.gz: truncated; fetch it again" for i in range(2)]
+    assert capsys.readouterr().out.splitlines() == [
+        f"imagesTr/{i}.nii.gz: truncated; fetch it again" for i in range(2)
+    ]
     assert main.main(["verify", "hippocampus", "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["findings"]) == 2
     monkeypatch.setattr("mvl.datasets.verify.verify", lambda task, data_dir=None: [])
@@ -74,7 +88,9 @@ def test_status_counts_what_is_not_there(capsys, tmp_path):
     value = json.loads(capsys.readouterr().out)
     assert value["done"] == 0
     assert value["missing"] == value["total"] == len(value["runs"])
-    assert main.main(["study", "status", "quick", "--complete", "--results-dir", str(tmp_path)]) == 1
+    assert (
+        main.main(["study", "status", "quick", "--complete", "--results-dir", str(tmp_path)]) == 1
+    )
     assert f"0 of {value['total']} runs done" in capsys.readouterr().out
 
 
@@ -84,20 +100,48 @@ def test_study_run_writes_tables_unless_interrupted(monkeypatch, tmp_path, code,
 
     calls = []
     monkeypatch.setattr(launch, "run_study", lambda *words, **options: code)
-    monkeypatch.setattr(tables, "collect", lambda study, results_dir: calls.append(study) or results_dir)
+    monkeypatch.setattr(
+        tables, "collect", lambda study, results_dir: calls.append(study) or results_dir
+    )
     assert main.main(["study", "run", "quick", "--results-dir", str(tmp_path)]) == code
     assert calls == (["quick"] if collected else [])
 
 
-@pytest.mark.parametrize(("measured", "code", "said"), [(1, 0, "9 rows of 1 runs"), (0, 1, "no run could be measured")])
-def test_study_maps_names_what_it_could_not_measure(monkeypatch, capsys, tmp_path, measured, code, said):
+@pytest.mark.parametrize(
+    ("measured", "code", "said"), [(1, 0, "9 rows of 1 runs"), (0, 1, "no run could be measured")]
+)
+def test_study_maps_names_what_it_could_not_measure(
+    monkeypatch, capsys, tmp_path, measured, code, said
+):
     from mvl.core import run_folder
     from mvl.evidence import activation_records
 
     asked = []
-    found = {"study": "quick", "runs": measured, "rows": 9, "absent": {"some/run": "its weights are not there"}}
-    monkeypatch.setattr(activation_records, "record", lambda *words: asked.append(words[:5]) or found)
-    assert main.main(["study", "maps", "quick", "--results-dir", str(tmp_path), "--data-dir", "d", "--cases", "3"]) == code
+    found = {
+        "study": "quick",
+        "runs": measured,
+        "rows": 9,
+        "absent": {"some/run": "its weights are not there"},
+    }
+    monkeypatch.setattr(
+        activation_records, "record", lambda *words: asked.append(words[:5]) or found
+    )
+    assert (
+        main.main(
+            [
+                "study",
+                "maps",
+                "quick",
+                "--results-dir",
+                str(tmp_path),
+                "--data-dir",
+                "d",
+                "--cases",
+                "3",
+            ]
+        )
+        == code
+    )
     assert asked == [("quick", tmp_path, run_folder.records_dir() / "quick", Path("d"), 3)]
     words = capsys.readouterr()
     assert said in words.out and "not measured: some/run: its weights are not there" in words.err

@@ -20,7 +20,16 @@ def facts():
 
 def test_the_report_is_json_and_has_what_a_bug_report_needs(facts):
     said = json.loads(json.dumps(facts, allow_nan=False))
-    assert {"mvl", "python", "packages", "torch", "data", "weights", "disk_free_gb", "missing"} <= set(said)
+    assert {
+        "mvl",
+        "python",
+        "packages",
+        "torch",
+        "data",
+        "weights",
+        "disk_free_gb",
+        "missing",
+    } <= set(said)
     assert facts["torch"]["devices"][0] == "cpu"
 
 
@@ -42,12 +51,16 @@ def test_absent_weights_are_missing_with_their_remedy(tmp_path, monkeypatch, fac
     monkeypatch.setenv("MVL_WEIGHTS", str(tmp_path))
     found = doctor.weights_found()
     assert found["path"] is None
-    assert {"what": "weights smollm2-135m", "remedy": "mvl fetch weights"} in doctor.missing({**facts, "weights": found})
+    assert {"what": "weights smollm2-135m", "remedy": "mvl fetch weights"} in doctor.missing(
+        {**facts, "weights": found}
+    )
 
 
 def test_an_absent_extra_and_package_are_missing_with_their_remedy(monkeypatch, facts):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "snakemake" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "snakemake" else find(name)
+    )
     broken = {**facts, "packages": {**facts["packages"], "peft": None}}
     remedies = {item["what"]: item["remedy"] for item in doctor.missing(broken)}
     assert "[workflow]" in remedies["extra workflow"]
@@ -57,7 +70,9 @@ def test_an_absent_extra_and_package_are_missing_with_their_remedy(monkeypatch, 
 
 def test_a_full_disk_is_missing_space(facts):
     assert "disk space" in [item["what"] for item in doctor.missing({**facts, "disk_free_gb": 0.1})]
-    assert "disk space" not in [item["what"] for item in doctor.missing({**facts, "disk_free_gb": 100.0})]
+    assert "disk space" not in [
+        item["what"] for item in doctor.missing({**facts, "disk_free_gb": 100.0})
+    ]
 
 
 def test_every_missing_thing_is_shown(facts):
@@ -65,8 +80,14 @@ def test_every_missing_thing_is_shown(facts):
     assert "a thing: do this" in shown
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    (str(ROOT / "data" / "raw"), "./data/raw"), (str(Path.home() / "x"), "~/x"), ("/somewhere/else/file", ".../file")])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (str(ROOT / "data" / "raw"), "./data/raw"),
+        (str(Path.home() / "x"), "~/x"),
+        ("/somewhere/else/file", ".../file"),
+    ],
+)
 def test_paths_are_redacted(monkeypatch, text, shown):
     monkeypatch.delenv("MVL_DATA", raising=False)
     assert privacy.redact(text) == shown

@@ -27,19 +27,41 @@ def test_a_fraction_is_a_number_above_0_up_to_1(value, capsys):
     assert "--fraction" in usage_error([*TRAIN, f"--fraction={value}"], capsys)
 
 
-@pytest.mark.parametrize(("option", "value"), [
-    ("--fold", "10"), ("--fold", "-1"), ("--fold", "1.5"), ("--seed", "-1"), ("--task", "hipocampus")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--fold", "10"),
+        ("--fold", "-1"),
+        ("--fold", "1.5"),
+        ("--seed", "-1"),
+        ("--task", "hipocampus"),
+    ],
+)
 def test_other_wrong_values_are_named_too(option, value, capsys):
     assert option in usage_error([*TRAIN, f"{option}={value}"], capsys)
 
 
-@pytest.mark.parametrize("argv", [[], ["study"], ["nosuch"], ["train"], ["verify"], [*TRAIN, "--frac", "0.5"], ["doctor", "--js"],
-                                  ["study", "run", "quick", "--jobs", "0"], ["study", "run", "quick", "--engine", "make"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["study"],
+        ["nosuch"],
+        ["train"],
+        ["verify"],
+        [*TRAIN, "--frac", "0.5"],
+        ["doctor", "--js"],
+        ["study", "run", "quick", "--jobs", "0"],
+        ["study", "run", "quick", "--engine", "make"],
+    ],
+)
 def test_wrong_usage_ends_with_2_and_abbreviations_are_wrong(argv, capsys):
     usage_error(argv, capsys)
 
 
-@pytest.mark.parametrize("argv", [["study", "status", "quik"], [*TRAIN[:-1], "vit_base"], ["notebook", "01_basline"]])
+@pytest.mark.parametrize(
+    "argv", [["study", "status", "quik"], [*TRAIN[:-1], "vit_base"], ["notebook", "01_basline"]]
+)
 def test_unknown_names_end_with_2_and_one_message(argv, capsys):
     assert main.main(argv) == 2
     said = capsys.readouterr()
@@ -53,11 +75,16 @@ def test_both_names_of_a_task_mean_the_same_run(name):
     assert main.parser().parse_args(["verify", name]).task == "Task04_Hippocampus"
 
 
-def test_your_own_data_are_given_by_path_or_name_and_named_when_broken(own_data, tmp_path, monkeypatch, capsys):
+def test_your_own_data_are_given_by_path_or_name_and_named_when_broken(
+    own_data, tmp_path, monkeypatch, capsys
+):
     folder, seen = own_data(tmp_path / "Dataset7_Boxes", cases=1), []
     monkeypatch.setattr(main.do, "train", lambda args: seen.append((args.task, args.data_dir)) or 0)
     own = [word if word != "phantoms" else "Dataset7_Boxes" for word in TRAIN]
-    assert main.main([*TRAIN[:4], str(folder), *TRAIN[5:]]) == 0 and main.main([*own, "--data-dir", str(tmp_path)]) == 0
+    assert (
+        main.main([*TRAIN[:4], str(folder), *TRAIN[5:]]) == 0
+        and main.main([*own, "--data-dir", str(tmp_path)]) == 0
+    )
     assert seen == [("Dataset7_Boxes", tmp_path)] * 2
     assert "unknown task 'Dataset7_Boxes'" in usage_error(own, capsys)
     (folder / "dataset.json").write_text("{}")
@@ -67,15 +94,53 @@ def test_your_own_data_are_given_by_path_or_name_and_named_when_broken(own_data,
 
 def test_every_command_of_the_contract_is_there():
     for line in (
-            "fetch hippocampus", "fetch weights", "verify hippocampus --data-dir x --json", "study run quick", "study status quick --json",
-            "study check quick", "study collect quick", "study record quick", "study maps quick --cases 3", "study tune quick --systems a b",
-            "systems --json", "bench --json", "doctor --json",
-            "notebook 01_baseline -p study quick", "book --study quick", "book", "evaluate some/run", "figures",
-            "predict some/run a.nii b --output d --json", "claims", "claims --study paper --results-dir r --json",
-            "audit --json", "audit --released clone --measure"):
+        "fetch hippocampus",
+        "fetch weights",
+        "verify hippocampus --data-dir x --json",
+        "study run quick",
+        "study status quick --json",
+        "study check quick",
+        "study collect quick",
+        "study record quick",
+        "study maps quick --cases 3",
+        "study tune quick --systems a b",
+        "systems --json",
+        "bench --json",
+        "doctor --json",
+        "notebook 01_baseline -p study quick",
+        "book --study quick",
+        "book",
+        "evaluate some/run",
+        "figures",
+        "predict some/run a.nii b --output d --json",
+        "claims",
+        "claims --study paper --results-dir r --json",
+        "audit --json",
+        "audit --released clone --measure",
+    ):
         assert callable(main.parser().parse_args(line.split()).handler)
-    args = main.parser().parse_args([*TRAIN, "--fraction", "0.1", "--fold", "3", "--seed", "2", "--results-dir", "r", "--data-dir", "d"])
-    assert (args.fraction, args.fold, args.seed, str(args.results_dir), str(args.data_dir)) == (0.1, 3, 2, "r", "d")
+    args = main.parser().parse_args(
+        [
+            *TRAIN,
+            "--fraction",
+            "0.1",
+            "--fold",
+            "3",
+            "--seed",
+            "2",
+            "--results-dir",
+            "r",
+            "--data-dir",
+            "d",
+        ]
+    )
+    assert (args.fraction, args.fold, args.seed, str(args.results_dir), str(args.data_dir)) == (
+        0.1,
+        3,
+        2,
+        "r",
+        "d",
+    )
 
 
 def raising(error: BaseException):
@@ -101,10 +166,17 @@ class OddError(RuntimeError):
 OddError.__module__ = "mvl.training.loop"
 
 
-@pytest.mark.parametrize(("error", "code", "words"), [
-    (ConfigError("bad key"), 2, "mvl: bad key"), (OddError("loss is nan"), 1, "mvl: loss is nan"),
-    (OSError(28, "No space left"), 28, "No space left"), (OSError(5, "Input/output error"), 1, "Input/output"),
-    (KeyboardInterrupt(), 130, "interrupted"), (stop_with("mvl train again"), 143, "go on with: mvl train again")])
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("bad key"), 2, "mvl: bad key"),
+        (OddError("loss is nan"), 1, "mvl: loss is nan"),
+        (OSError(28, "No space left"), 28, "No space left"),
+        (OSError(5, "Input/output error"), 1, "Input/output"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (stop_with("mvl train again"), 143, "go on with: mvl train again"),
+    ],
+)
 def test_each_kind_of_error_has_its_code_and_message(monkeypatch, capsys, error, code, words):
     monkeypatch.setattr(main.do, "doctor", raising(error))
     assert main.main(["doctor"]) == code
@@ -120,14 +192,18 @@ def test_a_fault_of_the_package_keeps_its_traceback(monkeypatch):
 
 
 def test_help_imports_nothing_heavy():
-    code = ("import sys; from mvl.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-            f"sys.exit(bool(set({HEAVY!r}) & set(sys.modules)))")
+    code = (
+        "import sys; from mvl.cli.main import main\ntry: main(['--help'])\nexcept SystemExit:"
+        f" pass\nsys.exit(bool(set({HEAVY!r}) & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, "a heavy package is imported by mvl --help"
     assert "COMMAND" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["mvl.core.config", "mvl.core.run_folder", "mvl.study.grid", "mvl.datasets.registry"])
+@pytest.mark.parametrize(
+    "module", ["mvl.core.config", "mvl.core.run_folder", "mvl.study.grid", "mvl.datasets.registry"]
+)
 def test_light_modules_stay_light(module):
     code = f"import sys, {module}; sys.exit(', '.join(set({HEAVY!r}) & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -17,10 +17,18 @@ train: {train_epochs: 2, batch_size: 4, lr: 0.002}
 
 
 def assert_same_as_inline(study: str, queued: Path, inline: Path) -> None:
-    """Run the study inline too: the same settings, weights, history and scores; on the cluster one run, cut off, went on from its checkpoint."""
+    """Run the study inline too: the same settings, weights, history and scores; on the cluster one
+    run, cut off, went on from its checkpoint."""
     assert launch.run_study(study, inline, launch=Launch(engine="inline")) == 0
     logs = [path.read_text() for path in (queued / "four" / "logs").rglob("*.log")]
-    assert len(logs) == 4 and sum("going on from here" in text for text in logs) == 1, "only the run that was cut off went on from a checkpoint"
+    assert len(logs) == 4 and sum("going on from here" in text for text in logs) == 1, (
+        "only the run that was cut off went on from a checkpoint"
+    )
     for config in grid.study_runs(study):
-        ours, theirs = (run_folder.read_status(run_folder.run_dir(folder, config))["files"] for folder in (queued, inline))
-        assert {n: h for n, h in ours.items() if n != "environment.json"} == {n: h for n, h in theirs.items() if n != "environment.json"}
+        ours, theirs = (
+            run_folder.read_status(run_folder.run_dir(folder, config))["files"]
+            for folder in (queued, inline)
+        )
+        assert {n: h for n, h in ours.items() if n != "environment.json"} == {
+            n: h for n, h in theirs.items() if n != "environment.json"
+        }

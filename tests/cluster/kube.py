@@ -1,6 +1,8 @@
-"""As much of a Kubernetes API server as kubectl needs for Jobs: a pod is a process group of this machine.
+"""As much of a Kubernetes API server as kubectl needs for Jobs: a pod is a process group of this
+machine.
 
-Not here: scheduling, volumes, images, limits, replaced pods. What a Job asks for is kept in `Cluster.asked`; the end of its process is its end.
+Not here: scheduling, volumes, images, limits, replaced pods. What a Job asks for is kept in
+`Cluster.asked`; the end of its process is its end.
 """
 
 from __future__ import annotations
@@ -16,19 +18,51 @@ from typing import Any
 
 JOBS = "/apis/batch/v1/namespaces/default/jobs"
 KIND = {"group": "batch", "version": "v1", "kind": "Job"}
-RESOURCE = {"name": "jobs", "singularName": "job", "namespaced": True, "kind": "Job", "verbs": ["create", "delete", "get", "list"]}
-STRICT = {"paths": {f"{JOBS}/x": {"patch": {"parameters": [{"name": "fieldValidation", "in": "query"}], "x-kubernetes-group-version-kind": KIND}}}}
+RESOURCE = {
+    "name": "jobs",
+    "singularName": "job",
+    "namespaced": True,
+    "kind": "Job",
+    "verbs": ["create", "delete", "get", "list"],
+}
+STRICT = {
+    "paths": {
+        f"{JOBS}/x": {
+            "patch": {
+                "parameters": [{"name": "fieldValidation", "in": "query"}],
+                "x-kubernetes-group-version-kind": KIND,
+            }
+        }
+    }
+}
 DISCOVERY: dict[str, Any] = {
-    "/api": {"kind": "APIVersions", "versions": ["v1"]}, "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
-    "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": "batch", "versions": [{"groupVersion": "batch/v1", "version": "v1"}],
-                                                                      "preferredVersion": {"groupVersion": "batch/v1", "version": "v1"}}]},
-    "/apis/batch/v1": {"kind": "APIResourceList", "groupVersion": "batch/v1", "resources": [RESOURCE]},
-    "/openapi/v3": {"paths": {"apis/batch/v1": {"serverRelativeURL": "/openapi/v3/apis/batch/v1"}}}, "/openapi/v3/apis/batch/v1": STRICT,
-    "/version": {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}}
+    "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
+    "/apis": {
+        "kind": "APIGroupList",
+        "apiVersion": "v1",
+        "groups": [
+            {
+                "name": "batch",
+                "versions": [{"groupVersion": "batch/v1", "version": "v1"}],
+                "preferredVersion": {"groupVersion": "batch/v1", "version": "v1"},
+            }
+        ],
+    },
+    "/apis/batch/v1": {
+        "kind": "APIResourceList",
+        "groupVersion": "batch/v1",
+        "resources": [RESOURCE],
+    },
+    "/openapi/v3": {"paths": {"apis/batch/v1": {"serverRelativeURL": "/openapi/v3/apis/batch/v1"}}},
+    "/openapi/v3/apis/batch/v1": STRICT,
+    "/version": {"major": "1", "minor": "32", "gitVersion": "v1.32.0"},
+}
 
 
 class Cluster(ThreadingHTTPServer):
-    """Jobs by name, the processes that stand for their pods, and the manifests that were sent, in order."""
+    """Jobs by name, the processes that stand for their pods, and the manifests that were sent, in
+    order."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -39,8 +73,13 @@ class Cluster(ThreadingHTTPServer):
 
     def kubeconfig(self, path: Path) -> Path:
         """Write a configuration of kubectl that names this server."""
-        here = {"clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{self.server_port}"}}],
-                "contexts": [{"name": "here", "context": {"cluster": "here", "user": ""}}], "current-context": "here"}
+        here = {
+            "clusters": [
+                {"name": "here", "cluster": {"server": f"http://127.0.0.1:{self.server_port}"}}
+            ],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": ""}}],
+            "current-context": "here",
+        }
         path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **here}))
         return path
 
@@ -48,14 +87,18 @@ class Cluster(ThreadingHTTPServer):
         """Run what the Job's container would."""
         self.asked.append(job)
         name = job["metadata"]["name"] = f"{job['metadata']['generateName']}{len(self.asked)}"
-        self.pods[name] = subprocess.Popen(job["spec"]["template"]["spec"]["containers"][0]["command"], start_new_session=True)
+        self.pods[name] = subprocess.Popen(
+            job["spec"]["template"]["spec"]["containers"][0]["command"], start_new_session=True
+        )
         self.jobs[name] = job
         return job
 
     def read(self, name: str) -> dict[str, Any]:
         """The Job with its condition as it stands."""
         code = self.pods[name].poll()
-        ended = [] if code is None else [{"type": "Failed" if code else "Complete", "status": "True"}]
+        ended = (
+            [] if code is None else [{"type": "Failed" if code else "Complete", "status": "True"}]
+        )
         return {**self.jobs[name], "status": {"conditions": ended}}
 
     def drain(self, name: str) -> None:
@@ -77,7 +120,16 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def answer(self, value: dict[str, Any] | None) -> None:
-        body = json.dumps(value or {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}).encode()
+        body = json.dumps(
+            value
+            or {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "reason": "NotFound",
+                "code": 404,
+            }
+        ).encode()
         self.send_response(200 if value else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -1,6 +1,8 @@
-"""A study through sbatch jobs of a Slurm of one node that `slurm.sh` starts here, one job cancelled on its way: the same bytes as inline.
+"""A study through sbatch jobs of a Slurm of one node that `slurm.sh` starts here, one job cancelled
+on its way: the same bytes as inline.
 
-Off by default (`pytest -m slurm`); needs root, Debian's slurm-wlm and munge, and snakemake-executor-plugin-slurm. About 100 s of processor time.
+Off by default (`pytest -m slurm`); needs root, Debian's slurm-wlm and munge, and
+snakemake-executor-plugin-slurm. About 100 s of processor time.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ SCRIPT = Path(__file__).with_name("slurm.sh")
 LIMIT_S = float(os.environ.get("MVL_SLURM_TEST_S", "3600"))
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.skipif(shutil.which("srun") is None, reason="no Slurm here: apt-get install slurm-wlm slurmctld slurmd munge"),
-    pytest.mark.skipif(importlib.util.find_spec("snakemake_executor_plugin_slurm") is None, reason="pip install snakemake-executor-plugin-slurm"),
+    pytest.mark.skipif(
+        shutil.which("srun") is None,
+        reason="no Slurm here: apt-get install slurm-wlm slurmctld slurmd munge",
+    ),
+    pytest.mark.skipif(
+        importlib.util.find_spec("snakemake_executor_plugin_slurm") is None,
+        reason="pip install snakemake-executor-plugin-slurm",
+    ),
 ]
 
 
@@ -50,20 +58,41 @@ def cancel_one(engine: subprocess.Popen[bytes], study: str, results: Path) -> st
     until = time.monotonic() + LIMIT_S
     while engine.poll() is None and time.monotonic() < until:
         rows = status.study_status(study, results)["runs"]
-        if any(row["state"] == "running" and row["epoch"] == 1 for row in rows) and (job := ask("squeue", "-h", "-t", "R", "-o", "%i")):
+        if any(row["state"] == "running" and row["epoch"] == 1 for row in rows) and (
+            job := ask("squeue", "-h", "-t", "R", "-o", "%i")
+        ):
             subprocess.run(["scancel", job], check=True)
             return job
         time.sleep(0.2)
     pytest.fail("no run was seen with one of its epochs behind it")
 
 
-def test_a_cancelled_job_is_sent_again_and_the_study_ends_with_the_same_bytes(cluster: Path, tmp_path: Path) -> None:
+def test_a_cancelled_job_is_sent_again_and_the_study_ends_with_the_same_bytes(
+    cluster: Path, tmp_path: Path
+) -> None:
     (tmp_path / "four.yaml").write_text(STUDY)
     study, queued = str(tmp_path / "four.yaml"), tmp_path / "queued"
-    words = [sys.executable, "-m", "mvl", "study", "run", study, "--results-dir", str(queued), "--profile", "slurm", "--jobs", "4"]
+    words = [
+        sys.executable,
+        "-m",
+        "mvl",
+        "study",
+        "run",
+        study,
+        "--results-dir",
+        str(queued),
+        "--profile",
+        "slurm",
+        "--jobs",
+        "4",
+    ]
     engine = subprocess.Popen(words)
     job = cancel_one(engine, study, queued)
     assert engine.wait(LIMIT_S) == 0
     assert_same_as_inline(study, queued, tmp_path / "inline")
     completed = (cluster / "log" / "jobcomp.txt").read_text()
-    assert f"JobId={job} " in completed and "JobState=CANCELLED" in completed and completed.count("JobState=COMPLETED") == 4
+    assert (
+        f"JobId={job} " in completed
+        and "JobState=CANCELLED" in completed
+        and completed.count("JobState=COMPLETED") == 4
+    )

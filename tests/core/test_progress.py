@@ -1,4 +1,5 @@
-"""Where a run is survives a checkpoint; signals are noted while a run goes on, and their handlers put back."""
+"""Where a run is survives a checkpoint; signals are noted while a run goes on, and their handlers
+put back."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from mvl.training import checkpoints
 
 
 def test_progress_comes_back_from_a_checkpoint(tmp_path: Path) -> None:
-    before = Progress(epoch=3, step=2, losses=[0.1, 0.2], history=[{"epoch": 0, "train_loss": 0.5}], best_dice=0.7, skipped=1)
+    before = Progress(
+        epoch=3,
+        step=2,
+        losses=[0.1, 0.2],
+        history=[{"epoch": 0, "train_loss": 0.5}],
+        best_dice=0.7,
+        skipped=1,
+    )
     checkpoints.save(tmp_path, 11, {"progress": vars(before)})
     assert Progress(**checkpoints.load(tmp_path)["progress"]) == before
 

@@ -1,4 +1,5 @@
-"""Run folders: every file whole or absent whatever happens, one writer at a time, done only when every hash holds."""
+"""Run folders: every file whole or absent whatever happens, one writer at a time, done only when
+every hash holds."""
 
 import errno
 import hashlib
@@ -23,7 +24,9 @@ def python(code: str, *words: object) -> subprocess.Popen[str]:
     """A second process that can import mvl."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    return subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -43,8 +46,11 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
 
 def test_a_writer_killed_at_any_moment_leaves_one_whole_file(tmp_path):
     path, size = tmp_path / "weights.safetensors", 4_000_000
-    code = ("import sys, itertools; from mvl.core.files import atomic_write\n"
-            "for i in itertools.count():\n    atomic_write(sys.argv[1], bytes([i % 256]) * int(sys.argv[2])); print(i, flush=True)")
+    code = (
+        "import sys, itertools; from mvl.core.files import atomic_write\nfor i in"
+        " itertools.count():\n    atomic_write(sys.argv[1], bytes([i % 256]) * int(sys.argv[2]));"
+        " print(i, flush=True)"
+    )
     for pause in (0.0, 0.004, 0.011, 0.023):
         writer = python(code, path, size)
         writer.stdout.readline()
@@ -59,13 +65,18 @@ def test_a_writer_killed_at_any_moment_leaves_one_whole_file(tmp_path):
 
 
 def test_a_write_removes_what_an_old_killed_writer_of_that_file_left(tmp_path):
-    old, young, other = (tmp_path / name for name in (".cases.csv.1-a.tmp", ".cases.csv.2-b.tmp", ".history.csv.3-c.tmp"))
+    old, young, other = (
+        tmp_path / name
+        for name in (".cases.csv.1-a.tmp", ".cases.csv.2-b.tmp", ".history.csv.3-c.tmp")
+    )
     for path in (old, young, other):
         path.touch()
     for path in (old, other):
         os.utime(path, (0, 0))
     atomic_write(tmp_path / "cases.csv", "new")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["cases.csv", young.name, other.name])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        ["cases.csv", young.name, other.name]
+    )
 
 
 def test_sweep_removes_what_killed_writers_left(tmp_path):
@@ -78,8 +89,12 @@ def test_sweep_removes_what_killed_writers_left(tmp_path):
 
 
 def test_a_lock_that_waits_is_had_when_the_holder_is_done(tmp_path):
-    holder = python("import sys, time; from pathlib import Path; from mvl.core.files import locked\n"
-                    "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(0.2)\n    print('over', flush=True)", tmp_path)
+    holder = python(
+        "import sys, time; from pathlib import Path; from mvl.core.files import locked\nwith"
+        " locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(0.2)\n   "
+        " print('over', flush=True)",
+        tmp_path,
+    )
     assert holder.stdout.readline() == "held\n"
     with locked(tmp_path, wait=True):
         assert holder.stdout.readline() == "over\n"
@@ -87,8 +102,11 @@ def test_a_lock_that_waits_is_had_when_the_holder_is_done(tmp_path):
 
 
 def test_the_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
-    holder = python("import sys, time; from pathlib import Path; from mvl.core.files import locked\n"
-                    "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)", tmp_path)
+    holder = python(
+        "import sys, time; from pathlib import Path; from mvl.core.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)",
+        tmp_path,
+    )
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(RunError, match=f"held by pid {holder.pid} since"), locked(tmp_path):
         pass
@@ -131,14 +149,22 @@ def test_hashes_are_sha256_of_the_bytes(tmp_path):
 
 def test_draws_are_a_function_of_seed_and_purpose():
     assert draw_seed(0, "order", 1) == draw_seed(0, "order", 1)
-    draws = {draw_seed(seed, purpose, epoch) for seed in range(5) for purpose in ("order", "augment") for epoch in range(20)}
+    draws = {
+        draw_seed(seed, purpose, epoch)
+        for seed in range(5)
+        for purpose in ("order", "augment")
+        for epoch in range(20)
+    }
     assert len(draws) == 200
     assert all(0 <= draw < 2**63 for draw in draws)
 
 
 def test_names_differ_between_any_two_runs():
     grid = itertools.product(("a", "b"), (0.1, 0.30000000000000004, 0.3), (0, 1), (0, 1))
-    configs = [Config(system=system, fraction=fraction, fold=fold, seed=seed) for system, fraction, fold, seed in grid]
+    configs = [
+        Config(system=system, fraction=fraction, fold=fold, seed=seed)
+        for system, fraction, fold, seed in grid
+    ]
     assert len({run_name(config) for config in configs}) == len(configs)
 
 
@@ -154,7 +180,13 @@ def test_a_setting_that_an_older_record_does_not_name_has_its_default(tmp_path):
     config = load_config("quick", "phantoms", "vit_baseline")
     run_folder.write_config(tmp_path, config)
     path = tmp_path / "config.yaml"
-    path.write_text("".join(line for line in path.read_text().splitlines(True) if "select:" not in line and "split:" not in line))
+    path.write_text(
+        "".join(
+            line
+            for line in path.read_text().splitlines(True)
+            if "select:" not in line and "split:" not in line
+        )
+    )
     run_folder.write_config(tmp_path, config)
     assert "select: val" in path.read_text()
 

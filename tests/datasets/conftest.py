@@ -31,7 +31,12 @@ def toy(few_phantoms, tmp_path):
     described = json.loads((folder / "dataset.json").read_text())
     described.pop("phantoms")
     (folder / "dataset.json").write_text(json.dumps(described))
-    return dataclasses.replace(find_task("phantoms"), name="Toy", num_cases=FEW, url="http://127.0.0.1:9/Toy.tar"), tmp_path / "data"
+    return (
+        dataclasses.replace(
+            find_task("phantoms"), name="Toy", num_cases=FEW, url="http://127.0.0.1:9/Toy.tar"
+        ),
+        tmp_path / "data",
+    )
 
 
 @pytest.fixture(scope="session")

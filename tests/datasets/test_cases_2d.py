@@ -27,9 +27,13 @@ def test_a_picture_is_normalised_resized_and_comes_back_upright(few_shapes):
         image, label = store.get(index)
         native = store.native(index)
         raw, mask, spacing = read_plane(task, case)
-        assert image.shape == (1, 48, 40) and label.shape == (1, 48, 40) and label.dtype == torch.uint8
+        assert (
+            image.shape == (1, 48, 40) and label.shape == (1, 48, 40) and label.dtype == torch.uint8
+        )
         assert spacing == native.spacing_mm == (1.0, 1.0) and np.array_equal(native.label, mask)
-        small = torch.nn.functional.interpolate(torch.as_tensor((raw - raw.mean()) / raw.std())[None], (48, 40), mode="bilinear")[0]
+        small = torch.nn.functional.interpolate(
+            torch.as_tensor((raw - raw.mean()) / raw.std())[None], (48, 40), mode="bilinear"
+        )[0]
         assert torch.allclose(image, small, atol=1e-4)
         back = store.to_native(index, label.float())
         assert back.shape == (1, *mask.shape)
@@ -39,11 +43,20 @@ def test_a_picture_is_normalised_resized_and_comes_back_upright(few_shapes):
 
 def test_pad_crop_keeps_pixels_and_what_it_cut_comes_back_as_nothing(few_shapes):
     task, root = few_shapes
-    store = CaseStore(task, ("shape_000",), dataclasses.replace(DATA, img_size=(64, 120), resample="pad_crop"), root)
+    store = CaseStore(
+        task,
+        ("shape_000",),
+        dataclasses.replace(DATA, img_size=(64, 120), resample="pad_crop"),
+        root,
+    )
     image, label = store.get(0)
     mask = store.native(0).label
     back = store.to_native(0, torch.ones(1, 64, 120))[0].numpy()
-    assert image.shape == (1, 64, 120) and back.shape == mask.shape and back.sum() == pytest.approx(64 * mask.shape[1], rel=1e-3)
+    assert (
+        image.shape == (1, 64, 120)
+        and back.shape == mask.shape
+        and back.sum() == pytest.approx(64 * mask.shape[1], rel=1e-3)
+    )
     assert abs(int(label.sum()) - int(mask.sum())) <= int(mask.sum()) * 0.5
 
 
@@ -54,8 +67,12 @@ def test_a_slice_has_its_spacing_in_mm(few_phantoms, monkeypatch):
     pair = tensors(task, case)
     store = CaseStore(task, (case.case_id,), dataclasses.replace(DATA, labels="all"), few_phantoms)
     native = store.native(0)
-    assert pair["image"].shape[1:] == native.label.shape and native.affine[0, 0] == native.spacing_mm[0] == float(pair["image"].affine[0, 0])
-    assert set(store.get(0)[1].unique().tolist()) <= {0, 1, 2} and store.to_native(0, torch.rand(3, 48, 40)).shape == (3, *native.label.shape)
+    assert pair["image"].shape[1:] == native.label.shape and native.affine[
+        0, 0
+    ] == native.spacing_mm[0] == float(pair["image"].affine[0, 0])
+    assert set(store.get(0)[1].unique().tolist()) <= {0, 1, 2} and store.to_native(
+        0, torch.rand(3, 48, 40)
+    ).shape == (3, *native.label.shape)
 
 
 def test_dimensions_of_grid_and_task_must_agree(few_shapes):

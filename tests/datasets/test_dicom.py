@@ -1,4 +1,5 @@
-"""A DICOM series: voxels where the scanner put them, in its unit, and a refusal with file and remedy for all that is not an even stack."""
+"""A DICOM series: voxels where the scanner put them, in its unit, and a refusal with file and
+remedy for all that is not an even stack."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def oblique(spacing=(0.8, 1.25, 3.0)):
     """A rotated RAS affine."""
     a, b = np.deg2rad([25, -15])
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) @ np.array(
-        [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+        [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    )
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn * np.asarray(spacing), (12, -40, 7)
     return affine
@@ -47,19 +49,30 @@ def test_voxels_and_places_are_the_scanners(series):
     (series[0].parent / "notes.txt").write_text("not DICOM")
     voxels, affine = read_series(series[0].parent)
     assert voxels.dtype == np.float32 and np.array_equal(voxels, STORED.astype(np.float32) - 1024)
-    assert np.allclose(affine, oblique(), atol=1e-5), "file names are out of order; positions decide"
+    assert np.allclose(affine, oblique(), atol=1e-5), (
+        "file names are out of order; positions decide"
+    )
 
 
 def test_nibabel_puts_a_voxel_at_the_same_place(series):
     from nibabel.nicom.dicomwrappers import wrapper_from_file
 
     wrapper = wrapper_from_file(str(series[2]))
-    theirs = np.diag([-1.0, -1, 1, 1]) @ wrapper.affine @ [4, 3, 0, 1]  # nibabel counts rows, then columns, in LPS
+    # nibabel counts rows, then columns, in LPS
+    theirs = np.diag([-1.0, -1, 1, 1]) @ wrapper.affine @ [4, 3, 0, 1]
     assert np.allclose(theirs, read_series(series[0].parent)[1] @ [3, 4, 2, 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("affine", [np.diag([1.0, 1, 2, 1]), np.diag([-1.0, -1, 2, 1]), np.diag([1.0, -2, -1.5, 1]),
-                                    np.array([[0, 0, 2.0, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])], ids=["RAS", "LPS", "RPI", "sagittal"])
+@pytest.mark.parametrize(
+    "affine",
+    [
+        np.diag([1.0, 1, 2, 1]),
+        np.diag([-1.0, -1, 2, 1]),
+        np.diag([1.0, -2, -1.5, 1]),
+        np.array([[0, 0, 2.0, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]]),
+    ],
+    ids=["RAS", "LPS", "RPI", "sagittal"],
+)
 def test_every_orientation_gives_each_voxel_its_place(dicom_series, tmp_path, affine):
     dicom_series(tmp_path / "s", STORED, affine)
     voxels, found = read_series(tmp_path / "s")
@@ -74,17 +87,27 @@ def test_slope_and_intercept_are_each_slices_own(series):
     for k, path in enumerate(series):
         change(path, RescaleSlope=k + 1, RescaleIntercept=k)
     voxels, _ = read_series(series[0].parent)
-    assert np.array_equal(voxels, STORED.astype(np.float32) * np.arange(1, 6, dtype=np.float32) + np.arange(5, dtype=np.float32))
+    assert np.array_equal(
+        voxels,
+        STORED.astype(np.float32) * np.arange(1, 6, dtype=np.float32)
+        + np.arange(5, dtype=np.float32),
+    )
 
 
 def test_one_series_is_chosen_of_several(series, dicom_series):
     other = dicom_series(series[0].parent / "deeper", STORED[:, :, ::-1], oblique())
     uids = [str(pydicom.dcmread(paths[0]).SeriesInstanceUID) for paths in (series, other)]
-    assert {uid: len(paths) for uid, paths in find_series(series[0].parent).items()} == dict.fromkeys(uids, 5)
-    with pytest.raises(DicomFault, match=r"2 series; choose one with --series: .*\(5 files\); .*\(5 files\)") as refusal:
+    assert {
+        uid: len(paths) for uid, paths in find_series(series[0].parent).items()
+    } == dict.fromkeys(uids, 5)
+    with pytest.raises(
+        DicomFault, match=r"2 series; choose one with --series: .*\(5 files\); .*\(5 files\)"
+    ) as refusal:
         read_series(series[0].parent)
     assert "Secret" not in str(refusal.value)
-    assert np.array_equal(read_series(series[0].parent, uids[1])[0], STORED[:, :, ::-1].astype(np.float32) - 1024)
+    assert np.array_equal(
+        read_series(series[0].parent, uids[1])[0], STORED[:, :, ::-1].astype(np.float32) - 1024
+    )
     with pytest.raises(DicomFault, match=r"no series 1\.2; it holds"):
         read_series(series[0].parent, "1.2")
 
@@ -105,12 +128,22 @@ def twice(files):
 
 
 def uneven(files):
-    change(files[4], ImagePositionPatient=[float(v) for v in (np.diag([-1.0, -1, 1, 1]) @ oblique() @ [0, 0, 4.2, 1])[:3]])
+    change(
+        files[4],
+        ImagePositionPatient=[
+            float(v) for v in (np.diag([-1.0, -1, 1, 1]) @ oblique() @ [0, 0, 4.2, 1])[:3]
+        ],
+    )
 
 
 def tilted(files):
     for z, path in enumerate(files):
-        change(path, ImagePositionPatient=[float(v) for v in (np.diag([-1.0, -1, 1, 1]) @ oblique() @ [0, 0.5 * z, z, 1])[:3]])
+        change(
+            path,
+            ImagePositionPatient=[
+                float(v) for v in (np.diag([-1.0, -1, 1, 1]) @ oblique() @ [0, 0.5 * z, z, 1])[:3]
+            ],
+        )
 
 
 def alone(files):
@@ -134,21 +167,49 @@ def field(**fields):
     return lambda files: change(files[1], **fields)
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (gap, r"6 mm apart where others are 3 mm: slices are missing; copy the whole series"),
-    (twice, r"two slices in one place .*separate them, or convert"), (uneven, r"3\.6 mm apart where others are 3 mm: uneven slices; convert it"),
-    (tilted, r"do not lie straight above one another \(tilted gantry\?\); convert it to NIfTI with dcm2niix"),
-    (alone, r"a series of one slice, not a volume; give the whole series"),
-    (field(Rows=5), r"im007: Rows differs within the series \(5, the first slice has 6\)"),
-    (field(PixelSpacing=[1, 1]), r"im007: PixelSpacing differs"),
-    (field(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]), r"ImageOrientationPatient differs"),
-    (field(FrameOfReferenceUID="1.2.3"), r"FrameOfReferenceUID differs within the series; it mixes"), (field(Modality="MR"), r"Modality differs"),
-    (field(NumberOfFrames=3), r"im007: a multi-frame file, which is not read; convert it"),
-    (field(PhotometricInterpretation="RGB"), r"im007: RGB pixels, expected MONOCHROME2"),
-    (field(PhotometricInterpretation="MONOCHROME1"), r"MONOCHROME1"),
-    (field(ImagePositionPatient=None), r"im007: lacks ImagePositionPatient, so that its place is unknown; give the scanner's original"),
-    (field(PixelData=None), r"im007: holds no pixels; copy the series again"), (cut, r"im007: its pixels cannot be read .*copy the series again"),
-    (compressed, r"im007: compressed as JPEG-LS Lossless.*decompress it with `gdcmconv --raw`, or convert")])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (gap, r"6 mm apart where others are 3 mm: slices are missing; copy the whole series"),
+        (twice, r"two slices in one place .*separate them, or convert"),
+        (uneven, r"3\.6 mm apart where others are 3 mm: uneven slices; convert it"),
+        (
+            tilted,
+            (
+                r"do not lie straight above one another \(tilted gantry\?\); convert it to NIfTI"
+                r" with dcm2niix"
+            ),
+        ),
+        (alone, r"a series of one slice, not a volume; give the whole series"),
+        (field(Rows=5), r"im007: Rows differs within the series \(5, the first slice has 6\)"),
+        (field(PixelSpacing=[1, 1]), r"im007: PixelSpacing differs"),
+        (field(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]), r"ImageOrientationPatient differs"),
+        (
+            field(FrameOfReferenceUID="1.2.3"),
+            r"FrameOfReferenceUID differs within the series; it mixes",
+        ),
+        (field(Modality="MR"), r"Modality differs"),
+        (field(NumberOfFrames=3), r"im007: a multi-frame file, which is not read; convert it"),
+        (field(PhotometricInterpretation="RGB"), r"im007: RGB pixels, expected MONOCHROME2"),
+        (field(PhotometricInterpretation="MONOCHROME1"), r"MONOCHROME1"),
+        (
+            field(ImagePositionPatient=None),
+            (
+                r"im007: lacks ImagePositionPatient, so that its place is unknown; give the"
+                r" scanner's original"
+            ),
+        ),
+        (field(PixelData=None), r"im007: holds no pixels; copy the series again"),
+        (cut, r"im007: its pixels cannot be read .*copy the series again"),
+        (
+            compressed,
+            (
+                r"im007: compressed as JPEG-LS Lossless.*decompress it with `gdcmconv --raw`, or"
+                r" convert"
+            ),
+        ),
+    ],
+)
 def test_what_is_no_even_stack_of_slices_is_refused(series, damage, message):
     damage(series)
     with pytest.raises(DicomFault, match=message) as refusal:

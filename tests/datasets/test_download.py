@@ -39,7 +39,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_header("Content-Range", f"bytes */{len(body)}")
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
-            return self.reply(206, body[start:], content_range=f"bytes {start}-{len(body) - 1}/{len(body)}")
+            return self.reply(
+                206, body[start:], content_range=f"bytes {start}-{len(body) - 1}/{len(body)}"
+            )
         return self.reply(200, body)
 
     def reply(self, code, data, kind="application/x-tar", content_range=None):
@@ -80,7 +82,10 @@ def get(server, tmp_path, **more):
 
 def test_download_arrives_whole_and_once(server, tmp_path):
     told = []
-    assert get(server, tmp_path, report=lambda done, total: told.append((done, total))).read_bytes() == server.body
+    assert (
+        get(server, tmp_path, report=lambda done, total: told.append((done, total))).read_bytes()
+        == server.body
+    )
     assert told[-1] == (len(server.body), len(server.body))
     get(server, tmp_path)
     assert server.requests == [None] and [p.name for p in tmp_path.iterdir()] == ["Toy.tar"]
@@ -94,7 +99,10 @@ def test_cut_lines_are_gone_on_with(server, tmp_path):
 
 def test_line_that_always_breaks_keeps_what_came_and_says_so(server, tmp_path):
     server.cuts = [1000] * 5
-    with pytest.raises(TaskError, match=r"Toy.tar: .*after 5000 bytes of 1024000 .*run the same command again to go on"):
+    with pytest.raises(
+        TaskError,
+        match=r"Toy.tar: .*after 5000 bytes of 1024000 .*run the same command again to go on",
+    ):
         get(server, tmp_path, size=len(server.body))
     assert get(server, tmp_path).read_bytes() == server.body and server.requests[5] == "bytes=5000-"
 
@@ -107,7 +115,10 @@ def test_server_that_ignores_ranges_starts_anew(server, tmp_path):
 
 def test_beginning_that_does_not_belong_is_thrown_away(server, tmp_path):
     (tmp_path / "Toy.tar.part").write_bytes(b"wrong" * 1000)
-    assert get(server, tmp_path).read_bytes() == server.body and server.requests == ["bytes=5000-", None]
+    assert get(server, tmp_path).read_bytes() == server.body and server.requests == [
+        "bytes=5000-",
+        None,
+    ]
 
 
 def test_complete_and_overlong_beginnings(server, tmp_path):
@@ -123,8 +134,13 @@ def test_wrong_bytes_are_deleted_and_both_sums_shown(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("mode", "message"), [("portal", r"expected a tar archive, got text/html.*please log in"),
-                                               ("missing", "404.*registry.toml")])
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("portal", r"expected a tar archive, got text/html.*please log in"),
+        ("missing", "404.*registry.toml"),
+    ],
+)
 def test_wrong_answers_are_named_at_once(server, tmp_path, mode, message):
     server.mode = mode
     with pytest.raises(TaskError, match=message):
@@ -137,10 +153,14 @@ def test_busy_server_is_asked_again(server, tmp_path):
     assert get(server, tmp_path).read_bytes() == server.body and len(server.requests) == 3
 
 
-def test_other_size_than_registered_and_full_disk_stop_before_the_body(server, tmp_path, monkeypatch):
+def test_other_size_than_registered_and_full_disk_stop_before_the_body(
+    server, tmp_path, monkeypatch
+):
     with pytest.raises(TaskError, match="offers 1024000 bytes, expected 5"):
         get(server, tmp_path, size=5)
-    monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _: type("", (), {"free": 10})())
+    monkeypatch.setattr(
+        download_module.shutil, "disk_usage", lambda _: type("", (), {"free": 10})()
+    )
     with pytest.raises(TaskError, match="1024000 bytes needed, 10 free"):
         get(server, tmp_path)
 
@@ -161,9 +181,16 @@ def test_fetch_makes_a_whole_verified_task_and_then_does_nothing(published, serv
     task, root = published
     server.cuts = [200_000]
     folder = fetch(task, root, progress=False)
-    assert folder == root / "Toy" and is_whole(task, root) and len(list_cases(task, root)) == 12 and verify(task, root) == []
+    assert (
+        folder == root / "Toy"
+        and is_whole(task, root)
+        and len(list_cases(task, root)) == 12
+        and verify(task, root) == []
+    )
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    assert len(files) == 24 and sorted(p.name for p in root.iterdir() if not p.name.startswith(".")) == ["Toy"]
+    assert len(files) == 24 and sorted(
+        p.name for p in root.iterdir() if not p.name.startswith(".")
+    ) == ["Toy"]
     asked = len(server.requests)
     assert fetch(task, root, progress=False) == folder and len(server.requests) == asked == 2
 
@@ -186,7 +213,10 @@ def test_stopped_extraction_never_passes_for_whole(published, monkeypatch):
     assert not (root / "Toy").exists() and not is_whole(task, root)
     monkeypatch.setattr(unpack, "_write", write)
     (root / "Toy.partial-left-by-sigkill").mkdir()
-    assert is_whole(task, fetch(task, root, progress=False).parent) and list(root.glob("*.partial-*")) == []
+    assert (
+        is_whole(task, fetch(task, root, progress=False).parent)
+        and list(root.glob("*.partial-*")) == []
+    )
 
 
 def test_folder_that_is_there_but_not_whole_is_left_alone(published):
@@ -201,7 +231,11 @@ def test_folder_that_is_there_but_not_whole_is_left_alone(published):
 def test_archive_that_lacks_a_case_is_refused(published, server, tmp_path):
     task, root = published
     with tarfile.open(tmp_path / "less.tar", "w") as tar:
-        tar.add(tmp_path / "data" / "Toy", "Toy", filter=lambda m: None if m.name.endswith("labelsTr/phantom_007.nii.gz") else m)
+        tar.add(
+            tmp_path / "data" / "Toy",
+            "Toy",
+            filter=lambda m: None if m.name.endswith("labelsTr/phantom_007.nii.gz") else m,
+        )
     server.body = (tmp_path / "less.tar").read_bytes()
     with pytest.raises(TaskError, match=r"12 cases, expected 12, phantom_007.nii.gz is absent"):
         fetch(dataclasses.replace(task, md5=md5(server.body)), root, progress=False)
@@ -210,10 +244,12 @@ def test_archive_that_lacks_a_case_is_refused(published, server, tmp_path):
 
 def test_two_processes_fetch_once(published, server):
     task, root = published
-    code = ("import dataclasses, sys; from pathlib import Path\n"
-            "from mvl.datasets.registry import find_task; from mvl.datasets.download import fetch\n"
-            "task = dataclasses.replace(find_task('phantoms'), name='Toy', num_cases=12, url=sys.argv[1], md5=sys.argv[2])\n"
-            "print(fetch(task, Path(sys.argv[3]), progress=False))")
+    code = (
+        "import dataclasses, sys; from pathlib import Path\nfrom mvl.datasets.registry import"
+        " find_task; from mvl.datasets.download import fetch\ntask ="
+        " dataclasses.replace(find_task('phantoms'), name='Toy', num_cases=12, url=sys.argv[1],"
+        " md5=sys.argv[2])\nprint(fetch(task, Path(sys.argv[3]), progress=False))"
+    )
     command = [sys.executable, "-c", code, task.url, task.md5, str(root)]
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [child.communicate()[0].strip() for child in children] == [str(root / "Toy")] * 2

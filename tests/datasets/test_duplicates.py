@@ -1,4 +1,5 @@
-"""Near duplicates: found under other noise, brightness and size; other pictures are not; BUSI's groups hold."""
+"""Near duplicates: found under other noise, brightness and size; other pictures are not; BUSI's
+groups hold."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ import pytest
 from PIL import Image
 
 from mvl.core.config import ROOT
-from mvl.datasets.duplicates import correlations, distances, duplicate_groups, hashes, joined, thumbnail
+from mvl.datasets.duplicates import (
+    correlations,
+    distances,
+    duplicate_groups,
+    hashes,
+    joined,
+    thumbnail,
+)
 from mvl.datasets.registry import MANIFESTS, find_task, list_cases
 from mvl.datasets.shapes2d import make_shape
 from mvl.datasets.split_groups import find_groups
@@ -23,7 +31,11 @@ BUSI = Path(os.environ.get("MVL_DATA", "")) / "Dataset_BUSI_with_GT"
 def test_copies_are_grouped_and_other_pictures_are_not(tmp_path):
     first, other = make_shape(0, 3)[0], make_shape(0, 4)[0]
     rng = np.random.default_rng(0)
-    variants = {"a": first, "b": np.clip(first * 1.2 + rng.normal(0, 8, first.shape), 0, 255), "d": other}
+    variants = {
+        "a": first,
+        "b": np.clip(first * 1.2 + rng.normal(0, 8, first.shape), 0, 255),
+        "d": other,
+    }
     paths = {}
     for name, values in variants.items():
         paths[name] = tmp_path / f"{name}.png"
@@ -55,12 +67,21 @@ def test_distance_and_correlation_are_what_they_say():
     few = np.random.default_rng(1).random((3, 64, 64)).astype(np.float32)
     few[2] = 3 * few[0] + 5
     bits, apart, alike = hashes(few), distances(hashes(few)), correlations(few)
-    assert bits.shape == (3, 255) and apart[0, 1] == np.count_nonzero(bits[0] != bits[1]) > 80 and apart[0, 2] == 0
-    assert alike[0, 2] == pytest.approx(1, abs=1e-4) and alike[0, 1] == pytest.approx(np.corrcoef(few[0].ravel(), few[1].ravel())[0, 1], abs=1e-4)
+    assert (
+        bits.shape == (3, 255)
+        and apart[0, 1] == np.count_nonzero(bits[0] != bits[1]) > 80
+        and apart[0, 2] == 0
+    )
+    assert alike[0, 2] == pytest.approx(1, abs=1e-4) and alike[0, 1] == pytest.approx(
+        np.corrcoef(few[0].ravel(), few[1].ravel())[0, 1], abs=1e-4
+    )
 
 
 def test_groups_join_through_others():
-    assert joined(list("abcdef"), [("a", "b"), ("d", "e"), ("b", "f")]) == [["a", "b", "f"], ["d", "e"]]
+    assert joined(list("abcdef"), [("a", "b"), ("d", "e"), ("b", "f")]) == [
+        ["a", "b", "f"],
+        ["d", "e"],
+    ]
 
 
 DATA = Path(os.environ.get("MVL_DATA", ""))
@@ -85,6 +106,11 @@ def test_committed_groups_of_pictures_follow_from_the_pictures(name):
 def test_committed_groups_of_busi_follow_from_its_pictures():
     groups = json.loads((MANIFESTS / "BUSI.json").read_text())["groups"]
     paths = {case.case_id: case.image for case in list_cases(find_task("BUSI"))}
-    named = {case for group in groups[::20] for case in group} | {"benign_142", "benign_291", "benign_009", "benign_170"}
+    named = {case for group in groups[::20] for case in group} | {
+        "benign_142",
+        "benign_291",
+        "benign_009",
+        "benign_170",
+    }
     assert duplicate_groups(sorted(named), [paths[case] for case in sorted(named)]) == groups[::20]
     assert thumbnail(paths["benign_142"]).shape == (64, 64)

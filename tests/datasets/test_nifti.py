@@ -11,7 +11,9 @@ from mvl.datasets.nifti import FileFault, decode, nifti_bytes
 
 
 def test_flip_of_any_content_bit_fails_the_gzip_checksum():
-    raw = bytearray(nifti_bytes(np.random.default_rng(0).integers(0, 9, (9, 9, 9)).astype(np.int16), np.eye(4)))
+    raw = bytearray(
+        nifti_bytes(np.random.default_rng(0).integers(0, 9, (9, 9, 9)).astype(np.int16), np.eye(4))
+    )
     decode(bytes(raw), 1)
     whole, unnoticed = decode(bytes(raw), 1).voxels, []
     for place in range(10, len(raw)):
@@ -19,7 +21,9 @@ def test_flip_of_any_content_bit_fails_the_gzip_checksum():
         with suppress(FileFault):
             unnoticed.append(decode(bytes(raw), 1).voxels)
         raw[place] ^= 4
-    assert len(unnoticed) <= 1 and all(np.array_equal(v, whole) for v in unnoticed), "padding bits may flip, voxels not"
+    assert len(unnoticed) <= 1 and all(np.array_equal(v, whole) for v in unnoticed), (
+        "padding bits may flip, voxels not"
+    )
 
 
 def test_big_endian_and_plain_nii_are_read():

@@ -1,4 +1,5 @@
-"""Splits by person: the two sides of a person never part, and every stage of a run reads the file that the config names."""
+"""Splits by person: the two sides of a person never part, and every stage of a run reads the file
+that the config names."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import ROOT, Config, load_config
 from mvl.datasets import split_groups
 from mvl.datasets.registry import find_task
-from mvl.datasets.splits import NUM_FOLDS, load_split, make_split, read_split, run_split, select, split_path
+from mvl.datasets.splits import (
+    NUM_FOLDS,
+    load_split,
+    make_split,
+    read_split,
+    run_split,
+    select,
+    split_path,
+)
 from mvl.datasets.task import TaskError
 from mvl.publish.run_pages import Row, split_files
 from mvl.study.tables import TableError, check_split, read_rows
@@ -58,7 +67,9 @@ def test_the_committed_file_follows_from_the_rule_and_holds_the_same_cases(commi
     assert {len(block) for block in committed["blocks"]} == {26}
 
 
-def test_no_person_lies_on_two_sides_of_any_fold_and_in_the_first_file_many_do(committed: dict) -> None:
+def test_no_person_lies_on_two_sides_of_any_fold_and_in_the_first_file_many_do(
+    committed: dict,
+) -> None:
     first = read_split(ROOT / "data" / "splits" / "Task04_Hippocampus.json")
     parted = 0
     for fold in range(NUM_FOLDS):
@@ -75,13 +86,17 @@ def test_a_prefix_of_the_training_list_parts_at_most_one_person(committed: dict)
         whole = select(committed, fold, 1.0, PATH).train
         for fraction in (0.1, 0.3):
             some = select(committed, fold, fraction, PATH).train
-            assert some == whole[:len(some)]
-            assert len(set(map(person, some)) & set(map(person, whole[len(some):]))) <= 1
+            assert some == whole[: len(some)]
+            assert len(set(map(person, some)) & set(map(person, whole[len(some) :]))) <= 1
 
 
 def test_the_file_is_named_by_the_setting_and_other_tasks_have_none() -> None:
     assert split_path(HIPPOCAMPUS, kind="persons") == PATH
-    assert split_path(HIPPOCAMPUS).name == split_path(HIPPOCAMPUS, kind="copies").name == "Task04_Hippocampus.json"
+    assert (
+        split_path(HIPPOCAMPUS).name
+        == split_path(HIPPOCAMPUS, kind="copies").name
+        == "Task04_Hippocampus.json"
+    )
     with pytest.raises(TaskError, match="do not tell persons"):
         load_split(find_task("phantoms"), 0, 1.0, kind="persons")
 
@@ -94,8 +109,12 @@ def paired(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mvl.datasets.registry.find_task", lambda *_: task)
         patch.setattr("mvl.training.evaluate.find_task", lambda *_: task)
-        patch.setattr("mvl.datasets.splits.split_path", lambda task, data_dir=None, kind="folds":
-                      root / f"{task.name}{'_persons' if kind == 'persons' else ''}.json")
+        patch.setattr(
+            "mvl.datasets.splits.split_path",
+            lambda task, data_dir=None, kind="folds": (
+                root / f"{task.name}{'_persons' if kind == 'persons' else ''}.json"
+            ),
+        )
         yield task, root
 
 
@@ -106,7 +125,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_training_evaluation_and_plan_use_the_split_by_person(paired, study: str, tmp_path: Path) -> None:
+def test_training_evaluation_and_plan_use_the_split_by_person(
+    paired, study: str, tmp_path: Path
+) -> None:
     task, _ = paired
     config: Config = load_config(study, "phantoms", "by_person")
     wanted, other = run_split(config, task), load_split(task, 0, 1.0)
@@ -144,7 +165,9 @@ def test_runs_with_other_splits_are_told_which_file_to_restore(tmp_path: Path) -
         asked = dataclasses.replace(config, data=dataclasses.replace(config.data, split=kind))
         seen: dict = {}
         for digest in ("a", "b"):
-            files.write_json(tmp_path / kind / digest / "status.json", {"state": "done", "split_sha256": digest})
+            files.write_json(
+                tmp_path / kind / digest / "status.json", {"state": "done", "split_sha256": digest}
+            )
         check_split(tmp_path / kind / "a", asked, seen)
         with pytest.raises(TableError, match=f"restore data/splits/{name}"):
             check_split(tmp_path / kind / "b", asked, seen)

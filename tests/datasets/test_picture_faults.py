@@ -1,4 +1,5 @@
-"""`mvl verify` of pictures: every kind of damage is one finding with the file's name; whole data have none."""
+"""`mvl verify` of pictures: every kind of damage is one finding with the file's name; whole data
+have none."""
 
 from __future__ import annotations
 
@@ -41,12 +42,36 @@ def soften(mask):
 DAMAGE = {
     "images/shape_002.png": (lambda p: p.unlink(), "masks/shape_002.png", "mask without an image"),
     "masks/shape_003.png": (lambda p: p.unlink(), "images/shape_003.png", "image without a mask"),
-    "images/shape_004.png": (lambda p: p.write_bytes(p.read_bytes()[:200]), "images/shape_004.png", "not a whole picture"),
-    "masks/shape_005.png": (lambda p: grey(p, lambda v: v[:-2]), "masks/shape_005.png", "pixels, its image has"),
-    "masks/shape_006.png": (lambda p: grey(p, soften), "masks/shape_006.png", "9 pixels are neither black nor white"),
-    "images/shape_007.png": (lambda p: grey(p, lambda v: v * 0 + 9), "images/shape_007.png", "constant image"),
-    "images/shape_008.png": (lambda p: grey(p, lambda v: (v > 50).astype(np.uint8) * 255), "images/shape_008.png", "swapped"),
-    "masks/shape_010.png": (lambda p: grey(p, lambda v: v // 255 * 7), "masks/shape_010.png", "values up to 7"),
+    "images/shape_004.png": (
+        lambda p: p.write_bytes(p.read_bytes()[:200]),
+        "images/shape_004.png",
+        "not a whole picture",
+    ),
+    "masks/shape_005.png": (
+        lambda p: grey(p, lambda v: v[:-2]),
+        "masks/shape_005.png",
+        "pixels, its image has",
+    ),
+    "masks/shape_006.png": (
+        lambda p: grey(p, soften),
+        "masks/shape_006.png",
+        "9 pixels are neither black nor white",
+    ),
+    "images/shape_007.png": (
+        lambda p: grey(p, lambda v: v * 0 + 9),
+        "images/shape_007.png",
+        "constant image",
+    ),
+    "images/shape_008.png": (
+        lambda p: grey(p, lambda v: (v > 50).astype(np.uint8) * 255),
+        "images/shape_008.png",
+        "swapped",
+    ),
+    "masks/shape_010.png": (
+        lambda p: grey(p, lambda v: v // 255 * 7),
+        "masks/shape_010.png",
+        "values up to 7",
+    ),
     "images/readme.txt": (lambda p: p.write_text("x"), "images/readme.txt", "stray file"),
 }
 
@@ -56,11 +81,18 @@ def test_every_damage_is_one_finding(pics):
     assert picture_faults(task, folder, root) == []
     for name, (harm, *_) in DAMAGE.items():
         harm(folder / name)
-    found = {path.relative_to(folder).as_posix(): fault for path, fault in picture_faults(task, folder, root) if path != folder}
+    found = {
+        path.relative_to(folder).as_posix(): fault
+        for path, fault in picture_faults(task, folder, root)
+        if path != folder
+    }
     assert set(found) == {where for _, where, _ in DAMAGE.values()}
     for _, where, fault in DAMAGE.values():
         assert fault in found[where]
-    assert "holds 14 images with masks, pics has 16" in dict(picture_faults(task, folder, root))[folder]
+    assert (
+        "holds 14 images with masks, pics has 16"
+        in dict(picture_faults(task, folder, root))[folder]
+    )
 
 
 def test_bytes_are_compared_with_the_manifest(few_shapes, tmp_path):
@@ -69,7 +101,10 @@ def test_bytes_are_compared_with_the_manifest(few_shapes, tmp_path):
     assert verify(dataclasses.replace(task, name="copy", folder="shapes"), tmp_path) == []
     grey(tmp_path / "shapes" / "masks" / "shape_001.png", lambda v: v // 255)
     found = verify(dataclasses.replace(task, name="copy", folder="shapes"), tmp_path)
-    assert [(f.path.endswith("masks/shape_001.png"), "differ from the manifest" in f.fault) for f in found] == [(True, True)]
+    assert [
+        (f.path.endswith("masks/shape_001.png"), "differ from the manifest" in f.fault)
+        for f in found
+    ] == [(True, True)]
 
 
 def test_one_picture_on_both_sides_of_a_split_is_found(pics):
@@ -83,7 +118,10 @@ def test_one_picture_on_both_sides_of_a_split_is_found(pics):
     (root / "splits" / "pics.json").write_text(json.dumps(split))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(picture_faults_module, "split_path", lambda *_: root / "splits" / "pics.json")
-        assert ["the same pixels as shape_000" in fault for _, fault in picture_faults(task, folder, root)] == [True]
+        assert [
+            "the same pixels as shape_000" in fault
+            for _, fault in picture_faults(task, folder, root)
+        ] == [True]
 
 
 def test_masks_of_busi_must_fit_their_class(tmp_path, few_shapes):
@@ -91,7 +129,9 @@ def test_masks_of_busi_must_fit_their_class(tmp_path, few_shapes):
         (tmp_path / "Dataset_BUSI_with_GT" / kind).mkdir(parents=True)
         noise = np.random.default_rng(0).integers(0, 255, (30, 30)).astype(np.uint8)
         Image.fromarray(noise).save(tmp_path / "Dataset_BUSI_with_GT" / kind / f"{kind} (1).png")
-        Image.fromarray(np.full((30, 30), value, np.uint8)).save(tmp_path / "Dataset_BUSI_with_GT" / kind / f"{kind} (1)_mask.png")
+        Image.fromarray(np.full((30, 30), value, np.uint8)).save(
+            tmp_path / "Dataset_BUSI_with_GT" / kind / f"{kind} (1)_mask.png"
+        )
     faults = [finding.fault for finding in verify(find_task("BUSI"), tmp_path)]
     assert any("holds 2 images with masks, BUSI has 780" in fault for fault in faults)
     assert any("another copy than the recorded runs used" in fault for fault in faults)
@@ -104,10 +144,15 @@ def test_masks_of_busi_must_fit_their_class(tmp_path, few_shapes):
 def test_another_copy_is_told_from_a_damaged_one(few_shapes):
     folder = few_shapes[1] / "shapes"
     files = json.loads((folder / "manifest.json").read_text())["files"]
-    assert not is_other_copy(files, folder) and is_other_copy(dict.fromkeys(files, "0" * 64), folder)
+    assert not is_other_copy(files, folder) and is_other_copy(
+        dict.fromkeys(files, "0" * 64), folder
+    )
     assert not is_other_copy({**files, "images/shape_000.png": "0" * 64}, folder)
 
 
 def test_fetch_says_where_a_person_downloads_busi(tmp_path):
-    with pytest.raises(TaskError, match=r"no data of BUSI there; download it from https://scholar\.cu\.edu\.eg.*MVL_DATA"):
+    with pytest.raises(
+        TaskError,
+        match=r"no data of BUSI there; download it from https://scholar\.cu\.edu\.eg.*MVL_DATA",
+    ):
         fetch(find_task("BUSI"), tmp_path)

@@ -12,7 +12,16 @@ from PIL import Image
 
 from mvl.datasets import pictures
 from mvl.datasets.nifti import FileFault
-from mvl.datasets.pictures import list_busi, list_pairs, png_bytes, read_busi, read_case, read_image, read_mask, read_pairs
+from mvl.datasets.pictures import (
+    list_busi,
+    list_pairs,
+    png_bytes,
+    read_busi,
+    read_case,
+    read_image,
+    read_mask,
+    read_pairs,
+)
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.task import TaskError
 
@@ -41,10 +50,15 @@ def test_busi_layout_unites_masks_and_names_cases(tmp_path):
     put(tmp_path / "normal" / "normal (12)_mask.png", square(value=0))
     (tmp_path / "normal" / "Thumbs.db").write_bytes(b"x")
     cases = read_busi(tmp_path)
-    assert [case.case_id for case in cases] == ["benign_004", "normal_012"] and list_busi(tmp_path).strays == []
+    assert [case.case_id for case in cases] == ["benign_004", "normal_012"] and list_busi(
+        tmp_path
+    ).strays == []
     image, label = read_case(cases[0], 1)
     assert image.shape == (1, 12, 8) and np.array_equal(image[0], RAMP)
-    assert np.array_equal(label, (square() > 0) | (square(5, 7) > 0)) and read_case(cases[1], 1)[1].max() == 0
+    assert (
+        np.array_equal(label, (square() > 0) | (square(5, 7) > 0))
+        and read_case(cases[1], 1)[1].max() == 0
+    )
 
 
 @pytest.mark.parametrize("layout", ["apart", "beside"])
@@ -59,7 +73,10 @@ def test_pairs_in_two_folders_or_beside_each_other(tmp_path, layout):
     assert [path.name for path in list_pairs(tmp_path).strays] == ["notes.txt"]
 
 
-@pytest.mark.parametrize(("gone", "message"), [("benign (1).png", "mask without an image"), ("benign (1)_mask.png", "image without a mask")])
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [("benign (1).png", "mask without an image"), ("benign (1)_mask.png", "image without a mask")],
+)
 def test_a_file_without_its_partner_is_named(tmp_path, gone, message):
     for name in ("benign (1).png", "benign (1)_mask.png"):
         if name != gone:
@@ -87,11 +104,15 @@ def test_modes_come_out_as_grey_or_colour(tmp_path):
     rgb = np.stack([RAMP, RAMP // 2, RAMP // 3], -1)
     luma = np.asarray(Image.fromarray(rgb).convert("L"))
     colour = put(tmp_path / "rgb.png", rgb)
-    assert np.array_equal(read_image(colour, 1)[0], luma) and np.array_equal(read_image(colour, 3), np.moveaxis(rgb, -1, 0))
+    assert np.array_equal(read_image(colour, 1)[0], luma) and np.array_equal(
+        read_image(colour, 3), np.moveaxis(rgb, -1, 0)
+    )
     palette = put(tmp_path / "p.png", Image.fromarray(rgb).quantize(255))
     assert np.abs(read_image(palette, 1)[0] - luma).max() < 12
     alpha = np.dstack([rgb, np.where(RAMP > 100, 255, 0).astype(np.uint8)])
-    assert np.array_equal(read_image(put(tmp_path / "a.png", alpha), 1)[0], np.where(RAMP > 100, luma, 0))
+    assert np.array_equal(
+        read_image(put(tmp_path / "a.png", alpha), 1)[0], np.where(RAMP > 100, luma, 0)
+    )
     deep = put(tmp_path / "deep.png", RAMP.astype(np.uint16) * 300)
     assert np.array_equal(read_image(deep, 1)[0], RAMP * np.float32(300))
     with pytest.raises(FileFault, match="no 3 channels"):
@@ -113,23 +134,39 @@ def test_masks_black_and_white_labels_palettes_and_smooth_edges(tmp_path):
     index.putpalette([0, 0, 0, 200, 10, 10])
     edge = square()
     edge[1, 2:6], edge[6, 2:6] = 100, 200
-    for name, values in {"l": square(), "one": square(value=1), "bit": square() > 0, "p": index, "rgb": np.dstack([square()] * 3),
-                         "deep": square().astype(np.uint16) * 257}.items():
+    for name, values in {
+        "l": square(),
+        "one": square(value=1),
+        "bit": square() > 0,
+        "p": index,
+        "rgb": np.dstack([square()] * 3),
+        "deep": square().astype(np.uint16) * 257,
+    }.items():
         assert np.array_equal(read_mask(put(tmp_path / f"{name}.png", values)), want), name
     smooth = read_mask(put(tmp_path / "smooth.png", edge))
     assert smooth[6, 3] == 1 and smooth[1, 3] == 0
     assert read_mask(put(tmp_path / "two.png", square(value=2)), top=2).max() == 2
-    for name, values, fault in (("odd", square(value=2), "values up to 2"), ("ink", np.dstack([square(), square(), RAMP]), "coloured")):
+    for name, values, fault in (
+        ("odd", square(value=2), "values up to 2"),
+        ("ink", np.dstack([square(), square(), RAMP]), "coloured"),
+    ):
         with pytest.raises(FileFault, match=fault):
             read_mask(put(tmp_path / f"{name}.png", values))
 
 
 def damaged(kind):
     out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(out, format="PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(
+        out, format="PNG"
+    )
     raw = out.getvalue()
-    return {"empty": b"", "short": raw[:len(raw) // 2], "text": b"hello", "lfs": b"version https://git-lfs.github.com/spec/v1\n",
-            "flipped": raw[:1500] + bytes([raw[1500] ^ 255]) + raw[1501:]}[kind]
+    return {
+        "empty": b"",
+        "short": raw[: len(raw) // 2],
+        "text": b"hello",
+        "lfs": b"version https://git-lfs.github.com/spec/v1\n",
+        "flipped": raw[:1500] + bytes([raw[1500] ^ 255]) + raw[1501:],
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", ["empty", "short", "text", "lfs", "flipped"])
@@ -175,5 +212,7 @@ def test_real_busi_has_its_780_cases_and_17_with_several_masks():
     assert sum(bool(case.more_labels) for case in cases) == 17
     several = next(case for case in cases if case.case_id == "benign_195")
     single = [np.count_nonzero(read_mask(path)) for path in (several.label, *several.more_labels)]
-    assert len(single) == 3 and max(single) < np.count_nonzero(read_case(several, 1)[1]) <= sum(single)
+    assert len(single) == 3 and max(single) < np.count_nonzero(read_case(several, 1)[1]) <= sum(
+        single
+    )
     assert read_case(next(case for case in cases if case.case_id == "normal_001"), 1)[1].max() == 0

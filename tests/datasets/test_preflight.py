@@ -1,4 +1,5 @@
-"""What a run trusts: bytes of the manifest, verdicts kept by sha256, a split without a leak, and test cases that stay closed."""
+"""What a run trusts: bytes of the manifest, verdicts kept by sha256, a split without a leak, and
+test cases that stay closed."""
 
 from __future__ import annotations
 
@@ -33,10 +34,17 @@ def test_verdicts_are_kept_by_sha256_and_asked_for_once(own, monkeypatch, tmp_pa
     task, root, folder = own
     asked = []
     real = sandbox.check_case
-    monkeypatch.setattr(sandbox, "check_case", lambda task, case, *rest: (asked.append(case.case_id), real(task, case, *rest))[1])
+    monkeypatch.setattr(
+        sandbox,
+        "check_case",
+        lambda task, case, *rest: (asked.append(case.case_id), real(task, case, *rest))[1],
+    )
     split = load_split(task, 0, 1.0, root)
     preflight.check_inputs(task, split, tmp_path / "run", root)
-    assert len(asked) == 12 and len(json.loads((root / "checked" / "Boxes.json").read_text())["sound"]) == 12
+    assert (
+        len(asked) == 12
+        and len(json.loads((root / "checked" / "Boxes.json").read_text())["sound"]) == 12
+    )
     preflight._SOUND.clear()
     preflight.check_inputs(task, split, tmp_path / "run", root)
     assert len(asked) == 12
@@ -50,12 +58,23 @@ def test_pictures_and_registered_tasks_are_known_by_the_manifest(few_shapes, toy
         ids = [case.case_id for case in list_cases(task, root)]
         split = Split(tuple(ids[:6]), tuple(ids[6:8]), tuple(ids[8:12]), "s")
         preflight.check_inputs(task, split, tmp_path / task.name, root)
-        with pytest.raises(TaskError, match=f"case {ids[0]} is in train and in test; restore data/splits/{task.name}.json"):
-            preflight.check_inputs(task, Split(split.train, split.val, (ids[0],), "s"), tmp_path / task.name, root)
+        with pytest.raises(
+            TaskError,
+            match=f"case {ids[0]} is in train and in test; restore data/splits/{task.name}.json",
+        ):
+            preflight.check_inputs(
+                task, Split(split.train, split.val, (ids[0],), "s"), tmp_path / task.name, root
+            )
     task, root = toy
     path = root / "Toy" / "labelsTr" / "phantom_011.nii.gz"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(TaskError, match=r"phantom_011.nii.gz: its bytes differ from the manifest's sha256 .* as do 0 more; run `mvl verify Toy`"):
+    with pytest.raises(
+        TaskError,
+        match=(
+            r"phantom_011.nii.gz: its bytes differ from the manifest's sha256 .* as do 0 more; run"
+            r" `mvl verify Toy`"
+        ),
+    ):
         preflight.check_inputs(task, split, tmp_path / "Toy", root)
 
 
@@ -63,7 +82,10 @@ def test_a_run_keeps_its_split(tmp_path):
     split = Split(("a",), ("b",), ("c",), "1" * 64)
     preflight.keep_split(tmp_path, split)
     preflight.keep_split(tmp_path, split)
-    with pytest.raises(RunError, match=r"split.json: the run was begun with another split .*restore data/splits, or delete"):
+    with pytest.raises(
+        RunError,
+        match=r"split.json: the run was begun with another split .*restore data/splits, or delete",
+    ):
         preflight.keep_split(tmp_path, Split(("a",), ("b",), ("c",), "2" * 64))
     (tmp_path / "split.json").write_text("{")
     with pytest.raises(RunError, match=r"split.json: cannot be read .*delete"):
@@ -77,7 +99,13 @@ def test_closed_cases_open_again_whatever_happens(toy):
     store.get(0)
     with pytest.raises(RuntimeError, match="stop"), preflight.closed(task, ("phantom_000",), root):
         for ask in (store.get, store.native):
-            with pytest.raises(TaskError, match=r"phantom_000.nii.gz: a test case, closed until .*train and select on the split's train and val"):
+            with pytest.raises(
+                TaskError,
+                match=(
+                    r"phantom_000.nii.gz: a test case, closed until .*train and select on the"
+                    r" split's train and val"
+                ),
+            ):
                 ask(0)
             ask(1)
         raise RuntimeError("stop")
@@ -95,6 +123,9 @@ def test_the_start_of_a_run_costs_little(tmp_path):
 def test_a_run_by_persons_is_told_of_the_persons_file(tmp_path):
     task = find_task("hippocampus")
     split = Split(("hippocampus_001",), (), ("hippocampus_001",), "x")
-    for kind, name in (("folds", "Task04_Hippocampus.json"), ("persons", "Task04_Hippocampus_persons.json")):
+    for kind, name in (
+        ("folds", "Task04_Hippocampus.json"),
+        ("persons", "Task04_Hippocampus_persons.json"),
+    ):
         with pytest.raises(TaskError, match=f"restore data/splits/{name}"):
             preflight.check_inputs(task, split, tmp_path / kind, kind=kind)

@@ -16,10 +16,24 @@ from mvl.datasets.task import TaskError, data_root
 
 def test_registry_holds_the_ten_tasks_and_the_phantoms():
     tasks = load_tasks()
-    assert len(tasks) == 19 and {"phantoms", "BUSI", "shapes"} < set(tasks) and sum(t.num_cases for t in tasks.values() if t.url) == 1741
+    assert (
+        len(tasks) == 19
+        and {"phantoms", "BUSI", "shapes"} < set(tasks)
+        and sum(t.num_cases for t in tasks.values() if t.url) == 1741
+    )
     for task in tasks.values():
-        assert task.labels and min(task.labels) == 1 and task.nsd_tolerance_mm > 0 and task.channels and task.citation
-        assert not task.url or (task.url.endswith(f"/{task.name}.tar") and len(task.md5) == 32 and task.licence == "CC-BY-SA 4.0")
+        assert (
+            task.labels
+            and min(task.labels) == 1
+            and task.nsd_tolerance_mm > 0
+            and task.channels
+            and task.citation
+        )
+        assert not task.url or (
+            task.url.endswith(f"/{task.name}.tar")
+            and len(task.md5) == 32
+            and task.licence == "CC-BY-SA 4.0"
+        )
     assert tasks["Task04_Hippocampus"].labels == {1: "anterior", 2: "posterior"}
 
 
@@ -29,13 +43,19 @@ def test_pictures_are_measured_in_pixels():
     assert [name for name, task in tasks.items() if task.unit == "px"] == pictures
     assert [name for name, task in tasks.items() if task.dims == 2] == pictures
     assert all(len(tasks[name].channels) == 3 for name in pictures[2:])
-    assert tasks["BUSI"].folder == "Dataset_BUSI_with_GT" and tasks["BUSI"].num_cases == 780 and tasks["BUSI"].licence == "CC BY 4.0"
+    assert (
+        tasks["BUSI"].folder == "Dataset_BUSI_with_GT"
+        and tasks["BUSI"].num_cases == 780
+        and tasks["BUSI"].licence == "CC BY 4.0"
+    )
 
 
 def test_md5_sums_are_those_of_monai():
     from monai.apps import DecathlonDataset
 
-    assert {name: task.md5 for name, task in load_tasks().items() if task.url} == DecathlonDataset.md5
+    assert {
+        name: task.md5 for name, task in load_tasks().items() if task.url
+    } == DecathlonDataset.md5
 
 
 def test_no_two_tasks_share_a_name_and_reduced_copies_keep_theirs():
@@ -52,7 +72,10 @@ def test_a_task_that_is_cropped_by_its_label_says_so():
 
 
 def test_task_is_found_by_folder_name_or_last_word():
-    assert find_task("hippocampus") is find_task("Task04_Hippocampus") and find_task("phantoms").num_cases == 80
+    assert (
+        find_task("hippocampus") is find_task("Task04_Hippocampus")
+        and find_task("phantoms").num_cases == 80
+    )
     with pytest.raises(TaskError, match="did you mean 'hippocampus'"):
         find_task("hipocampus")
 
@@ -77,12 +100,23 @@ def rewrite(folder, change):
     path.write_text(json.dumps(value))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda d: d["training"].append({"image": "./imagesTr/../../secret.nii.gz", "label": "./labelsTr/a.nii.gz"}), "leaves the folder"),
-    (lambda d: d["training"].append({"image": "/etc/hostname", "label": "/etc/hostname"}), "leaves the folder"),
-    (lambda d: d["training"].append(d["training"][0]), "phantom_000 is listed twice"),
-    (lambda d: d.pop("training"), "not a Decathlon dataset.json"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d["training"].append(
+                {"image": "./imagesTr/../../secret.nii.gz", "label": "./labelsTr/a.nii.gz"}
+            ),
+            "leaves the folder",
+        ),
+        (
+            lambda d: d["training"].append({"image": "/etc/hostname", "label": "/etc/hostname"}),
+            "leaves the folder",
+        ),
+        (lambda d: d["training"].append(d["training"][0]), "phantom_000 is listed twice"),
+        (lambda d: d.pop("training"), "not a Decathlon dataset.json"),
+    ],
+)
 def test_dataset_json_is_not_trusted(tmp_path, change, message):
     folder = write_phantoms(tmp_path / "phantoms", 2)
     rewrite(folder, change)
@@ -93,7 +127,10 @@ def test_dataset_json_is_not_trusted(tmp_path, change, message):
 def test_desktop_droppings_are_no_cases_and_a_missing_file_is_named(tmp_path):
     folder = task_dir(find_task("phantoms"), tmp_path)
     (folder / "imagesTr" / "._phantom_000.nii.gz").write_bytes(b"x")
-    dropping = {"image": "./imagesTr/._phantom_000.nii.gz", "label": "./labelsTr/._phantom_000.nii.gz"}
+    dropping = {
+        "image": "./imagesTr/._phantom_000.nii.gz",
+        "label": "./labelsTr/._phantom_000.nii.gz",
+    }
     rewrite(folder, lambda d: d["training"].append(dropping))
     assert len(list_cases(find_task("phantoms"), tmp_path)) == 80
     (folder / "labelsTr" / "phantom_003.nii.gz").unlink()
@@ -102,5 +139,13 @@ def test_desktop_droppings_are_no_cases_and_a_missing_file_is_named(tmp_path):
 
 
 def test_import_is_light():
-    code = "import mvl.datasets.registry, sys; print([m for m in ('torch', 'monai', 'nibabel', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import mvl.datasets.registry, sys; print([m for m in ('torch', 'monai', 'nibabel',"
+        " 'numpy') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,4 +1,5 @@
-"""A bounded process looks at files: same answers as here, and its death, silence or want of memory is the file's fault."""
+"""A bounded process looks at files: same answers as here, and its death, silence or want of memory
+is the file's fault."""
 
 from __future__ import annotations
 
@@ -25,13 +26,24 @@ def test_it_says_what_would_be_said_here(toy):
         sandbox.check_scan((case.image,), task)
 
 
-def test_its_death_silence_and_want_of_memory_are_faults_and_the_next_question_is_answered(toy, monkeypatch):
+def test_its_death_silence_and_want_of_memory_are_faults_and_the_next_question_is_answered(
+    toy, monkeypatch
+):
     task, case, folder = first_case(toy)
     quick, by = Child(time_s=0.0), Child()
-    assert "could not be read within 0 s" in sandbox.check_case(task, case, folder, {}, quick)[0][case.image] and quick.process is None
-    monkeypatch.setattr(sandbox, "SERVE", "import os, sys, time; sys.stdin.readline(); os.kill(os.getpid(), 9)")
+    assert (
+        "could not be read within 0 s"
+        in sandbox.check_case(task, case, folder, {}, quick)[0][case.image]
+        and quick.process is None
+    )
+    monkeypatch.setattr(
+        sandbox, "SERVE", "import os, sys, time; sys.stdin.readline(); os.kill(os.getpid(), 9)"
+    )
     assert "ended (signal 9" in sandbox.check_case(task, case, folder, {}, by)[0][case.image]
-    with pytest.raises(FileFault, match=r"phantom_000.nii.gz: the process that read it ended \(signal 9.*put the file right"):
+    with pytest.raises(
+        FileFault,
+        match=r"phantom_000.nii.gz: the process that read it ended \(signal 9.*put the file right",
+    ):
         sandbox.check_scan((case.image,), task, by)
     monkeypatch.undo()
     assert sandbox.check_case(task, case, folder, {}, by)[0] == {}
@@ -45,6 +57,12 @@ def test_want_of_memory_is_named(toy, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(checks, "check_case", greedy)
-    question = {"about": "case", "task": sandbox.dataclasses.asdict(task), "case": {"image": str(case.image)}}
+    question = {
+        "about": "case",
+        "task": sandbox.dataclasses.asdict(task),
+        "case": {"image": str(case.image)},
+    }
     monkeypatch.setattr(sandbox, "_case", greedy)
-    assert sandbox._answer(question, 2**30)["faults"] == [(str(case.image), "needs more than 1 GiB of memory to be looked at")]
+    assert sandbox._answer(question, 2**30)["faults"] == [
+        (str(case.image), "needs more than 1 GiB of memory to be looked at")
+    ]

@@ -16,8 +16,15 @@ from mvl.datasets.task import TaskError
 
 def test_slices_of_a_task_are_a_task(few_phantoms):
     task = find_task("phantoms_slices")
-    assert (task.name, task.dims, task.folder, task.labels) == ("phantoms_slices", 2, "phantoms", find_task("phantoms").labels)
-    assert whole_task(task) == dataclasses.replace(find_task("phantoms"), folder="phantoms") and whole_task(find_task("BUSI")) is find_task("BUSI")
+    assert (task.name, task.dims, task.folder, task.labels) == (
+        "phantoms_slices",
+        2,
+        "phantoms",
+        find_task("phantoms").labels,
+    )
+    assert whole_task(task) == dataclasses.replace(
+        find_task("phantoms"), folder="phantoms"
+    ) and whole_task(find_task("BUSI")) is find_task("BUSI")
     assert find_task("hippocampus_slices").name == "Task04_Hippocampus_slices"
     with pytest.raises(TaskError, match="no volumes to slice"):
         find_task("BUSI_slices")
@@ -27,16 +34,25 @@ def test_every_slice_with_foreground_and_each_fourth_other_is_a_case(few_phantom
     folder = few_phantoms / "phantoms"
     cases = read_slices(folder)
     for volume in ("phantom_000", "phantom_007"):
-        label = nibabel.funcs.as_closest_canonical(nibabel.nifti1.load(folder / "labelsTr" / f"{volume}.nii.gz"))
-        voxels, image = np.asarray(label.dataobj), nibabel.nifti1.load(folder / "imagesTr" / f"{volume}.nii.gz")
+        label = nibabel.funcs.as_closest_canonical(
+            nibabel.nifti1.load(folder / "labelsTr" / f"{volume}.nii.gz")
+        )
+        voxels, image = (
+            np.asarray(label.dataobj),
+            nibabel.nifti1.load(folder / "imagesTr" / f"{volume}.nii.gz"),
+        )
         present = (voxels > 0).any(axis=(0, 1))
         mine = [case for case in cases if volume_of(case.case_id) == volume]
-        assert [case.z for case in mine] == [z for z in range(len(present)) if present[z] or z % EMPTY_STEP == 0]
+        assert [case.z for case in mine] == [
+            z for z in range(len(present)) if present[z] or z % EMPTY_STEP == 0
+        ]
         assert mine[0].case_id == f"{volume}_z000" and not present[0]
         shown = next(case for case in mine if present[case.z])
         picture, mask, spacing = read_slice(shown)
         upright = np.asarray(nibabel.funcs.as_closest_canonical(image).dataobj)
-        assert np.array_equal(picture[0], upright[:, :, shown.z]) and np.array_equal(mask, voxels[:, :, shown.z])
+        assert np.array_equal(picture[0], upright[:, :, shown.z]) and np.array_equal(
+            mask, voxels[:, :, shown.z]
+        )
         assert spacing == pytest.approx(label.header.get_zooms()[:2]) and mask.dtype == np.uint8
 
 
@@ -50,10 +66,22 @@ def test_slices_share_their_volumes_fold(few_phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr("mvl.datasets.splits.ROOT", tmp_path)
     monkeypatch.setattr("mvl.datasets.registry.make", lambda task, folder: folder)
     task = find_task("phantoms_slices")
-    whole, volumes = load_split(task, 0, 1.0, few_phantoms), load_split(find_task("phantoms"), 0, 1.0, few_phantoms)
+    whole, volumes = (
+        load_split(task, 0, 1.0, few_phantoms),
+        load_split(find_task("phantoms"), 0, 1.0, few_phantoms),
+    )
     for part in ("train", "val", "test"):
         assert {volume_of(case) for case in getattr(whole, part)} == set(getattr(volumes, part))
-    assert sorted((*whole.train, *whole.val, *whole.test)) == [case.case_id for case in list_cases(task, few_phantoms)]
-    some, few = load_split(task, 0, 0.3, few_phantoms), load_split(find_task("phantoms"), 0, 0.3, few_phantoms)
-    assert whole.train[:len(some.train)] == some.train and {volume_of(case) for case in some.train} == set(few.train)
-    assert some.sha256 != whole.sha256 and sorted(p.name for p in (tmp_path / "data" / "splits").iterdir()) == ["phantoms.json"]
+    assert sorted((*whole.train, *whole.val, *whole.test)) == [
+        case.case_id for case in list_cases(task, few_phantoms)
+    ]
+    some, few = (
+        load_split(task, 0, 0.3, few_phantoms),
+        load_split(find_task("phantoms"), 0, 0.3, few_phantoms),
+    )
+    assert whole.train[: len(some.train)] == some.train and {
+        volume_of(case) for case in some.train
+    } == set(few.train)
+    assert some.sha256 != whole.sha256 and sorted(
+        p.name for p in (tmp_path / "data" / "splits").iterdir()
+    ) == ["phantoms.json"]

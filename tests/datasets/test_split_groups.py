@@ -10,7 +10,17 @@ import pytest
 
 from mvl.core.config import ROOT
 from mvl.datasets.registry import MANIFESTS, find_task
-from mvl.datasets.split_groups import KNOWN_RULE, RULE, find_groups, kind_of, known_groups, rule_of, sequence_of, training_order, units
+from mvl.datasets.split_groups import (
+    KNOWN_RULE,
+    RULE,
+    find_groups,
+    kind_of,
+    known_groups,
+    rule_of,
+    sequence_of,
+    training_order,
+    units,
+)
 from mvl.datasets.splits import make_split, read_split, select, split_file
 from mvl.datasets.task import Case, TaskError
 
@@ -27,7 +37,9 @@ def test_committed_split_of_busi_follows_from_the_rule_and_the_manifest(busi):
     everyone = sorted(case for block in busi["blocks"] for case in block)
     assert len(everyone) == 780 and busi["groups"] == manifest["groups"]
     images = {name for name in manifest["files"] if "_mask" not in name}
-    assert {f"{kind_of(case)}/{kind_of(case)} ({int(case[-3:])}).png" for case in everyone} == images
+    assert {
+        f"{kind_of(case)}/{kind_of(case)} ({int(case[-3:])}).png" for case in everyone
+    } == images
     assert make_split("BUSI", everyone, groups=busi["groups"]) == busi
 
 
@@ -37,7 +49,12 @@ def test_groups_of_busi_lie_in_one_block_and_blocks_are_alike(busi):
     assert (len(busi["groups"]), sum(map(len, busi["groups"]))) == (146, 336)
     for block in busi["blocks"]:
         kinds = Counter(map(kind_of, block))
-        assert len(block) == 78 and kinds["benign"] in (43, 44) and kinds["malignant"] == 21 and kinds["normal"] in (13, 14)
+        assert (
+            len(block) == 78
+            and kinds["benign"] in (43, 44)
+            and kinds["malignant"] == 21
+            and kinds["normal"] in (13, 14)
+        )
 
 
 @pytest.mark.parametrize("fold", range(10))
@@ -46,9 +63,22 @@ def test_prefixes_hold_the_kinds_in_proportion_and_cut_at_most_one_group(busi, f
     group = {case: i for i, cases in enumerate(busi["groups"]) for case in cases}
     for part in parts:
         kinds, n = Counter(map(kind_of, part.train)), len(part.train)
-        assert all(abs(kinds[kind] - n * share) <= 4 for kind, share in (("benign", 437 / 780), ("malignant", 210 / 780), ("normal", 133 / 780)))
+        assert all(
+            abs(kinds[kind] - n * share) <= 4
+            for kind, share in (
+                ("benign", 437 / 780),
+                ("malignant", 210 / 780),
+                ("normal", 133 / 780),
+            )
+        )
         rest = set(parts[-1].train) - set(part.train)
-        assert len({group.get(case) for case in part.train} & {group.get(case) for case in rest} - {None}) <= 1
+        assert (
+            len(
+                {group.get(case) for case in part.train}
+                & {group.get(case) for case in rest} - {None}
+            )
+            <= 1
+        )
     held = {group.get(case) for case in (*parts[-1].val, *parts[-1].test)} - {None}
     assert not held & {group.get(case) for case in parts[-1].train}
 
@@ -70,11 +100,22 @@ def test_units_order_and_kinds():
     assert all_units == [("a", "c"), ("b",), ("d",)]
     order = training_order("T", ["a", "c", "d"], all_units, 0, 0)
     assert sorted(order) == ["a", "c", "d"] and abs(order.index("a") - order.index("c")) == 1
-    assert [kind_of(case) for case in ("benign_003", "patient_3", "x")] == ["benign", "case", "case"]
+    assert [kind_of(case) for case in ("benign_003", "patient_3", "x")] == [
+        "benign",
+        "case",
+        "case",
+    ]
     assert find_groups(find_task("hippocampus"), [], Path("nowhere")) == []
 
 
-REDUCED = ["Task02_Heart_half", "LeftAtrium2018_half", "ISIC2017_256", "PH2_256", "Kvasir_SEG_256", "CVC_ClinicDB_256"]
+REDUCED = [
+    "Task02_Heart_half",
+    "LeftAtrium2018_half",
+    "ISIC2017_256",
+    "PH2_256",
+    "Kvasir_SEG_256",
+    "CVC_ClinicDB_256",
+]
 
 
 @pytest.mark.parametrize("name", REDUCED)
@@ -103,7 +144,9 @@ def test_no_sequence_of_frames_lies_in_two_blocks():
     ends = [sequence_of(task, case) for case in ("1", "25", "26", "205", "206", "592", "612")]
     assert ends == [1, 1, 2, 10, 11, 29, 29] and len(task.sequence_ends) == 29
     homes: dict[int, set[int]] = {}
-    for k, block in enumerate(read_split(ROOT / "data" / "splits" / "CVC_ClinicDB_256.json")["blocks"]):
+    for k, block in enumerate(
+        read_split(ROOT / "data" / "splits" / "CVC_ClinicDB_256.json")["blocks"]
+    ):
         for case in block:
             homes.setdefault(sequence_of(task, case), set()).add(k)
     assert len(homes) == 29 and all(len(blocks) == 1 for blocks in homes.values())
@@ -115,7 +158,10 @@ def test_no_sequence_of_frames_lies_in_two_blocks():
 def test_a_split_that_parts_what_the_registry_keeps_together_is_refused(tmp_path, monkeypatch):
     """A file without its groups passes every other check."""
     monkeypatch.setattr("mvl.datasets.splits.split_path", lambda *_: tmp_path / "heart.json")
-    cases = [Case(name, tmp_path, tmp_path) for name in ("la_005", "la_026", *(f"la_1{i:02d}" for i in range(18)))]
+    cases = [
+        Case(name, tmp_path, tmp_path)
+        for name in ("la_005", "la_026", *(f"la_1{i:02d}" for i in range(18)))
+    ]
     monkeypatch.setattr("mvl.datasets.splits.list_cases", lambda *_: cases)
     split = make_split("Task02_Heart_half", [case.case_id for case in cases], seed=1)
     (tmp_path / "heart.json").write_text(json.dumps(split))

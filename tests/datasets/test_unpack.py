@@ -50,7 +50,9 @@ def test_hostile_archives_write_nothing(tmp_path, name):
 
 
 def test_archive_modes_droppings_and_damage(tmp_path, monkeypatch):
-    archive = archive_of(tmp_path / "a.tar", member("T/good", mode=0o4777), member("T/._good"), member("T/.DS_Store"))
+    archive = archive_of(
+        tmp_path / "a.tar", member("T/good", mode=0o4777), member("T/._good"), member("T/.DS_Store")
+    )
     extract(archive, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out" / "T").iterdir()] == ["good"]
     assert (tmp_path / "out" / "T" / "good").stat().st_mode & 0o7133 == 0
@@ -58,6 +60,8 @@ def test_archive_modes_droppings_and_damage(tmp_path, monkeypatch):
         (tmp_path / "b.tar").write_bytes(data)
         with pytest.raises(TaskError, match=r"b.tar: (damaged|member)"):
             extract(tmp_path / "b.tar", tmp_path / "out2")
-    monkeypatch.setattr("mvl.datasets.unpack.shutil.disk_usage", lambda _: type("", (), {"free": 0})())
+    monkeypatch.setattr(
+        "mvl.datasets.unpack.shutil.disk_usage", lambda _: type("", (), {"free": 0})()
+    )
     with pytest.raises(TaskError, match=r"1 bytes needed to unpack a\.tar, 0 free"):
         extract(archive, tmp_path / "out3")

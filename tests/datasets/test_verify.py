@@ -26,7 +26,12 @@ def unhashed(toy):
     """The toy task without its manifest, so that only the checks of content can find what is wrong."""
     task, root = toy
     (root / "Toy" / "manifest.json").unlink()
-    return task, root, root / "Toy" / "imagesTr" / "phantom_003.nii.gz", root / "Toy" / "labelsTr" / "phantom_003.nii.gz"
+    return (
+        task,
+        root,
+        root / "Toy" / "imagesTr" / "phantom_003.nii.gz",
+        root / "Toy" / "labelsTr" / "phantom_003.nii.gz",
+    )
 
 
 def the_finding(task, root, path):
@@ -60,22 +65,30 @@ def test_every_bit_flip_hole_and_truncation_is_found(toy):
         if trial % 3 == 0:
             data[place] ^= 1 << draw.randrange(8)
         elif trial % 3 == 1:
-            data[place:place + 512] = bytes(512)
+            data[place : place + 512] = bytes(512)
         else:
-            data = data[:-draw.choice([1, 4, 8, 500])]
+            data = data[: -draw.choice([1, 4, 8, 500])]
         path.write_bytes(data)
         for known in (manifest, {}) if trial % 3 else (manifest,):
-            assert list(check_case(task, case, root / "Toy", known)[0]) == [case.image], (trial, place)
+            assert list(check_case(task, case, root / "Toy", known)[0]) == [case.image], (
+                trial,
+                place,
+            )
 
 
-@pytest.mark.parametrize(("data", "fault"), [
-    (b"", "empty file"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git-LFS pointer"),
-    (b"<!DOCTYPE html><html>", "HTML"),
-    (b"hello, this is text", "neither gzip nor NIfTI"),
-    (gzip.compress(b"short"), "a NIfTI-1 header needs 352"),
-    (gzip.compress(b"x" * 500), "not a NIfTI-1 header"),
-], ids=["empty", "pointer", "page", "text", "short", "no header"])  # gzip writes the time: two workers named these cases apart
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git-LFS pointer"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"hello, this is text", "neither gzip nor NIfTI"),
+        (gzip.compress(b"short"), "a NIfTI-1 header needs 352"),
+        (gzip.compress(b"x" * 500), "not a NIfTI-1 header"),
+        # gzip writes the time: two workers named these cases apart
+    ],
+    ids=["empty", "pointer", "page", "text", "short", "no header"],
+)
 def test_files_that_are_no_scans(toy, data, fault):
     task, root, image, _ = unhashed(toy)
     image.write_bytes(data)
@@ -158,7 +171,9 @@ def test_sheared_affine(toy):
     assert "sheared" in the_finding(task, root, image)
 
 
-@pytest.mark.parametrize(("value", "fault"), [(np.nan, "1 voxels are NaN"), (np.inf, "1 voxels are NaN")])
+@pytest.mark.parametrize(
+    ("value", "fault"), [(np.nan, "1 voxels are NaN"), (np.inf, "1 voxels are NaN")]
+)
 def test_one_bad_voxel(toy, value, fault):
     task, root, image, _ = unhashed(toy)
     voxels, affine = voxels_of(image)
@@ -175,9 +190,18 @@ def test_constant_image(toy):
     assert "constant image" in the_finding(task, root, image)
 
 
-@pytest.mark.parametrize(("value", "dtype", "shown"), [
-    (7, np.uint8, "7 (1 voxels)"), (0.999, np.float32, "0.999"), (2.5, np.float32, "2.5"), (-1, np.int16, "-1 (1"),
-    (255, np.uint8, "255 (1"), (2**40 + 1, np.int64, "1.09951e+12"), (np.nan, np.float32, "nan")])
+@pytest.mark.parametrize(
+    ("value", "dtype", "shown"),
+    [
+        (7, np.uint8, "7 (1 voxels)"),
+        (0.999, np.float32, "0.999"),
+        (2.5, np.float32, "2.5"),
+        (-1, np.int16, "-1 (1"),
+        (255, np.uint8, "255 (1"),
+        (2**40 + 1, np.int64, "1.09951e+12"),
+        (np.nan, np.float32, "nan"),
+    ],
+)
 def test_undeclared_label_values(toy, value, dtype, shown):
     task, root, _, label = unhashed(toy)
     voxels, affine = voxels_of(label)
@@ -195,11 +219,14 @@ def test_empty_label(toy):
     assert the_finding(task, root, label) == "no foreground voxel"
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (lambda v, a: (v[:-2], a), "differs from the image's"),
-    (lambda v, a: (v, a + np.outer([1, 0, 0, 0], [0, 0, 0, 0.01])), "away from its image"),
-    (lambda v, a: (v, a @ np.diag([-1.0, -1.0, 1.0, 1.0])), "away from its image"),
-])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda v, a: (v[:-2], a), "differs from the image's"),
+        (lambda v, a: (v, a + np.outer([1, 0, 0, 0], [0, 0, 0, 0.01])), "away from its image"),
+        (lambda v, a: (v, a @ np.diag([-1.0, -1.0, 1.0, 1.0])), "away from its image"),
+    ],
+)
 def test_label_that_lies_elsewhere(toy, change, fault):
     task, root, _, label = unhashed(toy)
     save(label, *change(*voxels_of(label)))
@@ -212,7 +239,11 @@ def test_swapped_image_and_label(toy):
     image.write_bytes(drawn)
     label.write_bytes(scan)
     findings = {f.path: f.fault for f in verify(task, root)}
-    assert "swapped" in findings[str(image)] and "not labels" in findings[str(label)] and len(findings) == 2
+    assert (
+        "swapped" in findings[str(image)]
+        and "not labels" in findings[str(label)]
+        and len(findings) == 2
+    )
 
 
 def test_one_scan_under_two_names_even_when_packed_otherwise(toy):
@@ -237,10 +268,13 @@ def test_missing_stray_link_folder_and_unlisted(toy):
     (folder / "dataset.json").write_text(json.dumps(described))
     found = {Path(f.path).relative_to(folder).as_posix(): f.fault for f in verify(task, root)}
     assert found == {
-        "dataset.json": "lists 11 cases, Toy has 12", "imagesTr/new.nii.gz": "stray file: not listed in dataset.json",
+        "dataset.json": "lists 11 cases, Toy has 12",
+        "imagesTr/new.nii.gz": "stray file: not listed in dataset.json",
         "imagesTr/phantom_011.nii.gz": "stray file: not listed in dataset.json",
         "labelsTr/phantom_011.nii.gz": "stray file: not listed in dataset.json",
-        "labelsTr/phantom_002.nii.gz": "missing", "imagesTr/phantom_004.nii.gz": "broken link"}
+        "labelsTr/phantom_002.nii.gz": "missing",
+        "imagesTr/phantom_004.nii.gz": "broken link",
+    }
 
 
 def test_a_file_that_the_manifest_does_not_know(toy):
@@ -249,7 +283,10 @@ def test_a_file_that_the_manifest_does_not_know(toy):
     value = json.loads(path.read_text())
     value["files"].pop("imagesTr/phantom_006.nii.gz")
     path.write_text(json.dumps(value))
-    assert the_finding(task, root, root / "Toy" / "imagesTr" / "phantom_006.nii.gz") == "not in the manifest"
+    assert (
+        the_finding(task, root, root / "Toy" / "imagesTr" / "phantom_006.nii.gz")
+        == "not in the manifest"
+    )
 
 
 def test_several_channels_are_expected_by_number(tmp_path):
@@ -259,7 +296,17 @@ def test_several_channels_are_expected_by_number(tmp_path):
         decode(nifti_bytes(voxels, np.eye(4)), 4)
 
 
-@pytest.mark.parametrize("name", ["Task02_Heart_half", "LeftAtrium2018_half", "ISIC2017_256", "PH2_256", "Kvasir_SEG_256", "CVC_ClinicDB_256"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Task02_Heart_half",
+        "LeftAtrium2018_half",
+        "ISIC2017_256",
+        "PH2_256",
+        "Kvasir_SEG_256",
+        "CVC_ClinicDB_256",
+    ],
+)
 def test_reduced_copies_are_whole(name):
     """The heart holds one image twice, which the registry knows."""
     if not (HIPPOCAMPUS.parent / name).is_dir():
@@ -267,7 +314,10 @@ def test_reduced_copies_are_whole(name):
     assert verify(find_task(name)) == []
 
 
-@pytest.mark.skipif(not (HIPPOCAMPUS.parent / "Task02_Heart_half").is_dir(), reason="MVL_DATA has no Task02_Heart_half")
+@pytest.mark.skipif(
+    not (HIPPOCAMPUS.parent / "Task02_Heart_half").is_dir(),
+    reason="MVL_DATA has no Task02_Heart_half",
+)
 def test_one_image_twice_is_a_fault_unless_the_registry_keeps_it_together():
     [finding] = verify(dataclasses.replace(find_task("Task02_Heart_half"), together=()))
     assert "la_026" in finding.path and "the same voxels as la_005" in finding.fault

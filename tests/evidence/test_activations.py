@@ -1,4 +1,5 @@
-"""Measures with known answers: rank-one and even matrices, perfect and inverted maps, thresholds of the label's own area, even attention."""
+"""Measures with known answers: rank-one and even matrices, perfect and inverted maps, thresholds of
+the label's own area, even attention."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from mvl.core.config import ModelConfig
 from mvl.evidence import activations
 from mvl.models.vit import ViTBaseline
 
-SMALL = ModelConfig(patch_size=(4, 4, 4), hidden_size=16, num_heads=2, mlp_dim=16, encoder_layers=1, decoder_layers=1)
+SMALL = ModelConfig(
+    patch_size=(4, 4, 4),
+    hidden_size=16,
+    num_heads=2,
+    mlp_dim=16,
+    encoder_layers=1,
+    decoder_layers=1,
+)
 
 
 def test_a_matrix_of_rank_one_has_effective_rank_0() -> None:
@@ -59,11 +67,19 @@ def test_a_perfect_map_has_iou_1_and_an_inverted_one_only_under_the_better_sign(
 
 def test_the_threshold_marks_as_many_voxels_as_the_label_has() -> None:
     rng = np.random.default_rng(0)
-    for values in (rng.random((8, 8, 8)), np.ones((8, 8, 8)), rng.integers(0, 3, (8, 8, 8)).astype(float)):
+    for values in (
+        rng.random((8, 8, 8)),
+        np.ones((8, 8, 8)),
+        rng.integers(0, 3, (8, 8, 8)).astype(float),
+    ):
         for count in (0, 1, 27, 512):
             assert activations.highest(values, count).sum() == count
     assert np.flatnonzero(activations.highest(np.ones((4, 4)), 3)).tolist() == [0, 1, 2]
-    assert set(np.flatnonzero(activations.highest(np.arange(16.0).reshape(4, 4), 3))) == {13, 14, 15}
+    assert set(np.flatnonzero(activations.highest(np.arange(16.0).reshape(4, 4), 3))) == {
+        13,
+        14,
+        15,
+    }
 
 
 def test_chance_is_what_a_random_map_reaches() -> None:
@@ -76,7 +92,10 @@ def test_chance_is_what_a_random_map_reaches() -> None:
 def test_entropy_is_1_for_an_even_map_and_0_for_one_voxel() -> None:
     one = np.zeros((8, 8), np.float32)
     one[3, 3] = 5
-    assert activations.entropy(np.ones((8, 8), np.float32)) == pytest.approx(1) and activations.entropy(one) == 0
+    assert (
+        activations.entropy(np.ones((8, 8), np.float32)) == pytest.approx(1)
+        and activations.entropy(one) == 0
+    )
     assert activations.entropy(np.zeros((8, 8), np.float32)) == 1
 
 
@@ -86,19 +105,29 @@ def test_a_map_is_the_distance_from_the_mean_features_in_the_grids_order() -> No
     cells = activations.activation_map(features + 9)
     assert torch.allclose(cells, torch.tensor([[1.0, 1.0], [3.0, 1.0]]))
     tokens = features.flatten(1).T[None]
-    assert torch.equal(activations.as_features(tokens, (2, 2)), features) and torch.equal(activations.as_matrix(features[None]), tokens[0])
+    assert torch.equal(activations.as_features(tokens, (2, 2)), features) and torch.equal(
+        activations.as_matrix(features[None]), tokens[0]
+    )
     assert activations.on_grid(cells, (4, 4))[3, 0] == 3
 
 
 def test_attention_received_is_even_where_scores_are() -> None:
     network, image = ViTBaseline(SMALL, (8, 8, 12), 1, 1).eval(), torch.randn(1, 8, 8, 12)
     received = activations.attention_received(network, image)
-    assert received is not None and received.shape == (2, 2, 3) and float(received.mean()) == pytest.approx(1, abs=1e-5)
+    assert (
+        received is not None
+        and received.shape == (2, 2, 3)
+        and float(received.mean()) == pytest.approx(1, abs=1e-5)
+    )
     with torch.no_grad():
         network.decoder[0].qkv.weight[:32].zero_()
         network.decoder[0].qkv.bias[:32].zero_()
     even = activations.attention_received(network, image)
-    assert even is not None and torch.allclose(even, torch.ones_like(even), atol=1e-5) and not torch.allclose(received, even, atol=1e-3)
+    assert (
+        even is not None
+        and torch.allclose(even, torch.ones_like(even), atol=1e-5)
+        and not torch.allclose(received, even, atol=1e-3)
+    )
     assert not network.decoder[0].norm1._forward_hooks
     assert activations.attention_received(nn.Identity(), image) is None
 

@@ -1,4 +1,5 @@
-"""Figures of the audit agree with counting by hand, and our equivalents show the fault that they stand for."""
+"""Figures of the audit agree with counting by hand, and our equivalents show the fault that they
+stand for."""
 
 from __future__ import annotations
 
@@ -32,14 +33,21 @@ def test_the_exact_share_of_copies_is_that_of_every_split() -> None:
 
 def test_simulated_and_exact_shares_agree() -> None:
     mean, low, high = audit_measures.copy_share_simulated(audit_measures.NON_TEST, splits=300)
-    assert mean == pytest.approx(audit_measures.copy_share_exact(audit_measures.NON_TEST), abs=0.01) and low < mean < high <= 1
+    assert (
+        mean == pytest.approx(audit_measures.copy_share_exact(audit_measures.NON_TEST), abs=0.01)
+        and low < mean < high <= 1
+    )
 
 
 def test_duplicates_are_counted_on_the_tested_side() -> None:
     assert audit_measures.duplicates_across([], 100, splits=3) == (0.0, 0.0, 0.0)
     mean, low, high = audit_measures.duplicates_across([["a", "b"]] * 50, 100)
     assert low < mean < high and mean == pytest.approx(70 / 99, abs=0.02)
-    assert audit_measures.duplicates_across([[str(k) for k in range(100)]], 100, splits=3) == (1.0, 1.0, 1.0)
+    assert audit_measures.duplicates_across([[str(k) for k in range(100)]], 100, splits=3) == (
+        1.0,
+        1.0,
+        1.0,
+    )
 
 
 def test_the_surface_is_the_layer_around_a_mask() -> None:
@@ -87,5 +95,7 @@ def test_a_layer_without_a_mask_is_causal() -> None:
 
 
 def test_reported_values_are_those_of_the_file() -> None:
-    assert audit_measures.reported(paper="P1", table="average", system="ViT-Baseline", metric="dice") == [0.74]
+    assert audit_measures.reported(
+        paper="P1", table="average", system="ViT-Baseline", metric="dice"
+    ) == [0.74]
     assert "+0.13" in audit_measures.odd_examples() and "+0.045" in audit_measures.odd_fraction()

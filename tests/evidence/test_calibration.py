@@ -1,4 +1,5 @@
-"""Variance components against planted ones, each simulated decision against the function that decides, and rates against what is known."""
+"""Variance components against planted ones, each simulated decision against the function that
+decides, and rates against what is known."""
 
 from __future__ import annotations
 
@@ -12,19 +13,34 @@ import pytest
 
 from mvl.evidence import calibration, decision, resampling, stats, topics
 from mvl.evidence import differences as differences_module
-from mvl.evidence.calibration import CORRECTED, FAMILY, INTERVAL, ONE, PLAIN, POOLED, RULE, RULE_SAME, SAME, Components
+from mvl.evidence.calibration import (
+    CORRECTED,
+    FAMILY,
+    INTERVAL,
+    ONE,
+    PLAIN,
+    POOLED,
+    RULE,
+    RULE_SAME,
+    SAME,
+    Components,
+)
 from mvl.evidence.chapter import Chapter, planned_pairs
 from mvl.evidence.stats import Pairs
 from mvl.evidence.topics import HYBRID, VIT
 
-PLANTED = Components(fold=0.4e-4, run=0.1e-4, case=0.5e-4, residual=1e-4, folds=5, seeds=2, cases=12)
+PLANTED = Components(
+    fold=0.4e-4, run=0.1e-4, case=0.5e-4, residual=1e-4, folds=5, seeds=2, cases=12
+)
 
 
 def pairs_of(differences: np.ndarray) -> Pairs:
     """Differences (folds, seeds, cases) of one study."""
     folds, seeds, _ = differences.shape
     units = tuple((f, s) for f in range(folds) for s in range(seeds))
-    return Pairs("new", "old", "task", 1.0, "dice", units, tuple(differences[f, s] for f, s in units), ())
+    return Pairs(
+        "new", "old", "task", 1.0, "dice", units, tuple(differences[f, s] for f, s in units), ()
+    )
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -32,14 +48,18 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def test_components_of_a_large_study_are_the_planted_ones() -> None:
-    found = calibration.components(pairs_of(calibration.simulate(replace(PLANTED, cases=40), 300, 3, rng(), 1)[0]))
+    found = calibration.components(
+        pairs_of(calibration.simulate(replace(PLANTED, cases=40), 300, 3, rng(), 1)[0])
+    )
     assert (found.folds, found.seeds, found.cases, found.lumped) == (300, 3, 40, "")
     for name, tolerance in (("fold", 0.25), ("run", 0.25), ("case", 0.1), ("residual", 0.05)):
         assert getattr(found, name) == pytest.approx(getattr(PLANTED, name), rel=tolerance), name
 
 
 def test_components_by_hand() -> None:
-    found = calibration.components(pairs_of(np.array([[[0.0, 0.02], [0.02, 0.04]], [[0.1, 0.12], [0.1, 0.12]]])))
+    found = calibration.components(
+        pairs_of(np.array([[[0.0, 0.02], [0.02, 0.04]], [[0.1, 0.12], [0.1, 0.12]]]))
+    )
     assert found.residual == pytest.approx(0)
     assert found.case == pytest.approx(0.0002)
     assert found.run == pytest.approx(0.0001)
@@ -52,17 +72,23 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     assert one_seed.residual == pytest.approx(PLANTED.case + PLANTED.residual, rel=0.25)
     one_fold = calibration.components(pairs_of(calibration.simulate(PLANTED, 1, 3, rng(), 1)[0]))
     assert one_fold.fold == 0 and "lower bounds" in one_fold.lumped
-    assert calibration.components(pairs_of(calibration.simulate(PLANTED, 1, 1, rng(), 1)[0])) is None
+    assert (
+        calibration.components(pairs_of(calibration.simulate(PLANTED, 1, 1, rng(), 1)[0])) is None
+    )
 
 
 def test_pooling_takes_those_that_tell_most_apart() -> None:
     better = [replace(PLANTED, fold=1e-4), replace(PLANTED, fold=3e-4)]
-    assert calibration.pool([*better, replace(PLANTED, fold=9.0, seeds=1)]).fold == pytest.approx(2e-4)
+    assert calibration.pool([*better, replace(PLANTED, fold=9.0, seeds=1)]).fold == pytest.approx(
+        2e-4
+    )
     assert calibration.pool([]) is None
 
 
 @pytest.mark.parametrize(("folds", "seeds", "effect"), [(5, 2, 0.0), (3, 1, 0.012), (4, 1, 0.002)])
-def test_each_decision_is_that_of_the_function_that_decides(folds: int, seeds: int, effect: float) -> None:
+def test_each_decision_is_that_of_the_function_that_decides(
+    folds: int, seeds: int, effect: float
+) -> None:
     studies = calibration.simulate(PLANTED, folds, seeds, rng(1), 6) + effect
     weights = resampling.resample_weights([(seeds, 12)] * folds, 300, np.random.default_rng([0, 0]))
     said = calibration.decisions(studies, weights, family=3)
@@ -70,11 +96,24 @@ def test_each_decision_is_that_of_the_function_that_decides(folds: int, seeds: i
         pairs = pairs_of(study)
         interval, t, same = stats.bootstrap(pairs, 300), stats.corrected_t(pairs), stats.tost(pairs)
         whole = {"planned": folds, "done": folds, "folds": folds}
-        word = decision.decide(decision.Numbers(interval.low, interval.high, t.p, same.p, **whole)).word
-        strict = decision.decide(decision.Numbers(interval.low, interval.high, stats.holm([t.p, math.nan, math.nan])[0], same.p, **whole)).word
+        word = decision.decide(
+            decision.Numbers(interval.low, interval.high, t.p, same.p, **whole)
+        ).word
+        strict = decision.decide(
+            decision.Numbers(
+                interval.low,
+                interval.high,
+                stats.holm([t.p, math.nan, math.nan])[0],
+                same.p,
+                **whole,
+            )
+        ).word
         assert said[CORRECTED][i] == (t.p < 0.05) and said[SAME][i] == (same.p < 0.05)
         assert said[INTERVAL][i] == (interval.low > 0 or interval.high < 0)
-        assert (said[RULE][i], said[RULE_SAME][i]) == (word in ("higher", "lower"), word == "equivalent")
+        assert (said[RULE][i], said[RULE_SAME][i]) == (
+            word in ("higher", "lower"),
+            word == "equivalent",
+        )
         assert said[FAMILY][i] == (strict in ("higher", "lower"))
 
 
@@ -98,33 +137,64 @@ def test_rates_under_the_model_that_the_test_assumes(folds: int, seeds: int) -> 
 
 
 def test_runs_of_one_fold_are_not_independent() -> None:
-    """Where the fold is what varies, a corrected test over (fold, seed) pairs errs more often than it says; over folds it does not."""
-    studies = calibration.simulate(replace(PLANTED, run=1e-6, residual=1e-5), 5, 2, rng(2), 3000, calibration.CORRELATION)
+    """Where the fold is what varies, a corrected test over (fold, seed) pairs errs more often than
+    it says; over folds it does not."""
+    studies = calibration.simulate(
+        replace(PLANTED, run=1e-6, residual=1e-5), 5, 2, rng(2), 3000, calibration.CORRELATION
+    )
     runs, means = studies.mean(-1).reshape(3000, -1), studies.mean((2, 3))
-    over_runs, over_folds = ((calibration._two_sided(units, decision.TEST_OVER_TRAIN) < 0.05).mean() for units in (runs, means))
+    over_runs, over_folds = (
+        (calibration._two_sided(units, decision.TEST_OVER_TRAIN) < 0.05).mean()
+        for units in (runs, means)
+    )
     assert over_runs > 0.1 and 0.03 <= over_folds <= 0.07
 
 
 def test_rates_are_the_same_every_time() -> None:
-    assert calibration.rates(PLANTED, 2, 1, studies=50, resamples=50).equals(calibration.rates(PLANTED, 2, 1, studies=50, resamples=50))
+    assert calibration.rates(PLANTED, 2, 1, studies=50, resamples=50).equals(
+        calibration.rates(PLANTED, 2, 1, studies=50, resamples=50)
+    )
 
 
 def test_folds_share_training_cases_less_at_small_fractions() -> None:
-    full, tenth = (calibration.shared_training("Task04_Hippocampus", fraction, (0, 1, 2)) for fraction in (1.0, 0.1))
+    full, tenth = (
+        calibration.shared_training("Task04_Hippocampus", fraction, (0, 1, 2))
+        for fraction in (1.0, 0.1)
+    )
     assert 0.5 < full < 1 and tenth < calibration.CORRELATION
-    assert calibration.shared_training("Task04_Hippocampus", 1.0, (0,)) is None and calibration.shared_training("none", 1.0, (0, 1)) is None
+    assert (
+        calibration.shared_training("Task04_Hippocampus", 1.0, (0,)) is None
+        and calibration.shared_training("none", 1.0, (0, 1)) is None
+    )
 
 
 @pytest.fixture
 def chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chapter:
     """A study of two arms, three folds and two seeds on phantoms, all done."""
     plan = tmp_path / "own.yaml"
-    plan.write_text(f"title: t\ntasks: [phantoms]\ngrid: [{{name: main, systems: [{VIT}, {HYBRID}], folds: [0, 1, 2], seeds: [0, 1]}}]\n"
-                    "data: {img_size: [24, 24, 24]}\nmodel: {patch_size: [4, 4, 4]}\n")
+    plan.write_text(
+        f"title: t\ntasks: [phantoms]\ngrid: [{{name: main, systems: [{VIT}, {HYBRID}], folds: [0,"
+        " 1, 2], seeds: [0, 1]}]\ndata: {img_size: [24, 24, 24]}\nmodel: {patch_size: [4, 4,"
+        " 4]}\n"
+    )
     monkeypatch.setattr(calibration, "STUDIES", 100)
     values = calibration.simulate(PLANTED, 3, 2, rng(3), 1)[0]
-    rows = [{"task": "phantoms", "system": s, "fraction": 1.0, "fold": f, "seed": n, "case": f"{f}-{c}", "label": "foreground",
-             "dice": 0.8 + (s == HYBRID) * values[f, n, c]} for s in (VIT, HYBRID) for f in range(3) for n in range(2) for c in range(12)]
+    rows = [
+        {
+            "task": "phantoms",
+            "system": s,
+            "fraction": 1.0,
+            "fold": f,
+            "seed": n,
+            "case": f"{f}-{c}",
+            "label": "foreground",
+            "dice": 0.8 + (s == HYBRID) * values[f, n, c],
+        }
+        for s in (VIT, HYBRID)
+        for f in range(3)
+        for n in range(2)
+        for c in range(12)
+    ]
     empty = pd.DataFrame()
     return Chapter("llm_hybrid", str(plan), tmp_path, empty, pd.DataFrame(rows), empty, ())
 
@@ -137,9 +207,17 @@ def test_the_page_shows_variances_and_rates(chapter: Chapter) -> None:
 
 
 def test_the_page_says_what_is_missing(chapter: Chapter) -> None:
-    one = replace(chapter, cases=chapter.cases[(chapter.cases["fold"] == 0) & (chapter.cases["seed"] == 0)], holes=("ViT: 5 runs",))
+    one = replace(
+        chapter,
+        cases=chapter.cases[(chapter.cases["fold"] == 0) & (chapter.cases["seed"] == 0)],
+        holes=("ViT: 5 runs",),
+    )
     text = calibration.page(one)
-    assert "Not yet recorded: ViT: 5 runs" in text and "nothing is simulated" in text and "one run, as the papers" not in text
+    assert (
+        "Not yet recorded: ViT: 5 runs" in text
+        and "nothing is simulated" in text
+        and "one run, as the papers" not in text
+    )
     none = calibration.page(replace(chapter, cases=chapter.cases.iloc[:0]))
     assert "nothing is simulated" in none
 
@@ -147,14 +225,22 @@ def test_the_page_says_what_is_missing(chapter: Chapter) -> None:
 def test_the_table_of_tests_keeps_holes_and_gives_them_no_verdict(chapter: Chapter) -> None:
     whole = calibration.tests_table(differences_module.differences(chapter).assign(question="q"))
     assert "| q | MedVisionLlama v3 minus ViT-Baseline | 6 of 6 |" in whole
-    dropped = replace(chapter, cases=chapter.cases[~((chapter.cases["fold"] == 2) & (chapter.cases["system"] == VIT))])
+    dropped = replace(
+        chapter,
+        cases=chapter.cases[~((chapter.cases["fold"] == 2) & (chapter.cases["system"] == VIT))],
+    )
     text = calibration.tests_table(differences_module.differences(dropped).assign(question="q"))
     assert "| 4 of 6 |" in text and "not decided, incomplete" in text
-    empty = calibration.tests_table(differences_module.differences(replace(chapter, cases=chapter.cases.iloc[:0])).assign(question="q"))
+    empty = calibration.tests_table(
+        differences_module.differences(replace(chapter, cases=chapter.cases.iloc[:0])).assign(
+            question="q"
+        )
+    )
     assert "| 0 of 6 | – |" in empty and "not yet recorded" in empty
 
 
 def test_designs_follow_the_grid(chapter: Chapter) -> None:
     assert calibration.designs(chapter.study) == {(3, 2): ["main"]}
-    assert planned_pairs(chapter.study, topics.TOPICS["llm_hybrid"], HYBRID, VIT, "phantoms", 1.0) == tuple(
-        (f, s) for f in range(3) for s in range(2))
+    assert planned_pairs(
+        chapter.study, topics.TOPICS["llm_hybrid"], HYBRID, VIT, "phantoms", 1.0
+    ) == tuple((f, s) for f in range(3) for s in range(2))

@@ -1,4 +1,5 @@
-"""The ledger: every claim is whole, everything that it names exists, and the terminal prints the verdicts."""
+"""The ledger: every claim is whole, everything that it names exists, and the terminal prints the
+verdicts."""
 
 from __future__ import annotations
 
@@ -26,35 +27,55 @@ SYSTEMS = {path.stem for path in (ROOT / "mvl" / "configs" / "systems").glob("*.
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few resamples, and no garbage collection by statsmodels at each call: the verdicts here do not hang on either."""
+    """Few resamples, and no garbage collection by statsmodels at each call: the verdicts here do
+    not hang on either."""
     monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
     monkeypatch.setattr("gc.collect", lambda *generation: 0)
 
 
 def test_there_are_at_least_twenty_claims_with_ids_of_their_own():
     assert len(LEDGER) >= 20 and len({claim.id for claim in LEDGER}) == len(LEDGER)
-    assert {claim.paper for claim in LEDGER} == set(claims_ledger.PAPERS) and sum(claim.main for claim in LEDGER) == 5
+    assert {claim.paper for claim in LEDGER} == set(claims_ledger.PAPERS) and sum(
+        claim.main for claim in LEDGER
+    ) == 5
     assert {claim.confidence for claim in LEDGER} == {"A", "B", "none"}
 
 
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
 def test_everything_that_a_claim_names_exists(claim):
     study = grid.load_study(claim.study)
-    assert claim.study in ("hippocampus", "busi") and (not claim.block or claim.block in [str(b["name"]) for b in study.grid])
+    assert claim.study in ("hippocampus", "busi") and (
+        not claim.block or claim.block in [str(b["name"]) for b in study.grid]
+    )
     named = {s for pair in claim.contrasts for s in pair} | {s for s in (claim.cheaper_than,) if s}
     named |= {f"{s}_{noise}" for s in named for noise in claim.noises}
-    assert named <= SYSTEMS and named <= set(claims_ledger.planned_runs(claim.study)["system"]), "a system that the study does not plan"
+    assert named <= SYSTEMS and named <= set(claims_ledger.planned_runs(claim.study)["system"]), (
+        "a system that the study does not plan"
+    )
     assert (claim.topic or claim.chapter[3:]) in TOPICS and claim.chapter[:2].isdigit()
-    assert all((claim.place, claim.claim, claim.short, claim.support, claim.takes)) and len(claim.short) <= 44
-    assert bool(claim.why) == (claim.rule in ("untestable", "conjunction")) and (claim.rule == "untestable") != bool(claim.contrasts)
-    assert set(claim.controls) <= SYSTEMS and (not claim.explains or claim.explains in {other.id for other in LEDGER})
+    assert (
+        all((claim.place, claim.claim, claim.short, claim.support, claim.takes))
+        and len(claim.short) <= 44
+    )
+    assert bool(claim.why) == (claim.rule in ("untestable", "conjunction")) and (
+        claim.rule == "untestable"
+    ) != bool(claim.contrasts)
+    assert set(claim.controls) <= SYSTEMS and (
+        not claim.explains or claim.explains in {other.id for other in LEDGER}
+    )
     planned = claims_ledger.planned_runs(claim.study)
-    assert set(claim.fractions) <= set(planned.loc[planned["system"].isin(named), "fraction"]) or not named
+    assert (
+        set(claim.fractions) <= set(planned.loc[planned["system"].isin(named), "fraction"])
+        or not named
+    )
 
 
 def test_reported_numbers_come_from_the_table():
     dice = next(claim for claim in LEDGER if claim.id == "mean_dice")
-    assert claims_ledger.reported_numbers(dice) == [0.87, 0.74] and dice.reported_gain == pytest.approx(0.13 / 0.26)
+    assert claims_ledger.reported_numbers(dice) == [
+        0.87,
+        0.74,
+    ] and dice.reported_gain == pytest.approx(0.13 / 0.26)
     sixty = next(claim for claim in LEDGER if claim.id == "sixty_of_sixty")
     assert sixty.reported_share == pytest.approx(41 / 60)
 
@@ -77,9 +98,15 @@ takes = "t"
 """
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ('rule = "gain"', 'rule = "gian"', "rule is one of"), ('"MedVisionLlama", "dice"', '"MedVisionLlama", "dise"', "0 rows"),
-    ('place = "p"\n', "", "place"), ('id = "a"', 'id = "a"\nmargn = 1', "margn")])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('rule = "gain"', 'rule = "gian"', "rule is one of"),
+        ('"MedVisionLlama", "dice"', '"MedVisionLlama", "dise"', "0 rows"),
+        ('place = "p"\n', "", "place"),
+        ('id = "a"', 'id = "a"\nmargn = 1', "margn"),
+    ],
+)
 def test_a_faulty_claim_is_refused_by_name(tmp_path, old, new, message):
     (tmp_path / "claims.toml").write_text(ENTRY.replace(old, new))
     with pytest.raises(claims_tests.ClaimError, match=message):
@@ -92,29 +119,83 @@ def test_a_faulty_claim_is_refused_by_name(tmp_path, old, new, message):
 def write_records(folder: Path, gain: float) -> None:
     """Records of main's hybrid and baseline, as a study's tables hold them."""
     plan = claims_ledger.planned_runs("hippocampus")
-    keys = [("hippocampus", *row) for row in plan[plan["system"].isin(["vit_baseline", "medvisionllama_v3"]) & (plan["fraction"] == 1)].itertuples(
-        index=False, name=None)]
-    number = lambda fold, seed, system, i: 0.5 + fold / 100 + seed / 300 + i / 50 + (system == "medvisionllama_v3") * (gain + fold / 1000)
+    keys = [
+        ("hippocampus", *row)
+        for row in plan[
+            plan["system"].isin(["vit_baseline", "medvisionllama_v3"]) & (plan["fraction"] == 1)
+        ].itertuples(index=False, name=None)
+    ]
+
+    def number(fold, seed, system, i):
+        return (
+            0.5
+            + fold / 100
+            + seed / 300
+            + i / 50
+            + (system == "medvisionllama_v3") * (gain + fold / 1000)
+        )
+
     place = "hippocampus/runs/{1}/{2}/fraction-{3}_fold-{4}_seed-{5}"
-    table = [dict(zip(RUN_KEYS, key)) | {"state": "done", "trainable": 1, "run": place.format(*key)} for key in keys]
-    scored = lambda key, i: {"case": f"c{key[4]}_{i}", "label": "foreground", "status": "ok", "dice": number(key[4], key[5], key[2], i)}
-    cases = [dict.fromkeys(CASE_COLUMNS, 0.5) | dict(zip(RUN_KEYS, key)) | scored(key, i) for key in keys for i in range(3)]
-    history = [dict(zip(RUN_KEYS, key)) | {"epoch": 0, "lr": 1, "train_loss": 1, "val_loss": 1, "val_dice": 0.5} for key in keys]
-    files.write_csv(folder / "hippocampus" / "runs.csv", [{**dict.fromkeys(RUN_COLUMNS, ""), **row} for row in table], RUN_COLUMNS)
+    table = [
+        dict(zip(RUN_KEYS, key)) | {"state": "done", "trainable": 1, "run": place.format(*key)}
+        for key in keys
+    ]
+
+    def scored(key, i):
+        return {
+            "case": f"c{key[4]}_{i}",
+            "label": "foreground",
+            "status": "ok",
+            "dice": number(key[4], key[5], key[2], i),
+        }
+
+    cases = [
+        dict.fromkeys(CASE_COLUMNS, 0.5) | dict(zip(RUN_KEYS, key)) | scored(key, i)
+        for key in keys
+        for i in range(3)
+    ]
+    history = [
+        dict(zip(RUN_KEYS, key))
+        | {
+            "epoch": 0,
+            "lr": 1,
+            "train_loss": 1,
+            "val_loss": 1,
+            "val_dice": 0.5,
+        }
+        for key in keys
+    ]
+    files.write_csv(
+        folder / "hippocampus" / "runs.csv",
+        [{**dict.fromkeys(RUN_COLUMNS, ""), **row} for row in table],
+        RUN_COLUMNS,
+    )
     files.write_csv(folder / "hippocampus" / "cases.csv", cases, CASE_COLUMNS)
     files.write_csv(folder / "hippocampus" / "history.csv", history, [*RUN_KEYS, *HISTORY_COLUMNS])
 
 
-@pytest.mark.parametrize(("gain", "word"), [(0.05, "reproduced"), (-0.05, "contradicted"), (0.0, "not reproduced")])
-def test_records_on_disk_decide_and_other_records_decide_otherwise(tmp_path, monkeypatch, capsys, gain, word):
+@pytest.mark.parametrize(
+    ("gain", "word"), [(0.05, "reproduced"), (-0.05, "contradicted"), (0.0, "not reproduced")]
+)
+def test_records_on_disk_decide_and_other_records_decide_otherwise(
+    tmp_path, monkeypatch, capsys, gain, word
+):
     kept = [claim for claim in LEDGER if claim.id in ("mean_dice", "pretraining", "medical_llms")]
     monkeypatch.setattr(claims_ledger, "load_claims", lambda path: kept)
     write_records(tmp_path, gain)
-    assert main.main(["claims", "--study", "hippocampus", "--results-dir", str(tmp_path), "--json"]) == 0
+    assert (
+        main.main(["claims", "--study", "hippocampus", "--results-dir", str(tmp_path), "--json"])
+        == 0
+    )
     printed = {entry["id"]: entry for entry in json.loads(capsys.readouterr().out)["claims"]}
     assert printed["mean_dice"]["word"] == word and printed["mean_dice"]["verdict"]["n"] == 10
-    assert printed["pretraining"]["word"] == "not decided" and len(printed["pretraining"]["verdict"]["missing"]) == 10
-    assert printed["medical_llms"]["word"] == "not testable here" and printed["mean_dice"]["reported"] == [0.87, 0.74]
+    assert (
+        printed["pretraining"]["word"] == "not decided"
+        and len(printed["pretraining"]["verdict"]["missing"]) == 10
+    )
+    assert printed["medical_llms"]["word"] == "not testable here" and printed["mean_dice"][
+        "reported"
+    ] == [0.87, 0.74]
 
 
 def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):
@@ -123,51 +204,92 @@ def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):
     for gain, word in ((0.0, "moot"), (-0.05, "moot"), (0.05, "not decided")):
         write_records(tmp_path, gain)
         [_, rank] = claims_ledger.ledger(("hippocampus",), tmp_path)
-        assert rank.word == word and ("no gain to explain" in rank.verdict.sentence) == (word == "moot")
+        assert rank.word == word and ("no gain to explain" in rank.verdict.sentence) == (
+            word == "moot"
+        )
 
 
 def test_a_weak_measure_contradicts_nothing(monkeypatch):
-    evidence = claims_tests.Evidence("hippocampus", claims_ledger.planned_runs("hippocampus"), pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
-    monkeypatch.setitem(claims_rules.RULES, "gain", lambda claim, records: claims_rules.Verdict("contradicted", "It is lower."))
+    evidence = claims_tests.Evidence(
+        "hippocampus",
+        claims_ledger.planned_runs("hippocampus"),
+        pd.DataFrame(),
+        pd.DataFrame(),
+        pd.DataFrame(),
+    )
+    monkeypatch.setitem(
+        claims_rules.RULES,
+        "gain",
+        lambda claim, records: claims_rules.Verdict("contradicted", "It is lower."),
+    )
     claim = next(claim for claim in LEDGER if claim.id == "mean_dice")
     assert claims_ledger.judge(claim, evidence).word == "contradicted"
     weak = claims_ledger.judge(replace(claim, weak="it is measured after the sum"), evidence)
-    assert weak.word == "not reproduced" and weak.sentence == "It is lower. It is measured after the sum."
+    assert (
+        weak.word == "not reproduced"
+        and weak.sentence == "It is lower. It is measured after the sum."
+    )
 
 
 def test_implied_claims_stand_apart():
     entries = [claims_ledger.Entry(claim, claim.study, None) for claim in LEDGER]
     found = claims_ledger.groups(entries)
     assert list(found) == [*claims_ledger.PAPERS.values(), claims_ledger.IMPLIED]
-    assert {entry.claim.id for entry in found[claims_ledger.IMPLIED]} == {"pretraining", "pretraining_few_shot", "llm4seg_pretraining"}
+    assert {entry.claim.id for entry in found[claims_ledger.IMPLIED]} == {
+        "pretraining",
+        "pretraining_few_shot",
+        "llm4seg_pretraining",
+    }
     assert sum(map(len, found.values())) == len(LEDGER)
 
 
 def test_without_records_nothing_is_decided(tmp_path, capsys):
     assert main.main(["claims", "--results-dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert all(claim.short in text for claim in LEDGER) and all(name in text for name in claims_ledger.PAPERS.values())
-    assert "reproduced  " not in text and "contradicted" not in text and "34 claims of the papers: " in text
+    assert all(claim.short in text for claim in LEDGER) and all(
+        name in text for name in claims_ledger.PAPERS.values()
+    )
+    assert (
+        "reproduced  " not in text
+        and "contradicted" not in text
+        and "34 claims of the papers: " in text
+    )
     assert claims_ledger.IMPLIED in text and "3 implied and tested by us: " in text
 
 
 def test_generated_data_gives_no_verdict(capsys):
     entries = claims_ledger.ledger(("quick",), run_folder.records_dir())
-    assert entries and all(entry.verdict is None for entry in entries) and {e.claim.paper for e in entries} == {"P1"}
-    assert "no verdict" in claims_ledger.show(entries) and claims_ledger.as_json(entries)["claims"][0]["verdict"] is None
+    assert (
+        entries
+        and all(entry.verdict is None for entry in entries)
+        and {e.claim.paper for e in entries} == {"P1"}
+    )
+    assert (
+        "no verdict" in claims_ledger.show(entries)
+        and claims_ledger.as_json(entries)["claims"][0]["verdict"] is None
+    )
 
 
 def test_a_study_speaks_of_the_claims_whose_systems_it_plans():
     plan = claims_ledger.planned_runs("paper")
     evidence = claims_tests.Evidence("paper", plan, pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
     chosen = {claim.id for claim in LEDGER if claims_ledger.planned(claim, evidence)}
-    assert {"mean_dice", "pretraining", "rank_4"} <= chosen and not {"llm4seg_gain", "medical_llms"} & chosen
+    assert {"mean_dice", "pretraining", "rank_4"} <= chosen and not {
+        "llm4seg_gain",
+        "medical_llms",
+    } & chosen
 
 
 def test_what_the_language_model_stands_in_for():
-    limits = {study: claims_ledger.stand_in(study, claims_ledger.planned_runs(study)) for study in ("hippocampus", "busi", "paper")}
-    assert limits == {"hippocampus": "SmolLM2-135M stands in for Llama-3.1-8B", "busi": "SmolLM2-135M stands in for Llama-3.2-1B",
-                      "paper": "the block is llama-3.1-8b's, as in the paper"}
+    limits = {
+        study: claims_ledger.stand_in(study, claims_ledger.planned_runs(study))
+        for study in ("hippocampus", "busi", "paper")
+    }
+    assert limits == {
+        "hippocampus": "SmolLM2-135M stands in for Llama-3.1-8B",
+        "busi": "SmolLM2-135M stands in for Llama-3.2-1B",
+        "paper": "the block is llama-3.1-8b's, as in the paper",
+    }
 
 
 def test_the_command_is_listed(capsys):

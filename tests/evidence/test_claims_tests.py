@@ -1,4 +1,5 @@
-"""What a rule sees: the planned pairs, the runs that are missing, and tests corrected over the whole family."""
+"""What a rule sees: the planned pairs, the runs that are missing, and tests corrected over the
+whole family."""
 
 from __future__ import annotations
 
@@ -13,22 +14,44 @@ from mvl.evidence import claims_tests, stats
 VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
 TASK = "Task04_Hippocampus"
 ARMS = {VIT: [0.5, 0.52, 0.49], HYBRID: [0.6, 0.61, 0.6], RANDOM: [0.55, 0.53, 0.56]}
-CLAIM = claims_tests.Claim("a", "P1", "somewhere", "A", "short", "claim", (), "02_llm_hybrid", "hippocampus", "gain", ((HYBRID, VIT),), "support", "takes")
+CLAIM = claims_tests.Claim(
+    "a",
+    "P1",
+    "somewhere",
+    "A",
+    "short",
+    "claim",
+    (),
+    "02_llm_hybrid",
+    "hippocampus",
+    "gain",
+    ((HYBRID, VIT),),
+    "support",
+    "takes",
+)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few resamples, and no garbage collection by statsmodels at each call: the verdicts here do not hang on either."""
+    """Few resamples, and no garbage collection by statsmodels at each call: the verdicts here do
+    not hang on either."""
     monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
     monkeypatch.setattr("gc.collect", lambda *generation: 0)
 
 
 def test_planned_units_are_those_of_every_system(evidence):
     records = evidence(ARMS, folds=3)
-    records.plan.drop(records.plan[(records.plan["system"] == HYBRID) & (records.plan["fold"] == 2)].index, inplace=True)
+    records.plan.drop(
+        records.plan[(records.plan["system"] == HYBRID) & (records.plan["fold"] == 2)].index,
+        inplace=True,
+    )
     assert claims_tests.planned_units(records, (HYBRID, VIT), TASK, 1.0) == ((0, 0), (1, 0))
     assert claims_tests.planned_units(records, (VIT, RANDOM), TASK, 1.0) == ((0, 0), (1, 0), (2, 0))
-    assert claims_tests.planned_units(records, (VIT, "unet"), TASK, 1.0) == claims_tests.planned_units(records, (VIT, HYBRID), TASK, 0.1) == ()
+    assert (
+        claims_tests.planned_units(records, (VIT, "unet"), TASK, 1.0)
+        == claims_tests.planned_units(records, (VIT, HYBRID), TASK, 0.1)
+        == ()
+    )
 
 
 def test_the_difference_is_that_of_the_statistics(evidence):
@@ -50,7 +73,11 @@ def test_scores_on_other_cases_are_an_error_and_not_a_hole(evidence):
 def test_missing_runs_are_named_and_have_no_p(evidence):
     records = evidence(ARMS, folds=3, lost=((VIT, 1.0, 1, 0),))
     found = claims_tests.with_tests(records, claims_tests.own(CLAIM, records, "dice"), 0.01)[0]
-    assert found.missing == (f"{TASK}/{VIT}/fraction-1.0_fold-1_seed-0",) and math.isnan(found.p) and math.isnan(found.p_equivalence)
+    assert (
+        found.missing == (f"{TASK}/{VIT}/fraction-1.0_fold-1_seed-0",)
+        and math.isnan(found.p)
+        and math.isnan(found.p_equivalence)
+    )
     assert (found.n_runs, found.n_planned, found.n_cases) == (2, 3, 8) and len(found.runs) == 4
 
 
@@ -63,12 +90,19 @@ def test_the_family_is_the_chapters_other_planned_contrasts(evidence):
 
 def test_holm_is_taken_over_claim_and_family(evidence):
     records = evidence(ARMS, folds=3)
-    own, rest = claims_tests.own(CLAIM, records, "dice"), claims_tests.family(CLAIM, records, "dice")
+    own, rest = (
+        claims_tests.own(CLAIM, records, "dice"),
+        claims_tests.family(CLAIM, records, "dice"),
+    )
     raw = [stats.corrected_t(d.pairs).p for d in (*own, *rest)]
-    assert claims_tests.with_tests(records, own, 0.01, rest)[0].p == pytest.approx(stats.holm(raw)[0])
+    assert claims_tests.with_tests(records, own, 0.01, rest)[0].p == pytest.approx(
+        stats.holm(raw)[0]
+    )
 
 
 def test_a_task_is_named_only_where_there_are_several(evidence):
     records = evidence(ARMS, folds=3)
     assert TASK not in claims_tests.own(CLAIM, records, "dice")[0].words
-    assert "at 10 % of the data" in claims_tests.of_cases(records, HYBRID, VIT, TASK, 0.1, "dice").words.replace("10%", "10 %")
+    assert "at 10 % of the data" in claims_tests.of_cases(
+        records, HYBRID, VIT, TASK, 0.1, "dice"
+    ).words.replace("10%", "10 %")

@@ -16,11 +16,16 @@ from mvl.evidence.decision import Numbers, decide
 
 DONE = {"planned": 5, "done": 5, "folds": 5}
 WORDS = [
-    ((0.02, 0.04, 0.01, 0.9), "higher"), ((-0.04, -0.02, 0.01, 0.9), "lower"),
-    ((-0.005, 0.005, 0.9, 0.01), "equivalent"), ((-0.01, 0.01, 0.9, 0.049), "equivalent"),
-    ((0.001, 0.005, 0.01, 0.01), "equivalent"), ((-0.005, 0.005, 0.9, 0.06), "not decided"),
-    ((-0.011, 0.005, 0.9, 0.01), "not decided"), ((0.02, 0.04, 0.06, 0.9), "not decided"),
-    ((-0.001, 0.04, 0.01, 0.9), "not decided"), ((0.02, 0.04, math.nan, math.nan), "not decided"),
+    ((0.02, 0.04, 0.01, 0.9), "higher"),
+    ((-0.04, -0.02, 0.01, 0.9), "lower"),
+    ((-0.005, 0.005, 0.9, 0.01), "equivalent"),
+    ((-0.01, 0.01, 0.9, 0.049), "equivalent"),
+    ((0.001, 0.005, 0.01, 0.01), "equivalent"),
+    ((-0.005, 0.005, 0.9, 0.06), "not decided"),
+    ((-0.011, 0.005, 0.9, 0.01), "not decided"),
+    ((0.02, 0.04, 0.06, 0.9), "not decided"),
+    ((-0.001, 0.04, 0.01, 0.9), "not decided"),
+    ((0.02, 0.04, math.nan, math.nan), "not decided"),
 ]
 
 
@@ -32,10 +37,12 @@ def test_the_rule(numbers, word):
 def test_what_withholds_a_word_is_said():
     clear = (0.02, 0.04, 0.01, 0.9)
     why = [str(decide(Numbers(*clear, *rest))) for rest in ((), (5, 4, 4), (5, 3, 3), (2, 2, 2))]
-    assert why == ["not decided, not planned in this study",
-                   "not decided, incomplete, 1 planned pair of runs missing",
-                   "not decided, incomplete, 2 planned pairs of runs missing",
-                   "not decided, too few runs, 2 folds where 3 are needed"]
+    assert why == [
+        "not decided, not planned in this study",
+        "not decided, incomplete, 1 planned pair of runs missing",
+        "not decided, incomplete, 2 planned pairs of runs missing",
+        "not decided, too few runs, 2 folds where 3 are needed",
+    ]
     assert "3 planned runs missing" in str(decide(Numbers(*clear, 5, 3, 3, 3)))
     untuned = decide(Numbers(*clear, **DONE), systems=("vit_baseline", "medvisionllama_v1"))
     assert untuned.word == "withdrawn" and "0.032" in untuned.why
@@ -45,20 +52,53 @@ def test_what_withholds_a_word_is_said():
 @pytest.mark.parametrize("effect", [0.0, 0.004, 0.012, 0.03, -0.03])
 def test_chapter_ledger_and_calibration_say_the_same(folds, seeds, effect):
     rng = np.random.default_rng([folds, seeds, round(1e4 * abs(effect))])
-    shown = rng.normal(effect, 0.004, (1, folds, seeds, 12)) + rng.normal(0, 0.003, (1, folds, 1, 1))
+    shown = rng.normal(effect, 0.004, (1, folds, seeds, 12)) + rng.normal(
+        0, 0.003, (1, folds, 1, 1)
+    )
     units = tuple((f, s) for f in range(folds) for s in range(seeds))
-    pairs = stats.Pairs("new", "old", "task", 1.0, "dice", units,
-                        tuple(shown[0, f, s] for f, s in units), (), units)
+    pairs = stats.Pairs(
+        "new", "old", "task", 1.0, "dice", units, tuple(shown[0, f, s] for f, s in units), (), units
+    )
     # The calibration's weights are those that the bootstrap of these shapes draws.
-    weights = resampling.resample_weights(tuple(d.shape for d in pairs.folds), 500,
-                                           np.random.default_rng([0, 0]))
+    weights = resampling.resample_weights(
+        tuple(d.shape for d in pairs.folds), 500, np.random.default_rng([0, 0])
+    )
     interval, t, same = stats.bootstrap(pairs, 500), stats.corrected_t(pairs), stats.tost(pairs)
     numbers = [math.nan if p is None else p for p in (t.p, same.p)]
-    row = stats.table([stats.Comparison(pairs, interval, t, same, stats.wilcoxon(pairs),
-                                        stats.cohens_dz(pairs.fold_means))]).iloc[0].to_dict()
-    found = Found("w", "dice", folds * seeds, (), (), folds * seeds, folds, 12, 12, 0.0,
-                  row["low"], row["high"], interval.low, interval.high, *numbers,
-                  systems=("new", "old"))
+    row = (
+        stats.table(
+            [
+                stats.Comparison(
+                    pairs,
+                    interval,
+                    t,
+                    same,
+                    stats.wilcoxon(pairs),
+                    stats.cohens_dz(pairs.fold_means),
+                )
+            ]
+        )
+        .iloc[0]
+        .to_dict()
+    )
+    found = Found(
+        "w",
+        "dice",
+        folds * seeds,
+        (),
+        (),
+        folds * seeds,
+        folds,
+        12,
+        12,
+        0.0,
+        row["low"],
+        row["high"],
+        interval.low,
+        interval.high,
+        *numbers,
+        systems=("new", "old"),
+    )
     simulated = calibration.decisions(shown, weights)
     chapter = decision.decided(row)
     assert chapter == found.decision()
@@ -81,14 +121,27 @@ def test_every_metric_has_a_margin_with_its_reason_and_no_other_place_has_one():
     late = [m.reason for name, m in decision.MARGINS.items() if name not in ("dice", "jaccard")]
     assert all("in no protocol" in reason for reason in late)
     assert not re.search(r"^margin *=", (ROOT / "data" / "claims.toml").read_text(), re.M)
-    elsewhere = [path.name for path in (ROOT / "mvl").glob("*.py")
-                 if re.search(r"^(MARGIN|LEVEL|EQUIVALENCE_POINTS|MIN_FOLDS) = [\d./ ]+$", path.read_text(), re.M)]
+    elsewhere = [
+        path.name
+        for path in (ROOT / "mvl").rglob("*.py")
+        if re.search(
+            r"^(MARGIN|LEVEL|EQUIVALENCE_POINTS|MIN_FOLDS) = [\d./ ]+$", path.read_text(), re.M
+        )
+    ]
     assert elsewhere == ["decision.py"]
 
 
 def test_the_printed_interval_is_the_tests():
-    pairs = stats.Pairs("a", "b", "t", 1.0, "dice", ((0, 0), (1, 0), (2, 0)),
-                        (np.array([0.01, 0.02]), np.array([0.03]), np.array([0.02])), ())
+    pairs = stats.Pairs(
+        "a",
+        "b",
+        "t",
+        1.0,
+        "dice",
+        ((0, 0), (1, 0), (2, 0)),
+        (np.array([0.01, 0.02]), np.array([0.03]), np.array([0.02])),
+        (),
+    )
     low, high = stats.shown_interval(pairs, stats.bootstrap(pairs, 100))
     p = stats.corrected_t(pairs).p
     reach = (high - low) / 2

@@ -14,7 +14,10 @@ from tests.faults.figures import PLACE, record_figure
 def test_without_a_record_nothing_is_measured(tmp_path: Path) -> None:
     text = faults.table(tmp_path / "absent.json")
     assert text.count("not measured") == len(faults.FIGURES)
-    assert faults.facts(tmp_path / "absent.json")["faults_measured"] == f"0 of {len(faults.FIGURES)} figures are measured"
+    assert (
+        faults.facts(tmp_path / "absent.json")["faults_measured"]
+        == f"0 of {len(faults.FIGURES)} figures are measured"
+    )
     (tmp_path / "half.json").write_text('{"figures": {')
     assert faults.read_figures(tmp_path / "half.json") == {}
 
@@ -25,7 +28,9 @@ def test_a_figure_stands_with_its_own_n_and_never_with_the_target(tmp_path: Path
     lines = faults.table(tmp_path / "f.json").splitlines()
     assert any("| 31 of 32 | 1,000 kills over 20 runs | 2 runs, seed 7 |" in line for line in lines)
     assert any("| 0.049 (n = 2,000) |" in line for line in lines)
-    assert faults.facts(tmp_path / "f.json")["faults_measured"].startswith(f"2 of {len(faults.FIGURES)} figures are measured, on 20")
+    assert faults.facts(tmp_path / "f.json")["faults_measured"].startswith(
+        f"2 of {len(faults.FIGURES)} figures are measured, on 20"
+    )
 
 
 def test_two_processes_keep_both_their_figures(tmp_path: Path) -> None:
@@ -33,16 +38,24 @@ def test_two_processes_keep_both_their_figures(tmp_path: Path) -> None:
         for n in range(10):
             faults.keep_figure(tmp_path / "f.json", key, float(n), 10, "")
 
-    writers = [multiprocessing.get_context("fork").Process(target=write, args=(key,)) for key in ("kills", "archives")]
+    writers = [
+        multiprocessing.get_context("fork").Process(target=write, args=(key,))
+        for key in ("kills", "archives")
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert {key: row["value"] for key, row in faults.read_figures(tmp_path / "f.json").items()} == {"kills": 9, "archives": 9}
+    assert {key: row["value"] for key, row in faults.read_figures(tmp_path / "f.json").items()} == {
+        "kills": 9,
+        "archives": 9,
+    }
 
 
-def test_figures_are_kept_only_where_make_faults_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_kept_only_where_make_faults_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(PLACE, raising=False)
     record_figure("kills", 1, 1)
     monkeypatch.setenv(PLACE, str(tmp_path / "f.json"))

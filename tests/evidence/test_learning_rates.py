@@ -16,7 +16,9 @@ def test_gaps_are_the_differences_of_the_trials(tmp_path: Path) -> None:
     (tmp_path / learning_rates.STUDY).mkdir()
     best = {VIT: (0.80, 0.85), HYBRID: (0.78, 0.845), RANDOM: (0.79, 0.844), "unet": (0.9, 0.9)}
     rows = [(s, lr, dice) for s, pair in best.items() for lr, dice in zip((0.002, 0.032), pair)]
-    pd.DataFrame(rows, columns=["system", "lr", "best_val_dice"]).to_csv(tmp_path / learning_rates.STUDY / "tuning.csv")
+    pd.DataFrame(rows, columns=["system", "lr", "best_val_dice"]).to_csv(
+        tmp_path / learning_rates.STUDY / "tuning.csv"
+    )
     found = learning_rates.gaps(tmp_path)
     assert found[HYBRID, VIT].tolist() == pytest.approx([-2.0, -0.5])
     assert found[HYBRID, RANDOM].tolist() == pytest.approx([-1.0, 0.1])

@@ -42,8 +42,10 @@ def test_power_of_a_difference_is_the_share_of_simulated_studies(folds, family, 
     assert said == pytest.approx((p * family < LEVEL).mean(), abs=0.01)
 
 
-@pytest.mark.parametrize(("folds", "sd", "difference"), [
-    (3, 0.003, 0.0), (5, 0.006, 0.0), (5, 0.004, 0.004), (10, 0.006, 0.01), (10, 0.02, 0.0)])
+@pytest.mark.parametrize(
+    ("folds", "sd", "difference"),
+    [(3, 0.003, 0.0), (5, 0.006, 0.0), (5, 0.004, 0.004), (10, 0.006, 0.01), (10, 0.02, 0.0)],
+)
 def test_power_of_equivalence_is_the_share_of_simulated_studies(folds, sd, difference):
     means = fold_means(folds, sd, difference)
     error = means.std(1, ddof=1) * math.sqrt(1 / folds + TEST_OVER_TRAIN)

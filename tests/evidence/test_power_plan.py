@@ -79,7 +79,10 @@ def test_one_point_cannot_be_decided_on_breast_ultrasound():
 def test_another_studys_records_stand_in_for_the_same_arms():
     value = power_plan.power_plan("paper", ["hippocampus"], designs=["5x1"])
     row = found(value, HYBRID, VIT, fraction=1.0)[0]
-    assert row["source"] == "hippocampus" and (row["measured_folds"], row["measured_seeds"]) == (5, 2)
+    assert row["source"] == "hippocampus" and (row["measured_folds"], row["measured_seeds"]) == (
+        5,
+        2,
+    )
     assert {row["source"] for row in power_plan.power_plan("paper")["rows"]} == {"not measured"}
 
 
@@ -91,10 +94,16 @@ def test_an_assumed_sd_fills_only_what_is_not_measured():
     assert there["source"] == "hippocampus" and there["sd"] != 0.5
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ({"designs": ["5"]}, "'5' is no design"), ({"designs": ["11x1"]}, "'11x1' is no design"),
-    ({"designs": ["3x0"]}, "'3x0' is no design"), ({"sd": 0.0}, "--sd must be positive"),
-    ({"sources": ["hipocampus"]}, "hippocampus")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"designs": ["5"]}, "'5' is no design"),
+        ({"designs": ["11x1"]}, "'11x1' is no design"),
+        ({"designs": ["3x0"]}, "'3x0' is no design"),
+        ({"sd": 0.0}, "--sd must be positive"),
+        ({"sources": ["hipocampus"]}, "hippocampus"),
+    ],
+)
 def test_wrong_words_are_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         power_plan.power_plan("hippocampus", **words)

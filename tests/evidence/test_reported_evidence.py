@@ -35,7 +35,9 @@ def test_the_probability_is_that_of_a_paired_t_test_of_scores_with_these_moments
     ],
 )
 def test_known_values_of_the_probability(gain, sds, n, correlation, expected):
-    assert reported_evidence.false_claim(gain, *sds, n, correlation) == pytest.approx(expected, rel=0.1)
+    assert reported_evidence.false_claim(gain, *sds, n, correlation) == pytest.approx(
+        expected, rel=0.1
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,9 @@ def test_a_smaller_distance_is_a_gain():
 def test_every_grid_is_whole(comparison):
     points = reported_evidence.grid(comparison)
     pictures = comparison.paper == "P2"
-    correlations = reported_evidence.PICTURE_CORRELATIONS if pictures else reported_evidence.TASK_CORRELATIONS
+    correlations = (
+        reported_evidence.PICTURE_CORRELATIONS if pictures else reported_evidence.TASK_CORRELATIONS
+    )
     spread = reported_evidence.PICTURE_SDS if pictures else reported_evidence.TASK_SDS
     sides = (comparison.ours, comparison.theirs)
     reported = [reported_evidence.one(comparison, side)[1] for side in sides]

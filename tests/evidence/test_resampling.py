@@ -12,4 +12,6 @@ def test_resample_weights_are_shares() -> None:
     assert weights.shape == (50, 14) and (weights >= 0).all()
     assert np.allclose(weights.sum(1), 1)
     first = weights[:, :10].reshape(50, 2, 5)
-    assert all(np.linalg.matrix_rank(w) <= 2 for w in first) and len(np.unique(weights, axis=0)) > 40
+    assert (
+        all(np.linalg.matrix_rank(w) <= 2 for w in first) and len(np.unique(weights, axis=0)) > 40
+    )

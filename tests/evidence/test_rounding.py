@@ -1,4 +1,5 @@
-"""The 4-bit rounding: our rounding is Q4_1, the file's own blocks are its fixed points, and the record is what the pages say."""
+"""The 4-bit rounding: our rounding is Q4_1, the file's own blocks are its fixed points, and the
+record is what the pages say."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def test_the_rounding_is_ggufs_along_the_other_axis():
     matrix = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * 0.05
     ours = rounding.round_q4_1(matrix)
     kind = GGMLQuantizationType.Q4_1
-    theirs = torch.from_numpy(dequantize(quantize(matrix.T.contiguous().numpy(), kind), kind).copy()).T
+    theirs = torch.from_numpy(
+        dequantize(quantize(matrix.T.contiguous().numpy(), kind), kind).copy()
+    ).T
     step = float((matrix.max() - matrix.min()) / 15)
     # A value half-way between two levels may go either way; all others agree to a half's rounding.
     assert float(((ours - theirs).abs() > 1e-4).float().mean()) < 0.005
@@ -45,9 +48,15 @@ def test_steps_are_those_that_the_file_states():
 
 
 def test_only_the_layers_matrices_are_changed():
-    names = {"model.layers.0.mlp.up_proj.weight": 2, "model.layers.0.input_layernorm.weight": 1,
-             "model.embed_tokens.weight": 2, "lm_head.weight": 2}
-    found = [name for name, dims in names.items() if rounding.is_matrix(name, torch.zeros([2] * dims))]
+    names = {
+        "model.layers.0.mlp.up_proj.weight": 2,
+        "model.layers.0.input_layernorm.weight": 1,
+        "model.embed_tokens.weight": 2,
+        "lm_head.weight": 2,
+    }
+    found = [
+        name for name, dims in names.items() if rounding.is_matrix(name, torch.zeros([2] * dims))
+    ]
     assert found == ["model.layers.0.mlp.up_proj.weight"]
 
 
@@ -61,13 +70,19 @@ def test_the_record_belongs_to_the_file_and_the_text():
     assert loss["as published"] < loss["rounded once more"] < record["uniform_loss_nats"]
     assert min(loss["shuffled"], loss["random"]) > record["uniform_loss_nats"]
     assert record["uniform_loss_nats"] == pytest.approx(math.log(49152))
-    assert all(0.07 < error < 0.09 for pair in record["relative_error"].values() for error in pair.values())
+    assert all(
+        0.07 < error < 0.09 for pair in record["relative_error"].values() for error in pair.values()
+    )
 
 
 def test_the_pages_say_what_is_recorded():
     text, table = rounding.paragraph(), rounding.table()
     record = rounding.read_record()
-    assert "4-bit rounding" in text and "all 210 matrices" in text and f"{record['tokens']} tokens" in text
+    assert (
+        "4-bit rounding" in text
+        and "all 210 matrices" in text
+        and f"{record['tokens']} tokens" in text
+    )
     for name, loss in record["next_token_loss_nats"].items():
         assert f"{loss:.2f}" in text and f"| {name} | {loss:.3f} |" in table
     assert table.count("%") == 2 * len(record["relative_error"])

@@ -1,4 +1,5 @@
-"""What every group of faults starts from: a small task to break, and a hash of a tree to see that nothing else changed."""
+"""What every group of faults starts from: a small task to break, and a hash of a tree to see that
+nothing else changed."""
 
 from __future__ import annotations
 
@@ -28,12 +29,23 @@ SIZE = 16
 
 
 def hash_of_tree(path: Path) -> str:
-    """sha256 over the names, kinds and bytes of everything below `path`, locks left out; of a missing path it is that of nothing."""
+    """sha256 over the names, kinds and bytes of everything below `path`, locks left out; of a
+    missing path it is that of nothing."""
     total = hashlib.sha256()
     for inner in sorted(Path(path).rglob("*")):
-        if inner.name != ".lock" and not (inner.name.startswith(".") and inner.name.endswith(".lock")):
-            body = str(inner.readlink()).encode() if inner.is_symlink() else inner.read_bytes() if inner.is_file() else b""
-            total.update(f"{inner.relative_to(path)}\0{inner.is_dir()}\0{hashlib.sha256(body).hexdigest()}\n".encode())
+        if inner.name != ".lock" and not (
+            inner.name.startswith(".") and inner.name.endswith(".lock")
+        ):
+            body = (
+                str(inner.readlink()).encode()
+                if inner.is_symlink()
+                else inner.read_bytes()
+                if inner.is_file()
+                else b""
+            )
+            total.update(
+                f"{inner.relative_to(path)}\0{inner.is_dir()}\0{hashlib.sha256(body).hexdigest()}\n".encode()
+            )
     return total.hexdigest()
 
 
@@ -42,12 +54,13 @@ def box_case(index: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(index)
     image, label = rng.normal(100, 10, (SIZE, SIZE, SIZE)), np.zeros((SIZE, SIZE, SIZE), np.uint8)
     x, y, z = rng.integers(2, 7, 3)
-    label[x:x + 6, y:y + 6, z:z + 4], label[x:x + 6, y:y + 6, z + 4:z + 8] = 1, 2
+    label[x : x + 6, y : y + 6, z : z + 4], label[x : x + 6, y : y + 6, z + 4 : z + 8] = 1, 2
     return (image + 50 * (label > 0) + 20 * label).astype(np.int16), label
 
 
 def write_task(folder: Path, cases: int = CASES) -> Path:
-    """A Decathlon-layout task of 16^3 phantoms with `dataset.json` and the sha256 of every file in `manifest.json`."""
+    """A Decathlon-layout task of 16^3 phantoms with `dataset.json` and the sha256 of every file in
+    `manifest.json`."""
     names, hashes = [f"toy_{index:03d}" for index in range(cases)], {}
     for index, name in enumerate(names):
         for kind, voxels in zip(("imagesTr", "labelsTr"), box_case(index)):
@@ -55,9 +68,18 @@ def write_task(folder: Path, cases: int = CASES) -> Path:
             (folder / kind).mkdir(parents=True, exist_ok=True)
             (folder / kind / f"{name}.nii.gz").write_bytes(data)
             hashes[f"{kind}/{name}.nii.gz"] = sha256_bytes(data)
-    pairs = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
-    described = {"name": folder.name, "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "front", "2": "back"}, "numTraining": cases,
-                 "training": pairs, "test": []}
+    pairs = [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+        for name in names
+    ]
+    described = {
+        "name": folder.name,
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "front", "2": "back"},
+        "numTraining": cases,
+        "training": pairs,
+        "test": [],
+    }
     (folder / "dataset.json").write_text(json.dumps(described))
     (folder / "manifest.json").write_text(json.dumps({"task": folder.name, "files": hashes}))
     return folder
@@ -77,7 +99,8 @@ def pristine_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def case_folder(pristine_task: Path, tmp_path: Path) -> Path:
-    """`tmp_path/data/Toy`, a private copy to break; `find_task("Toy", case_folder.parent)` is its task."""
+    """`tmp_path/data/Toy`, a private copy to break; `find_task("Toy", case_folder.parent)` is its
+    task."""
     return Path(shutil.copytree(pristine_task, tmp_path / "data" / "Toy"))
 
 

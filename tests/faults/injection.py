@@ -1,4 +1,5 @@
-"""A file layer that fails, or ends the process, at its k-th write, fsync or rename below one folder; it also lists what happened in which order."""
+"""A file layer that fails, or ends the process, at its k-th write, fsync or rename below one
+folder; it also lists what happened in which order."""
 
 from __future__ import annotations
 
@@ -16,10 +17,24 @@ KINDS = ("write", "fsync", "replace")
 
 
 class Layer:
-    """What was done below `root` so far, as (kind, path), and when to fail: at event number `at` of `kind`, with `number` or by SIGKILL."""
+    """What was done below `root` so far, as (kind, path), and when to fail: at event number `at` of
+    `kind`, with `number` or by SIGKILL."""
 
-    def __init__(self, root: Path, kind: str = "", at: int = -1, number: int = errno.ENOSPC, die: bool = False) -> None:
-        self.root, self.kind, self.at, self.number, self.die = os.path.abspath(root), kind, at, number, die
+    def __init__(
+        self,
+        root: Path,
+        kind: str = "",
+        at: int = -1,
+        number: int = errno.ENOSPC,
+        die: bool = False,
+    ) -> None:
+        self.root, self.kind, self.at, self.number, self.die = (
+            os.path.abspath(root),
+            kind,
+            at,
+            number,
+            die,
+        )
         self.events: list[tuple[str, str]] = []
 
     def note(self, kind: str, path: str) -> bool:
@@ -49,7 +64,7 @@ class Watched:
     def write(self, data: Any) -> int:
         """Write, or write half and fail."""
         if self._layer.note("write", self._path):
-            self._file.write(data[:len(data) // 2])
+            self._file.write(data[: len(data) // 2])
             self._file.flush()
             self._layer.fail(self._path)
         return self._file.write(data)
@@ -69,21 +84,30 @@ class Watched:
 
 def opener(layer: Layer, real: Callable[..., Any]) -> Callable[..., Any]:
     """`open` that watches files opened for writing below the root."""
+
     def watched(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
         opened = real(file, mode, *args, **more)
         ours = isinstance(file, str | os.PathLike) and os.path.abspath(file).startswith(layer.root)
-        return Watched(opened, os.fspath(file), layer) if ours and set(mode) & set("wax+") and "lock" not in Path(file).name else opened
+        return (
+            Watched(opened, os.fspath(file), layer)
+            if ours and set(mode) & set("wax+") and "lock" not in Path(file).name
+            else opened
+        )
 
     return watched
 
 
 @contextmanager
-def layer(root: Path, kind: str = "", at: int = -1, number: int = errno.ENOSPC, die: bool = False) -> Iterator[Layer]:
+def layer(
+    root: Path, kind: str = "", at: int = -1, number: int = errno.ENOSPC, die: bool = False
+) -> Iterator[Layer]:
     """Watch, and where asked fail, what the block writes below `root`."""
     seen, real = Layer(root, kind, at, number, die), (builtins.open, io.open, os.fsync, os.replace)
 
     def fsync(handle: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}")
+        path = os.readlink(
+            f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}"
+        )
         if seen.note("fsync", path):
             seen.fail(path)
         real[2](handle)
@@ -93,7 +117,12 @@ def layer(root: Path, kind: str = "", at: int = -1, number: int = errno.ENOSPC, 
             seen.fail(os.fspath(target))
         real[3](source, target, **more)
 
-    builtins.open, io.open, os.fsync, os.replace = opener(seen, real[0]), opener(seen, real[1]), fsync, replace
+    builtins.open, io.open, os.fsync, os.replace = (
+        opener(seen, real[0]),
+        opener(seen, real[1]),
+        fsync,
+        replace,
+    )
     try:
         yield seen
     finally:

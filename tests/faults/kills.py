@@ -1,4 +1,5 @@
-"""Training processes, and writers of checkpoints, that are killed at random moments; goes on where it was when it is killed itself."""
+"""Training processes, and writers of checkpoints, that are killed at random moments; goes on where
+it was when it is killed itself."""
 
 from __future__ import annotations
 
@@ -27,11 +28,14 @@ FILLED = 250_000
 
 
 def context(start: str, more: Sequence[str] = ()) -> Any:
-    """Processes that are cheap to start: forked, or from a server that has imported the package, and the modules `more`, already."""
+    """Processes that are cheap to start: forked, or from a server that has imported the package,
+    and the modules `more`, already."""
     made = multiprocessing.get_context(start)
     if start == "forkserver":
         made.set_forkserver_preload(["mvl.training.loop", "mvl.training.evaluate", *more])
-    first = made.Process(target=os.getpid)  # the server imports the package before it starts its first process; that is no part of a run's time
+    # the server imports the package before it starts its first process; that is no part of a run's
+    # time
+    first = made.Process(target=os.getpid)
     first.start()
     first.join()
     return made
@@ -42,11 +46,17 @@ def train(place: str, results: str, seed: int) -> None:
     from mvl.training.run import train_run
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    train_run(load_config(f"{place}/tiny.yaml", "Toy", "vit_baseline", seed=seed), Path(results), Path(place) / "data", progress=False)
+    train_run(
+        load_config(f"{place}/tiny.yaml", "Toy", "vit_baseline", seed=seed),
+        Path(results),
+        Path(place) / "data",
+        progress=False,
+    )
 
 
 def attempt(make: Any, place: Path, results: Path, seed: int, wait: float | None) -> int:
-    """Start the run, kill it after `wait` seconds (None: never); its exit code, -9 when it was killed."""
+    """Start the run, kill it after `wait` seconds (None: never); its exit code, -9 when it was
+    killed."""
     process = make.Process(target=train, args=(str(place), str(results), seed))
     process.start()
     process.join(wait)
@@ -65,21 +75,34 @@ def calm_run(make: Any, place: Path, seed: int) -> tuple[Path, float]:
     """The undisturbed run and the seconds that it takes."""
     folder, begun = run_folder(place, place / "calm", seed), time.monotonic()
     if not is_done(folder, need_weights=True):
-        assert attempt(make, place, place / "calm", seed, None) == 0, f"the undisturbed run {folder} failed"
+        assert attempt(make, place, place / "calm", seed, None) == 0, (
+            f"the undisturbed run {folder} failed"
+        )
         (folder / "seconds").write_text(str(time.monotonic() - begun))
-    return folder, float((folder / "seconds").read_text()) if (folder / "seconds").is_file() else 5.0
+    return folder, (
+        float((folder / "seconds").read_text()) if (folder / "seconds").is_file() else 5.0
+    )
 
 
 def same(a: Path, b: Path) -> bool:
-    """True when both runs are whole, end with the same bytes, and leave no temporary file and no checkpoint."""
+    """True when both runs are whole, end with the same bytes, and leave no temporary file and no
+    checkpoint."""
     clean = not [p for p in b.iterdir() if p.name.endswith(".tmp") or p.suffix == ".pt"]
-    return clean and is_done(b, need_weights=True) and all((a / name).read_bytes() == (b / name).read_bytes() for name in BYTES)
+    return (
+        clean
+        and is_done(b, need_weights=True)
+        and all((a / name).read_bytes() == (b / name).read_bytes() for name in BYTES)
+    )
 
 
-def kill_runs(place: Path, kills: int, count: int, seed: int, start: str = "forkserver") -> dict[str, int]:
-    """Kill `kills` processes over `count` runs; a run that ends before its share of kills is compared and begun anew.
+def kill_runs(
+    place: Path, kills: int, count: int, seed: int, start: str = "forkserver"
+) -> dict[str, int]:
+    """Kill `kills` processes over `count` runs; a run that ends before its share of kills is
+    compared and begun anew.
 
-    Returns runs, kills, ends, differing and `good`: the kills whose run ended like the undisturbed one.
+    Returns runs, kills, ends, differing and `good`: the kills whose run ended like the undisturbed
+    one.
     """
     make = context(start)
     if not (place / "tiny.yaml").is_file():
@@ -87,7 +110,9 @@ def kill_runs(place: Path, kills: int, count: int, seed: int, start: str = "fork
         (place / "tiny.yaml").write_text(TINY)
     tallies = read_state(place, seed)
     for run in range(count):
-        tally = tallies.setdefault(str(run), {"kills": 0, "ends": 0, "differing": 0, "good": 0, "now": 0})
+        tally = tallies.setdefault(
+            str(run), {"kills": 0, "ends": 0, "differing": 0, "good": 0, "now": 0}
+        )
         calm, seconds = calm_run(make, place, run)
         while tally["kills"] < kills // count + (run < kills % count) or tally["now"]:
             spare = tally["kills"] >= kills // count + (run < kills % count)
@@ -95,19 +120,30 @@ def kill_runs(place: Path, kills: int, count: int, seed: int, start: str = "fork
             life = place / "killed" / f"{run}-{tally['ends']}"
             begun = time.monotonic()
             code = attempt(make, place, life, run, None if spare else draw.uniform(0, seconds))
-            seconds = min(seconds, time.monotonic() - begun) if code == 0 and not tally["now"] else seconds
+            seconds = (
+                min(seconds, time.monotonic() - begun)
+                if code == 0 and not tally["now"]
+                else seconds
+            )
             tally[{-9: "kills", 0: "ends"}.get(code, "differing")] += 1
             tally["now"] += code == -9
             if code != -9:
                 alike = code == 0 and same(calm, run_folder(place, life, run))
-                tally["good"], tally["differing"] = tally["good"] + alike * tally["now"], tally["differing"] + (code == 0 and not alike)
+                tally["good"], tally["differing"] = (
+                    tally["good"] + alike * tally["now"],
+                    tally["differing"] + (code == 0 and not alike),
+                )
                 tally["now"] = 0
                 if alike:
                     shutil.rmtree(life, ignore_errors=True)
-                assert tally["differing"] < 10, f"run {run}: {life} ends with {code} or other bytes again and again"
+                assert tally["differing"] < 10, (
+                    f"run {run}: {life} ends with {code} or other bytes again and again"
+                )
             files.write_json(place / "kills.json", {"seed": seed, "runs": tallies})
     some = [tallies[str(run)] for run in range(count)]
-    return {"runs": count} | {key: sum(tally[key] for tally in some) for key in ("kills", "ends", "differing", "good")}
+    return {"runs": count} | {
+        key: sum(tally[key] for tally in some) for key in ("kills", "ends", "differing", "good")
+    }
 
 
 def read_state(place: Path, seed: int) -> dict[str, dict[str, int]]:
@@ -126,13 +162,27 @@ def save_for_ever(folder: str, step: int, told: Connection) -> None:
     """Write one checkpoint after another, telling each before it is written."""
     while True:
         told.send(step)
-        checkpoints.save(Path(folder), step, {"step": step, "x": torch.full((FILLED,), float(step))})
+        checkpoints.save(
+            Path(folder), step, {"step": step, "x": torch.full((FILLED,), float(step))}
+        )
         step += 1
 
 
-def kill_writers(folder: Path, kills: int, seed: int, start: str = "forkserver", say: Callable[[str], None] = print) -> dict[str, int]:
-    """Kill a writer of checkpoints inside a write, `kills` times; how many times what is left loads, and temporary files left after a sweep."""
-    make, draw, step, out = context(start), random.Random(seed), 1, {"kills": 0, "loadable": 0, "cut": 0, "stale": 0}
+def kill_writers(
+    folder: Path,
+    kills: int,
+    seed: int,
+    start: str = "forkserver",
+    say: Callable[[str], None] = print,
+) -> dict[str, int]:
+    """Kill a writer of checkpoints inside a write, `kills` times; how many times what is left
+    loads, and temporary files left after a sweep."""
+    make, draw, step, out = (
+        context(start),
+        random.Random(seed),
+        1,
+        {"kills": 0, "loadable": 0, "cut": 0, "stale": 0},
+    )
     for _ in range(kills):
         here, there = make.Pipe(duplex=False)
         process = make.Process(target=save_for_ever, args=(str(folder), step, there))
@@ -143,12 +193,19 @@ def kill_writers(folder: Path, kills: int, seed: int, start: str = "forkserver",
         process.kill()
         process.join()
         out["kills"] += process.exitcode == -9
-        whole = all(path.stem.endswith(files.sha256_file(path)[:16]) for path in checkpoints.found(folder))
+        whole = all(
+            path.stem.endswith(files.sha256_file(path)[:16]) for path in checkpoints.found(folder)
+        )
         state = checkpoints.load(folder) or {"step": -1, "x": torch.zeros(1)}
-        out["loadable"] += whole and state["step"] >= times[2][0] - 1 and bool((state["x"] == state["step"]).all())
+        out["loadable"] += (
+            whole and state["step"] >= times[2][0] - 1 and bool((state["x"] == state["step"]).all())
+        )
         out["cut"] += files.sweep(folder) > 0
         out["stale"] += len(list(folder.glob(".*.tmp")))
         step = max(int(state["step"]), 0) + 1
         if out["kills"] % 100 == 0:
-            say(f"{out['kills']} kills inside checkpoint writes, {out['loadable']} loadable, {out['cut']} left a half file")
+            say(
+                f"{out['kills']} kills inside checkpoint writes, {out['loadable']} loadable,"
+                f" {out['cut']} left a half file"
+            )
     return out

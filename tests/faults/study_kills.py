@@ -1,4 +1,5 @@
-"""A study that is killed at random moments, with all its processes, until its records are whole; goes on where it was when it is killed itself."""
+"""A study that is killed at random moments, with all its processes, until its records are whole;
+goes on where it was when it is killed itself."""
 
 from __future__ import annotations
 
@@ -34,13 +35,19 @@ train: {train_epochs: 8, batch_size: 4, checkpoint_s: 0.0}
 """
 COMMANDS = ("run", "record")
 TIMES = ("runtime_s", "runtime_per_epoch_s", "cpu_s", "peak_memory_mb")
-LEFT_OUT = {"status.json": ("finished", *TIMES), "environment.json": ("started",), "runs.csv": TIMES}
-"""Fields by file in which two undisturbed studies differ too: when, how long, how much memory; `status.json` also holds the sha256 of
-`environment.json`. Everything else is compared, the names of the files as well."""
+LEFT_OUT = {
+    "status.json": ("finished", *TIMES),
+    "environment.json": ("started",),
+    "runs.csv": TIMES,
+}
+"""Fields by file in which two undisturbed studies differ too: when, how long, how much memory;
+`status.json` also holds the sha256 of `environment.json`. Everything else is compared, the names of
+the files as well."""
 
 
 def work(home: str, command: str) -> None:
-    """`mvl study run` or `mvl study record` in a session of its own, ended with the process that started it."""
+    """`mvl study run` or `mvl study record` in a session of its own, ended with the process that
+    started it."""
     os.setsid()
     threading.Thread(target=follow, daemon=True).start()
     for stream in (1, 2):
@@ -60,7 +67,8 @@ def follow() -> None:
 
 
 def attempt(make: Any, place: Path, command: str, wait: float | None) -> int:
-    """Start a command, kill its process group after `wait` seconds (None: never); exit code, -9 when killed."""
+    """Start a command, kill its process group after `wait` seconds (None: never); exit code, -9
+    when killed."""
     process = make.Process(target=work, args=(str(place), command))
     process.start()
     process.join(wait)
@@ -86,9 +94,13 @@ def undisturbed(make: Any, place: Path) -> dict[str, float]:
     if not seconds.is_file():
         times = [time.monotonic()]
         for command in COMMANDS:
-            assert attempt(make, place, command, None) == 0, f"the undisturbed study failed; see {place / 'log.txt'}"
+            assert attempt(make, place, command, None) == 0, (
+                f"the undisturbed study failed; see {place / 'log.txt'}"
+            )
             times.append(time.monotonic())
-        files.write_json(seconds, dict(zip(COMMANDS, (b - a for a, b in itertools.pairwise(times)))))
+        files.write_json(
+            seconds, dict(zip(COMMANDS, (b - a for a, b in itertools.pairwise(times))))
+        )
     return dict(json.loads(seconds.read_text()))
 
 
@@ -102,19 +114,27 @@ def read_tally(place: Path, seed: int) -> dict[str, Any]:
 
 
 def longest_life(command: str, seconds: float, grid: int, done: int, pace: float) -> float:
-    """Bound of the seconds before a kill. Of `record`: what the undisturbed one takes. Of `run`: what one of its runs takes, twice as much
-    for each run that the study is behind its pace and half for each that it is ahead, so that the kills are spread over all of it."""
-    return seconds if command == "record" else min(seconds, seconds / grid * 2 ** (pace * grid - done))
+    """Bound of the seconds before a kill. Of `record`: what the undisturbed one takes. Of `run`:
+    what one of its runs takes, twice as much for each run that the study is behind its pace and
+    half for each that it is ahead, so that the kills are spread over all of it.
+    """
+    return (
+        seconds if command == "record" else min(seconds, seconds / grid * 2 ** (pace * grid - done))
+    )
 
 
 def kill_study(place: Path, kills: int, seed: int, start: str = "forkserver") -> dict[str, Any]:
-    """Kill one study `kills` times, a tenth of them while its records are made, let it end, and compare its records with an undisturbed one's.
+    """Kill one study `kills` times, a tenth of them while its records are made, let it end, and
+    compare its records with an undisturbed one's.
 
-    Returns kills by command (`run`, `record`), `hit` (runs that were on their way at a kill), `runs` (how many there are) and `differing`
-    (files of the records that are not the same).
+    Returns kills by command (`run`, `record`), `hit` (runs that were on their way at a kill),
+    `runs` (how many there are) and `differing` (files of the records that are not the same).
     """
     tally, killed = read_tally(place, seed), prepared(place / "killed")
-    make, study = context(start, ("mvl", "mvl.study.grid", "mvl.study.tables", "tests.faults.study_kills")), str(killed / "twelve.yaml")
+    make, study = (
+        context(start, ("mvl", "mvl.study.grid", "mvl.study.tables", "tests.faults.study_kills")),
+        str(killed / "twelve.yaml"),
+    )
     seconds, grid = undisturbed(make, prepared(place / "calm")), len(study_runs(study))
     for command, share in (("run", kills - kills // 10), ("record", kills)):
         while command not in tally["ended"]:
@@ -122,26 +142,46 @@ def kill_study(place: Path, kills: int, seed: int, start: str = "forkserver") ->
             if before < share:
                 done = grid - len(status.missing_runs(study, killed / "runs"))
                 bound = longest_life(command, seconds[command], grid, done, before / share)
-                wait = random.Random(seeds.draw_seed(seed, command, tally["calls"])).uniform(0, bound)
+                wait = random.Random(seeds.draw_seed(seed, command, tally["calls"])).uniform(
+                    0, bound
+                )
             begun, code = time.monotonic(), attempt(make, killed, command, wait)
-            assert code in (0, -signal.SIGKILL), f"`mvl study {command}` ended with {code}; see {killed / 'log.txt'}"
-            if code == 0 and command == "record" and before < share:  # done before it was killed: once more, from nothing
+            assert code in (
+                0,
+                -signal.SIGKILL,
+            ), f"`mvl study {command}` ended with {code}; see {killed / 'log.txt'}"
+            # done before it was killed: once more, from nothing
+            if code == 0 and command == "record" and before < share:
                 seconds[command] = min(seconds[command], time.monotonic() - begun)
                 shutil.rmtree(killed / "results")
             tally["calls"] += 1
             tally[command] += code != 0
             tally["ended"] += [command] * (code == 0 and (command == "run" or before >= share))
             rows = status.study_status(study, killed / "runs")["runs"]
-            tally["hit"] = sorted({*tally["hit"], *(row["run"] for row in rows if row["state"] == "interrupted")})
+            tally["hit"] = sorted(
+                {*tally["hit"], *(row["run"] for row in rows if row["state"] == "interrupted")}
+            )
             files.write_json(killed / "kills.json", tally)
-    return {key: tally[key] for key in ("run", "record", "hit")} | {"runs": grid, "differing": differing(place / "calm/results", killed / "results")}
+    return {key: tally[key] for key in ("run", "record", "hit")} | {
+        "runs": grid,
+        "differing": differing(place / "calm/results", killed / "results"),
+    }
 
 
 def differing(one: Path, other: Path) -> list[str]:
-    """Files that only one of two folders of records has, or whose bytes differ, `LEFT_OUT` left out."""
-    texts = [{str(path.relative_to(folder)): compared(path) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-             for folder in (one, other)]
-    return sorted(name for name in {*texts[0], *texts[1]} if texts[0].get(name) != texts[1].get(name))
+    """Files that only one of two folders of records has, or whose bytes differ, `LEFT_OUT` left
+    out."""
+    texts = [
+        {
+            str(path.relative_to(folder)): compared(path)
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
+        for folder in (one, other)
+    ]
+    return sorted(
+        name for name in {*texts[0], *texts[1]} if texts[0].get(name) != texts[1].get(name)
+    )
 
 
 def compared(path: Path) -> bytes:
@@ -150,7 +190,9 @@ def compared(path: Path) -> bytes:
     if path.suffix == ".json":
         value = json.loads(data)
         value.get("files", {}).pop("environment.json", None)
-        return json.dumps({key: item for key, item in value.items() if key not in names}, indent=1).encode()
+        return json.dumps(
+            {key: item for key, item in value.items() if key not in names}, indent=1
+        ).encode()
     if path.name == "runs.csv":
         rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
         keep = [index for index, column in enumerate(rows[0]) if column not in names]

@@ -1,4 +1,5 @@
-"""Group B: archives that may hold anything; nothing is written outside the folder, and nothing half unpacked passes for whole."""
+"""Group B: archives that may hold anything; nothing is written outside the folder, and nothing half
+unpacked passes for whole."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def place(request, tmp_path, tree_hash):
     return SimpleNamespace(root=tmp_path, hash=tree_hash, get=request.getfixturevalue)
 
 
-def publish(place: Any, change: Any = lambda folder: None, keep: Any = lambda info: info) -> tuple[Any, Path]:
+def publish(
+    place: Any, change: Any = lambda folder: None, keep: Any = lambda info: info
+) -> tuple[Any, Path]:
     """The toy task, changed, as an archive on the server; the task and an empty data root."""
     server, folder = place.get("server"), place.get("case_folder")
     (folder / "manifest.json").unlink()
@@ -58,7 +61,9 @@ def publish(place: Any, change: Any = lambda folder: None, keep: Any = lambda in
     with tarfile.open(place.root / "made.tar", "w") as tar:
         tar.add(folder, "Toy", filter=keep)
     server.body = (place.root / "made.tar").read_bytes()
-    task = dataclasses.replace(find_task("phantoms"), name="Toy", num_cases=12, url=server.url, md5=room.md5(server.body))
+    task = dataclasses.replace(
+        find_task("phantoms"), name="Toy", num_cases=12, url=server.url, md5=room.md5(server.body)
+    )
     return task, place.root / "fresh"
 
 
@@ -68,7 +73,9 @@ def confined(place: Any, *names: str) -> None:
         bad, message = HOSTILE[name]
         archive = archive_of(place.root / f"{name}.tar", member("T/good"), bad)
         before = place.hash(place.root)
-        with pytest.raises(TaskError, match=rf"{name}.tar: member.* {message}.*nothing was unpacked\. .*[dD]elete") as told:
+        with pytest.raises(
+            TaskError, match=rf"{name}.tar: member.* {message}.*nothing was unpacked\. .*[dD]elete"
+        ) as told:
             extract(archive, place.root / "out" / "in")
         assert place.hash(place.root) == before and str(archive) in str(told.value)
 
@@ -91,8 +98,15 @@ def bombs(place: Any) -> None:
 
 def killed(place: Any) -> None:
     task, root = publish(place)
-    done = subprocess.run([sys.executable, "-c", DIES, task.url, task.md5, str(root)], capture_output=True)
-    assert done.returncode == -9 and list(root.glob("Toy.partial-*")) and not (root / "Toy").exists() and not is_whole(task, root)
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, task.url, task.md5, str(root)], capture_output=True
+    )
+    assert (
+        done.returncode == -9
+        and list(root.glob("Toy.partial-*"))
+        and not (root / "Toy").exists()
+        and not is_whole(task, root)
+    )
     assert is_whole(task, fetch(task, root, progress=False).parent)
     assert sorted(path.name for path in root.iterdir()) == [".Toy.lock", "Toy"]
 
@@ -117,7 +131,9 @@ def rotten_member(place: Any) -> None:
     task, root = publish(place, change)
     folder = fetch(task, root, progress=False)
     findings = verify(task, root)
-    assert [finding.path for finding in findings] == [str(folder / "imagesTr" / "toy_004.nii.gz")] and "fetch Toy" in findings[0].remedy
+    assert [finding.path for finding in findings] == [
+        str(folder / "imagesTr" / "toy_004.nii.gz")
+    ] and "fetch Toy" in findings[0].remedy
 
 
 def leaving_paths(place: Any) -> None:
@@ -127,20 +143,36 @@ def leaving_paths(place: Any) -> None:
         (folder / "dataset.json").write_text(json.dumps(listed))
 
     task, root = publish(place, change)
-    with pytest.raises(TaskError, match=r"dataset.json: '../../etc/hostname' leaves the folder; do not use this copy, fetch the task again"):
+    with pytest.raises(
+        TaskError,
+        match=(
+            r"dataset.json: '../../etc/hostname' leaves the folder; do not use this copy, fetch the"
+            r" task again"
+        ),
+    ):
         fetch(task, root, progress=False)
     assert not (root / "Toy").exists() and not list(root.glob("*.partial-*"))
 
 
 def modes(place: Any) -> None:
     confined(place, "fifo", "device")
-    extract(archive_of(place.root / "modes.tar", member("T/good", mode=0o4777)), place.root / "modes")
+    extract(
+        archive_of(place.root / "modes.tar", member("T/good", mode=0o4777)), place.root / "modes"
+    )
     assert (place.root / "modes" / "T" / "good").stat().st_mode & 0o7133 == 0
 
 
-CHECKS = {"B1": lambda place: confined(place, "parent", "absolute", "backslash", "drive"), "B2": lambda place: confined(place, "symlink", "hardlink"),
-          "B3": modes, "B4": bombs, "B5": killed, "B6": droppings, "B7": lambda place: confined(place, "case twin", "twice"),
-          "B8": rotten_member, "B9": leaving_paths}
+CHECKS = {
+    "B1": lambda place: confined(place, "parent", "absolute", "backslash", "drive"),
+    "B2": lambda place: confined(place, "symlink", "hardlink"),
+    "B3": modes,
+    "B4": bombs,
+    "B5": killed,
+    "B6": droppings,
+    "B7": lambda place: confined(place, "case twin", "twice"),
+    "B8": rotten_member,
+    "B9": leaving_paths,
+}
 
 
 @pytest.mark.parametrize("row", CHECKS)
@@ -154,15 +186,38 @@ def test_every_row_is_here():
 
 @pytest.mark.faults
 def test_hostile_archives_are_counted(place):
-    through = archive_of(place.root / "through.tar", member("T/l", b"", type=tarfile.SYMTYPE, linkname=".."), member("T/l/evil"))
-    late = archive_of(place.root / "late.tar", *[member(f"T/{n}") for n in range(50)], member("../evil"))
+    through = archive_of(
+        place.root / "through.tar",
+        member("T/l", b"", type=tarfile.SYMTYPE, linkname=".."),
+        member("T/l/evil"),
+    )
+    late = archive_of(
+        place.root / "late.tar", *[member(f"T/{n}") for n in range(50)], member("../evil")
+    )
     cut = place.root / "cut.tar"
     cut.write_bytes(late.read_bytes()[:700])
-    rest = [through, late, cut, *(archive_of(place.root / f"{name}.tar", member("T/good"), bad) for name, (bad, _) in HOSTILE.items())]
+    rest = [
+        through,
+        late,
+        cut,
+        *(
+            archive_of(place.root / f"{name}.tar", member("T/good"), bad)
+            for name, (bad, _) in HOSTILE.items()
+        ),
+    ]
     before, contained = place.hash(place.root), 0
     for archive in rest:
         with pytest.raises(TaskError):
             extract(archive, place.root / "inner" / "out")
-        contained += not (place.root / "inner" / "out").exists() or not any(path.is_file() for path in (place.root / "inner").rglob("*"))
-    assert contained == len(rest) >= 12 and (place.hash(place.root) == before or not (place.root / "evil").exists())
-    record_figure("archives", contained, len(rest), "crafted tar archives: paths, links, devices, twins, cut ones")
+        contained += not (place.root / "inner" / "out").exists() or not any(
+            path.is_file() for path in (place.root / "inner").rglob("*")
+        )
+    assert contained == len(rest) >= 12 and (
+        place.hash(place.root) == before or not (place.root / "evil").exists()
+    )
+    record_figure(
+        "archives",
+        contained,
+        len(rest),
+        "crafted tar archives: paths, links, devices, twins, cut ones",
+    )

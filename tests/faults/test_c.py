@@ -1,4 +1,5 @@
-"""Group C: NIfTI files that may be anything are refused by name, before training and by `mvl verify`, and nothing beside them changes."""
+"""Group C: NIfTI files that may be anything are refused by name, before training and by `mvl
+verify`, and nothing beside them changes."""
 
 from __future__ import annotations
 
@@ -38,29 +39,37 @@ def content(data: bytes) -> Change:
 
 def edit(change: Callable[[bytearray], object]) -> Change:
     """Change the compressed bytes."""
+
     def apply(path: Path) -> None:
         data = bytearray(path.read_bytes())
         new = change(data)
         path.write_bytes(new if isinstance(new, bytes) else data)
+
     return apply
 
 
 def header(offset: int, form: str, *values: object) -> Change:
     """Change the header inside the gzip stream, whose checksum is then right again."""
+
     def apply(path: Path) -> None:
         data = bytearray(gzip.decompress(path.read_bytes()))
         struct.pack_into("<" + form, data, offset, *values)
         path.write_bytes(gzip.compress(bytes(data)))
+
     return apply
 
 
 def voxels(change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> Change:
     """Other voxels, written well."""
+
     def apply(path: Path) -> None:
-        image = nibabel.Nifti1Image(change(np.asarray(nibabel.load(path).dataobj)), np.eye(4) if affine is None else affine)
+        image = nibabel.Nifti1Image(
+            change(np.asarray(nibabel.load(path).dataobj)), np.eye(4) if affine is None else affine
+        )
         image.set_sform(image.affine, code=1)
         image.set_qform(image.affine, code=1, strip_shears=True)
         path.write_bytes(gzip.compress(image.to_bytes()))
+
     return apply
 
 
@@ -69,6 +78,7 @@ def one(value: float) -> Change:
         array = array.astype(np.float32)
         array[1, 2, 3] = value
         return array
+
     return voxels(change)
 
 
@@ -86,7 +96,9 @@ def extension(path: Path) -> None:
     """An extension that says it is longer than the room before the voxels."""
     data = gzip.decompress(path.read_bytes())
     head = data[:108] + struct.pack("<f", 368.0) + data[112:348]
-    path.write_bytes(gzip.compress(head + b"\1\0\0\0" + struct.pack("<2i", 4000, 6) + bytes(8) + data[352:]))
+    path.write_bytes(
+        gzip.compress(head + b"\1\0\0\0" + struct.pack("<2i", 4000, 6) + bytes(8) + data[352:])
+    )
 
 
 def bomb(path: Path) -> None:
@@ -100,13 +112,19 @@ SHEAR = np.array([[1.0, 0.6, 0, 0], [0, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 FAULTS: dict[str, tuple[Change, str]] = {
     "C1-empty": (content(b""), "empty file"),
     "C1-text": (content(b"hello, this is text"), "neither gzip nor NIfTI"),
-    "C1-lfs": (content(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "Git-LFS pointer.*git lfs pull"),
+    "C1-lfs": (
+        content(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        "Git-LFS pointer.*git lfs pull",
+    ),
     "C1-html": (content(b"<!DOCTYPE html><html>"), "HTML"),
-    "C2-truncated": (edit(lambda data: bytes(data[:len(data) // 2])), "truncated"),
+    "C2-truncated": (edit(lambda data: bytes(data[: len(data) // 2])), "truncated"),
     "C3-tail": (edit(lambda data: bytes(data[:-8])), "truncated"),
     "C3-crc": (edit(lambda data: data.__setitem__(-6, data[-6] ^ 1)), "damaged gzip stream"),
     "C3-flip": (FLIP, "its bytes differ from the manifest"),
-    "C3-hole": (edit(lambda data: data.__setitem__(slice(900, 1412), bytes(512))), "damaged gzip stream|truncated"),
+    "C3-hole": (
+        edit(lambda data: data.__setitem__(slice(900, 1412), bytes(512))),
+        "damaged gzip stream|truncated",
+    ),
     "C6-dims": (header(40, "8h", 3, 30000, 30000, 30000, 1, 1, 1, 1), "voxels, the cap is"),
     "C6-beyond": (header(42, "h", 30000), "cannot hold|truncated"),
     "C7-bomb": (bomb, "holds more than"),
@@ -153,10 +171,15 @@ def test_every_row_is_here() -> None:
 
 
 def refused(case_folder: Path, path: Path, pattern: str, tree_hash: Callable[[Path], str]) -> None:
-    """`mvl verify` lists the one file with fault and remedy, training refuses it with the same words, and the tree stays as it was."""
+    """`mvl verify` lists the one file with fault and remedy, training refuses it with the same
+    words, and the tree stays as it was."""
     task, before = find_task("Toy", case_folder.parent), tree_hash(case_folder)
     found = [finding for finding in verify(task, case_folder.parent) if finding.path == str(path)]
-    assert len(found) == 1 and re.search(pattern, found[0].fault) and "put the file right" in found[0].remedy, found
+    assert (
+        len(found) == 1
+        and re.search(pattern, found[0].fault)
+        and "put the file right" in found[0].remedy
+    ), found
     with pytest.raises(TaskError, match=rf"{re.escape(str(path))}.*mvl verify Toy"):
         CaseStore(task, (NAME,), DATA, case_folder.parent).get(0)
     assert tree_hash(case_folder) == before
@@ -183,16 +206,20 @@ def test_bits_of_a_plain_file_are_known_by_its_sha256(row: str, case_folder: Pat
     manifest = read_manifest(task, case_folder)
     manifest |= {f"imagesTr/{path.name}": files.sha256_bytes(whole)}
     plain = type(case)(case.case_id, path, case.label)
-    for place in ([2000] if row == "C4" else range(0, 348, 4)):
+    for place in [2000] if row == "C4" else range(0, 348, 4):
         data = bytearray(whole)
         data[place] ^= 1 << (place // 4 % 8)
         path.write_bytes(data)
         faults, _ = sandbox.check_case(task, plain, case_folder, manifest)
-        assert list(faults) == [path] and re.search("its bytes differ from the manifest|neither gzip nor NIfTI", faults[path]), place
+        assert list(faults) == [path] and re.search(
+            "its bytes differ from the manifest|neither gzip nor NIfTI", faults[path]
+        ), place
 
 
 @pytest.mark.parametrize("row", ["C5-unhashed"])
-def test_a_header_bit_that_passes_unhashed_leaves_a_possible_scan(row: str, case_folder: Path) -> None:
+def test_a_header_bit_that_passes_unhashed_leaves_a_possible_scan(
+    row: str, case_folder: Path
+) -> None:
     """Without a manifest: geometry and type are either refused or lie in the stated ranges."""
     path = case_folder / "imagesTr" / f"{NAME}.nii.gz"
     whole = gzip.decompress(path.read_bytes())
@@ -206,13 +233,16 @@ def test_a_header_bit_that_passes_unhashed_leaves_a_possible_scan(row: str, case
         assert faults or digest
         if not faults:
             passed += 1
-            assert np.allclose(nibabel.load(path).affine, np.eye(4), atol=1e-3) and nibabel.load(path).shape == (16, 16, 16)
+            assert np.allclose(nibabel.load(path).affine, np.eye(4), atol=1e-3) and nibabel.load(
+                path
+            ).shape == (16, 16, 16)
     assert passed < 116
 
 
 @pytest.mark.parametrize(("row", "slope"), [("C10-zero", 0.0), ("C10-nan", float("nan"))])
 def test_no_scale_is_no_scale(row: str, slope: float, case_folder: Path) -> None:
-    """By the standard a slope of 0 (nibabel writes NaN) means unscaled: checked and trained on alike."""
+    """By the standard a slope of 0 (nibabel writes NaN) means unscaled: checked and trained on
+    alike."""
     (case_folder / "manifest.json").unlink()
     task, path = find_task("Toy", case_folder.parent), case_folder / "imagesTr" / f"{NAME}.nii.gz"
     before = CaseStore(task, (NAME,), DATA, case_folder.parent).get(0)[0]
@@ -230,7 +260,10 @@ def test_spaces_and_letters_beyond_ascii_are_fine(row: str, case_folder: Path) -
     text = (case_folder / "dataset.json").read_text()
     (case_folder / "dataset.json").write_text(text.replace(NAME, new))
     task = find_task("Toy", case_folder.parent)
-    assert verify(task, case_folder.parent) == [] and CaseStore(task, (new,), DATA, case_folder.parent).get(0)[0].isfinite().all()
+    assert (
+        verify(task, case_folder.parent) == []
+        and CaseStore(task, (new,), DATA, case_folder.parent).get(0)[0].isfinite().all()
+    )
 
 
 def broken(whole: bytes, kind: str, draw: random.Random) -> bytes:
@@ -240,16 +273,21 @@ def broken(whole: bytes, kind: str, draw: random.Random) -> bytes:
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     elif kind == "holes":
         place = draw.randrange(len(data) - 512)
-        data[place:place + 512] = bytes(512)
+        data[place : place + 512] = bytes(512)
     else:
-        data = data[:-draw.choice([1, 2, 4, 8, draw.randrange(1, len(data))])]
+        data = data[: -draw.choice([1, 2, 4, 8, draw.randrange(1, len(data))])]
     return bytes(data)
 
 
 def count_refused(case_folder: Path, kind: str, count: int, seed: int) -> tuple[int, int]:
-    """How many of `count` broken copies are refused by file name: with the manifest, and by reading alone."""
+    """How many of `count` broken copies are refused by file name: with the manifest, and by reading
+    alone."""
     task, case = find_task("Toy", case_folder.parent), read_cases(case_folder)[3]
-    manifest, whole, draw = read_manifest(task, case_folder), case.image.read_bytes(), random.Random(f"{kind} {seed}")
+    manifest, whole, draw = (
+        read_manifest(task, case_folder),
+        case.image.read_bytes(),
+        random.Random(f"{kind} {seed}"),
+    )
     hashed = read = 0
     for _ in range(count):
         case.image.write_bytes(broken(whole, kind, draw))
@@ -265,16 +303,24 @@ def test_damage_is_always_found(kind: str, count: int, case_folder: Path) -> Non
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("kind", "count"), [("bit_flips", 600), ("holes", 150), ("truncations", 300)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("bit_flips", 600), ("holes", 150), ("truncations", 300)]
+)
 def test_damage_is_always_found_at_length(kind: str, count: int, case_folder: Path) -> None:
     hashed, read = count_refused(case_folder, kind, count, 0)
-    record_figure(kind, hashed, count, f"seed 0, one 16x16x16 scan; without a manifest, by reading to the end: {read}")
+    record_figure(
+        kind,
+        hashed,
+        count,
+        f"seed 0, one 16x16x16 scan; without a manifest, by reading to the end: {read}",
+    )
     assert hashed == count
 
 
 @pytest.mark.faults
 def test_hostile_files_at_length(tmp_path: Path, pristine_task: Path) -> None:
-    """Every file of this group, in one bounded process: refused by name in less than 5 s of its time and within 1 GB."""
+    """Every file of this group, in one bounded process: refused by name in less than 5 s of its
+    time and within 1 GB."""
     import shutil
 
     case_folder, by, refusals, slowest = tmp_path / "data" / "Toy", sandbox.Child(), 0, 0.0
@@ -286,8 +332,16 @@ def test_hostile_files_at_length(tmp_path: Path, pristine_task: Path) -> None:
         start = time.monotonic()
         faults, _ = sandbox.check_case(task, case, case_folder, {}, by)
         slowest = max(slowest, time.monotonic() - start)
-        refusals += list(faults) == [case.image] and bool(re.search(f"{pattern}|damaged gzip", faults[case.image]))  # a flip, without a manifest
+        # a flip, without a manifest
+        refusals += list(faults) == [case.image] and bool(
+            re.search(f"{pattern}|damaged gzip", faults[case.image])
+        )
     by.close()
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    record_figure("hostile_inputs", refusals, len(FAULTS), f"scans of group C without a manifest; slowest {slowest:.1f} s, peak {peak:.2f} GB")
+    record_figure(
+        "hostile_inputs",
+        refusals,
+        len(FAULTS),
+        f"scans of group C without a manifest; slowest {slowest:.1f} s, peak {peak:.2f} GB",
+    )
     assert refusals == len(FAULTS) and peak < 1

@@ -1,4 +1,5 @@
-"""K: two processes that want the same run, the same table or the same name, and locks that are left behind."""
+"""K: two processes that want the same run, the same table or the same name, and locks that are left
+behind."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from mvl.training import run
 from tests.faults.figures import record_figure
 
 NOT_HERE: dict[str, str] = {}
-STUDY = "title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline], seeds: [0, 1]}]\n"
+STUDY = (
+    "title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline], seeds: [0, 1]}]\n"
+)
 
 
 def child(act: Callable[[], object]) -> int:
@@ -58,7 +61,8 @@ def stop(process: int) -> None:
 
 
 def second_starts(tiny: Config, results: Path, times: int) -> int:
-    """How many of so many second starts of a held run are refused with the holder's number, and leave the folder as it was."""
+    """How many of so many second starts of a held run are refused with the holder's number, and
+    leave the folder as it was."""
     folder, refused = run_folder.run_dir(results, tiny), 0
     for _ in range(times):
         process = holder(folder)
@@ -66,7 +70,9 @@ def second_starts(tiny: Config, results: Path, times: int) -> int:
         try:
             run.train_run(tiny, results, progress=False)
         except files.RunError as error:
-            told = f"{folder} is held by pid {process} since 2" in str(error) and "stop it" in str(error)
+            told = f"{folder} is held by pid {process} since 2" in str(error) and "stop it" in str(
+                error
+            )
             refused += told and sorted(p.name for p in folder.iterdir()) == before
         stop(process)
         with files.locked(folder):
@@ -82,18 +88,30 @@ def write_rows(config: Config, results: Path, count: int) -> None:
     files.write_csv(folder / "history.csv", [], tables.HISTORY_COLUMNS)
     files.atomic_write(folder / "weights.safetensors", b"")
     for number in range(count):
-        rows.append(dict.fromkeys(CASE_COLUMNS, "1") | run_columns(config) | dict.fromkeys(METRICS, 0.5)
-                    | {"case": f"c{number}", "label": "foreground", "status": "ok"})
+        rows.append(
+            dict.fromkeys(CASE_COLUMNS, "1")
+            | run_columns(config)
+            | dict.fromkeys(METRICS, 0.5)
+            | {
+                "case": f"c{number}",
+                "label": "foreground",
+                "status": "ok",
+            }
+        )
         if number % 30 == 29 or number == count - 1:
             files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
             run_folder.seal(folder, {"parameters": {}})
 
 
 def two_writers(folder: Path, count: int) -> tuple[int, int]:
-    """(rows in the table, times that a reader met a torn one) of two processes that write `count` rows each while a third collects."""
+    """(rows in the table, times that a reader met a torn one) of two processes that write `count`
+    rows each while a third collects."""
     study, results, torn = folder / "two.yaml", folder / "runs", 0
     study.write_text(STUDY)
-    processes = [child(lambda config=config: write_rows(config, results, count)) for config in study_runs(str(study))]
+    processes = [
+        child(lambda config=config: write_rows(config, results, count))
+        for config in study_runs(str(study))
+    ]
     while processes:
         for process in [p for p in processes if os.waitpid(p, os.WNOHANG)[0]]:
             processes.remove(process)
@@ -107,7 +125,8 @@ def two_writers(folder: Path, count: int) -> tuple[int, int]:
 
 
 def row_K1(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
-    """The same run started twice: refused with process number and time; free again when the first is killed."""
+    """The same run started twice: refused with process number and time; free again when the first
+    is killed."""
     assert second_starts(tiny, folder, 2) == 2
 
 
@@ -117,19 +136,51 @@ def row_K2(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
 
 
 def row_K3(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
-    """No two runs of any study share a folder, whatever the file system does with case; one folder never takes two configs."""
+    """No two runs of any study share a folder, whatever the file system does with case; one folder
+    never takes two configs."""
     for path in (ROOT / "mvl" / "configs" / "studies").glob("*.yaml"):
         study = load_study(path.stem)
-        keys = {key for part in study.grid for key in itertools.product(
-            part.get("tasks", study.tasks), part["systems"], part.get("fractions", [1.0]), part.get("seeds", [0]), part.get("folds", [0]))}
-        names = {run_folder.run_name(Config(task=t, system=y, fraction=float(f), seed=s, fold=k)).lower() for t, y, f, s, k in keys}
+        keys = {
+            key
+            for part in study.grid
+            for key in itertools.product(
+                part.get("tasks", study.tasks),
+                part["systems"],
+                part.get("fractions", [1.0]),
+                part.get("seeds", [0]),
+                part.get("folds", [0]),
+            )
+        }
+        names = {
+            run_folder.run_name(Config(task=t, system=y, fraction=float(f), seed=s, fold=k)).lower()
+            for t, y, f, s, k in keys
+        }
         assert len(names) == len(keys)
-    changed = [{"fraction": 0.5}, {"fold": 1}, {"seed": 1}, {"task": "Other"}, {"system": "unet"}, {"study": "s"}]
-    folders = [run_folder.run_dir(folder, Config(**({"study": "a", "task": "Toy", "system": "vit"} | some))) for some in [{}, *changed]]
+    changed = [
+        {"fraction": 0.5},
+        {"fold": 1},
+        {"seed": 1},
+        {"task": "Other"},
+        {"system": "unet"},
+        {"study": "s"},
+    ]
+    folders = [
+        run_folder.run_dir(
+            folder, Config(**({"study": "a", "task": "Toy", "system": "vit"} | some))
+        )
+        for some in [{}, *changed]
+    ]
     assert all(a != b and a not in b.parents for a, b in itertools.permutations(folders, 2))
     run_folder.write_config(folder, tiny)
-    with pytest.raises(files.RunError, match=r"config.yaml was begun with other settings: train.lr.*delete"):
-        run_folder.write_config(folder, Config(**(vars(tiny) | {"train": type(tiny.train)(**(vars(tiny.train) | {"lr": 0.5}))})))
+    with pytest.raises(
+        files.RunError, match=r"config.yaml was begun with other settings: train.lr.*delete"
+    ):
+        run_folder.write_config(
+            folder,
+            Config(
+                **(vars(tiny) | {"train": type(tiny.train)(**(vars(tiny.train) | {"lr": 0.5}))})
+            ),
+        )
 
 
 def row_K4(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
@@ -138,17 +189,25 @@ def row_K4(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
 
 
 def row_K5(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
-    """A lock file that a crash left: no obstacle, for the kernel holds the lock. A file system without locks: refused, with the remedy."""
+    """A lock file that a crash left: no obstacle, for the kernel holds the lock. A file system
+    without locks: refused, with the remedy."""
     folder.mkdir(exist_ok=True)
     (folder / ".lock").write_text("pid 1 since 2020-01-01T00:00:00Z")
     with files.locked(folder):
         assert f"pid {os.getpid()} since" in (folder / ".lock").read_text()
     for number in (errno.ENOLCK, errno.EOPNOTSUPP):
+
         def flock(*_: object, number: int = number) -> None:
             raise OSError(number, os.strerror(number))
 
         patch.setattr(fcntl, "flock", flock)
-        with pytest.raises(files.RunError, match=rf"{folder}: the file system has no locks .*local disk with --results-dir"), files.locked(folder):
+        with (
+            pytest.raises(
+                files.RunError,
+                match=rf"{folder}: the file system has no locks .*local disk with --results-dir",
+            ),
+            files.locked(folder),
+        ):
             pass
 
 
@@ -169,7 +228,18 @@ def test_every_row_is_here() -> None:
 @pytest.mark.faults
 def test_figures_of_two_processes(tmp_path: Path, tiny: Config) -> None:
     rows, torn = two_writers(tmp_path, 300)
-    record_figure("two_writers", rows, 600, f"two runs of 300 rows, tables collected all the while; {torn} torn reads")
+    record_figure(
+        "two_writers",
+        rows,
+        600,
+        f"two runs of 300 rows, tables collected all the while; {torn} torn reads",
+    )
     refused = second_starts(tiny, tmp_path / "held", 50)
-    record_figure("second_start", refused, 50, "a process holds the run, the next is refused with its number, and gets the lock once that is killed")
+    record_figure(
+        "second_start",
+        refused,
+        50,
+        "a process holds the run, the next is refused with its number, and gets the lock once that"
+        " is killed",
+    )
     assert (rows, torn, refused) == (600, 0, 50)

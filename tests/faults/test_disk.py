@@ -1,4 +1,5 @@
-"""G: full, read-only and spent disks. Every write, fsync and rename of every writer fails once: each file is the old or the new one, whole."""
+"""G: full, read-only and spent disks. Every write, fsync and rename of every writer fails once:
+each file is the old or the new one, whole."""
 
 from __future__ import annotations
 
@@ -34,12 +35,17 @@ STUDY = "title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline
 
 
 def finished_run(results: Path, study: str) -> Config:
-    """A run of `study` that is done, with one scored case; every byte is the same each time but the time it was finished."""
+    """A run of `study` that is done, with one scored case; every byte is the same each time but the
+    time it was finished."""
     from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS, METRICS
 
     config = load_config(study, "phantoms", "vit_baseline")
     folder = run_folder.run_dir(results, config)
-    row = {key: getattr(config, key, "") for key in CASE_COLUMNS} | dict.fromkeys(METRICS, 0.5) | {"case": "a", "label": "foreground", "status": "ok"}
+    row = (
+        {key: getattr(config, key, "") for key in CASE_COLUMNS}
+        | dict.fromkeys(METRICS, 0.5)
+        | {"case": "a", "label": "foreground", "status": "ok"}
+    )
     run_folder.write_config(folder, config)
     files.write_json(folder / "environment.json", {})
     files.write_csv(folder / "cases.csv", [row], CASE_COLUMNS)
@@ -55,27 +61,43 @@ def writers(outside: Path, case_folder: Path) -> dict[str, Callable[[Path], obje
     study.write_text(STUDY)
     finished_run(outside / "results", str(study))
     task = find_task("Toy", case_folder.parent)
-    store = CaseStore(task, ("toy_000",), load_config("quick", "phantoms", "vit_baseline").data, case_folder.parent)
+    store = CaseStore(
+        task,
+        ("toy_000",),
+        load_config("quick", "phantoms", "vit_baseline").data,
+        case_folder.parent,
+    )
     mask = np.ones((16, 16, 16), np.uint8)
     return {
-        "bytes": lambda to: files.atomic_write(to / "x.bin", b"new" * 1000), "json": lambda to: files.write_json(to / "x.json", {"new": 1}),
-        "csv": lambda to: files.write_csv(to / "x.csv", [{"a": 1}], ["a"]), "config": lambda to: run_folder.write_config(to, Config()),
+        "bytes": lambda to: files.atomic_write(to / "x.bin", b"new" * 1000),
+        "json": lambda to: files.write_json(to / "x.json", {"new": 1}),
+        "csv": lambda to: files.write_csv(to / "x.csv", [{"a": 1}], ["a"]),
+        "config": lambda to: run_folder.write_config(to, Config()),
         "checkpoint": lambda to: checkpoints.save(to, 3, {"step": 3, **TENSORS}),
         "weights": lambda to: checkpoints.save_weights(to / "weights.safetensors", TENSORS),
-        "records": lambda to: record(str(study), outside / "results", to), "notebook": lambda to: write_notebook(to / "n.ipynb", {"cells": []}),
+        "records": lambda to: record(str(study), outside / "results", to),
+        "notebook": lambda to: write_notebook(to / "n.ipynb", {"cells": []}),
         "split": lambda to: write_split_file("Toy", [f"c{i}" for i in range(12)], to / "Toy.json"),
-        "prediction": lambda to: store.save_native(0, mask, to / "mask.nii.gz"), "phantoms": lambda to: write_phantoms(to / "phantoms", 1),
+        "prediction": lambda to: store.save_native(0, mask, to / "mask.nii.gz"),
+        "phantoms": lambda to: write_phantoms(to / "phantoms", 1),
         "figures": lambda to: keep_figure(to / "faults.json", "kills", 1.0, 1, ""),
     }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Bytes by relative path, locks and the time of a figure left out."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and not p.name.endswith("lock")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.endswith("lock")
+    }
 
 
-def fail_everywhere(name: str, write: Callable[[Path], object], place: Path, kinds: tuple[str, ...] = KINDS) -> tuple[int, int, list[str]]:
-    """(points that kept every file whole, points, words on the others) of one writer, with an older file under each of its names."""
+def fail_everywhere(
+    name: str, write: Callable[[Path], object], place: Path, kinds: tuple[str, ...] = KINDS
+) -> tuple[int, int, list[str]]:
+    """(points that kept every file whole, points, words on the others) of one writer, with an older
+    file under each of its names."""
     place.mkdir()
     fresh, old = place / "fresh", place / "old"
     fresh.mkdir()
@@ -94,16 +116,27 @@ def fail_everywhere(name: str, write: Callable[[Path], object], place: Path, kin
                 before = contents(target)
                 said = failing(write, target, kind, at)
                 after, wanted = contents(target), contents(fresh)
-                whole = all(data in (before.get(n), wanted.get(n)) or (name == "figures" and data[-2:] == b"}\n") for n, data in after.items())
-                kept = set(before) <= set(after) and not [n for n in after if n.endswith(".tmp") or ".partial-" in n]
+                whole = all(
+                    data in (before.get(n), wanted.get(n))
+                    or (name == "figures" and data[-2:] == b"}\n")
+                    for n, data in after.items()
+                )
+                kept = set(before) <= set(after) and not [
+                    n for n in after if n.endswith(".tmp") or ".partial-" in n
+                ]
                 told = said is None or any(Path(n).name in said for n in [*wanted, "phantoms"])
                 good, points = good + (whole and kept and told), points + 1
-                words += [] if whole and kept and told else [f"{name} {kind} {at}: whole {whole}, kept {kept}, said {said}"]
+                words += (
+                    []
+                    if whole and kept and told
+                    else [f"{name} {kind} {at}: whole {whole}, kept {kept}, said {said}"]
+                )
     return good, points, words
 
 
 def failing(write: Callable[[Path], object], target: Path, kind: str, at: int) -> str | None:
-    """What a writer says when its k-th event of a kind fails; None when it did not come so far (its file was there already)."""
+    """What a writer says when its k-th event of a kind fails; None when it did not come so far (its
+    file was there already)."""
     try:
         with layer(target, kind, at):
             write(target)
@@ -112,48 +145,94 @@ def failing(write: Callable[[Path], object], target: Path, kind: str, at: int) -
     return None
 
 
-@pytest.mark.parametrize("name", ["bytes", "config", "checkpoint", "weights", "notebook", "prediction", "split"])
-def test_every_failing_call_keeps_the_old_file(name: str, tmp_path: Path, case_folder: Path) -> None:
-    good, points, words = fail_everywhere(name, writers(tmp_path, case_folder)[name], tmp_path / "place")
+@pytest.mark.parametrize(
+    "name", ["bytes", "config", "checkpoint", "weights", "notebook", "prediction", "split"]
+)
+def test_every_failing_call_keeps_the_old_file(
+    name: str, tmp_path: Path, case_folder: Path
+) -> None:
+    good, points, words = fail_everywhere(
+        name, writers(tmp_path, case_folder)[name], tmp_path / "place"
+    )
     assert words == [] and good == points >= 8
 
 
 @pytest.mark.faults
 def test_all_points_of_all_writers(tmp_path: Path, case_folder: Path) -> None:
     every = writers(tmp_path, case_folder)
-    found = [fail_everywhere(name, write, tmp_path / f"place-{name}") for name, write in every.items()]
-    record_figure("disk_full", sum(f[0] for f in found), sum(f[1] for f in found),
-                  f"{len(every)} writers, every write, fsync and rename once, over an older file and into an empty folder")
+    found = [
+        fail_everywhere(name, write, tmp_path / f"place-{name}") for name, write in every.items()
+    ]
+    record_figure(
+        "disk_full",
+        sum(f[0] for f in found),
+        sum(f[1] for f in found),
+        f"{len(every)} writers, every write, fsync and rename once, over an older file and into an"
+        " empty folder",
+    )
     assert [word for f in found for word in f[2]] == []
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row) for row in ROWS])
-def test_row(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_row(
+    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     globals()[f"row_{row}"](tmp_path, monkeypatch, capsys)
 
 
-def row_G1(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Full while a checkpoint is written: the one before stays, nothing is left behind, the message says how much is needed; exit code 28."""
+def row_G1(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Full while a checkpoint is written: the one before stays, nothing is left behind, the message
+    says how much is needed; exit code 28."""
     checkpoints.save(folder, 1, {"step": 1})
     before = contents(folder)
     said = r"checkpoint-000000002-\w+\.pt: No space left.*needs 0\.\d MB, free [\d.]+ MB"
     with layer(folder, "write", 0), pytest.raises(OSError, match=said) as full:
         checkpoints.save(folder, 2, {"step": 2, "x": torch.ones(50_000)})
     assert contents(folder) == before and checkpoints.load(folder) == {"step": 1}
-    monkeypatch.setattr("mvl.training.run.train_run", lambda *_, **__: (_ for _ in ()).throw(full.value))
+    monkeypatch.setattr(
+        "mvl.training.run.train_run", lambda *_, **__: (_ for _ in ()).throw(full.value)
+    )
     assert main.main("train --study quick --task phantoms --system vit_baseline".split()) == 28
     assert "the previous file is kept" in capsys.readouterr().err
 
 
-def row_G2(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Full while anything else is written: every writer of the package ends in atomic_write, but for what is made aside and swapped in whole."""
-    staged = {"book.py", "run_pages.py", "claims_page.py", "phantoms.py", "shapes2d.py", "inputs.py", "archive.py", "notebooks.py"}
-    others = {"runs.py": "atomic_write itself", "faults.py": "a lock", "gpu_record.py": "a lock", "launch.py": "a log", "workers.py": "a log",
-              "browser.py": "a picture for a person",
-              "layer_bench.py": "a model of no value, made for a measurement", "loader_bench.py": "scans of no value",
-              "events.py": "a log, made of whole records", "mutants.py": "a copy of the tree, made anew when its stamp is missing",
-              "colab.py": "constraints for one call of pip", "gpu_bundle.py": "a folder that is packed and removed"}
-    found = {path.name for path in (ROOT / "mvl").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) if writes(node)}
+def row_G2(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Full while anything else is written: every writer of the package ends in atomic_write, but
+    for what is made aside and swapped in whole."""
+    staged = {
+        "book.py",
+        "run_pages.py",
+        "claims_page.py",
+        "phantoms.py",
+        "shapes2d.py",
+        "inputs.py",
+        "archive.py",
+        "notebooks.py",
+    }
+    others = {
+        "runs.py": "atomic_write itself",
+        "faults.py": "a lock",
+        "gpu_record.py": "a lock",
+        "launch.py": "a log",
+        "workers.py": "a log",
+        "browser.py": "a picture for a person",
+        "layer_bench.py": "a model of no value, made for a measurement",
+        "loader_bench.py": "scans of no value",
+        "events.py": "a log, made of whole records",
+        "mutants.py": "a copy of the tree, made anew when its stamp is missing",
+        "colab.py": "constraints for one call of pip",
+        "gpu_bundle.py": "a folder that is packed and removed",
+    }
+    found = {
+        path.name
+        for path in (ROOT / "mvl").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if writes(node)
+    }
     assert found <= {*staged, *others}, "writes to a final name without runs.atomic_write"
 
 
@@ -162,19 +241,38 @@ def writes(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return False
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    modes = [a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)] if name == "open" else []
-    return name in ("write_text", "write_bytes", "to_csv", "to_json", "to_parquet") or any(set(m) & set("wax+") and len(m) < 4 for m in modes)
+    modes = (
+        [a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        if name == "open"
+        else []
+    )
+    return name in ("write_text", "write_bytes", "to_csv", "to_json", "to_parquet") or any(
+        set(m) & set("wax+") and len(m) < 4 for m in modes
+    )
 
 
-def row_G3(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A spent quota, a read-only place, no inode left: the file, the cause and the remedy are named, and the old file stays."""
+def row_G3(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A spent quota, a read-only place, no inode left: the file, the cause and the remedy are
+    named, and the old file stays."""
     (folder / "cases.csv").write_text("old")
-    for number, words in ((errno.EDQUOT, "Disk quota exceeded.*needs"), (errno.EROFS, "Read-only file system.*permissions"),
-                          (errno.ENOSPC, "No space left")):
-        with layer(folder, "replace", 0, number), pytest.raises(OSError, match=rf"cases\.csv: {words}"):
+    for number, words in (
+        (errno.EDQUOT, "Disk quota exceeded.*needs"),
+        (errno.EROFS, "Read-only file system.*permissions"),
+        (errno.ENOSPC, "No space left"),
+    ):
+        with (
+            layer(folder, "replace", 0, number),
+            pytest.raises(OSError, match=rf"cases\.csv: {words}"),
+        ):
             files.atomic_write(folder / "cases.csv", "new")
     real = os.open
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")),
+    )
     with pytest.raises(OSError, match=r"cases\.csv.*permissions"):
         files.atomic_write(folder / "cases.csv", "new")
     assert os.open is real and contents(folder) == {"cases.csv": b"old"}

@@ -1,4 +1,5 @@
-"""Group E: pretrained weights that are not what they say; refused with the file, the tensor and the remedy, and nothing in them is ever run."""
+"""Group E: pretrained weights that are not what they say; refused with the file, the tensor and the
+remedy, and nothing in them is ever run."""
 
 from __future__ import annotations
 
@@ -50,39 +51,65 @@ class Payload:
 @pytest.fixture
 def place(request, tmp_path):
     """A one-file checkpoint to break, and what else a row may ask for."""
-    return SimpleNamespace(root=tmp_path, folder=one_file(request.getfixturevalue("tiny_llama"), tmp_path / "broken"),
-                           get=request.getfixturevalue, patch=request.getfixturevalue("monkeypatch"))
+    return SimpleNamespace(
+        root=tmp_path,
+        folder=one_file(request.getfixturevalue("tiny_llama"), tmp_path / "broken"),
+        get=request.getfixturevalue,
+        patch=request.getfixturevalue("monkeypatch"),
+    )
 
 
 def one_file(sharded: Path, target: Path) -> Path:
     """A checkpoint's tensors in one file."""
     target.mkdir()
-    save_file({name: tensor for shard in sharded.glob("*.safetensors") for name, tensor in load_file(shard).items()}, target / "model.safetensors")
+    save_file(
+        {
+            name: tensor
+            for shard in sharded.glob("*.safetensors")
+            for name, tensor in load_file(shard).items()
+        },
+        target / "model.safetensors",
+    )
     shutil.copy(sharded / "config.json", target)
     return target
 
 
 def change(folder: Path, **settings: Any) -> None:
     """Other settings in config.json."""
-    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | settings))
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | settings)
+    )
 
 
 def with_tensors(place: Any, message: str, **tensors: torch.Tensor | None) -> None:
-    """`place.folder` with tensors replaced (None: dropped) is refused with a message; then it is whole again."""
+    """`place.folder` with tensors replaced (None: dropped) is refused with a message; then it is
+    whole again."""
     path = place.folder / "model.safetensors"
     whole = path.read_bytes()
     names = {"up": UP, "query": QUERY, "odd": "model.layers.1.mlp.odd.weight"}
-    held = load_file(path) | {names[key]: tensor for key, tensor in tensors.items() if tensor is not None}
-    save_file({name: tensor for name, tensor in held.items() if name not in [names[key] for key, value in tensors.items() if value is None]}, path)
+    held = load_file(path) | {
+        names[key]: tensor for key, tensor in tensors.items() if tensor is not None
+    }
+    save_file(
+        {
+            name: tensor
+            for name, tensor in held.items()
+            if name not in [names[key] for key, value in tensors.items() if value is None]
+        },
+        path,
+    )
     refused(place, message)
     path.write_bytes(whole)
 
 
 def refused(place: Any, message: str, layer: int = 1) -> None:
-    """Layer 1 of `place.folder` cannot be had; the message names the folder, the fault and the remedy."""
+    """Layer 1 of `place.folder` cannot be had; the message names the folder, the fault and the
+    remedy."""
     with pytest.raises(SourceError, match=message) as told:
         load_layer(str(place.folder), layer)
-    assert str(place.folder) in str(told.value) and re.search("[Ff]etch|use a checkpoint|mend its config", str(told.value))
+    assert str(place.folder) in str(told.value) and re.search(
+        "[Ff]etch|use a checkpoint|mend its config", str(told.value)
+    )
 
 
 def pickles(place: Any) -> None:
@@ -95,20 +122,29 @@ def pickles(place: Any) -> None:
     torch.save({"weights": Payload(mark)}, body)
     path = place.root / f"checkpoint-000000001-{files.sha256_bytes(body.getvalue())[:16]}.pt"
     path.write_bytes(body.getvalue())
-    with pytest.raises(files.RunError, match=rf"{re.escape(str(path))}: is no checkpoint of mvl .* was not opened; delete it"):
+    with pytest.raises(
+        files.RunError,
+        match=rf"{re.escape(str(path))}: is no checkpoint of mvl .* was not opened; delete it",
+    ):
         checkpoints.load(place.root)
     assert not mark.exists()
 
 
 def keys(place: Any) -> None:
     with_tensors(place, "broken, layer 1: missing mlp.up_proj.weight", up=None)
-    with_tensors(place, "missing mlp.up_proj.weight; extra mlp.odd.weight", up=None, odd=torch.ones(96, 48))
+    with_tensors(
+        place, "missing mlp.up_proj.weight; extra mlp.odd.weight", up=None, odd=torch.ones(96, 48)
+    )
     with_tensors(place, "extra mlp.odd.weight", odd=torch.ones(2))
 
 
 def config_lies(place: Any) -> None:
     change(place.folder, num_hidden_layers=5)
-    refused(place, r"broken, layer 4: missing input_layernorm.weight; .*missing self_attn.v_proj.weight", layer=4)
+    refused(
+        place,
+        r"broken, layer 4: missing input_layernorm.weight; .*missing self_attn.v_proj.weight",
+        layer=4,
+    )
     change(place.folder, num_hidden_layers=3, hidden_size=64)
     refused(place, r"shape \(96, 48\), the config says \(96, 64\)")
 
@@ -117,8 +153,16 @@ def values(place: Any) -> None:
     with_tensors(place, "up_proj.weight is not finite", up=torch.full((96, 48), torch.nan))
     with_tensors(place, "up_proj.weight is not finite", up=torch.full((96, 48), torch.inf))
     with_tensors(place, "up_proj.weight is all zero", up=torch.zeros(96, 48))
-    with_tensors(place, "up_proj.weight is stored as torch.int32, not as floats", up=torch.ones(96, 48, dtype=torch.int32))
-    with_tensors(place, r"up_proj.weight holds 1e\+30, more than any trained weight", up=torch.full((96, 48), 1e30))
+    with_tensors(
+        place,
+        "up_proj.weight is stored as torch.int32, not as floats",
+        up=torch.ones(96, 48, dtype=torch.int32),
+    )
+    with_tensors(
+        place,
+        r"up_proj.weight holds 1e\+30, more than any trained weight",
+        up=torch.full((96, 48), 1e30),
+    )
     with_tensors(place, r"up_proj.weight has shape \(3, 3\)", up=torch.ones(3, 3))
 
 
@@ -135,7 +179,10 @@ def cut_and_flipped(place: Any) -> None:
     data = bytearray(blob.read_bytes())
     data[-5] ^= 64
     blob.write_bytes(bytes(data))
-    with pytest.raises(SourceError, match=rf"{re.escape(str(blob))}: absent or changed since it was fetched; delete"):
+    with pytest.raises(
+        SourceError,
+        match=rf"{re.escape(str(blob))}: absent or changed since it was fetched; delete",
+    ):
         load_layer(source.name, 1)
 
 
@@ -146,7 +193,11 @@ def arm(system: str, seed: int = 0, fold: int = 0) -> Config:
 
 def said(before: str, after: str = "") -> dict[str, Any]:
     """What a run's `status.json` says of its frozen tensors."""
-    return {"frozen_sha256_before": before, "frozen_sha256_after": after or before, "parameters": {"frozen": 10}}
+    return {
+        "frozen_sha256_before": before,
+        "frozen_sha256_after": after or before,
+        "parameters": {"frozen": 10},
+    }
 
 
 def swapped_arms(place: Any) -> None:
@@ -154,9 +205,21 @@ def swapped_arms(place: Any) -> None:
     frozen = tables.Fingerprints()
     frozen.check(pretrained, said("a"), place.root / "one")
     frozen.check(random, said("b"), place.root / "two")
-    with pytest.raises(tables.TableError, match=r"other/status.json: an arm with random weights .* has the frozen tensors of .*one.* train it again"):
+    with pytest.raises(
+        tables.TableError,
+        match=(
+            r"other/status.json: an arm with random weights .* has the frozen tensors of .*one.*"
+            r" train it again"
+        ),
+    ):
         frozen.check(random, said("a"), place.root / "other")
-    with pytest.raises(tables.TableError, match=r"other/status.json: its frozen tensors are not those of .*one, .* same system and seed; delete"):
+    with pytest.raises(
+        tables.TableError,
+        match=(
+            r"other/status.json: its frozen tensors are not those of .*one, .* same system and"
+            r" seed; delete"
+        ),
+    ):
         frozen.check(arm("medvisionllama_v3", fold=1), said("c"), place.root / "other")
     frozen.check(arm("medvisionllama_v3", seed=1), said("d"), place.root / "other")
 
@@ -166,11 +229,18 @@ def drifted(place: Any) -> None:
     from mvl.training.loop import Trainer
     from mvl.training.run import finish
 
-    with pytest.raises(tables.TableError, match=r"run/status.json: its frozen tensors changed in training; delete the run's folder"):
+    with pytest.raises(
+        tables.TableError,
+        match=r"run/status.json: its frozen tensors changed in training; delete the run's folder",
+    ):
         tables.Fingerprints().check(arm("medvisionllama_v3"), said("a", "b"), place.root / "run")
     network = torch.nn.Linear(2, 2).requires_grad_(False)
     trainer = object.__new__(Trainer)
-    trainer.__dict__ |= {"network": network, "folder": place.root / "run", "progress": SimpleNamespace(frozen_sha256="0" * 64)}
+    trainer.__dict__ |= {
+        "network": network,
+        "folder": place.root / "run",
+        "progress": SimpleNamespace(frozen_sha256="0" * 64),
+    }
     with pytest.raises(files.RunError, match="run: frozen weights changed during training"):
         finish(trainer, object.__new__(Split))
 
@@ -179,7 +249,10 @@ def adapters(place: Any) -> None:
     from mvl.training.trained import load_own_state
 
     network = torch.nn.Linear(2, 2)
-    with pytest.raises(files.RunError, match=r"weights do not fit the network: missing \['bias'\], extra \['lora_A'\]"):
+    with pytest.raises(
+        files.RunError,
+        match=r"weights do not fit the network: missing \['bias'\], extra \['lora_A'\]",
+    ):
         load_own_state(network, {"weight": torch.ones(2, 2), "lora_A": torch.ones(1)})
 
 
@@ -188,9 +261,16 @@ def remote_code(place: Any) -> None:
     (place.folder / "modeling.py").write_text(f"open({str(mark)!r}, 'w')")
     change(place.folder, auto_map={"AutoModelForCausalLM": "modeling.Odd"})
     place.patch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    refused(place, r"config.json: asks for code of its repository \(auto_map: AutoModelForCausalLM\), which is never run; use a checkpoint")
+    refused(
+        place,
+        r"config.json: asks for code of its repository \(auto_map: AutoModelForCausalLM\), which is"
+        r" never run; use a checkpoint",
+    )
     change(place.folder, model_type="odd")
-    with pytest.raises(SourceError, match="config.json: model_type 'odd' is not supported.*use a checkpoint of one of"):
+    with pytest.raises(
+        SourceError,
+        match="config.json: model_type 'odd' is not supported.*use a checkpoint of one of",
+    ):
         model_config(str(place.folder))
     assert not mark.exists()
 
@@ -199,7 +279,13 @@ def moved(place: Any) -> None:
     hub = place.get("hub")
     source = find_source(f"meta/tiny@{hub.add('meta/tiny', place.folder)}")
     hub.repos["meta/tiny"]["answers"][source.revision] = other = commit_of("other")
-    with pytest.raises(SourceError, match=f"meta/tiny: pinned to {source.revision}, the hub answers with {other}: the revision has moved. Compare"):
+    with pytest.raises(
+        SourceError,
+        match=(
+            f"meta/tiny: pinned to {source.revision}, the hub answers with {other}: the revision"
+            " has moved. Compare"
+        ),
+    ):
         fetch_layer(source, 1)
 
 
@@ -207,10 +293,18 @@ def odd_ranges(place: Any) -> None:
     hub = place.get("hub")
     source = find_source(f"meta/tiny@{hub.add('meta/tiny', place.folder)}")
     hub.shifted = True
-    with pytest.raises(SourceError, match="meta/tiny/model.safetensors: asked for bytes .* Content-Range .* use another network or HF_ENDPOINT"):
+    with pytest.raises(
+        SourceError,
+        match=(
+            "meta/tiny/model.safetensors: asked for bytes .* Content-Range .* use another network"
+            " or HF_ENDPOINT"
+        ),
+    ):
         fetch_layer(source, 1)
     hub.shifted, hub.cuts = False, [1000] * 40
-    with pytest.raises(SourceError, match=r"meta/tiny: model.safetensors.*run the same command again to go on"):
+    with pytest.raises(
+        SourceError, match=r"meta/tiny: model.safetensors.*run the same command again to go on"
+    ):
         fetch_layer(source, 1)
     hub.cuts, hub.no_range = [], True
     wanted = load_layer(str(place.folder), 1)
@@ -220,14 +314,23 @@ def odd_ranges(place: Any) -> None:
     whole = (place.folder / "model.safetensors").read_bytes()
     (place.folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + whole[8:])
     other = find_source(f"meta/huge@{hub.add('meta/huge', place.folder)}")
-    with pytest.raises(SourceError, match=f"model.safetensors: says that its header has {2**62} bytes.*fetch it again"):
+    with pytest.raises(
+        SourceError,
+        match=f"model.safetensors: says that its header has {2**62} bytes.*fetch it again",
+    ):
         fetch_layer(other, 1)
     sharded, lies = place.get("tiny_llama"), place.root / "lies"
     shutil.copytree(sharded, lies)
     index = json.loads((lies / "model.safetensors.index.json").read_text())
     index["weight_map"][UP] = index["weight_map"]["model.norm.weight"]
     (lies / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(SourceError, match="lacks model.layers.1.mlp.up_proj.weight, which the index says it holds; choose another commit"):
+    with pytest.raises(
+        SourceError,
+        match=(
+            "lacks model.layers.1.mlp.up_proj.weight, which the index says it holds; choose another"
+            " commit"
+        ),
+    ):
         fetch_layer(find_source(f"meta/lies@{hub.add('meta/lies', lies)}"), 1)
 
 
@@ -269,28 +372,58 @@ def hostile_ggufs(place: Any, *names: str) -> None:
     for name in names:
         path = place.root / f"{name}.gguf"
         path.write_bytes(GGUFS[name])
-        with pytest.raises(SourceError, match=rf"{name}.gguf: not a GGUF file .* that can be used \(.+\); delete it and run `mvl fetch weights`"):
+        with pytest.raises(
+            SourceError,
+            match=(
+                rf"{name}.gguf: not a GGUF file .* that can be used \(.+\); delete it and run `mvl"
+                r" fetch weights`"
+            ),
+        ):
             open_gguf(path)
 
 
 def few_ggufs(place: Any) -> None:
     assert len(GGUFS["hang, 49 bytes"]) <= 57
     hostile_ggufs(place, "hang, 49 bytes", "nested")
-    code = "import sys, gguf_directory as g\nfor name in sys.argv[1:]:\n try: g.directory(name)\n except Exception: continue\n else: print(name)"
+    code = (
+        "import sys, gguf_directory as g\nfor name in sys.argv[1:]:\n try: g.directory(name)\n"
+        " except Exception: continue\n else: print(name)"
+    )
     for name, body in GGUFS.items():
         (place.root / f"{name}.gguf").write_bytes(body)
     from mvl.weights import gguf_directory
 
-    done = subprocess.run([sys.executable, "-c", code, *[str(place.root / f"{name}.gguf") for name in GGUFS]], capture_output=True, text=True,
-                          cwd=Path(gguf_directory.__file__).parent, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *[str(place.root / f"{name}.gguf") for name in GGUFS]],
+        capture_output=True,
+        text=True,
+        cwd=Path(gguf_directory.__file__).parent,
+        check=True,
+    )
     assert done.stdout == ""
-    (place.root / "other.gguf").write_bytes(gguf(0, 1, text("general.architecture") + struct.pack("<I", 8) + text("other")) + bytes(64))
-    with pytest.raises(SourceError, match=r"other.gguf: .*llama.embedding_length is None.*delete it"):
+    (place.root / "other.gguf").write_bytes(
+        gguf(0, 1, text("general.architecture") + struct.pack("<I", 8) + text("other")) + bytes(64)
+    )
+    with pytest.raises(
+        SourceError, match=r"other.gguf: .*llama.embedding_length is None.*delete it"
+    ):
         gguf_config(place.root / "other.gguf")
 
 
-CHECKS = {"E1": pickles, "E2": keys, "E3": config_lies, "E4": values, "E5": cut_and_flipped, "E6": swapped_arms, "E7": drifted, "E8": adapters,
-          "E9": remote_code, "E10": moved, "E11": odd_ranges, "E12": few_ggufs}
+CHECKS = {
+    "E1": pickles,
+    "E2": keys,
+    "E3": config_lies,
+    "E4": values,
+    "E5": cut_and_flipped,
+    "E6": swapped_arms,
+    "E7": drifted,
+    "E8": adapters,
+    "E9": remote_code,
+    "E10": moved,
+    "E11": odd_ranges,
+    "E12": few_ggufs,
+}
 
 
 @pytest.mark.parametrize("row", CHECKS)
@@ -313,7 +446,12 @@ def test_faults_of_weights_are_counted(place):
         with pytest.raises(SourceError, match="fetch it again"):
             load_layer(str(place.folder), 1)
         caught += 1
-    broken = [b"\xff" * 8 + whole[8:], struct.pack("<Q", 2**62) + whole[8:], whole + b"\0", whole[:8] + b"{" * (length - 8) + whole[length:]]
+    broken = [
+        b"\xff" * 8 + whole[8:],
+        struct.pack("<Q", 2**62) + whole[8:],
+        whole + b"\0",
+        whole[:8] + b"{" * (length - 8) + whole[length:],
+    ]
     for body in broken:
         path.write_bytes(body)
         with pytest.raises(SourceError):
@@ -321,4 +459,9 @@ def test_faults_of_weights_are_counted(place):
         caught += 1
     hostile_ggufs(place, *GGUFS)
     total = len(sizes) + len(broken) + len(GGUFS)
-    record_figure("weights", caught + len(GGUFS), total, "cut and mangled safetensors, hostile GGUF files in the limited child")
+    record_figure(
+        "weights",
+        caught + len(GGUFS),
+        total,
+        "cut and mangled safetensors, hostile GGUF files in the limited child",
+    )

@@ -41,17 +41,29 @@ def dying(act: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1] & 0x7F
 
 
-def row_F1(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+def row_F1(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """kill -9 at random moments: the end is the undisturbed one's, to the byte."""
     found = kill_runs(folder / "kills", 2, 1, 5, "fork")
-    assert found["kills"] >= 2 and found["ends"] >= 1 and found["differing"] == 0 and found["good"] == found["kills"]
+    assert (
+        found["kills"] >= 2
+        and found["ends"] >= 1
+        and found["differing"] == 0
+        and found["good"] == found["kills"]
+    )
 
 
-def row_F2(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    """SIGTERM, then SIGINT: the step is finished and checkpointed, exit code 143 and 130, the command to go on is said."""
+def row_F2(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, then SIGINT: the step is finished and checkpointed, exit code 143 and 130, the
+    command to go on is said."""
     update, done = loop.Trainer.update, []
 
-    def update_then_signal(self: loop.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+    def update_then_signal(
+        self: loop.Trainer, batch: dict[str, object], weight: float = 1.0
+    ) -> float:
         done.append(self.progress.epoch * self.steps + self.progress.step)
         if len(done) in (2, 4):
             os.kill(os.getpid(), signal.SIGTERM if len(done) == 2 else signal.SIGINT)
@@ -61,19 +73,32 @@ def row_F2(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
     for code in (143, 130):
         with pytest.raises(progress.Interrupted) as stopped:
             run.train_run(tiny, folder / "runs", data, progress=False)
-        assert stopped.value.code == code and "mvl train --study tiny --task Toy" in stopped.value.command
-        assert run_folder.read_status(run_folder.run_dir(folder / "runs", tiny))["state"] == "interrupted"
+        assert (
+            stopped.value.code == code
+            and "mvl train --study tiny --task Toy" in stopped.value.command
+        )
+        assert (
+            run_folder.read_status(run_folder.run_dir(folder / "runs", tiny))["state"]
+            == "interrupted"
+        )
     ended = run.train_run(tiny, folder / "runs", data, progress=False)
     assert done == list(range(8)), "no step twice, none left out"
     epochs = [line.split(",")[0] for line in (ended / "history.csv").read_text().splitlines()[1:]]
     assert epochs == ["0", "1", "2", "3"]
 
 
-def row_F3(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that dies at each write, fsync and rename of a checkpoint: the one before is there and is whole."""
+def row_F3(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that dies at each write, fsync and rename of a checkpoint: the one before is there
+    and is whole."""
     with layer(folder / "count") as seen:
         checkpoints.save(folder / "count", 1, {"step": 1})
-    for kind, at in [(name, number) for name in ("write", "fsync", "replace") for number in range(seen.count(name))]:
+    for kind, at in [
+        (name, number)
+        for name in ("write", "fsync", "replace")
+        for number in range(seen.count(name))
+    ]:
         place = folder / f"{kind}-{at}"
         checkpoints.save(place, 1, {"step": 1})
 
@@ -87,8 +112,11 @@ def row_F3(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
         assert {p.suffix for p in place.iterdir()} == {".pt"}
 
 
-def row_F4(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A flipped bit, a cut end, an empty file: named, and the one before is taken; with none whole it is an error, never a new start."""
+def row_F4(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit, a cut end, an empty file: named, and the one before is taken; with none whole
+    it is an error, never a new start."""
     first = checkpoints.save(folder, 1, {"step": 1})
     path = checkpoints.save(folder, 2, {"step": 2, "x": torch.ones(100)})
     good = path.read_bytes()
@@ -97,36 +125,61 @@ def row_F4(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
         assert checkpoints.load(folder) == {"step": 1}
         assert path.name in capsys.readouterr().err
     first.write_bytes(b"")
-    with pytest.raises(files.RunError, match=rf"{folder}.*no checkpoint is whole; delete the checkpoint"):
+    with pytest.raises(
+        files.RunError, match=rf"{folder}.*no checkpoint is whole; delete the checkpoint"
+    ):
         checkpoints.load(folder)
 
 
-def row_F5(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Resumed with another setting, package or processor: refused with the difference; --allow-drift marks the run."""
+def row_F5(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed with another setting, package or processor: refused with the difference;
+    --allow-drift marks the run."""
     run_folder.write_config(folder, tiny)
     with pytest.raises(files.RunError, match=r"config.yaml.*train.lr: [\d.]+ -> 0.5.*delete"):
         run_folder.write_config(folder, replace(tiny, train=replace(tiny.train, lr=0.5)))
     files.write_json(folder / "environment.json", resume_check.environment(folder))
     checkpoints.save(folder, 1, {"step": 1})
     now = machine.environment()
-    other = now | {"packages": now["packages"] | {"torch": "1.0"}, "platform": now["platform"] | {"device": "NVIDIA T4"}}
+    other = now | {
+        "packages": now["packages"] | {"torch": "1.0"},
+        "platform": now["platform"] | {"device": "NVIDIA T4"},
+    }
     patch.setattr(machine, "environment", lambda: other)
-    with pytest.raises(files.RunError, match=r"environment.json.*packages.torch: .* -> '1.0'; platform.device: .*NVIDIA T4.*--allow-drift"):
+    with pytest.raises(
+        files.RunError,
+        match=(
+            r"environment.json.*packages.torch: .* -> '1.0'; platform.device: .*NVIDIA"
+            r" T4.*--allow-drift"
+        ),
+    ):
         resume_check.environment(folder)
     assert len(resume_check.environment(folder, allow=True)["drift"]) == 2
 
 
-def row_F6(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Resumed with another number of loader processes: the same batches to the bit, from any step on."""
+def row_F6(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed with another number of loader processes: the same batches to the bit, from any step
+    on."""
     task = find_task("Toy", data)
     store = CaseStore(task, load_split(task, 0, 1.0, data).train, tiny.data, data)
-    alone, pair = (list(training_loader(store, replace(tiny, data=replace(tiny.data, num_workers=n)), 3, 1)) for n in (0, 2))
+    alone, pair = (
+        list(training_loader(store, replace(tiny, data=replace(tiny.data, num_workers=n)), 3, 1))
+        for n in (0, 2)
+    )
     assert len(alone) == len(pair) == 1 and alone[0]["cases"] == pair[0]["cases"]
-    assert torch.equal(alone[0]["image"], pair[0]["image"]) and torch.equal(alone[0]["label"], pair[0]["label"])
+    assert torch.equal(alone[0]["image"], pair[0]["image"]) and torch.equal(
+        alone[0]["label"], pair[0]["label"]
+    )
 
 
-def row_F7(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Dead after a checkpoint and before its line of progress: the history stands in the checkpoint, so no row is lost or doubled."""
+def row_F7(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dead after a checkpoint and before its line of progress: the history stands in the
+    checkpoint, so no row is lost or doubled."""
     original = loop.write_state
 
     def die(trainer: loop.Trainer, state: str) -> None:
@@ -135,33 +188,56 @@ def row_F7(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.
         original(trainer, state)
 
     patch.setattr(loop, "write_state", die)
-    assert dying(lambda: run.train_run(tiny, folder / "runs", data, progress=False)) == signal.SIGKILL
+    assert (
+        dying(lambda: run.train_run(tiny, folder / "runs", data, progress=False)) == signal.SIGKILL
+    )
     patch.undo()
     ended = run.train_run(tiny, folder / "runs", data, progress=False)
-    assert [line.split(",")[0] for line in (ended / "history.csv").read_text().splitlines()[1:]] == ["0", "1", "2", "3"]
+    assert [
+        line.split(",")[0] for line in (ended / "history.csv").read_text().splitlines()[1:]
+    ] == ["0", "1", "2", "3"]
 
 
-def row_F8(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+def row_F8(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The clock is put back by a year: durations come from the monotonic clock, in every module."""
-    calls = [f"{path.name}:{node.lineno}" for path in (ROOT / "mvl").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.Attribute) and node.attr == "time" and getattr(node.value, "id", "") == "time"]
+    calls = [
+        f"{path.name}:{node.lineno}"
+        for path in (ROOT / "mvl").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr == "time"
+        and getattr(node.value, "id", "") == "time"
+    ]
     assert calls == [], "time.time() in place of time.monotonic()"
     patch.setattr(time, "time", itertools.count(2e9, -1e6).__next__)
-    folder = run.train_run(replace(tiny, train=replace(tiny.train, train_epochs=1)), folder / "runs", data, progress=False)
+    folder = run.train_run(
+        replace(tiny, train=replace(tiny.train, train_epochs=1)),
+        folder / "runs",
+        data,
+        progress=False,
+    )
     assert 0 <= run_folder.read_status(folder)["runtime_s"] < 600
 
 
-def row_F9(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+def row_F9(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Power loss: each file is synced before its rename, and its folder after it."""
     with layer(folder) as seen:
         checkpoints.save(folder, 1, {"step": 1})
         files.write_json(folder / "status.json", {})
     kinds = [kind for kind, _ in seen.events if kind != "write"]
     assert kinds == ["fsync", "replace", "fsync"] * 2
-    assert [os.path.realpath(path) for kind, path in seen.events if kind == "fsync"][1::2] == [os.path.realpath(folder)] * 2
+    assert [os.path.realpath(path) for kind, path in seen.events if kind == "fsync"][1::2] == [
+        os.path.realpath(folder)
+    ] * 2
 
 
-def row_F10(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+def row_F10(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Temporary files of a hundred killed writers: gone at the next start, under the run's lock."""
     place = run_folder.run_dir(folder, tiny)
     place.mkdir(parents=True)
@@ -172,12 +248,21 @@ def row_F10(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest
     assert [p.name for p in place.iterdir()] == [".lock"]
 
 
-def row_F11(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Decoded cases on disk: flipped, cut, empty, half written, of another file, of other transforms, of two writers: never a wrong array."""
+def row_F11(
+    folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Decoded cases on disk: flipped, cut, empty, half written, of another file, of other
+    transforms, of two writers: never a wrong array."""
     task, case_ids = find_task("Toy", data), load_split(find_task("Toy", data), 0, 1.0, data).train
-    fresh = lambda settings=tiny.data: CaseStore(task, case_ids, settings, data)
+
+    def fresh(settings=tiny.data):
+        return CaseStore(task, case_ids, settings, data)
+
     plain = [fresh().get(index) for index in range(len(case_ids))]
-    same = lambda a, b: all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+
+    def same(a, b):
+        return all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+
     patch.setenv("MVL_CACHE", str(folder / "cache"))
 
     def fill() -> None:
@@ -190,19 +275,38 @@ def row_F11(folder: Path, tiny: Config, data: Path, patch: Patch, capsys: pytest
     paths = list(decoded_cache.entries(folder / "cache"))
     assert len(paths) == len(case_ids), "two writers, one entry for each case and no half of one"
     with patch.context() as undecodable:
-        undecodable.setattr(CaseStore, "_transformed", lambda *_: pytest.fail("decoded although it is kept"))
+        undecodable.setattr(
+            CaseStore, "_transformed", lambda *_: pytest.fail("decoded although it is kept")
+        )
         assert all(same(fresh().get(index), pair) for index, pair in enumerate(plain))
-    victim = next(p for p in paths if p.name.startswith(decoded_cache.key(task, fresh().cases[0], tiny.data, tuple(fresh()._digests(0).values()))))
+    victim = next(
+        p
+        for p in paths
+        if p.name.startswith(
+            decoded_cache.key(
+                task, fresh().cases[0], tiny.data, tuple(fresh()._digests(0).values())
+            )
+        )
+    )
     good = victim.read_bytes()
     for bad in (good[:900] + bytes([good[900] ^ 1]) + good[901:], good[:-1], b""):
         victim.write_bytes(bad)
-        assert same(fresh().get(0), plain[0]) and f"{victim}: bytes differ" in capsys.readouterr().err
+        assert (
+            same(fresh().get(0), plain[0]) and f"{victim}: bytes differ" in capsys.readouterr().err
+        )
         assert victim.read_bytes() == good, "written anew"
         assert same(fresh().get(0), plain[0]) and capsys.readouterr().err == "", "and said once"
     half = victim.with_name(f".{victim.name}.1-ab.tmp")
     half.write_bytes(good[:100])
-    assert same(fresh().get(0), plain[0]) and half in decoded_cache.entries(folder / "cache"), "a half entry is not read, and is there to be cleared"
-    assert fresh(replace(tiny.data, img_size=(24, 16, 16))).get(0)[0].shape == (1, 24, 16, 16), "other transforms, other entry"
+    assert same(fresh().get(0), plain[0]) and half in decoded_cache.entries(folder / "cache"), (
+        "a half entry is not read, and is there to be cleared"
+    )
+    assert fresh(replace(tiny.data, img_size=(24, 16, 16))).get(0)[0].shape == (
+        1,
+        24,
+        16,
+        16,
+    ), "other transforms, other entry"
     image = fresh().cases[0].image
     image.write_bytes(fresh().cases[1].image.read_bytes())
     (data / "Toy" / "manifest.json").unlink()
@@ -213,7 +317,14 @@ ROWS = {name[4:]: act for name, act in list(globals().items()) if name.startswit
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row) for row in ROWS])
-def test_row(row: str, tmp_path: Path, tiny: Config, case_folder: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_row(
+    row: str,
+    tmp_path: Path,
+    tiny: Config,
+    case_folder: Path,
+    monkeypatch: Patch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     place = tmp_path / "place"
     place.mkdir()
     ROWS[row](place, tiny, case_folder.parent, monkeypatch, capsys)
@@ -229,12 +340,20 @@ KILLS = int(os.environ.get("MVL_FAULT_KILLS", "24"))
 
 @pytest.mark.faults
 def test_killed_at_random_moments_every_run_ends_the_same(tmp_path: Path) -> None:
-    count, place = int(os.environ.get("MVL_FAULT_RUNS", "2")), Path(os.environ.get("MVL_FAULT_STATE", tmp_path)).absolute()
+    count, place = (
+        int(os.environ.get("MVL_FAULT_RUNS", "2")),
+        Path(os.environ.get("MVL_FAULT_STATE", tmp_path)).absolute(),
+    )
     print(f"kills: seed {SEED}, {KILLS} kills over {count} runs, in {place}", flush=True)
     found = kill_runs(place, KILLS, count, SEED)
     print(json.dumps(found), flush=True)
-    record_figure("kills", found["good"], found["kills"],
-                  f"{found['runs']} runs ended {found['ends']} times, {found['differing']} with other bytes; seed {SEED}")
+    record_figure(
+        "kills",
+        found["good"],
+        found["kills"],
+        f"{found['runs']} runs ended {found['ends']} times, {found['differing']} with other bytes;"
+        f" seed {SEED}",
+    )
     assert found["good"] == found["kills"] >= KILLS and found["differing"] == 0
 
 
@@ -242,6 +361,11 @@ def test_killed_at_random_moments_every_run_ends_the_same(tmp_path: Path) -> Non
 def test_killed_inside_a_checkpoint_write_what_is_left_loads(tmp_path: Path) -> None:
     print(f"kills of checkpoint writers: seed {SEED}, {KILLS} kills", flush=True)
     found = kill_writers(tmp_path / "run", KILLS, SEED)
-    record_figure("checkpoint_kills", found["loadable"], found["kills"],
-                  f"{found['cut']} left a half file, {found['stale']} of them stayed after the next start; 1 MB each; seed {SEED}")
+    record_figure(
+        "checkpoint_kills",
+        found["loadable"],
+        found["kills"],
+        f"{found['cut']} left a half file, {found['stale']} of them stayed after the next start; 1"
+        f" MB each; seed {SEED}",
+    )
     assert found["loadable"] == found["kills"] == KILLS and found["stale"] == 0

@@ -19,7 +19,8 @@ NOT_HERE: dict[str, str] = {}
 
 
 def row_H1(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -> None:
-    """Out of memory at a step: batch, sizes, peak and what to lower are said; the run is `oom`, and was tried once."""
+    """Out of memory at a step: batch, sizes, peak and what to lower are said; the run is `oom`, and
+    was tried once."""
     tried = []
 
     def update(self: loop.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
@@ -27,7 +28,13 @@ def row_H1(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     patch.setattr(loop.Trainer, "update", update)
-    with pytest.raises(OutOfMemory, match=r"batch_size 4, img_size 16x16x16, patch_size 8x8x8.*peak [\d,]+ MB.*2.00 GiB.*train.accumulate above 1"):
+    with pytest.raises(
+        OutOfMemory,
+        match=(
+            r"batch_size 4, img_size 16x16x16, patch_size 8x8x8.*peak [\d,]+ MB.*2.00"
+            r" GiB.*train.accumulate above 1"
+        ),
+    ):
         run.train_run(tiny, results, data, progress=False)
     status = run_folder.read_status(run_folder.run_dir(results, tiny))
     assert status["state"] == "oom" and "train.accumulate" in status["error"] and tried == [1]
@@ -35,13 +42,17 @@ def row_H1(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -
 
 
 def row_H2(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -> None:
-    """The machine kills a run: its state is `interrupted`, the study counts it as still to do, and the same command goes on."""
+    """The machine kills a run: its state is `interrupted`, the study counts it as still to do, and
+    the same command goes on."""
     folder, (ready, told) = run_folder.run_dir(results, tiny), os.pipe()
     child = os.fork()
     if child == 0:
         try:
             with files.locked(folder):
-                files.write_json(folder / "status.json", {"state": "running", "epoch": 1, "epochs": 4, "runtime_s": 2.0})
+                files.write_json(
+                    folder / "status.json",
+                    {"state": "running", "epoch": 1, "epochs": 4, "runtime_s": 2.0},
+                )
                 os.write(told, b"x")
                 signal.pause()
         finally:
@@ -59,7 +70,9 @@ ROWS = {name[4:]: act for name, act in list(globals().items()) if name.startswit
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row) for row in ROWS])
-def test_row(row: str, tmp_path: Path, tiny: Config, case_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row(
+    row: str, tmp_path: Path, tiny: Config, case_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ROWS[row](tmp_path / "runs", tiny, case_folder.parent, monkeypatch)
 
 

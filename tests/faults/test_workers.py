@@ -48,11 +48,17 @@ def row_J1(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
     begun = time.monotonic()
     status, said = ended(tiny, results, data)
     assert time.monotonic() - begun < 60 and status["state"] == "killed"
-    assert "epoch 0, step 0" in said and "Being read: toy_" in said and "data.num_workers" in said and "mvl verify" in said
+    assert (
+        "epoch 0, step 0" in said
+        and "Being read: toy_" in said
+        and "data.num_workers" in said
+        and "mvl verify" in said
+    )
 
 
 def row_J2(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
     """An exception that cannot be pickled: said as text with the case, no hang."""
+
     class Local(Exception):
         def __reduce__(self):
             raise TypeError("cannot be pickled")
@@ -62,24 +68,40 @@ def row_J2(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
 
     in_a_worker(patch, act)
     status, said = ended(tiny, results, data)
-    assert status["state"] == "failed" and "Local: lost in the worker" in said and "Toy, case toy_" in said and "mvl verify Toy" in said
+    assert (
+        status["state"] == "failed"
+        and "Local: lost in the worker" in said
+        and "Toy, case toy_" in said
+        and "mvl verify Toy" in said
+    )
 
 
 def row_J3(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
-    """A loader process that hangs (a dead file server): given up after the time limit, with the cases."""
+    """A loader process that hangs (a dead file server): given up after the time limit, with the
+    cases."""
     patch.setattr(loaders, "WORKER_TIMEOUT_S", 2)
     in_a_worker(patch, lambda: time.sleep(60))
     status, said = ended(tiny, results, data)
-    assert status["state"] == "killed" and "timed out after 2 seconds" in said and "Being read: toy_" in said
+    assert (
+        status["state"] == "killed"
+        and "timed out after 2 seconds" in said
+        and "Being read: toy_" in said
+    )
 
 
 def row_J4(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
     """No room in /dev/shm: torch says bus error; the remedy is named."""
     place = progress.Progress(epoch=1, step=1)
-    with pytest.raises(failures.WorkerLost, match=r"Being read: [a-e]\. If memory or /dev/shm is full, lower data.num_workers"):
+    with pytest.raises(
+        failures.WorkerLost,
+        match=r"Being read: [a-e]\. If memory or /dev/shm is full, lower data.num_workers",
+    ):
         with failures.cases_named(tiny, tuple("abcde"), place):
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
-                               "shared memory. Please try to raise your shared memory limit.")
+            raise RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"
+                " dataloader's workers are out of shared memory. Please try to raise your shared"
+                " memory limit."
+            )
 
 
 ROWS = {name[4:]: act for name, act in list(globals().items()) if name.startswith("row_")}

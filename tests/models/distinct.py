@@ -1,4 +1,5 @@
-"""Which systems are networks of their own: those that differ in weights, labels or a rank alone are one."""
+"""Which systems are networks of their own: those that differ in weights, labels or a rank alone are
+one."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ def test_the_scale_is_alpha_over_r() -> None:
     mapper, tokens = Mapper(6, 6, "lora", 4, 1), torch.randn(1, 3, 6)
     with torch.no_grad():
         mapper.linear.lora_B["default"].weight.normal_()
-    update = tokens @ mapper.linear.lora_A["default"].weight.T @ mapper.linear.lora_B["default"].weight.T
+    update = (
+        tokens @ mapper.linear.lora_A["default"].weight.T @ mapper.linear.lora_B["default"].weight.T
+    )
     assert torch.allclose(mapper(tokens), mapper.linear.base_layer(tokens) + update / 4, atol=1e-5)
 
 

@@ -1,4 +1,5 @@
-"""CMUNeXt and U-Net: the released sizes, both numbers of axes, fast layers that compute the same, BatchNorm that a run keeps."""
+"""CMUNeXt and U-Net: the released sizes, both numbers of axes, fast layers that compute the same,
+BatchNorm that a run keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from mvl.core.config import Config, ConfigError, build, merge
 from mvl.models.build import build_system, count_parameters, own_state
 from mvl.models.cnn import UShape, pointwise, skip_fusion
 
-SMALL = {"data": {"img_size": [16, 16]}, "model": {"architecture": "cnn", "channels": [4, 6, 8], "depths": [1, 1, 2], "kernel_sizes": [3, 3, 5]}}
+SMALL = {
+    "data": {"img_size": [16, 16]},
+    "model": {
+        "architecture": "cnn",
+        "channels": [4, 6, 8],
+        "depths": [1, 1, 2],
+        "kernel_sizes": [3, 3, 5],
+    },
+}
 UNET = {"model": {"backbone": "unet"}}
 
 
@@ -35,29 +44,53 @@ def step(network: nn.Module, image: torch.Tensor) -> None:
 
 
 def test_counts_agree_with_the_released_code() -> None:
-    """CMUNeXt: `sum(p.numel())` of the released `cmunext()` (3 channels, 1 class); U-Net: of the same group's benchmark of networks, `U_Net`."""
-    config = lambda model: build(Config, {"data": {"img_size": [256, 256]}, "model": {"architecture": "cnn", **model}}, "test")
-    count = lambda **model: count_parameters(config(model), 3, 1)
+    """CMUNeXt: `sum(p.numel())` of the released `cmunext()` (3 channels, 1 class); U-Net: of the
+    same group's benchmark of networks, `U_Net`."""
+
+    def config(model):
+        return build(
+            Config,
+            {"data": {"img_size": [256, 256]}, "model": {"architecture": "cnn", **model}},
+            "test",
+        )
+
+    def count(**model):
+        return count_parameters(config(model), 3, 1)
+
     assert count() == {"trainable": 3_149_185, "frozen": 0, "total": 3_149_185}
     assert count(backbone="unet", channels=[64, 128, 256, 512, 1024])["trainable"] == 34_527_041
 
 
 @pytest.mark.parametrize("backbone", [{}, UNET], ids=["cmunext", "unet"])
 @pytest.mark.parametrize("size", [(16, 8), (8, 16, 12)], ids=["2-D", "3-D"])
-def test_stages_halve_the_grid_and_come_back(backbone: dict[str, object], size: tuple[int, ...]) -> None:
+def test_stages_halve_the_grid_and_come_back(
+    backbone: dict[str, object], size: tuple[int, ...]
+) -> None:
     network = make(backbone, {"data": {"img_size": list(size)}}, classes=3)
     stages = network.stages(picture(*size))
-    grid = lambda n: tuple(s // n for s in size)
+
+    def grid(n):
+        return tuple(s // n for s in size)
+
     assert {name: tuple(stage.shape[1:]) for name, stage in stages.items()} == {
-        "encoder1": (4, *size), "encoder2": (6, *grid(2)), "bottleneck": (8, *grid(4)),
-        "decoder2": (6, *grid(2)), "decoder1": (4, *size), "logits": (3, *size)}
+        "encoder1": (4, *size),
+        "encoder2": (6, *grid(2)),
+        "bottleneck": (8, *grid(4)),
+        "decoder2": (6, *grid(2)),
+        "decoder1": (4, *size),
+        "logits": (3, *size),
+    }
     assert list(stages)[-1] == "logits"
     stages["logits"].square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_depth_and_kernel_of_each_stage_follow_the_config() -> None:
-    kernels = [m.kernel_size[0] for m in make().encoder.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    kernels = [
+        m.kernel_size[0]
+        for m in make().encoder.modules()
+        if isinstance(m, nn.Conv2d) and m.groups > 1
+    ]
     assert kernels == [3, 3, 5, 5]
 
 
@@ -65,7 +98,10 @@ def test_a_skip_reaches_the_head() -> None:
     """With the bottleneck cut off, what is left of the image comes through the skips."""
     network = make().eval()
     features, other = network.encode(picture(16, 16)), network.encode(picture(16, 16) + 1)
-    assert not torch.equal(network.decode([features[0], features[1], features[2]])["logits"], network.decode([other[0], *features[1:]])["logits"])
+    assert not torch.equal(
+        network.decode([features[0], features[1], features[2]])["logits"],
+        network.decode([other[0], *features[1:]])["logits"],
+    )
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -94,7 +130,9 @@ def test_training_repeats_bit_for_bit(backbone: dict[str, object]) -> None:
     def digest() -> str:
         network = make(backbone)
         step(network, picture(16, 16))
-        return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in network.state_dict().values())).hexdigest()
+        return hashlib.sha256(
+            b"".join(t.contiguous().numpy().tobytes() for t in network.state_dict().values())
+        ).hexdigest()
 
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
@@ -124,20 +162,28 @@ def test_running_statistics_are_part_of_what_a_run_keeps(tmp_path: Path) -> None
         assert torch.equal(again.eval()(x), wanted)
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running statistics travel through the checkpoint; evaluated again from its files, the run has the same figures."""
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running statistics travel through the checkpoint; evaluated again from its files, the run has
+    the same figures."""
     import signal
 
     from mvl.core import progress
     from mvl.training import loop, run
     from mvl.training.evaluate import evaluate_run
 
-    settings = {"data": {"img_size": [16, 16, 16]}, "train": {"train_epochs": 2, "optimizer": "sgd", "lr": 0.01, "schedule": "poly"}}
+    settings = {
+        "data": {"img_size": [16, 16, 16]},
+        "train": {"train_epochs": 2, "optimizer": "sgd", "lr": 0.01, "schedule": "poly"},
+    }
     config = build(Config, merge(SMALL, settings, {"fraction": 0.2}), "test")
     whole = run.train_run(config, tmp_path / "whole", progress=False)
     update, count = loop.Trainer.update, iter(range(100))
 
-    def update_then_signal(self: loop.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+    def update_then_signal(
+        self: loop.Trainer, batch: dict[str, object], weight: float = 1.0
+    ) -> float:
         loss = update(self, batch, weight)
         if next(count) == 3:
             signal.raise_signal(signal.SIGTERM)
@@ -147,7 +193,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypa
     with pytest.raises(progress.Interrupted):
         run.train_run(config, tmp_path / "stopped", progress=False)
     stopped = run.train_run(config, tmp_path / "stopped", progress=False)
-    assert all((whole / name).read_bytes() == (stopped / name).read_bytes() for name in ("weights.safetensors", "history.csv", "cases.csv"))
+    assert all(
+        (whole / name).read_bytes() == (stopped / name).read_bytes()
+        for name in ("weights.safetensors", "history.csv", "cases.csv")
+    )
     before = (whole / "cases.csv").read_bytes()
     evaluate_run(whole)
     assert (whole / "cases.csv").read_bytes() == before
@@ -159,13 +208,22 @@ def test_a_short_batch_of_one_case_trains() -> None:
     assert all(t.isfinite().all() for t in network.state_dict().values())
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    ({"data": {"img_size": [18, 16]}}, r"multiple of 4.*\[16, 16\]"),
-    ({"data": {"img_size": [4, 4]}}, r"BatchNorm.*\[8, 8\]"),
-    ({"model": {"depths": [1, 1]}}, "must have 3 values"),
-    ({"model": {"kernel_sizes": [3, 4, 5]}}, "odd"),
-    ({"model": {"channels": [4], "depths": [1], "kernel_sizes": [3]}, "data": {"img_size": [8, 8]}}, "two stages"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"data": {"img_size": [18, 16]}}, r"multiple of 4.*\[16, 16\]"),
+        ({"data": {"img_size": [4, 4]}}, r"BatchNorm.*\[8, 8\]"),
+        ({"model": {"depths": [1, 1]}}, "must have 3 values"),
+        ({"model": {"kernel_sizes": [3, 4, 5]}}, "odd"),
+        (
+            {
+                "model": {"channels": [4], "depths": [1], "kernel_sizes": [3]},
+                "data": {"img_size": [8, 8]},
+            },
+            "two stages",
+        ),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         make(change)

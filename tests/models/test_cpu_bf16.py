@@ -1,4 +1,5 @@
-"""The ways that bf16 takes on a CPU are PyTorch's up to rounding, and fp32 never takes them; norms sum in float32."""
+"""The ways that bf16 takes on a CPU are PyTorch's up to rounding, and fp32 never takes them; norms
+sum in float32."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ def test_only_short_bf16_sequences_on_a_cpu_go_this_way(monkeypatch: pytest.Monk
     monkeypatch.setattr(layer_attention, "short_attention", spy)
     module = nn.Module()
     module.num_key_value_groups = 3
-    for length, dtype in ((8, torch.bfloat16), (8, torch.float32), (cpu_bf16.SHORT + 1, torch.bfloat16)):
+    for length, dtype in (
+        (8, torch.bfloat16),
+        (8, torch.float32),
+        (cpu_bf16.SHORT + 1, torch.bfloat16),
+    ):
         query, shared = heads(3, length, 0).to(dtype), heads(1, length, 1).to(dtype)
         vit.attention(query, query, query)
         layer_attention.grouped_attention(module, query, shared, shared, None)
@@ -76,21 +81,30 @@ def test_gelu_of_an_image_keeps_its_layout_and_in_fp32_its_bits() -> None:
 def test_gelu_goes_to_onednn_as_contiguous_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     contiguous = []
     real = nn.GELU.forward
-    monkeypatch.setattr(nn.GELU, "forward", lambda self, x: contiguous.append(x.is_contiguous()) or real(self, x))
+    monkeypatch.setattr(
+        nn.GELU, "forward", lambda self, x: contiguous.append(x.is_contiguous()) or real(self, x)
+    )
     image = torch.randn(2, 5, 6, 7).contiguous(memory_format=torch.channels_last)
     cpu_bf16.GELU()(image.bfloat16())
     assert contiguous == [True]
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4096, affine=False), nn.LayerNorm(4096), LlamaRMSNorm(4096)], ids=lambda norm: type(norm).__name__)
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm1d(4096, affine=False), nn.LayerNorm(4096), LlamaRMSNorm(4096)],
+    ids=lambda norm: type(norm).__name__,
+)
 def test_a_norm_sums_in_float32_under_autocast(norm: nn.Module) -> None:
-    """In bf16 a sum of 4,096 values near 10 stands still at 4,096: the spread of 0.1 around it would be lost."""
+    """In bf16 a sum of 4,096 values near 10 stands still at 4,096: the spread of 0.1 around it
+    would be lost."""
     values = 10 + 0.1 * torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))
     values = values.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = norm(values)
     assert torch.allclose(found.float(), norm(values.float()), rtol=2**-7, atol=0.02)
-    assert {tensor.dtype for tensor in norm.state_dict().values() if tensor.is_floating_point()} <= {torch.float32}
+    assert {
+        tensor.dtype for tensor in norm.state_dict().values() if tensor.is_floating_point()
+    } <= {torch.float32}
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -153,7 +167,9 @@ def test_a_depthwise_layer_in_fp32_has_the_bits_of_pytorchs_and_in_bf16_its_grad
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 out = layer(seen)
             out.backward(grad.to(out.dtype))
-            assert seen.grad is not None and layer.weight.grad is not None and layer.bias is not None
+            assert (
+                seen.grad is not None and layer.weight.grad is not None and layer.bias is not None
+            )
             found[kind, dtype] = [out, seen.grad, layer.weight.grad, layer.bias.grad]
     plain, ours = (found[kind, torch.float32] for kind in (nn.Conv2d, cpu_bf16.DepthwiseConv2d))
     assert all(torch.equal(x, y) for x, y in zip(ours, plain, strict=True))

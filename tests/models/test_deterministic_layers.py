@@ -1,4 +1,5 @@
-"""The ways that are made for GPUs give what PyTorch's own operators give: values and gradients; CPUs keep PyTorch's own."""
+"""The ways that are made for GPUs give what PyTorch's own operators give: values and gradients;
+CPUs keep PyTorch's own."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def test_doubling_is_linear_interpolation(dims: int, mode: str, channels_last: b
     x = features(dims, channels_last)
     ours, theirs = doubled(x), nn.functional.interpolate(x, scale_factor=2, mode=mode)
     assert torch.allclose(ours, theirs, rtol=0, atol=5e-7)
-    assert torch.allclose(gradient(ours, x), gradient(theirs, x), rtol=0, atol=2e-6)  # a sum of up to 64 values
+    # a sum of up to 64 values
+    assert torch.allclose(gradient(ours, x), gradient(theirs, x), rtol=0, atol=2e-6)
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
     assert not channels_last or ours.is_contiguous(memory_format=layout)
 
@@ -52,15 +54,21 @@ def test_halving_is_max_pooling_bit_for_bit(dims: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("loss", [cross_entropy, BCEDice(), build_loss(3)])
-def test_cross_entropy_is_the_same_on_a_gpu(loss: nn.Module, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(2, classes, 4, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+def test_cross_entropy_is_the_same_on_a_gpu(
+    loss: nn.Module, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(
+        2, classes, 4, 6, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
     label = torch.arange(48).reshape(2, 1, 4, 6).remainder(classes).float()
     on_cpu = loss(logits, label)
     with monkeypatch.context() as patch:
         patch.setattr(deterministic_layers, "GPUS", {"cpu"})
         on_gpu = loss(logits, label)
     assert torch.allclose(on_gpu, on_cpu, rtol=0, atol=5e-7)
-    gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (on_gpu, on_cpu)]
+    gradients = [
+        torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (on_gpu, on_cpu)
+    ]
     assert torch.allclose(*gradients, rtol=0, atol=5e-7)
 
 
@@ -88,11 +96,15 @@ def test_a_cpu_keeps_pytorchs_own_operators(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_nearest_neighbour_is_pytorchs_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deterministic_layers, "GPUS", {"cpu"})
     x = features(2)
-    assert torch.equal(Upsample("nearest")(x), nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+    assert torch.equal(
+        Upsample("nearest")(x), nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+    )
 
 
 def test_only_pools_by_two_are_replaced() -> None:
-    network = nn.Sequential(nn.MaxPool2d(2), nn.Sequential(nn.MaxPool2d(2)), nn.MaxPool2d(3), nn.MaxPool3d(2))
+    network = nn.Sequential(
+        nn.MaxPool2d(2), nn.Sequential(nn.MaxPool2d(2)), nn.MaxPool2d(3), nn.MaxPool3d(2)
+    )
     replace_pools(network, 2)
     assert isinstance(network[0], MaxPool) and isinstance(network[1][0], MaxPool)
     assert isinstance(network[2], nn.MaxPool2d) and isinstance(network[3], nn.MaxPool3d)

@@ -1,6 +1,8 @@
-"""Every network keeps to its input's device, in fp32 and under autocast, and is one graph for torch.compile; no GPU is needed for it.
+"""Every network keeps to its input's device, in fp32 and under autocast, and is one graph for
+torch.compile; no GPU is needed for it.
 
-Fake tensors have a shape, a type and a device, but no memory: a tensor that a network makes on the CPU fails as it would on a GPU.
+Fake tensors have a shape, a type and a device, but no memory: a tensor that a network makes on the
+CPU fails as it would on a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ SYSTEMS = distinct([name for name in system_names() if name not in NEVER_TRAINED
 
 
 def to_fake(network: nn.Module, device: str) -> nn.Module:
-    """The network with fake tensors on `device` in place of its own; called inside a FakeTensorMode."""
+    """The network with fake tensors on `device` in place of its own; called inside a
+    FakeTensorMode."""
     for module in network.modules():
         for name, tensor in module._parameters.items():
             if tensor is not None:
@@ -66,7 +69,8 @@ def step(network: nn.Module, config: Config, device: str) -> None:
 
 @contextmanager
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fake `meta` tensors take the ways that are made for GPUs; autograd knows no fake `cuda` where there is no GPU."""
+    """Fake `meta` tensors take the ways that are made for GPUs; autograd knows no fake `cuda` where
+    there is no GPU."""
     with monkeypatch.context() as patch:
         patch.setattr(deterministic_layers, "GPUS", {"cuda", "meta"})
         # AdamW asks its step counter for a value, which a fake one does not have.
@@ -75,7 +79,9 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_system_keeps_to_its_device(name: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_keeps_to_its_device(
+    name: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = small_system(name, tiny_llama)
     network = build_system(config, 2, 3)
     with as_on_gpu(monkeypatch):
@@ -83,7 +89,10 @@ def test_a_system_keeps_to_its_device(name: str, tiny_llama: Path, monkeypatch: 
         step(network, config, "cpu")
 
 
-@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a build of PyTorch for CPUs knows no fake cuda tensors")
+@pytest.mark.skipif(
+    not torch.backends.cuda.is_built(),
+    reason="a build of PyTorch for CPUs knows no fake cuda tensors",
+)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_forward_pass_keeps_to_a_gpu(name: str, tiny_llama: Path) -> None:
     config = small_system(name, tiny_llama)
@@ -112,7 +121,14 @@ def test_a_tensor_on_the_wrong_device_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_system_is_one_graph(tiny_llama: Path) -> None:
-    """In a process of its own: here beartype wraps each function, which the compiler does not follow."""
-    done = subprocess.run([sys.executable, "-m", "tests.models.graphs", str(tiny_llama)], capture_output=True, text=True, cwd=ROOT, check=False)
+    """In a process of its own: here beartype wraps each function, which the compiler does not
+    follow."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.graphs", str(tiny_llama)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == [*COMPILED, *TRACED]

@@ -1,18 +1,27 @@
-"""The parts of version 1: what is local stays local, the mix starts where it should, cells are true means, gradients repeat."""
+"""The parts of version 1: what is local stays local, the mix starts where it should, cells are true
+means, gradients repeat."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mvl.models.fusion import HybridAttention, LocalAttention, MultiScaleFusion, along_axes, pooling_matrix
+from mvl.models.fusion import (
+    HybridAttention,
+    LocalAttention,
+    MultiScaleFusion,
+    along_axes,
+    pooling_matrix,
+)
 
 GRIDS = [(4, 6), (3, 4, 5)]
 
 
 def some_tokens(grid: tuple[int, ...], batch: int = 2, width: int = 8) -> torch.Tensor:
     """Random tokens of a grid."""
-    return torch.randn(batch, torch.Size(grid).numel(), width, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        batch, torch.Size(grid).numel(), width, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -29,7 +38,9 @@ def test_local_attention_sees_its_neighbours_alone(grid: tuple[int, ...]) -> Non
 def test_the_mix_starts_balanced_and_can_go_to_either_side(grid: tuple[int, ...]) -> None:
     hybrid, tokens = HybridAttention(8, grid), some_tokens(grid)
     attended = torch.randn_like(tokens)
-    assert torch.allclose(hybrid(tokens, attended), (attended + hybrid.local(tokens)) / 2, atol=1e-6)
+    assert torch.allclose(
+        hybrid(tokens, attended), (attended + hybrid.local(tokens)) / 2, atol=1e-6
+    )
     for value, side in ((30.0, attended), (-30.0, hybrid.local(tokens))):
         torch.nn.init.constant_(hybrid.mix, value)
         assert torch.allclose(hybrid(tokens, attended), side, atol=1e-6)
@@ -43,7 +54,9 @@ def test_the_mix_is_learned_per_channel() -> None:
 
 
 def test_cells_are_means_and_the_last_may_be_smaller() -> None:
-    assert torch.allclose(pooling_matrix(5, 2) @ torch.tensor([1.0, 3, 5, 7, 9]), torch.tensor([2.0, 6, 9]))
+    assert torch.allclose(
+        pooling_matrix(5, 2) @ torch.tensor([1.0, 3, 5, 7, 9]), torch.tensor([2.0, 6, 9])
+    )
     assert torch.equal(pooling_matrix(3, 1), torch.eye(3))
     features = torch.arange(32.0).reshape(1, 4, 4, 2)
     pooled = along_axes(features, [pooling_matrix(4, 2)] * 2)
@@ -79,11 +92,18 @@ def test_every_scale_learns_once_the_mix_has_moved() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in fusion.parameters())
 
 
-def test_the_cells_are_made_once_and_kept_out_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cells_are_made_once_and_kept_out_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fusion, tokens = MultiScaleFusion(8, (4, 6)), some_tokens((4, 6))
     torch.nn.init.ones_(fusion.mix.weight)
     before = fusion([tokens, tokens, tokens])
-    monkeypatch.setattr("mvl.models.fusion.pooling_matrix", lambda *sizes: pytest.fail("a matrix was made in a forward pass"))
+    monkeypatch.setattr(
+        "mvl.models.fusion.pooling_matrix",
+        lambda *sizes: pytest.fail("a matrix was made in a forward pass"),
+    )
     assert torch.equal(fusion([tokens, tokens, tokens]), before)
     assert not any("pool" in name for name in fusion.state_dict())
-    assert {buffer.dtype for buffer in fusion.buffers()} == {torch.float32} and len(list(fusion.buffers())) == 4
+    assert {buffer.dtype for buffer in fusion.buffers()} == {torch.float32} and len(
+        list(fusion.buffers())
+    ) == 4

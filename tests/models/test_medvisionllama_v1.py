@@ -1,4 +1,5 @@
-"""MedVisionLlama v1: the two parts switch apart, start without harm, and with both off nothing but version 3 is left."""
+"""MedVisionLlama v1: the two parts switch apart, start without harm, and with both off nothing but
+version 3 is left."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from mvl.core.config import Config, build, merge
 from mvl.models.build import build_system, own_state, parameter_counts
 
 SIZES = [(16, 16), (16, 8, 24)]
-PARTS = {"plain": (False, False), "hybrid": (True, False), "fusion": (False, True), "full": (True, True)}
+PARTS = {
+    "plain": (False, False),
+    "hybrid": (True, False),
+    "fusion": (False, True),
+    "full": (True, True),
+}
 
 
 def image_of(size: tuple[int, ...]) -> torch.Tensor:
@@ -22,15 +28,35 @@ def image_of(size: tuple[int, ...]) -> torch.Tensor:
 @pytest.fixture
 def make(tiny_llama: Path):
     """Build a small version 1 on the tiny checkpoint."""
-    def maker(size: tuple[int, ...] = (16, 16, 16), parts: str = "full", **settings: object) -> torch.nn.Module:
+
+    def maker(
+        size: tuple[int, ...] = (16, 16, 16), parts: str = "full", **settings: object
+    ) -> torch.nn.Module:
         hybrid, fusion = PARTS[parts]
         block = {"source": str(tiny_llama)} | dict(settings.pop("token_block", {}))
-        model = {"architecture": "medvisionllama_v1", "hybrid_attention": hybrid, "multi_scale_fusion": fusion, "mapper": "linear",
-                 "patch_size": [4] * len(size), "hidden_size": 16, "mlp_dim": 32, "encoder_layers": 2, "decoder_layers": 1,
-                 "dropout_rate": 0.0, "token_block": block}
+        model = {
+            "architecture": "medvisionllama_v1",
+            "hybrid_attention": hybrid,
+            "multi_scale_fusion": fusion,
+            "mapper": "linear",
+            "patch_size": [4] * len(size),
+            "hidden_size": 16,
+            "mlp_dim": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 1,
+            "dropout_rate": 0.0,
+            "token_block": block,
+        }
         if settings.get("architecture") == "medvisionllama_v3":
             model |= {"hybrid_attention": False, "multi_scale_fusion": False}
-        return build_system(build(Config, {"data": {"img_size": list(size)}, "model": merge(model, settings)}, "test"), 1, 1)
+        return build_system(
+            build(
+                Config, {"data": {"img_size": list(size)}, "model": merge(model, settings)}, "test"
+            ),
+            1,
+            1,
+        )
+
     return maker
 
 
@@ -39,7 +65,17 @@ def make(tiny_llama: Path):
 def test_stages_read_like_the_abstract(make, size: tuple[int, ...], parts: str) -> None:
     stages = make(size, parts).stages(image_of(size))
     fused = ["fusion"] if PARTS[parts][1] else []
-    assert list(stages) == ["embedding", "encoder_half", "encoder", "mapper1", "block", "mapper2", *fused, "decoder", "logits"]
+    assert list(stages) == [
+        "embedding",
+        "encoder_half",
+        "encoder",
+        "mapper1",
+        "block",
+        "mapper2",
+        *fused,
+        "decoder",
+        "logits",
+    ]
     assert stages["logits"].shape == (2, 1, *size)
 
 
@@ -50,7 +86,11 @@ def test_with_both_parts_off_it_is_version_3(make) -> None:
 
 def test_what_the_parts_add_leaves_every_other_weight_alone(make) -> None:
     plain = own_state(make(parts="plain"))
-    for parts, prefixes in {"hybrid": {"hybrid"}, "fusion": {"fusion"}, "full": {"hybrid", "fusion"}}.items():
+    for parts, prefixes in {
+        "hybrid": {"hybrid"},
+        "fusion": {"fusion"},
+        "full": {"hybrid", "fusion"},
+    }.items():
         state = own_state(make(parts=parts))
         assert all(torch.equal(state[name], tensor) for name, tensor in plain.items())
         assert {name.split(".")[0] for name in state.keys() - plain.keys()} == prefixes
@@ -77,7 +117,9 @@ def test_a_few_steps_train_both_parts_and_no_frozen_weight(make) -> None:
         before = {name: tensor.clone() for name, tensor in network.named_parameters()}
         optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=3e-3)
         for _ in range(8):
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(network(image), (image > 0).float())
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                network(image), (image > 0).float()
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -91,11 +133,22 @@ def test_a_few_steps_train_both_parts_and_no_frozen_weight(make) -> None:
 
 def test_block_position_moves_the_language_layer_alone(make) -> None:
     names = list(make(block_position="after_embedding").stages(image_of((16, 16, 16))))
-    assert names == ["mapper1", "block", "mapper2", "embedding", "encoder_half", "encoder", "fusion", "decoder", "logits"]
+    assert names == [
+        "mapper1",
+        "block",
+        "mapper2",
+        "embedding",
+        "encoder_half",
+        "encoder",
+        "fusion",
+        "decoder",
+        "logits",
+    ]
 
 
 def test_the_parts_cost_few_parameters(make) -> None:
     counts = {parts: parameter_counts(make(parts=parts)) for parts in PARTS}
     assert len({count["frozen"] for count in counts.values()}) == 1
     assert counts["full"]["trainable"] - counts["plain"]["trainable"] == sum(
-        counts[parts]["trainable"] - counts["plain"]["trainable"] for parts in ("hybrid", "fusion"))
+        counts[parts]["trainable"] - counts["plain"]["trainable"] for parts in ("hybrid", "fusion")
+    )

@@ -13,7 +13,13 @@ from transformers import AutoModelForCausalLM
 from mvl.core.block_config import TokenBlockConfig
 from mvl.core.config import ConfigError
 from mvl.models.build import frozen_sha256, parameter_counts
-from mvl.models.token_blocks import REDRAWN, LanguageLayer, build_token_block, random_layer, redrawn_layer
+from mvl.models.token_blocks import (
+    REDRAWN,
+    LanguageLayer,
+    build_token_block,
+    random_layer,
+    redrawn_layer,
+)
 from mvl.weights.sources import LayerWeights, load_config, load_layer
 
 AS_TRAINED = TokenBlockConfig(residual=False, causal_mask=True, rotary=True, final_norm="none")
@@ -26,16 +32,22 @@ def hidden_states(model: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tens
 
 
 def test_with_mask_and_rotary_it_is_the_full_models_layer(tiny_llama: Path) -> None:
-    states = hidden_states(AutoModelForCausalLM.from_pretrained(tiny_llama), torch.randint(0, 64, (2, 11)))
+    states = hidden_states(
+        AutoModelForCausalLM.from_pretrained(tiny_llama), torch.randint(0, 64, (2, 11))
+    )
     for layer in (0, 1):
         block = build_token_block(replace(AS_TRAINED, source=str(tiny_llama), layer=layer), seed=0)
         assert (block(states[layer]) - states[layer + 1]).abs().max() < 1e-5
-    last = build_token_block(replace(AS_TRAINED, source=str(tiny_llama), layer=-1, final_norm="loaded"), seed=0)
+    last = build_token_block(
+        replace(AS_TRAINED, source=str(tiny_llama), layer=-1, final_norm="loaded"), seed=0
+    )
     assert (last(states[2]) - states[3]).abs().max() < 1e-5
 
 
 def test_smollm2_block_is_the_full_models_layer(smollm2: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
+    )
     states = hidden_states(model, torch.randint(0, 49152, (1, 24)))
     for layer in (0, 14):
         block = build_token_block(replace(AS_TRAINED, layer=layer), seed=0)
@@ -47,17 +59,29 @@ def test_smollm2_block_is_the_full_models_layer(smollm2: Path) -> None:
 @pytest.mark.parametrize("switch", ["causal_mask", "rotary"])
 def test_each_switch_changes_the_output(tiny_llama: Path, switch: str) -> None:
     base, tokens = TokenBlockConfig(source=str(tiny_llama)), torch.randn(1, 9, 48)
-    assert not torch.allclose(build_token_block(base, 0)(tokens), build_token_block(replace(base, **{switch: True}), 0)(tokens))
+    assert not torch.allclose(
+        build_token_block(base, 0)(tokens),
+        build_token_block(replace(base, **{switch: True}), 0)(tokens),
+    )
 
 
 def test_by_default_the_order_of_tokens_does_not_matter(tiny_llama: Path) -> None:
-    block, tokens, order = build_token_block(TokenBlockConfig(source=str(tiny_llama)), 0), torch.randn(1, 9, 48), torch.randperm(9)
+    block, tokens, order = (
+        build_token_block(TokenBlockConfig(source=str(tiny_llama)), 0),
+        torch.randn(1, 9, 48),
+        torch.randperm(9),
+    )
     assert torch.allclose(block(tokens)[:, order], block(tokens[:, order]), atol=1e-5)
 
 
 def test_final_norm_switches(tiny_llama: Path) -> None:
     tokens = torch.randn(1, 5, 48)
-    make = lambda norm: build_token_block(TokenBlockConfig(source=str(tiny_llama), residual=False, final_norm=norm), 0)
+
+    def make(norm):
+        return build_token_block(
+            TokenBlockConfig(source=str(tiny_llama), residual=False, final_norm=norm), 0
+        )
+
     unit, loaded, none = (make(norm)(tokens) for norm in ("unit", "loaded", "none"))
     assert torch.allclose(unit.square().mean(-1), torch.ones(1, 5), atol=1e-3)
     assert torch.allclose(loaded, unit * make("loaded").norm.weight, atol=1e-5)
@@ -67,21 +91,34 @@ def test_final_norm_switches(tiny_llama: Path) -> None:
 def test_residual_adds_the_input(tiny_llama: Path) -> None:
     tokens = torch.randn(1, 5, 48)
     base = TokenBlockConfig(source=str(tiny_llama))
-    assert torch.allclose(build_token_block(base, 0)(tokens), build_token_block(replace(base, residual=False), 0)(tokens) + tokens)
+    assert torch.allclose(
+        build_token_block(base, 0)(tokens),
+        build_token_block(replace(base, residual=False), 0)(tokens) + tokens,
+    )
 
 
 def test_random_differs_from_pretrained_and_repeats(tiny_llama: Path) -> None:
-    pretrained, random = (TokenBlockConfig(source=str(tiny_llama), kind=kind) for kind in ("pretrained", "random"))
-    digest = lambda block, seed: frozen_sha256(build_token_block(block, seed))
+    pretrained, random = (
+        TokenBlockConfig(source=str(tiny_llama), kind=kind) for kind in ("pretrained", "random")
+    )
+
+    def digest(block, seed):
+        return frozen_sha256(build_token_block(block, seed))
+
     assert digest(random, 0) == digest(random, 0) != digest(random, 1)
     assert digest(pretrained, 0) == digest(pretrained, 1) != digest(random, 0)
     one, other = build_token_block(pretrained, 0), build_token_block(random, 0)
     assert parameter_counts(one) == parameter_counts(other)
-    assert {n: p.shape for n, p in one.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
+    assert {n: p.shape for n, p in one.named_parameters()} == {
+        n: p.shape for n, p in other.named_parameters()
+    }
 
 
 def test_all_language_weights_are_frozen_and_gradients_pass_through(tiny_llama: Path) -> None:
-    block, tokens = build_token_block(TokenBlockConfig(source=str(tiny_llama)), 0), torch.randn(1, 5, 48, requires_grad=True)
+    block, tokens = (
+        build_token_block(TokenBlockConfig(source=str(tiny_llama)), 0),
+        torch.randn(1, 5, 48, requires_grad=True),
+    )
     block(tokens).square().sum().backward()
     assert tokens.grad is not None and tokens.grad.abs().sum() > 0
     assert all(not p.requires_grad and p.grad is None for p in block.parameters())
@@ -89,9 +126,16 @@ def test_all_language_weights_are_frozen_and_gradients_pass_through(tiny_llama: 
 
 def test_mlp_and_identity_have_no_parameters(tiny_llama: Path) -> None:
     tokens = torch.randn(1, 5, 48)
-    mlp, nothing = (build_token_block(TokenBlockConfig(source=str(tiny_llama), kind=kind), 0) for kind in ("mlp", "identity"))
+    mlp, nothing = (
+        build_token_block(TokenBlockConfig(source=str(tiny_llama), kind=kind), 0)
+        for kind in ("mlp", "identity")
+    )
     assert parameter_counts(mlp)["total"] == parameter_counts(nothing)["total"] == 0
-    assert torch.equal(nothing(tokens), tokens) and mlp(tokens).shape == tokens.shape and not torch.equal(mlp(tokens), tokens)
+    assert (
+        torch.equal(nothing(tokens), tokens)
+        and mlp(tokens).shape == tokens.shape
+        and not torch.equal(mlp(tokens), tokens)
+    )
 
 
 def test_lora_in_the_block_starts_as_a_no_op_and_is_all_that_trains(tiny_llama: Path) -> None:
@@ -100,7 +144,10 @@ def test_lora_in_the_block_starts_as_a_no_op_and_is_all_that_trains(tiny_llama: 
     block = build_token_block(replace(plain, lora_targets=("q_proj", "v_proj")), 0)
     assert torch.allclose(block(tokens), build_token_block(plain, 0)(tokens), atol=1e-6)
     assert isinstance(block, LanguageLayer)
-    assert {n.split(".")[-3] for n, p in block.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    assert {n.split(".")[-3] for n, p in block.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
     with pytest.raises(ValueError, match="x_proj"):
         build_token_block(replace(plain, lora_targets=("x_proj",)), 0)
 
@@ -117,27 +164,50 @@ def test_lora_in_an_encoder_of_another_family(tiny: Callable[[str], Path]) -> No
     plain, tokens = TokenBlockConfig(source=str(tiny("bert"))), torch.randn(1, 5, 32)
     block = build_token_block(replace(plain, lora_targets=("query", "value")), 0)
     assert torch.allclose(block(tokens), build_token_block(plain, 0)(tokens), atol=1e-6)
-    with pytest.raises(ValueError, match="'q_proj' is not among the layers dense, key, query, value"):
+    with pytest.raises(
+        ValueError, match="'q_proj' is not among the layers dense, key, query, value"
+    ):
         build_token_block(replace(plain, lora_targets=("q_proj",)), 0)
 
 
 @pytest.mark.parametrize("kind", REDRAWN)
 def test_redrawn_kinds_repeat_and_follow_the_seed(tiny_llama: Path, kind: str) -> None:
-    made = lambda kind, seed: frozen_sha256(build_token_block(TokenBlockConfig(source=str(tiny_llama), kind=kind), seed))
+    def made(kind, seed):
+        return frozen_sha256(
+            build_token_block(TokenBlockConfig(source=str(tiny_llama), kind=kind), seed)
+        )
+
     assert made(kind, 0) == made(kind, 0) != made(kind, 1)
     assert made(kind, 0) != made("pretrained", 0)
 
 
 def test_what_each_redrawn_kind_keeps() -> None:
-    layer = {"a.weight": torch.randn(300, 200) * 3 + 1, "a.bias": torch.rand(300), "n.weight": torch.rand(200) + 5}
+    layer = {
+        "a.weight": torch.randn(300, 200) * 3 + 1,
+        "a.bias": torch.rand(300),
+        "n.weight": torch.rand(200) + 5,
+    }
     given = LayerWeights(layer, {"weight": torch.rand(200)})
     kinds = {kind: redrawn_layer(given, kind, 0) for kind in REDRAWN}
-    old, new = given.layer["a.weight"], {kind: made.layer["a.weight"] for kind, made in kinds.items()}
-    assert torch.equal(new["shuffled"].flatten().sort().values, old.flatten().sort().values) and not torch.equal(new["shuffled"], old)
-    assert abs(new["random_matched"].mean() - old.mean()) < 0.05 and abs(new["random_matched"].std() - old.std()) < 0.05
-    assert not torch.equal(new["random_matched"].flatten().sort().values, old.flatten().sort().values)
+    old, new = (
+        given.layer["a.weight"],
+        {kind: made.layer["a.weight"] for kind, made in kinds.items()},
+    )
+    assert torch.equal(
+        new["shuffled"].flatten().sort().values, old.flatten().sort().values
+    ) and not torch.equal(new["shuffled"], old)
+    assert (
+        abs(new["random_matched"].mean() - old.mean()) < 0.05
+        and abs(new["random_matched"].std() - old.std()) < 0.05
+    )
+    assert not torch.equal(
+        new["random_matched"].flatten().sort().values, old.flatten().sort().values
+    )
     limit = (6 / 500) ** 0.5
-    assert 0.98 * limit < new["xavier"].abs().max() <= limit and kinds["xavier"].layer["a.bias"].eq(0).all()
+    assert (
+        0.98 * limit < new["xavier"].abs().max() <= limit
+        and kinds["xavier"].layer["a.bias"].eq(0).all()
+    )
     assert torch.equal(kinds["xavier"].layer["n.weight"], given.layer["n.weight"])
     assert not torch.equal(kinds["shuffled"].layer["n.weight"], given.layer["n.weight"])
     assert abs(kinds["random_matched"].layer["n.weight"].mean() - 5.5) < 0.1
@@ -148,35 +218,65 @@ def test_random_layers_start_as_the_models_do(tiny: Callable[[str], Path]) -> No
         config = load_config(str(tiny(family)))
         made = random_layer(config, 0)
         assert all(t.eq(0).all() for n, t in made.layer.items() if n.endswith("bias"))
-        assert all(t.eq(gain).all() for n, t in made.layer.items() if t.dim() == 1 and not n.endswith("bias"))
+        assert all(
+            t.eq(gain).all()
+            for n, t in made.layer.items()
+            if t.dim() == 1 and not n.endswith("bias")
+        )
         values = torch.cat([t.flatten() for t in made.layer.values() if t.dim() == 2])
         assert abs(values.std() - config.initializer_range) < 0.002
 
 
 def test_trainable_trains_the_layer_and_nothing_around_it(tiny_llama: Path) -> None:
     block = build_token_block(TokenBlockConfig(source=str(tiny_llama), trainable=True), 0)
-    assert {n for n, p in block.named_parameters() if p.requires_grad} == {f"layer.{n}" for n in load_layer(str(tiny_llama), -1).layer}
+    assert {n for n, p in block.named_parameters() if p.requires_grad} == {
+        f"layer.{n}" for n in load_layer(str(tiny_llama), -1).layer
+    }
     block(torch.randn(1, 5, 48)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.layer.parameters())
 
 
 def test_released_positions_are_llm4segs_table(tiny_llama: Path) -> None:
-    """Token i is turned by pi/2 - i radians in every pair of dimensions: a shift of all tokens changes nothing, their order does."""
-    base = TokenBlockConfig(source=str(tiny_llama), residual=False, final_norm="none", released_positions=True, causal_mask=True)
+    """Token i is turned by pi/2 - i radians in every pair of dimensions: a shift of all tokens
+    changes nothing, their order does."""
+    base = TokenBlockConfig(
+        source=str(tiny_llama),
+        residual=False,
+        final_norm="none",
+        released_positions=True,
+        causal_mask=True,
+    )
     block, tokens = build_token_block(base, 0), torch.randn(1, 9, 48)
     cos, sin = block.positions(tokens)
-    assert torch.equal(cos.flatten(), torch.arange(9).sin()) and torch.equal(sin.flatten(), torch.arange(9).cos())
-    by_hand = block.layer(tokens, position_embeddings=[torch.sin(torch.arange(9).view(1, 9, 1)), torch.cos(torch.arange(9).view(1, 9, 1))])
+    assert torch.equal(cos.flatten(), torch.arange(9).sin()) and torch.equal(
+        sin.flatten(), torch.arange(9).cos()
+    )
+    by_hand = block.layer(
+        tokens,
+        position_embeddings=[
+            torch.sin(torch.arange(9).view(1, 9, 1)),
+            torch.cos(torch.arange(9).view(1, 9, 1)),
+        ],
+    )
     assert torch.allclose(block(tokens), by_hand, atol=1e-6)
-    assert not torch.allclose(block(tokens), build_token_block(replace(base, released_positions=False), 0)(tokens), atol=1e-4)
+    assert not torch.allclose(
+        block(tokens),
+        build_token_block(replace(base, released_positions=False), 0)(tokens),
+        atol=1e-4,
+    )
 
 
-@pytest.mark.parametrize(("switches", "message"), [
-    ({"rotary": True, "released_positions": True}, "exclude each other"),
-    ({"trainable": True, "lora_targets": ("q_proj",)}, "exclude each other"),
-    ({"lora_targets": ("q_proj",), "lora_r": 0}, "lora_r"),
-])
-def test_switches_that_contradict_are_refused(tiny_llama: Path, switches: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"rotary": True, "released_positions": True}, "exclude each other"),
+        ({"trainable": True, "lora_targets": ("q_proj",)}, "exclude each other"),
+        ({"lora_targets": ("q_proj",), "lora_r": 0}, "lora_r"),
+    ],
+)
+def test_switches_that_contradict_are_refused(
+    tiny_llama: Path, switches: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build_token_block(replace(TokenBlockConfig(source=str(tiny_llama)), **switches), 0)
 

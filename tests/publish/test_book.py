@@ -1,4 +1,5 @@
-"""The book asks nothing of the network, takes its address from pyproject.toml, and shows one study only."""
+"""The book asks nothing of the network, takes its address from pyproject.toml, and shows one study
+only."""
 
 from __future__ import annotations
 
@@ -26,43 +27,74 @@ def test_config_is_offline_and_executes_nothing():
     assert config()["execute"]["execute_notebooks"] == "off"
     assert settings["nb_ipywidgets_js"] == {}
     assert "sphinx_thebe" not in settings["extensions"]
-    script = book.SOURCES / settings["html_extra_path"][0] / settings["mathjax_path"].removeprefix("../")
+    script = (
+        book.SOURCES / settings["html_extra_path"][0] / settings["mathjax_path"].removeprefix("../")
+    )
     assert script.stat().st_size > 2_000_000
     assert "Apache License" in (script.parent / "LICENSE").read_text()
 
 
 def test_contents_list_every_notebook_and_page():
-    files = [chapter["file"] for part in yaml.safe_load((book.SOURCES / "_toc.yml").read_text())["parts"] for chapter in part["chapters"]]
-    assert [f.removeprefix("notebooks/") for f in files if f.startswith("notebooks/")] == list_notebooks()
+    files = [
+        chapter["file"]
+        for part in yaml.safe_load((book.SOURCES / "_toc.yml").read_text())["parts"]
+        for chapter in part["chapters"]
+    ]
+    assert [
+        f.removeprefix("notebooks/") for f in files if f.startswith("notebooks/")
+    ] == list_notebooks()
     pages = {p.stem for p in book.SOURCES.glob("*.md")} - {"intro"}
     assert pages == {f for f in files if not f.startswith("notebooks/")}
 
 
 def test_the_address_stands_in_pyproject_alone():
     assert book.repository_url() == ADDRESS
-    for path in [*book.SOURCES.glob("*.md"), *book.SOURCES.glob("*.yml"), *(ROOT / "mvl").rglob("*.py")]:
+    for path in [
+        *book.SOURCES.glob("*.md"),
+        *book.SOURCES.glob("*.yml"),
+        *(ROOT / "mvl").rglob("*.py"),
+    ]:
         assert ADDRESS not in path.read_text(), f"{path} repeats the repository's address"
 
 
 def test_derived_addresses_in_readme_and_notebooks_are_the_repositorys():
     owner = ADDRESS.removeprefix("https://github.com/")
-    texts = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")] if path.is_file()}
+    texts = {
+        path: path.read_text()
+        for path in [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb")]
+        if path.is_file()
+    }
     for path, text in texts.items():
-        for found in re.findall(r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)", text):
+        for found in re.findall(
+            r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)", text
+        ):
             assert found == owner, f"{path} opens {found} on Colab; pyproject.toml says {owner}"
-    assert colab_url("01_baseline") == f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/01_baseline.ipynb"
+    assert (
+        colab_url("01_baseline")
+        == f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/01_baseline.ipynb"
+    )
 
 
-@pytest.mark.parametrize("html", [
-    '<script src="https://unpkg.com/x.js"></script>', '<link rel="stylesheet" href="//fonts.example/x.css">', '<img src="http://x.example/a.png">',
-    '<link rel="preload" href="https://x.example/f.woff2">', '<iframe src="https://x.example"></iframe>'])
+@pytest.mark.parametrize(
+    "html",
+    [
+        '<script src="https://unpkg.com/x.js"></script>',
+        '<link rel="stylesheet" href="//fonts.example/x.css">',
+        '<img src="http://x.example/a.png">',
+        '<link rel="preload" href="https://x.example/f.woff2">',
+        '<iframe src="https://x.example"></iframe>',
+    ],
+)
 def test_what_a_browser_would_fetch_is_found(tmp_path, html):
     (tmp_path / "page.html").write_text(f"<html><body>{html}</body></html>")
     assert len(list(book.network_requests(tmp_path))) == 1
 
 
 def test_hyperlinks_and_own_files_are_not_requests(tmp_path):
-    (tmp_path / "page.html").write_text('<a href="https://x.example">x</a><script src="_static/a.js"></script><link rel="canonical" href="https://x.example">')
+    (tmp_path / "page.html").write_text(
+        '<a href="https://x.example">x</a><script src="_static/a.js"></script><link rel="canonical"'
+        ' href="https://x.example">'
+    )
     (tmp_path / "a.css").write_text("a { background: url(data:image/png;base64,AA) }")
     assert list(book.network_requests(tmp_path)) == []
     (tmp_path / "a.css").write_text("@import url(https://fonts.example/a.css);")
@@ -98,18 +130,27 @@ def test_pages_of_an_unrecorded_study_show_holes_and_no_other_study(tmp_path, mo
     assert values["study"] == "hippocampus" and values["published"] and not values["smoke"]
     assert "not yet" in (values["answer"] + values["results"]) or "No run" in values["answer"]
     assert values["holes"] and (tmp_path / "landing.svg").is_file() and values["others"] == []
-    assert "Nothing is recorded of the study `hippocampus`" in values["check"] and "`busi`" in values["check"]
+    assert (
+        "Nothing is recorded of the study `hippocampus`" in values["check"]
+        and "`busi`" in values["check"]
+    )
 
 
 def test_each_published_notebook_has_one_study_that_owns_it():
     owners = [name for study in book.PUBLISHED for name in book.owned_notebooks(study)]
     assert sorted(owners) == list_notebooks() == list(book.plan(book.PUBLISHED))
-    assert book.plan(book.PUBLISHED)["06_llm4seg"] == "busi" and book.plan(book.PUBLISHED)["01_baseline"] == "hippocampus"
+    assert (
+        book.plan(book.PUBLISHED)["06_llm4seg"] == "busi"
+        and book.plan(book.PUBLISHED)["01_baseline"] == "hippocampus"
+    )
     assert list(book.plan(("quick",))) == [*list_notebooks()[:4], "08_qualitative"]
 
 
 def test_a_study_that_names_no_notebook_shows_those_of_its_blocks(tmp_path):
-    (tmp_path / "own.yaml").write_text("title: t\ntasks: [shapes]\ngrid: [{name: llm4seg, systems: [cmunext]}]\ndata: {img_size: [32, 32]}\n")
+    (tmp_path / "own.yaml").write_text(
+        "title: t\ntasks: [shapes]\ngrid: [{name: llm4seg, systems: [cmunext]}]\ndata: {img_size:"
+        " [32, 32]}\n"
+    )
     assert book.owned_notebooks(str(tmp_path / "own.yaml")) == ["06_llm4seg"]
     assert book.main_notebook(str(tmp_path / "own.yaml")) == "06_llm4seg"
     with open(tmp_path / "own.yaml", "a") as file:
@@ -122,29 +163,86 @@ def test_contents_keep_only_what_is_executed(tmp_path):
     path = tmp_path / "_toc.yml"
     path.write_text((book.SOURCES / "_toc.yml").read_text())
     book.keep_contents(path, ["06_llm4seg"])
-    files = [chapter["file"] for part in yaml.safe_load(path.read_text())["parts"] for chapter in part["chapters"]]
-    assert [f for f in files if f.startswith("notebooks/")] == ["notebooks/06_llm4seg"] and "glossary" in files
+    files = [
+        chapter["file"]
+        for part in yaml.safe_load(path.read_text())["parts"]
+        for chapter in part["chapters"]
+    ]
+    assert [f for f in files if f.startswith("notebooks/")] == [
+        "notebooks/06_llm4seg"
+    ] and "glossary" in files
     book.keep_contents(path, [])
-    assert [part["caption"] for part in yaml.safe_load(path.read_text())["parts"]] == ["The verdicts", "How it was done", "Reference"]
+    assert [part["caption"] for part in yaml.safe_load(path.read_text())["parts"]] == [
+        "The verdicts",
+        "How it was done",
+        "Reference",
+    ]
 
 
-@pytest.mark.parametrize(("chapters", "others"), [((), ()), (("02_llm_hybrid", "06_llm4seg"), ("busi",))])
+@pytest.mark.parametrize(
+    ("chapters", "others"), [((), ()), (("02_llm_hybrid", "06_llm4seg"), ("busi",))]
+)
 def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, others):
-    names = ("repository", "study", "title", "tasks", "answer", "results", "colab", "claim", "arms", "caution", "margin", "rounding")
+    names = (
+        "repository",
+        "study",
+        "title",
+        "tasks",
+        "answer",
+        "results",
+        "colab",
+        "claim",
+        "arms",
+        "caution",
+        "margin",
+        "rounding",
+    )
     fields: dict[str, object] = dict.fromkeys(names, "x")
-    fields["claims"] = {"judged": bool(others), "headline": "- a verdict", "summary": "9 claims", "alt": "figure", "intervals": "i"}
-    other = [dict.fromkeys(("title", "claim", "answer", "results"), "y") | {"study": s, "notebook": "06_llm4seg"} for s in others]
+    fields["claims"] = {
+        "judged": bool(others),
+        "headline": "- a verdict",
+        "summary": "9 claims",
+        "alt": "figure",
+        "intervals": "i",
+    }
+    other = [
+        dict.fromkeys(("title", "claim", "answer", "results"), "y")
+        | {
+            "study": s,
+            "notebook": "06_llm4seg",
+        }
+        for s in others
+    ]
     (tmp_path / "intro.md").write_text((book.SOURCES / "intro.md").read_text())
-    book.fill_pages(tmp_path, fields | {"smoke": False, "chapters": list(chapters), "chapter": "02_llm_hybrid", "others": other})
+    book.fill_pages(
+        tmp_path,
+        fields
+        | {
+            "smoke": False,
+            "chapters": list(chapters),
+            "chapter": "02_llm_hybrid",
+            "others": other,
+        },
+    )
     text = (tmp_path / "intro.md").read_text()
-    assert set(re.findall(r"notebooks/(\w+)", text)) == set(chapters) and ("`busi`" in text) == bool(others)
+    assert set(re.findall(r"notebooks/(\w+)", text)) == set(chapters) and (
+        "`busi`" in text
+    ) == bool(others)
     assert ("(claims.svg)" in text) == ("- a verdict" in text) == bool(others)
 
 
 def test_the_machine_of_the_bench_is_named_only_where_there_is_a_bench(tmp_path, monkeypatch):
     monkeypatch.setattr("mvl.bench.systems.BENCH", tmp_path / "bench.json")
     assert book.bench_machine() == ""
-    row = {"machine": {"processor": "p", "device": "cpu", "model": "a cpu", "cpu_capability": "AVX2", "fp32_gflops": 50.0}}
+    row = {
+        "machine": {
+            "processor": "p",
+            "device": "cpu",
+            "model": "a cpu",
+            "cpu_capability": "AVX2",
+            "fp32_gflops": 50.0,
+        }
+    }
     (tmp_path / "bench.json").write_text(json.dumps({"bars": [row], "systems": {}}))
     words = "a cpu, AVX2, a matrix product of 50 GFLOP/s in fp32"
     assert book.bench_machine() == f", on {words} (each row of data/bench.json names its machine)"

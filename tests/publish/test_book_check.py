@@ -11,7 +11,10 @@ from mvl.publish import book_check
 from mvl.publish.browser import Browser, find_browser
 
 FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv", "status.json")
-HEAD = "<!doctype html><html lang='en' data-theme='light'><head><title>t</title></head><body><main><h1 id='top'>Chapter</h1>"
+HEAD = (
+    "<!doctype html><html lang='en' data-theme='light'><head><title>t</title></head><body><main><h1"
+    " id='top'>Chapter</h1>"
+)
 
 
 @pytest.fixture
@@ -25,12 +28,20 @@ def book(tmp_path):
     (tmp_path / "_sources" / "notebooks" / "01_a.ipynb").touch()
     (tmp_path / "searchindex.js").touch()
     links = "".join(f"<a href='records/{name}.txt'>{name}</a>" for name in FILES)
-    (tmp_path / "runs_s.html").write_text(HEAD + f"<table><tr id=\"r\" class=\"done\"><td>{links}</td></tr></table>")
+    (tmp_path / "runs_s.html").write_text(
+        HEAD + f'<table><tr id="r" class="done"><td>{links}</td></tr></table>'
+    )
     (tmp_path / "search.html").write_text(HEAD)
-    (tmp_path / "index.html").write_text(HEAD + "<a href='notebooks/01_a.html#top'>1</a><a href='https://x.example/y#z'>2</a><a href='#top'>3</a>")
+    (tmp_path / "index.html").write_text(
+        HEAD + "<a href='notebooks/01_a.html#top'>1</a><a href='https://x.example/y#z'>2</a><a"
+        " href='#top'>3</a>"
+    )
     (tmp_path / "notebooks" / "01_a.html").write_text(
-        HEAD + "<a href='../runs_s.html#r'>run</a><a href='https://colab.research.google.com/github/o/r'>Colab</a>"
-        "<a href='../_sources/notebooks/01_a.ipynb'>.ipynb</a><a href='https://github.com/o/r'>source</a><p>A U-Net and SmolLM2-135M</p>")
+        HEAD + "<a href='../runs_s.html#r'>run</a><a"
+        " href='https://colab.research.google.com/github/o/r'>Colab</a><a"
+        " href='../_sources/notebooks/01_a.ipynb'>.ipynb</a><a"
+        " href='https://github.com/o/r'>source</a><p>A U-Net and SmolLM2-135M</p>"
+    )
     return tmp_path
 
 
@@ -44,18 +55,34 @@ def test_a_book_without_fault_has_none(book):
     assert book_check.static_faults(book) == []
 
 
-@pytest.mark.parametrize(("words", "fault"), [
-    ("<a href='gone.html'>x</a>", "gone.html leads nowhere"), ("<a href='runs_s.html#gone'>x</a>", "#gone has no such anchor"),
-    ("<a href='#gone'>x</a>", "#gone has no such anchor"), ("<a href='../../outside.html'>x</a>", "leads nowhere"),
-    ("<img src='records/cases.csv.txt' alt=''>", "has no words"), ("<p>the Medvisionllama</p>", "Medvisionllama should be MedVisionLlama"),
-    ("<p>a UNet</p>", "UNet should be U-Net"), ("<img alt='LLM4SEG' src='records/cases.csv.txt'>", "LLM4SEG should be LLM4Seg"),
-    ("<p>CMU-NeXt, smollm2 135m</p>", "CMU-NeXt should be CMUNeXt")])
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("<a href='gone.html'>x</a>", "gone.html leads nowhere"),
+        ("<a href='runs_s.html#gone'>x</a>", "#gone has no such anchor"),
+        ("<a href='#gone'>x</a>", "#gone has no such anchor"),
+        ("<a href='../../outside.html'>x</a>", "leads nowhere"),
+        ("<img src='records/cases.csv.txt' alt=''>", "has no words"),
+        ("<p>the Medvisionllama</p>", "Medvisionllama should be MedVisionLlama"),
+        ("<p>a UNet</p>", "UNet should be U-Net"),
+        ("<img alt='LLM4SEG' src='records/cases.csv.txt'>", "LLM4SEG should be LLM4Seg"),
+        ("<p>CMU-NeXt, smollm2 135m</p>", "CMU-NeXt should be CMUNeXt"),
+    ],
+)
 def test_a_fault_is_found_and_named(book, words, fault):
     assert any(fault in line for line in add(book, "index.html", words))
 
 
-@pytest.mark.parametrize("words", ["<code>unet</code>", "<pre>medvisionllama_v3</pre>", "<p>UNet++, nnU-Net, Swin UNETR, UNETR, DynUNet, V-Net</p>",
-                                   "<p>as llm4seg_random; see mvl/models/unet.py</p>", "<p>Llama-3.2-1B, MiniLM</p>"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "<code>unet</code>",
+        "<pre>medvisionllama_v3</pre>",
+        "<p>UNet++, nnU-Net, Swin UNETR, UNETR, DynUNet, V-Net</p>",
+        "<p>as llm4seg_random; see mvl/models/unet.py</p>",
+        "<p>Llama-3.2-1B, MiniLM</p>",
+    ],
+)
 def test_code_files_and_right_names_are_no_faults(book, words):
     assert add(book, "index.html", words) == []
 
@@ -63,7 +90,10 @@ def test_code_files_and_right_names_are_no_faults(book, words):
 def test_a_chapter_needs_its_buttons_and_its_runs(book):
     (book / "notebooks" / "01_a.html").write_text(HEAD)
     faults = "\n".join(book_check.static_faults(book))
-    assert all(f"no button for {what}" in faults for what in ("Colab", "download", "source")) and "leads to no run" in faults
+    assert (
+        all(f"no button for {what}" in faults for what in ("Colab", "download", "source"))
+        and "leads to no run" in faults
+    )
 
 
 def test_a_recorded_run_needs_every_file(book):
@@ -89,7 +119,9 @@ def test_axe_is_the_known_one():
 
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome")
 def test_what_only_a_browser_sees_is_found(tmp_path):
-    (tmp_path / "wide.html").write_text(HEAD.replace("lang='en' ", "") + "<div style='width: 600px'>wide</div><button></button>")
+    (tmp_path / "wide.html").write_text(
+        HEAD.replace("lang='en' ", "") + "<div style='width: 600px'>wide</div><button></button>"
+    )
     with Browser() as browser:
         faults = "\n".join(book_check.page_faults(browser, tmp_path / "wide.html", 390, 844))
     assert "scrolls sideways, 608 px" in faults
@@ -99,7 +131,9 @@ def test_what_only_a_browser_sees_is_found(tmp_path):
 
 def test_a_page_that_only_sends_on_is_not_opened(book, monkeypatch):
     opened = []
-    monkeypatch.setattr(book_check, "browse", lambda folder, pages: opened.extend(page.name for page in pages) or [])
+    monkeypatch.setattr(
+        book_check, "browse", lambda folder, pages: opened.extend(page.name for page in pages) or []
+    )
     monkeypatch.setattr(book_check, "search_faults", lambda browser, folder: [])
     monkeypatch.setattr(book_check, "Browser", contextlib.nullcontext)
     (book / "index.html").write_text('<meta http-equiv="Refresh" content="0; url=runs_s.html" />')

@@ -1,4 +1,5 @@
-"""What the cards and the page on citing say is what the registry, the splits, the sources and CITATION.cff say."""
+"""What the cards and the page on citing say is what the registry, the splits, the sources and
+CITATION.cff say."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def test_citation_is_valid():
     schema = json.loads((ROOT / "tests" / "_vendor" / "cff" / "schema-1.2.0.json").read_text())
     jsonschema.Draft7Validator(schema).validate(yaml.load(CFF.read_text(), yaml.BaseLoader))
     titles = [reference["title"] for reference in cards.read_citation()["references"]]
-    assert any("MedVisionLlama" in title for title in titles) and any("Segmentation Booster" in title for title in titles)
+    assert any("MedVisionLlama" in title for title in titles) and any(
+        "Segmentation Booster" in title for title in titles
+    )
 
 
 def test_the_companion_is_cited_as_in_its_file():
@@ -37,11 +40,20 @@ def test_every_data_set_and_weight_has_its_licence():
         [line] = [line for line in table.splitlines() if f"`{name}`" in line]
         assert tasks[name].licence in line and str(tasks[name].num_cases) in line
     rest = cards.other_data(["Task04_Hippocampus", "BUSI"])
-    assert all(f"`{name}`" in rest for name in tasks if name not in ("Task04_Hippocampus", "BUSI")) and "CC-BY-SA 4.0" in rest
+    assert (
+        all(f"`{name}`" in rest for name in tasks if name not in ("Task04_Hippocampus", "BUSI"))
+        and "CC-BY-SA 4.0" in rest
+    )
     weights = cards.weights_table()
-    assert "| `smollm2-135m` | Apache-2.0 |" in weights and "| `minilm-l6` | Apache-2.0 |" in weights and "Llama 3.1 Community License" in weights
+    assert (
+        "| `smollm2-135m` | Apache-2.0 |" in weights
+        and "| `minilm-l6` | Apache-2.0 |" in weights
+        and "Llama 3.1 Community License" in weights
+    )
     assert all(line.split("|")[2].strip() for line in weights.splitlines())
-    assert "10.1038/s41467-022-30695-9" in cards.data_citations(["Task04_Hippocampus"]) and "None" in cards.data_citations(["phantoms"])
+    assert "10.1038/s41467-022-30695-9" in cards.data_citations(
+        ["Task04_Hippocampus"]
+    ) and "None" in cards.data_citations(["phantoms"])
 
 
 def test_the_data_card_gives_the_licence_of_each_reduced_copy_and_counts_what_the_splits_say():
@@ -51,7 +63,10 @@ def test_the_data_card_gives_the_licence_of_each_reduced_copy_and_counts_what_th
             [start] = re.findall(rf"\*\*`{name}`\*\* \(([^;)]+)", text)
             assert start == task.licence
             assert name != "LeftAtrium2018_half" or "cropped by its label" in text
-    groups = {name: json.loads((ROOT / "data" / "splits" / f"{name}.json").read_text())["groups"] for name in ("ISIC2017_256", "Kvasir_SEG_256")}
+    groups = {
+        name: json.loads((ROOT / "data" / "splits" / f"{name}.json").read_text())["groups"]
+        for name in ("ISIC2017_256", "Kvasir_SEG_256")
+    }
     assert len(groups["ISIC2017_256"]) == 12 and "Twelve groups" in text
     assert [len(group) for group in groups["Kvasir_SEG_256"]] == [2] * 5 and "Five pairs" in text
 
@@ -69,7 +84,15 @@ def test_duplicates_are_counted_from_the_split():
 
 
 def test_pages_ask_for_no_other_fact():
-    known = set(cards.facts(["phantoms"])) | {"results", "others", "other", "smoke", "tasks", "runs_page", "rounding"}
+    known = set(cards.facts(["phantoms"])) | {
+        "results",
+        "others",
+        "other",
+        "smoke",
+        "tasks",
+        "runs_page",
+        "rounding",
+    }
     for name in ("model_card", "data_card", "cite"):
         asked = set(re.findall(r"{{ (\w+)", (ROOT / "book" / f"{name}.md").read_text()))
         assert asked <= known, name

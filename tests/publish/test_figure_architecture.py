@@ -1,4 +1,5 @@
-"""The architecture figure shows what the plan says: boxes, arrows, marks, counts; legible on a phone."""
+"""The architecture figure shows what the plan says: boxes, arrows, marks, counts; legible on a
+phone."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ from mvl.publish.network_parts import make_network
 
 def small(**block: object) -> Config:
     config = load_config("smoke", "phantoms", "medvisionllama_v3")
-    return replace(config, model=replace(config.model, encoder_layers=1, decoder_layers=1, token_block=replace(config.model.token_block, **block)))
+    return replace(
+        config,
+        model=replace(
+            config.model,
+            encoder_layers=1,
+            decoder_layers=1,
+            token_block=replace(config.model.token_block, **block),
+        ),
+    )
 
 
 def names(figure: Figure) -> list[str]:
@@ -47,14 +56,20 @@ def test_after_embedding_moves_the_block_up(hybrid: Figure) -> None:
 
     config = small()
     assert not above(hybrid)
-    assert above(draw(replace(config, model=replace(config.model, block_position="after_embedding"))))
+    assert above(
+        draw(replace(config, model=replace(config.model, block_position="after_embedding")))
+    )
 
 
 def test_counts_and_marks_are_the_networks(hybrid: Figure) -> None:
     counts = parameter_counts(make_network(small()))
-    assert f"trained: {counts['trainable']:,}" in words(hybrid) and f"frozen: {counts['frozen']:,}" in words(hybrid)
+    assert f"trained: {counts['trainable']:,}" in words(
+        hybrid
+    ) and f"frozen: {counts['frozen']:,}" in words(hybrid)
     marks = names(hybrid)
-    assert marks.count("trained") == 7 and marks.count("frozen") == 4, "six trained parts, three frozen ones, and the key"
+    assert marks.count("trained") == 7 and marks.count("frozen") == 4, (
+        "six trained parts, three frozen ones, and the key"
+    )
     trained = draw(small(trainable=True, final_norm="none"))
     assert names(trained).count("frozen") == 3 and "Trained LLM block" in words(trained)
 
@@ -63,19 +78,28 @@ def test_it_says_phantom_and_can_be_read_on_a_phone(hybrid: Figure) -> None:
     assert "phantom" in words(hybrid)
     shown = [t for t in hybrid.findobj(matplotlib.text.Text) if t.get_text()]
     assert min(t.get_fontsize() for t in shown) >= 9
-    assert hybrid.get_size_inches()[0] <= 5, "350 of 360 points: nothing shrinks below its size in points"
+    assert hybrid.get_size_inches()[0] <= 5, (
+        "350 of 360 points: nothing shrinks below its size in points"
+    )
 
 
 def test_words_stay_inside_their_box(hybrid: Figure) -> None:
     renderer = FigureCanvasAgg(hybrid).get_renderer()
     hybrid.draw(renderer)
-    boxes = {p.get_gid().split(":")[1]: p.get_window_extent(renderer) for p in hybrid.findobj(FancyBboxPatch)}
+    boxes = {
+        p.get_gid().split(":")[1]: p.get_window_extent(renderer)
+        for p in hybrid.findobj(FancyBboxPatch)
+    }
     for text in hybrid.findobj(matplotlib.text.Text):
         if str(text.get_gid()).startswith("words:"):
-            assert text.get_window_extent(renderer).x1 <= boxes[text.get_gid().split(":")[1]].x1, text.get_text()
+            assert text.get_window_extent(renderer).x1 <= boxes[text.get_gid().split(":")[1]].x1, (
+                text.get_text()
+            )
 
 
 def test_a_network_itself_is_drawn() -> None:
     config = load_config("smoke", "shapes", "llm4seg")
     figure = draw(make_network(config), config.data.img_size)
-    assert "arrow:skip-cnn_encoder-cnn_decoder" in names(figure) and "arrow:residual" not in names(figure)
+    assert "arrow:skip-cnn_encoder-cnn_decoder" in names(figure) and "arrow:residual" not in names(
+        figure
+    )

@@ -1,4 +1,5 @@
-"""Figures across arms draw what the tables say: groups, marks, holes, paired cases, bands, kept epochs and the front."""
+"""Figures across arms draw what the tables say: groups, marks, holes, paired cases, bands, kept
+epochs and the front."""
 
 from __future__ import annotations
 
@@ -21,47 +22,130 @@ SCANS = "Task04_Hippocampus"
 
 
 def words(figure: Figure) -> str:
-    return " ".join(" ".join(text.get_text().split()) for text in figure.findobj(matplotlib.text.Text))
+    return " ".join(
+        " ".join(text.get_text().split()) for text in figure.findobj(matplotlib.text.Text)
+    )
 
 
-def keys(task: str = SCANS, fractions: tuple[float, ...] = (0.1, 0.3, 1.0), folds: int = 2) -> list[dict[str, object]]:
-    return [{"task": task, "system": s, "fraction": f, "fold": k, "seed": 0} for s in SYSTEMS for f in fractions for k in range(folds)]
+def keys(
+    task: str = SCANS, fractions: tuple[float, ...] = (0.1, 0.3, 1.0), folds: int = 2
+) -> list[dict[str, object]]:
+    return [
+        {"task": task, "system": s, "fraction": f, "fold": k, "seed": 0}
+        for s in SYSTEMS
+        for f in fractions
+        for k in range(folds)
+    ]
 
 
 def history(task: str = SCANS, **sizes: object) -> pd.DataFrame:
     """Six epochs, validated every second one; fold 0 is best at epoch 3, fold 1 at epoch 5."""
     shape = {0: (0.3, 0.8, 0.6), 1: (0.2, 0.5, 0.7)}
-    return pd.DataFrame([key | {"epoch": e, "val_dice": shape[int(str(key["fold"]))][e // 2] if e % 2 else math.nan,
-                                "val_loss": 1.0 if e % 2 else math.nan} for key in keys(task, **sizes) for e in range(6)])
+    return pd.DataFrame(
+        [
+            key
+            | {
+                "epoch": e,
+                "val_dice": shape[int(str(key["fold"]))][e // 2] if e % 2 else math.nan,
+                "val_loss": 1.0 if e % 2 else math.nan,
+            }
+            for key in keys(task, **sizes)
+            for e in range(6)
+        ]
+    )
 
 
 def differences(task: str = SCANS) -> pd.DataFrame:
-    row = {"task": task, "fraction": 1.0, "metric": "dice", "n_cases": 52, "n_runs": 2, "planned": 2, "p_holm": 0.2, "hole": ""}
-    return pd.DataFrame([
-        row | {"question": "The block", "system": HYBRID, "reference": VIT, "difference": 0.012, "low": -0.002, "high": 0.03},
-        row | {"question": "The block", "system": RANDOM, "reference": VIT, "difference": 0.02, "low": 0.015, "high": 0.025, "p_holm": 0.01},
-        row | {"question": "The block", "system": HYBRID, "reference": RANDOM, "difference": -0.4, "low": -0.5, "high": -0.3, "n_runs": 1,
-               "planned": 3},
-        row | {"question": "Few cases", "system": HYBRID, "reference": VIT, "fraction": 0.1, "n_runs": 0, "hole": "no run", "p_holm": math.nan}])
+    row = {
+        "task": task,
+        "fraction": 1.0,
+        "metric": "dice",
+        "n_cases": 52,
+        "n_runs": 2,
+        "planned": 2,
+        "p_holm": 0.2,
+        "hole": "",
+    }
+    return pd.DataFrame(
+        [
+            row
+            | {
+                "question": "The block",
+                "system": HYBRID,
+                "reference": VIT,
+                "difference": 0.012,
+                "low": -0.002,
+                "high": 0.03,
+            },
+            row
+            | {
+                "question": "The block",
+                "system": RANDOM,
+                "reference": VIT,
+                "difference": 0.02,
+                "low": 0.015,
+                "high": 0.025,
+                "p_holm": 0.01,
+            },
+            row
+            | {
+                "question": "The block",
+                "system": HYBRID,
+                "reference": RANDOM,
+                "difference": -0.4,
+                "low": -0.5,
+                "high": -0.3,
+                "n_runs": 1,
+                "planned": 3,
+            },
+            row
+            | {
+                "question": "Few cases",
+                "system": HYBRID,
+                "reference": VIT,
+                "fraction": 0.1,
+                "n_runs": 0,
+                "hole": "no run",
+                "p_holm": math.nan,
+            },
+        ]
+    )
 
 
 def cases(task: str = SCANS) -> pd.DataFrame:
-    return pd.DataFrame([key | {"case": f"c{key['fold']}{i}", "dice": 0.7 + 0.02 * i} for key in keys(task, (1.0,)) for i in range(3)
-                         if (key["system"], key["fold"]) != (RANDOM, 1)])
+    return pd.DataFrame(
+        [
+            key | {"case": f"c{key['fold']}{i}", "dice": 0.7 + 0.02 * i}
+            for key in keys(task, (1.0,))
+            for i in range(3)
+            if (key["system"], key["fold"]) != (RANDOM, 1)
+        ]
+    )
 
 
 def finished(task: str = SCANS) -> pd.DataFrame:
     facts = {VIT: (0.80, 5e5, 600.0), HYBRID: (0.78, 6e5, 1200.0), RANDOM: (0.85, 7e5, 1800.0)}
-    return pd.DataFrame([key | dict(zip(("dice", "trainable", "cpu_s"), facts[str(key["system"])])) for key in keys(task, (1.0,))])
+    return pd.DataFrame(
+        [
+            key | dict(zip(("dice", "trainable", "cpu_s"), facts[str(key["system"])]))
+            for key in keys(task, (1.0,))
+        ]
+    )
 
 
 BENCH = {VIT: {"seconds": 0.5}, HYBRID: {"seconds": 1.0}}
 
 
 def drawn(task: str) -> dict[str, Figure]:
-    return {"forest": figures_differences.forest(differences(task), ["fold 2"]), "few_shot_curves": figures_curves.few_shot_curves(history(task), ["fold 2"]),
-            "curves_by_arm": figures_curves.curves_by_arm(history(task, fractions=(1.0,)), HYBRID, ["fold 2"]),
-            "dice_by_fold": figures_cases.dice_by_fold(cases(task), ["fold 2"]), "cost": figures_cost.cost(finished(task), BENCH, ["fold 2"])}
+    return {
+        "forest": figures_differences.forest(differences(task), ["fold 2"]),
+        "few_shot_curves": figures_curves.few_shot_curves(history(task), ["fold 2"]),
+        "curves_by_arm": figures_curves.curves_by_arm(
+            history(task, fractions=(1.0,)), HYBRID, ["fold 2"]
+        ),
+        "dice_by_fold": figures_cases.dice_by_fold(cases(task), ["fold 2"]),
+        "cost": figures_cost.cost(finished(task), BENCH, ["fold 2"]),
+    }
 
 
 def test_every_figure_names_its_holes_and_says_phantom_only_of_phantoms() -> None:
@@ -72,8 +156,13 @@ def test_every_figure_names_its_holes_and_says_phantom_only_of_phantoms() -> Non
 
 
 def test_an_empty_table_is_a_card_with_the_hole() -> None:
-    draws = (figures_differences.forest, figures_curves.few_shot_curves, figures_cases.dice_by_fold, lambda table, holes: figures_cost.cost(table, {}, holes),
-             lambda table, holes: figures_curves.curves_by_arm(table, HYBRID, holes))
+    draws = (
+        figures_differences.forest,
+        figures_curves.few_shot_curves,
+        figures_cases.dice_by_fold,
+        lambda table, holes: figures_cost.cost(table, {}, holes),
+        lambda table, holes: figures_curves.curves_by_arm(table, HYBRID, holes),
+    )
     for draw in draws:
         assert "the linear mapper" in words(draw(history().iloc[:0], ["the linear mapper"]))
     assert "not yet recorded" in words(figures_differences.forest(differences().assign(n_runs=0)))
@@ -83,41 +172,72 @@ def test_an_empty_table_is_a_card_with_the_hole() -> None:
 def test_a_forest_is_grouped_fills_what_holm_decides_and_cuts_what_is_too_wide() -> None:
     axis = figures_differences.forest(differences()).axes[0]
     text = words(axis.figure)
-    for heading in (f"The block: minus {title(VIT)}", f"The block: minus {title(RANDOM)}", f"Few cases: minus {title(VIT)}"):
+    for heading in (
+        f"The block: minus {title(VIT)}",
+        f"The block: minus {title(RANDOM)}",
+        f"Few cases: minus {title(VIT)}",
+    ):
         assert text.count(heading) == 1
-    assert "+1.20 [-0.20, +3.00] n=2" in text and "-40.00 [-50.00, -30.00] n=1 of 3" in text and text.count("not yet recorded") == 1
-    spans = {tuple(np.round(line.get_xdata(), 6)): line for line in axis.get_lines() if len(line.get_xdata()) == 2}
+    assert (
+        "+1.20 [-0.20, +3.00] n=2" in text
+        and "-40.00 [-50.00, -30.00] n=1 of 3" in text
+        and text.count("not yet recorded") == 1
+    )
+    spans = {
+        tuple(np.round(line.get_xdata(), 6)): line
+        for line in axis.get_lines()
+        if len(line.get_xdata()) == 2
+    }
     assert (-0.2, 3.0) in spans and not spans[-0.2, 3.0].is_dashed()
-    assert axis.get_xlim() == (-figures_differences.WIDEST_POINTS, figures_differences.WIDEST_POINTS)
-    assert sum(line.get_marker() == "<" for line in axis.get_lines()) == 1, "both ends lie beyond the axis"
-    filled = {round(float(line.get_xdata()[0]), 1): to_hex(line.get_markerfacecolor()) for line in axis.get_lines() if len(line.get_xdata()) == 1}
+    assert axis.get_xlim() == (
+        -figures_differences.WIDEST_POINTS,
+        figures_differences.WIDEST_POINTS,
+    )
+    assert sum(line.get_marker() == "<" for line in axis.get_lines()) == 1, (
+        "both ends lie beyond the axis"
+    )
+    filled = {
+        round(float(line.get_xdata()[0]), 1): to_hex(line.get_markerfacecolor())
+        for line in axis.get_lines()
+        if len(line.get_xdata()) == 1
+    }
     assert filled[1.2] == "#ffffff" and filled[2.0] == colour(RANDOM).lower()
     assert "10% of the data" in text and "leave" not in text
 
 
 def test_few_shot_curves_have_the_papers_colours_and_dashes() -> None:
     axes = figures_curves.few_shot_curves(history()).axes
-    looks = {(to_hex(line.get_color()).upper(), line.get_linestyle()) for line in axes[0].get_lines()}
+    looks = {
+        (to_hex(line.get_color()).upper(), line.get_linestyle()) for line in axes[0].get_lines()
+    }
     assert looks == {(FRACTION_COLOURS[f], dash) for f in (0.1, 0.3) for dash in (":", "-", "-.")}
     line = axes[0].get_lines()[0]
-    assert line.get_xdata().tolist() == [1, 3, 5] and line.get_ydata() == pytest.approx([0.25, 0.65, 0.65])
+    assert line.get_xdata().tolist() == [1, 3, 5] and line.get_ydata() == pytest.approx(
+        [0.25, 0.65, 0.65]
+    )
     assert "(n = 2)" in words(axes[0].figure) and "100%" not in words(axes[0].figure)
 
 
 def test_kept_epochs_are_those_of_highest_validation_dice_and_are_marked() -> None:
     kept = figures_curves.selected_epochs(history(fractions=(1.0,)))
-    assert kept.set_index(["system", "fold"])["epoch"].to_dict() == {(s, f): 3 + 2 * f for s in SYSTEMS for f in (0, 1)}
+    assert kept.set_index(["system", "fold"])["epoch"].to_dict() == {
+        (s, f): 3 + 2 * f for s in SYSTEMS for f in (0, 1)
+    }
     right = figures_curves.curves_by_arm(history(fractions=(1.0,)), HYBRID).axes[1]
     marks = [line for line in right.get_lines() if line.get_marker() == "|"]
     assert [line.get_xdata().tolist() for line in marks] == [[3, 5]]
     whole = figures_curves.training_curves(history(fractions=(1.0,))).axes[1]
-    assert {tuple(line.get_xdata()) for line in whole.get_lines() if line.get_marker() == "|"} == {(3, 5)}
+    assert {tuple(line.get_xdata()) for line in whole.get_lines() if line.get_marker() == "|"} == {
+        (3, 5)
+    }
 
 
 def test_each_arm_has_a_row_and_the_reference_is_dotted_in_all() -> None:
     figure = figures_curves.curves_by_arm(history(fractions=(1.0,)), HYBRID)
     assert len(figure.axes) == 2 * (len(SYSTEMS) - 1)
-    assert all(any(line.get_linestyle() == ":" for line in axis.get_lines()) for axis in figure.axes)
+    assert all(
+        any(line.get_linestyle() == ":" for line in axis.get_lines()) for axis in figure.axes
+    )
 
 
 def test_cases_are_followed_across_the_arms_and_a_missing_run_is_a_gap() -> None:
@@ -125,23 +245,39 @@ def test_cases_are_followed_across_the_arms_and_a_missing_run_is_a_gap() -> None
     first, second = (axis for axis in figure.axes if axis.get_title(loc="left"))
     assert first.get_title(loc="left") == "fold 0, n = 3 cases"
     threads = [line.get_ydata() for line in second.get_lines() if len(line.get_xdata()) == 3]
-    assert len(threads) == 3 and all(np.isnan(thread[2]) and not np.isnan(thread[:2]).any() for thread in threads)
+    assert len(threads) == 3 and all(
+        np.isnan(thread[2]) and not np.isnan(thread[:2]).any() for thread in threads
+    )
 
 
 def test_the_front_holds_what_nothing_cheaper_beats() -> None:
-    front = figures_cost.pareto(pd.Series([3.0, 1.0, 2.0, 2.0, 4.0]), pd.Series([0.8, 0.7, 0.6, 0.75, 0.79]))
+    front = figures_cost.pareto(
+        pd.Series([3.0, 1.0, 2.0, 2.0, 4.0]), pd.Series([0.8, 0.7, 0.6, 0.75, 0.79])
+    )
     assert front.to_dict() == {1.0: 0.7, 2.0: 0.75, 3.0: 0.8}
 
 
 def test_cost_leaves_out_only_what_was_not_measured() -> None:
     figure = figures_cost.cost(finished(), BENCH)
-    dots = [[float(line.get_xdata()[0]) for line in axis.get_lines() if len(line.get_xdata()) == 1 and line.get_linestyle() == "None"]
-            for axis in figure.axes]
-    assert [sorted(values) for values in dots] == [pytest.approx([0.5, 0.6, 0.7]), [0.5, 1.0], [10.0, 20.0, 30.0]]
+    dots = [
+        [
+            float(line.get_xdata()[0])
+            for line in axis.get_lines()
+            if len(line.get_xdata()) == 1 and line.get_linestyle() == "None"
+        ]
+        for axis in figure.axes
+    ]
+    assert [sorted(values) for values in dots] == [
+        pytest.approx([0.5, 0.6, 0.7]),
+        [0.5, 1.0],
+        [10.0, 20.0, 30.0],
+    ]
     assert words(figure).count("(n = 2)") == 3
 
 
 def test_one_arm_has_one_colour_here_too() -> None:
     figure = figures_cases.dice_by_fold(cases())
-    assert {colour(s).upper() for s in SYSTEMS} <= {to_hex(line.get_color()).upper() for axis in figure.axes for line in axis.get_lines()}
+    assert {colour(s).upper() for s in SYSTEMS} <= {
+        to_hex(line.get_color()).upper() for axis in figure.axes for line in axis.get_lines()
+    }
     assert style.CARD.upper() == to_hex(figure.axes[0].get_facecolor()).upper()

@@ -1,4 +1,5 @@
-"""The README's results: beside the papers where there are scans, beside nothing where data are made, holes in words."""
+"""The README's results: beside the papers where there are scans, beside nothing where data are
+made, holes in words."""
 
 from __future__ import annotations
 
@@ -24,20 +25,52 @@ def make_run(results: Path, config: Config, shift: float = 0.0) -> None:
     folder = run_folder.run_dir(results, config)
     run_folder.write_config(folder, config)
     files.write_json(folder / "environment.json", {})
-    files.write_csv(folder / "history.csv", [dict(zip(tables.HISTORY_COLUMNS, (1, 1e-3, 0.3, 0.5, 0.25)))], tables.HISTORY_COLUMNS)
-    fixed = {"label": "foreground", "status": "ok", "jaccard": 0.5, "sensitivity": 0.5, "specificity": 1.0, "nsd": 0.5, "hd95_mm": 2.0,
-             "dice_resized": 0.5, "nsd_tolerance_mm": 1.0, "voxels_label": 10, "voxels_prediction": 12}
+    files.write_csv(
+        folder / "history.csv",
+        [dict(zip(tables.HISTORY_COLUMNS, (1, 1e-3, 0.3, 0.5, 0.25)))],
+        tables.HISTORY_COLUMNS,
+    )
+    fixed = {
+        "label": "foreground",
+        "status": "ok",
+        "jaccard": 0.5,
+        "sensitivity": 0.5,
+        "specificity": 1.0,
+        "nsd": 0.5,
+        "hd95_mm": 2.0,
+        "dice_resized": 0.5,
+        "nsd_tolerance_mm": 1.0,
+        "voxels_label": 10,
+        "voxels_prediction": 12,
+    }
     names = {k: getattr(config, k) for k in columns.RUN_KEYS}
-    files.write_csv(folder / "cases.csv", [names | fixed | {"case": f"c{i}", "dice": d - shift} for i, d in enumerate(DICE)],
-                   tables.without_decathlon(CASE_COLUMNS))
+    files.write_csv(
+        folder / "cases.csv",
+        [names | fixed | {"case": f"c{i}", "dice": d - shift} for i, d in enumerate(DICE)],
+        tables.without_decathlon(CASE_COLUMNS),
+    )
     files.atomic_write(folder / "weights.safetensors", "weights")
-    run_folder.seal(folder, {"best_epoch": 0, "runtime_s": 1.5, "runtime_per_epoch_s": 0.75, "peak_memory_mb": 300.0,
-                       "parameters": {"trainable": 7, "frozen": 3, "total": 10}})
+    run_folder.seal(
+        folder,
+        {
+            "best_epoch": 0,
+            "runtime_s": 1.5,
+            "runtime_per_epoch_s": 0.75,
+            "peak_memory_mb": 300.0,
+            "parameters": {"trainable": 7, "frozen": 3, "total": 10},
+        },
+    )
 
 
-def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = [load_config("hippocampus", task, system, 1.0, 0, seed) for task in ("Task04_Hippocampus", "phantoms")
-               for system in ("vit_baseline", "medvisionllama_v3") for seed in (0, 1)]
+def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [
+        load_config("hippocampus", task, system, 1.0, 0, seed)
+        for task in ("Task04_Hippocampus", "phantoms")
+        for system in ("vit_baseline", "medvisionllama_v3")
+        for seed in (0, 1)
+    ]
     monkeypatch.setattr(tables, "study_runs", lambda name: configs)
     for config in configs[1:]:
         make_run(tmp_path, config, shift=0.01 * config.seed)
@@ -46,19 +79,33 @@ def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(tmp_path: Path
     page.write_text(f"before\n{readme.BEGIN}\nstale words\n{readme.END}\nafter\n")
     assert update_readme(page, tmp_path)
     assert not update_readme(page, tmp_path)
-    assert update_readme(page, tmp_path, verdicts="- *first.* **Not reproduced.**") and f"{readme.BEGIN}\n\n- *first.*" in page.read_text()
+    assert (
+        update_readme(page, tmp_path, verdicts="- *first.* **Not reproduced.**")
+        and f"{readme.BEGIN}\n\n- *first.*" in page.read_text()
+    )
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale words" not in text
     scans, phantoms = text.split("<details>")
     baseline, hybrid = [line for line in scans.splitlines() if line.startswith("| `")]
     assert "0.74 ± 0.05" in baseline and "0.87 ± 0.04" in hybrid
-    assert "[1 of 2](data/results/hippocampus/runs/Task04_Hippocampus/vit_baseline) | 3 |" in baseline
-    assert "[2 of 2](data/results/hippocampus/runs/Task04_Hippocampus/medvisionllama_v3) | 3 x 2 |" in hybrid and " ± 0.007" in hybrid
+    assert (
+        "[1 of 2](data/results/hippocampus/runs/Task04_Hippocampus/vit_baseline) | 3 |" in baseline
+    )
+    assert (
+        "[2 of 2](data/results/hippocampus/runs/Task04_Hippocampus/medvisionllama_v3) | 3 x 2 |"
+        in hybrid
+        and " ± 0.007" in hybrid
+    )
     assert phantoms.count("| `") == 2 and "0.74" not in phantoms and "0.87" not in phantoms
 
 
-def test_pictures_have_iou_and_f1_and_an_arm_without_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = [load_config("busi", "BUSI", system, 1.0, 0, 0) for system in ("cmunext", "llm4seg", "llm4seg_random")]
+def test_pictures_have_iou_and_f1_and_an_arm_without_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [
+        load_config("busi", "BUSI", system, 1.0, 0, 0)
+        for system in ("cmunext", "llm4seg", "llm4seg_random")
+    ]
     monkeypatch.setattr(tables, "study_runs", lambda name: configs)
     for config in configs[:2]:
         make_run(tmp_path, config)
@@ -67,7 +114,11 @@ def test_pictures_have_iou_and_f1_and_an_arm_without_runs_is_named(tmp_path: Pat
     alone, hybrid = [line for line in text.splitlines() if line.startswith("| `")]
     assert "HD95, px" in text and "| 0.500 |" in alone and f"| {mean(DICE):.3f} |" in hybrid
     assert "80.63 % / 87.66 %" in hybrid and "80.63" not in alone
-    assert f"`cmunext` 0.500 / {mean(DICE):.3f}" in text and "With a lesion alone" in text and readme.NOTE in text
+    assert (
+        f"`cmunext` 0.500 / {mean(DICE):.3f}" in text
+        and "With a lesion alone" in text
+        and readme.NOTE in text
+    )
     assert "Planned and not yet run (number of runs): `llm4seg_random` at 100 % (1)." in text
 
 
@@ -81,7 +132,11 @@ def test_paper_numbers_are_whole() -> None:
     rows = tables.read_rows(ROOT / "data" / "paper_reported.csv", readme.PAPER_COLUMNS)
     keys = [tuple(r[k] for k in ("paper", "table", "task", "system", "metric")) for r in rows]
     assert len(set(keys)) == len(keys)
-    assert all(math.isfinite(float(r["value"])) and r["source"] and r["confidence"] in "ABC" for r in rows)
+    assert all(
+        math.isfinite(float(r["value"])) and r["source"] and r["confidence"] in "ABC" for r in rows
+    )
     assert {r["paper"] for r in rows} == {"P1", "P1-v1", "P1-rerun", "P2"}
-    status = {r["system"]: r["value"] for r in rows if r["table"] == "average" and r["metric"] == "hd95"}
+    status = {
+        r["system"]: r["value"] for r in rows if r["table"] == "average" and r["metric"] == "hd95"
+    }
     assert json.loads(status["ViT-Baseline"]) == 14.5

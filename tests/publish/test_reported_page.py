@@ -43,7 +43,11 @@ def test_three_tasks_cannot_reach_the_level():
 
 
 def test_the_layer_figure_is_whole():
-    assert len(reported_page.layers(LLAMA, "frozen")) == len(reported_page.layers(LLAMA, "trained")) == 16
+    assert (
+        len(reported_page.layers(LLAMA, "frozen"))
+        == len(reported_page.layers(LLAMA, "trained"))
+        == 16
+    )
     for metric in ("iou_percent", "f1_percent"):
         assert len(reported_page.layers(DEEPSEEK, "frozen", metric)) == 4
     frozen = reported_page.layers(LLAMA, "frozen")
@@ -60,7 +64,9 @@ def test_the_cnn_lies_below_the_layers_and_the_transformer_within():
 
 
 def test_the_tables_show_every_comparison_and_what_is_assumed():
-    shown = reported_page.false_claims_table(("P1", "P1-v1")) + reported_page.false_claims_table(("P2",))
+    shown = reported_page.false_claims_table(("P1", "P1-v1")) + reported_page.false_claims_table(
+        ("P2",)
+    )
     assert all(f"| {comparison.words} |" in shown for comparison in COMPARISONS)
     assert "| 0.04, 0.05 | < 0.001 |" in shown, "version 3's spreads are reported"
     assert "| 0.04, (0.06) |" in shown, "MissFormer's is not"
@@ -129,7 +135,9 @@ def test_correlation_and_spread_are_measured_over_cases_of_whole_data():
 
 
 def test_the_published_records_show_r_and_s():
-    text = reported_page.facts(("hippocampus", "busi"), run_folder.records_dir())["reported"]["measured"]
+    text = reported_page.facts(("hippocampus", "busi"), run_folder.records_dir())["reported"][
+        "measured"
+    ]
     assert re.search(r"`medvisionllama_v3`, `vit_baseline`: dice \| 10 \| 0\.98 \|", text)
     assert re.search(r"`llm4seg`, `cmunext`: jaccard \| 3 \| 0\.89 \|", text)
 
@@ -154,7 +162,9 @@ def test_citations_have_entries_and_entries_are_whole():
         for field in ("author", "title", "year"):
             assert re.search(rf"\b{field} = \{{.", body), f"{key} has no {field}"
     pages = "\n".join(path.read_text() for path in BOOK.glob("*.md"))
-    cited = {k.strip() for group in re.findall(r"\{cite:\w+\}`([^`]+)`", pages) for k in group.split(",")}
+    cited = {
+        k.strip() for group in re.findall(r"\{cite:\w+\}`([^`]+)`", pages) for k in group.split(",")
+    }
     assert cited <= set(keys)
 
 

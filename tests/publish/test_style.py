@@ -1,4 +1,5 @@
-"""One colour and one marker for each arm, told apart within every chapter; what is generated says so."""
+"""One colour and one marker for each arm, told apart within every chapter; what is generated says
+so."""
 
 from __future__ import annotations
 
@@ -36,15 +37,26 @@ def test_arms_of_one_chapter_differ_visibly_from_each_other_and_from_the_card(to
     spec = TOPICS[topic]
     arms = {*spec.extra, *spec.only, *itertools.chain(*spec.contrasts)}
     for a, b in itertools.combinations([*map(colour, sorted(arms)), style.CARD], 2):
-        assert np.linalg.norm(255 * (np.array(to_rgb(a)) - np.array(to_rgb(b)))) > 38, f"{a} and {b} in {topic}"
+        assert np.linalg.norm(255 * (np.array(to_rgb(a)) - np.array(to_rgb(b)))) > 38, (
+            f"{a} and {b} in {topic}"
+        )
 
 
 def test_every_system_is_called_by_its_title() -> None:
     assert title("vit_baseline") != "vit_baseline" and title("no_such_system") == "no_such_system"
-    assert ordered(["zzz", "medvisionllama_v3", "vit_baseline", "zzz"]) == ["vit_baseline", "medvisionllama_v3", "zzz"]
+    assert ordered(["zzz", "medvisionllama_v3", "vit_baseline", "zzz"]) == [
+        "vit_baseline",
+        "medvisionllama_v3",
+        "zzz",
+    ]
 
 
 def test_generated_data_are_named_and_scans_are_not() -> None:
-    assert [generated([task]) for task in ("phantoms", "shapes", "BUSI", "Task04_Hippocampus")] == ["phantom", "shape", "", ""]
+    assert [generated([task]) for task in ("phantoms", "shapes", "BUSI", "Task04_Hippocampus")] == [
+        "phantom",
+        "shape",
+        "",
+        "",
+    ]
     assert "shape data: a smoke study" in words(style.hole("x", ["shapes"]))
     assert "study" not in words(style.hole("x", ["BUSI"]))

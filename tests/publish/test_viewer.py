@@ -1,4 +1,5 @@
-"""The viewer: its volumes are the masks and scans at the right place in mm, it says what is missing, and it asks nothing of the network."""
+"""The viewer: its volumes are the masks and scans at the right place in mm, it says what is
+missing, and it asks nothing of the network."""
 
 from __future__ import annotations
 
@@ -32,15 +33,25 @@ SHAPE = (12, 14, 8)
 
 def blob(shift: int = 0) -> np.ndarray:
     mask = np.zeros(SHAPE, dtype=bool)
-    mask[3 + shift:8 + shift, 4:10, 2:6] = True
+    mask[3 + shift : 8 + shift, 4:10, 2:6] = True
     return mask
 
 
 @pytest.fixture
 def drawn() -> list[Drawn]:
     affine = tuple(map(tuple, AFFINE.tolist()))
-    return [Drawn("phantoms", f"case_{i}", rank, 3, affine, {s: blob(k) for k, s in enumerate(ARMS)}, {s: 0.9 - 0.1 * i - k / 100 for k, s in
-            enumerate(ARMS)}) for i, rank in enumerate(RANKS)]
+    return [
+        Drawn(
+            "phantoms",
+            f"case_{i}",
+            rank,
+            3,
+            affine,
+            {s: blob(k) for k, s in enumerate(ARMS)},
+            {s: 0.9 - 0.1 * i - k / 100 for k, s in enumerate(ARMS)},
+        )
+        for i, rank in enumerate(RANKS)
+    ]
 
 
 @pytest.fixture
@@ -86,74 +97,123 @@ def volume(text: str) -> nibabel.Nifti1Image:
 def test_the_vendored_script_is_the_published_one_with_its_licence() -> None:
     assert files.sha256_file(VENDOR / "niivue.umd.js") == SHA256
     text = (VENDOR / "LICENSE").read_text()
-    assert SHA256 in text and "0.69.0" in text and "BSD 2-Clause License" in text and "Redistributions in binary form" in text
+    assert (
+        SHA256 in text
+        and "0.69.0" in text
+        and "BSD 2-Clause License" in text
+        and "Redistributions in binary form" in text
+    )
 
 
 def test_the_script_lies_where_the_page_looks_and_on_no_other_page() -> None:
     settings = (book.SOURCES / "_config.yml").read_text()
-    assert "html_extra_path: [_vendor]" in settings and "niivue" not in settings, "in the book's folder, loaded by no page of itself"
+    assert "html_extra_path: [_vendor]" in settings and "niivue" not in settings, (
+        "in the book's folder, loaded by no page of itself"
+    )
     assert '"niivue/niivue.umd.js"' in viewer.TEMPLATE.read_text()
 
 
 def test_volumes_are_masks_and_scan_at_their_place(drawn: list[Drawn], scans: np.ndarray) -> None:
     found = facts(viewer.page(drawn, (), ["phantoms"]))
-    assert found["blank"] == 0 and [layer["key"] for layer in found["layers"]] == ["scan", "label", *ARMS]
+    assert found["blank"] == 0 and [layer["key"] for layer in found["layers"]] == [
+        "scan",
+        "label",
+        *ARMS,
+    ]
     assert [layer["colour"] for layer in found["layers"][1:]] == [LABEL, *map(colour, ARMS)]
     for one, case in zip(drawn, found["cases"]):
-        assert set(case["volumes"]) == {"scan", "label", *ARMS} and (case["case"], case["rank"]) == (one.case, one.rank)
+        assert set(case["volumes"]) == {"scan", "label", *ARMS} and (
+            case["case"],
+            case["rank"],
+        ) == (one.case, one.rank)
         for key, expected in {"label": blob(), **one.predictions}.items():
             image = volume(case["volumes"][key])
-            assert np.array_equal(np.asarray(image.dataobj), expected) and np.allclose(image.affine, AFFINE)
+            assert np.array_equal(np.asarray(image.dataobj), expected) and np.allclose(
+                image.affine, AFFINE
+            )
         shown = np.asarray(volume(case["volumes"]["scan"]).dataobj).ravel()
         inside = (shown > 0) & (shown < 255)
         assert np.corrcoef(shown[inside], scans.ravel()[inside])[0, 1] > 0.999
         assert case["dice"] == {s: f"{one.dice[s]:.3f}" for s in ARMS}
         middle = np.linalg.inv(AFFINE) @ [*case["at"], 1]
-        assert np.allclose(middle[:3], [5, 6.5, 3]), "opens in the middle of the label on the recorded slice"
+        assert np.allclose(middle[:3], [5, 6.5, 3]), (
+            "opens in the middle of the label on the recorded slice"
+        )
 
 
-def test_without_scans_only_masks_are_shown_and_it_says_so(drawn: list[Drawn], no_scans: None, real_still: None) -> None:
+def test_without_scans_only_masks_are_shown_and_it_says_so(
+    drawn: list[Drawn], no_scans: None, real_still: None
+) -> None:
     page = viewer.page(drawn, (), ["Task04_Hippocampus"])
     found = facts(page)
     assert [layer["key"] for layer in found["layers"]] == list(ARMS) and found["blank"] == 1
-    assert all(set(case["volumes"]) == set(ARMS) and not np.asarray(volume(case["blank"]).dataobj).any() for case in found["cases"])
-    assert "Masks only: the scans are not at hand" in found["note"] and "Masks only" in re.search(r"<figcaption>(.*?)</figcaption>", page)[1]
+    assert all(
+        set(case["volumes"]) == set(ARMS) and not np.asarray(volume(case["blank"]).dataobj).any()
+        for case in found["cases"]
+    )
+    assert (
+        "Masks only: the scans are not at hand" in found["note"]
+        and "Masks only" in re.search(r"<figcaption>(.*?)</figcaption>", page)[1]
+    )
     assert "image/png;base64,iVBOR" in page
 
 
 def test_the_rule_of_choice_and_phantoms_are_named(drawn: list[Drawn], scans: np.ndarray) -> None:
     page = viewer.page(drawn, (), ["phantoms"])
-    assert "ranked by the Dice of ViT-Baseline, none chosen by hand: case_0 (best), case_1 (median), case_2 (worst)" in page
+    assert (
+        "ranked by the Dice of ViT-Baseline, none chosen by hand: case_0 (best), case_1 (median),"
+        " case_2 (worst)" in page
+    )
     assert facts(page)["note"].startswith("Phantom data, not a scan")
     assert "hantom" not in facts(viewer.page(drawn, (), ["Task04_Hippocampus"]))["note"]
 
 
 def test_nothing_to_show_is_a_card_with_the_holes() -> None:
     page = viewer.page([], ["example segmentations need the weights of r1"], ["phantoms"])
-    assert facts(page)["cases"] == [] and "not yet recorded: example segmentations need the weights of r1" in page
+    assert (
+        facts(page)["cases"] == []
+        and "not yet recorded: example segmentations need the weights of r1" in page
+    )
 
 
-def test_the_still_is_the_same_picture_each_time(drawn: list[Drawn], scans: np.ndarray, real_still: None) -> None:
+def test_the_still_is_the_same_picture_each_time(
+    drawn: list[Drawn], scans: np.ndarray, real_still: None
+) -> None:
     first = viewer.still(drawn, (), ["phantoms"], "")
     assert first.startswith(b"\x89PNG") and first == viewer.still(drawn, (), ["phantoms"], "")
 
 
-def test_the_same_input_gives_the_same_page_and_text_cannot_end_its_script(drawn: list[Drawn], scans: np.ndarray) -> None:
+def test_the_same_input_gives_the_same_page_and_text_cannot_end_its_script(
+    drawn: list[Drawn], scans: np.ndarray
+) -> None:
     assert viewer.page(drawn, (), ["phantoms"]) == viewer.page(drawn, (), ["phantoms"])
     hostile = [replace(one, case="</script><b>&") for one in drawn]
     page = viewer.page(hostile, (), ["phantoms"])
-    assert facts(page)["cases"][0]["case"] == "</script><b>&" and page.count("</script>") == 2 and "<b>" not in page
+    assert (
+        facts(page)["cases"][0]["case"] == "</script><b>&"
+        and page.count("</script>") == 2
+        and "<b>" not in page
+    )
 
 
-def test_a_large_volume_is_thinned_below_the_limit_at_the_same_place(drawn: list[Drawn], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_volume_is_thinned_below_the_limit_at_the_same_place(
+    drawn: list[Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
-    scan, mask = rng.normal(size=(96, 96, 64)).astype(np.float32), np.zeros((96, 96, 64), dtype=bool)
+    scan, mask = (
+        rng.normal(size=(96, 96, 64)).astype(np.float32),
+        np.zeros((96, 96, 64), dtype=bool),
+    )
     mask[40:60, 40:60, 20:40] = True
     monkeypatch.setattr(viewer, "read_volume", lambda *_: (scan, mask, AFFINE))
     found = viewer.case_volumes(replace(drawn[0], predictions={"vit_baseline": mask}), True)
     assert max(len(base64.b64decode(text)) for text in found["volumes"].values()) <= viewer.LARGEST
     image = volume(found["volumes"]["label"])
-    assert image.shape == (48, 48, 32) and np.allclose(image.affine[:, 3], AFFINE[:, 3]) and np.allclose(image.affine[:3, :3], 2 * AFFINE[:3, :3])
+    assert (
+        image.shape == (48, 48, 32)
+        and np.allclose(image.affine[:, 3], AFFINE[:, 3])
+        and np.allclose(image.affine[:3, :3], 2 * AFFINE[:3, :3])
+    )
 
 
 class Elements(HTMLParser):
@@ -168,14 +228,21 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_the_block_asks_nothing_of_the_network_and_names_its_parts(drawn: list[Drawn], scans: np.ndarray, tmp_path: Path) -> None:
+def test_the_block_asks_nothing_of_the_network_and_names_its_parts(
+    drawn: list[Drawn], scans: np.ndarray, tmp_path: Path
+) -> None:
     page = viewer.page(drawn, (), ["phantoms"])
     (tmp_path / "p.html").write_text(f"<html><body>{page}</body></html>")
     assert list(book.network_requests(tmp_path)) == [] and not re.search(r"https?://|@@", page)
     tags = Elements(page).found
-    assert next(a for t, a in tags if t == "img")["alt"] and next(a for t, a in tags if t == "canvas")["aria-label"]
+    assert (
+        next(a for t, a in tags if t == "img")["alt"]
+        and next(a for t, a in tags if t == "canvas")["aria-label"]
+    )
     assert next(a for t, a in tags if a.get("class") == "mvl-status")["role"] == "status"
-    assert next(i for i, (t, _) in enumerate(tags) if t == "img") < next(i for i, (t, _) in enumerate(tags) if t == "canvas"), "the still comes first"
+    assert next(i for i, (t, _) in enumerate(tags) if t == "img") < next(
+        i for i, (t, _) in enumerate(tags) if t == "canvas"
+    ), "the still comes first"
 
 
 def test_the_case_table_is_the_recorded_dice(drawn: list[Drawn]) -> None:
@@ -186,27 +253,65 @@ def test_the_case_table_is_the_recorded_dice(drawn: list[Drawn]) -> None:
 
 def chromium(page: Path, folder: Path, *flags: str) -> str:
     """The page's elements after its script ran."""
-    words = ["chromium", "--headless", "--no-sandbox", *flags, "--virtual-time-budget=20000", f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    return subprocess.run([*words, page.as_uri()], capture_output=True, text=True, timeout=400).stdout
+    words = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        *flags,
+        "--virtual-time-budget=20000",
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+    ]
+    return subprocess.run(
+        [*words, page.as_uri()], capture_output=True, text=True, timeout=400
+    ).stdout
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
-def test_chromium_loads_the_volumes_and_lets_them_be_switched(drawn: list[Drawn], scans: np.ndarray, tmp_path: Path) -> None:
+def test_chromium_loads_the_volumes_and_lets_them_be_switched(
+    drawn: list[Drawn], scans: np.ndarray, tmp_path: Path
+) -> None:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     (tmp_path / "niivue").symlink_to(VENDOR)
     block = viewer.page(drawn, (), ["phantoms"])
-    (folder / "p.html").write_text(f'<!doctype html><html data-content_root="../"><head><meta charset="utf-8"></head><body>{block}</body></html>')
-    text = chromium(folder / "p.html", tmp_path, "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-    assert 'data-state="loaded"' in text and "loaded 4 volumes of case_1, the median case. Phantom data" in text
+    (folder / "p.html").write_text(
+        '<!doctype html><html data-content_root="../"><head><meta'
+        f' charset="utf-8"></head><body>{block}</body></html>'
+    )
+    text = chromium(
+        folder / "p.html",
+        tmp_path,
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+    )
+    assert (
+        'data-state="loaded"' in text
+        and "loaded 4 volumes of case_1, the median case. Phantom data" in text
+    )
     controls = [a for t, a in Elements(text).found if t == "input"]
-    assert [a["type"] for a in controls] == ["radio"] * 3 + ["checkbox"] * 4 + ["range"] + ["radio"] * 3 + ["range"] * 3
-    assert "medvisionllama" not in text.split('type="application/json"')[0] and "MedVisionLlama v3 (Dice 0.790)" in text
+    assert [a["type"] for a in controls] == ["radio"] * 3 + ["checkbox"] * 4 + ["range"] + [
+        "radio"
+    ] * 3 + ["range"] * 3
+    assert (
+        "medvisionllama" not in text.split('type="application/json"')[0]
+        and "MedVisionLlama v3 (Dice 0.790)" in text
+    )
     assert re.findall(r"<output>([^<]*)</output>", text) == ["80 %", "7 of 12", "8 of 14", "4 of 8"]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
-def test_without_webgl_the_picture_stays_and_it_says_why(drawn: list[Drawn], scans: np.ndarray, tmp_path: Path) -> None:
-    (tmp_path / "p.html").write_text(f"<!doctype html><html><body>{viewer.page(drawn, (), ['phantoms'])}</body></html>")
+def test_without_webgl_the_picture_stays_and_it_says_why(
+    drawn: list[Drawn], scans: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "p.html").write_text(
+        f"<!doctype html><html><body>{viewer.page(drawn, (), ['phantoms'])}</body></html>"
+    )
     text = chromium(tmp_path / "p.html", tmp_path, "--disable-gpu", "--disable-3d-apis")
-    assert 'data-state="no-webgl"' in text and "offers no WebGL 2" in text and 'class="mvl-live" hidden' in text and "<img" in text
+    assert (
+        'data-state="no-webgl"' in text
+        and "offers no WebGL 2" in text
+        and 'class="mvl-live" hidden' in text
+        and "<img" in text
+    )

@@ -1,4 +1,5 @@
-"""Each run has a card of its own: slots are shared out over processes, and freed by whatever ends a process."""
+"""Each run has a card of its own: slots are shared out over processes, and freed by whatever ends a
+process."""
 
 from __future__ import annotations
 
@@ -24,14 +25,26 @@ def two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_slots, "WAIT_S", 0.01)
 
 
-@pytest.mark.parametrize(("named", "cards"), [
-    ("2,3", ("2", "3")), ("", ()), ("-1", ()), ("1,-1,2", ("1",)), ("MIG-5a, GPU-7b", ("MIG-5a", "GPU-7b"))])
-def test_the_variable_of_cuda_says_which_cards_there_are(named: str, cards: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("named", "cards"),
+    [
+        ("2,3", ("2", "3")),
+        ("", ()),
+        ("-1", ()),
+        ("1,-1,2", ("1",)),
+        ("MIG-5a, GPU-7b", ("MIG-5a", "GPU-7b")),
+    ],
+)
+def test_the_variable_of_cuda_says_which_cards_there_are(
+    named: str, cards: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert gpu_slots.visible_gpus() == cards
 
 
-def test_without_the_variable_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_variable_the_driver_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 0; echo 1; echo 2\n")
@@ -48,7 +61,9 @@ def test_first_each_card_then_each_a_second_time(two_cards: None) -> None:
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
-def test_a_run_waits_for_a_card_and_says_so(two_cards: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_waits_for_a_card_and_says_so(
+    two_cards: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second, waits = gpu_slots.one_gpu(), gpu_slots.one_gpu(), []
     assert [first.__enter__(), second.__enter__()] == ["0", "1"]
 
@@ -63,12 +78,23 @@ def test_a_run_waits_for_a_card_and_says_so(two_cards: None, monkeypatch: pytest
     first.__exit__(None, None, None)
 
 
-def test_another_process_gets_the_other_card_and_frees_it_when_it_is_killed(two_cards: None, tmp_path: Path) -> None:
+def test_another_process_gets_the_other_card_and_frees_it_when_it_is_killed(
+    two_cards: None, tmp_path: Path
+) -> None:
     """The other process holds a slot by the same locks; killing it frees the slot."""
-    code = ("import sys; from pathlib import Path; from mvl.study import gpu_slots\n"
-            "gpu_slots.visible_gpus = lambda: ('0', '1'); gpu_slots.slots_folder = lambda: Path(sys.argv[1])\n"
-            "with gpu_slots.one_gpu() as card:\n print(card, flush=True); sys.stdin.read()")
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = (
+        "import sys; from pathlib import Path; from mvl.study import"
+        " gpu_slots\ngpu_slots.visible_gpus = lambda: ('0', '1'); gpu_slots.slots_folder = lambda:"
+        " Path(sys.argv[1])\nwith gpu_slots.one_gpu() as card:\n print(card, flush=True);"
+        " sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert other.stdout is not None and other.stdout.readline() == "0\n"
     with gpu_slots.one_gpu() as card:
         assert card == "1"
@@ -79,7 +105,9 @@ def test_another_process_gets_the_other_card_and_frees_it_when_it_is_killed(two_
 
 
 @pytest.mark.parametrize("case", ["no card", "torchrun", "not asked"])
-def test_no_slot_is_taken_where_none_is_needed(case: str, two_cards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_slot_is_taken_where_none_is_needed(
+    case: str, two_cards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if case == "no card":
         monkeypatch.setattr(gpu_slots, "visible_gpus", lambda: ())
     if case == "torchrun":
@@ -89,7 +117,9 @@ def test_no_slot_is_taken_where_none_is_needed(case: str, two_cards: None, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_in_which_cuda_runs_stays_on_its_card(two_cards: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_in_which_cuda_runs_stays_on_its_card(
+    two_cards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with gpu_slots.one_gpu(), gpu_slots.one_gpu() as card:
         assert card == "1"
     monkeypatch.setattr(gpu_slots, "_cuda_runs", lambda: True)
@@ -97,15 +127,22 @@ def test_a_process_in_which_cuda_runs_stays_on_its_card(two_cards: None, monkeyp
         assert again == "1"
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_and_no_endless_wait(two_cards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_and_no_endless_wait(
+    two_cards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(gpu_slots, "slots_folder", lambda: tmp_path / "file")
     with pytest.raises(files.RunError, match="cannot be written"), gpu_slots.one_gpu():
         pass
 
 
-@pytest.mark.parametrize(("running", "answers", "lost"), [(False, False, False), (True, True, False), (True, False, True)])
-def test_a_gpu_that_no_longer_answers_is_noticed(running: bool, answers: bool, lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("running", "answers", "lost"),
+    [(False, False, False), (True, True, False), (True, False, True)],
+)
+def test_a_gpu_that_no_longer_answers_is_noticed(
+    running: bool, answers: bool, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def synchronize() -> None:
         if not answers:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")

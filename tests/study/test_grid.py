@@ -1,4 +1,5 @@
-"""A study is its grid: each run once, nothing done twice, failures counted, published records never trained into."""
+"""A study is its grid: each run once, nothing done twice, failures counted, published records never
+trained into."""
 
 from __future__ import annotations
 
@@ -27,19 +28,28 @@ def test_every_study_is_well_formed(name: str) -> None:
     assert len({run_folder.run_name(c) for c in configs}) == len(configs) > 0
     assert {c.system for c in configs} <= {*system_names(), *named("studies", name).get("arms", {})}
     blocks = [block["name"] for block in grid.load_study(name).grid]
-    assert {run_folder.run_name(c) for c in configs} == {run_folder.run_name(c) for block in blocks for c in grid.study_runs(name, block)}
+    assert {run_folder.run_name(c) for c in configs} == {
+        run_folder.run_name(c) for block in blocks for c in grid.study_runs(name, block)
+    }
 
 
 def test_arms_never_share_a_folder(tmp_path: Path) -> None:
-    folders = [run_folder.run_dir(tmp_path, config) for name in ("quick", "hippocampus", "colab") for config in grid.study_runs(name)]
+    folders = [
+        run_folder.run_dir(tmp_path, config)
+        for name in ("quick", "hippocampus", "colab")
+        for config in grid.study_runs(name)
+    ]
     assert len(set(folders)) == len(folders)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("tasks: [phantoms]\ngird: []", "did you mean 'grid'"),
-    ("tasks: [phantoms]", "needs tasks and grid"),
-    ("tasks: [phantoms]\ngrid: [{name: a, system: [vit_baseline]}]", "a grid block takes"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: [phantoms]\ngird: []", "did you mean 'grid'"),
+        ("tasks: [phantoms]", "needs tasks and grid"),
+        ("tasks: [phantoms]\ngrid: [{name: a, system: [vit_baseline]}]", "a grid block takes"),
+    ],
+)
 def test_a_malformed_study_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "odd.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -52,9 +62,13 @@ def test_unknown_block_lists_those_there_are() -> None:
 
 
 def test_states_are_what_is_on_disk(tmp_path: Path) -> None:
-    first, second, third, fourth = (run_folder.run_dir(tmp_path, c) for c in grid.study_runs("quick")[:4])
+    first, second, third, fourth = (
+        run_folder.run_dir(tmp_path, c) for c in grid.study_runs("quick")[:4]
+    )
     pretend_done(first)
-    files.write_json(second / "status.json", {"state": "running", "epoch": 1, "epochs": 4, "runtime_s": 5.0})
+    files.write_json(
+        second / "status.json", {"state": "running", "epoch": 1, "epochs": 4, "runtime_s": 5.0}
+    )
     pretend_done(third)
     (third / "cases.csv").write_text("tampered")
     with files.locked(fourth):
@@ -65,20 +79,48 @@ def test_states_are_what_is_on_disk(tmp_path: Path) -> None:
     json.dumps(status.study_status("quick", tmp_path))
 
 
-@pytest.mark.parametrize(("error", "state"), [
-    ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "oom"),
-    ("RuntimeError: [enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't allocate memory: you tried", "oom"),
-    ("MemoryError: ", "oom"),
-    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "oom"),
-    ("TaskError: label is empty", "failed"),
-])
-def test_a_run_that_ran_out_of_memory_is_told_from_another_failure(tmp_path: Path, error: str, state: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "oom"),
+        (
+            (
+                "RuntimeError: [enforce fail at alloc_cpu.cpp:128] DefaultCPUAllocator: can't"
+                " allocate memory: you tried"
+            ),
+            "oom",
+        ),
+        ("MemoryError: ", "oom"),
+        (
+            (
+                "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"
+                " `cublasCreate(handle)`"
+            ),
+            "oom",
+        ),
+        ("TaskError: label is empty", "failed"),
+    ],
+)
+def test_a_run_that_ran_out_of_memory_is_told_from_another_failure(
+    tmp_path: Path, error: str, state: str
+) -> None:
     first = grid.study_runs("quick")[0]
-    files.write_json(run_folder.run_dir(tmp_path, first) / "status.json", {"state": "failed", "error": error})
+    files.write_json(
+        run_folder.run_dir(tmp_path, first) / "status.json", {"state": "failed", "error": error}
+    )
     assert status.run_state(first, tmp_path)["state"] == state
 
 
 def test_remaining_time_comes_from_the_runs_so_far() -> None:
-    row = lambda state, epoch=None, runtime=None: {"state": state, "epoch": epoch, "epochs": 4, "runtime_s": runtime}
+    def row(state, epoch=None, runtime=None):
+        return {
+            "state": state,
+            "epoch": epoch,
+            "epochs": 4,
+            "runtime_s": runtime,
+        }
+
     assert status.remaining_s([row("missing"), row("missing")]) is None
-    assert status.remaining_s([row("done", 4, 8.0), row("running", 2, 4.0), row("missing")]) == 4 + 8
+    assert (
+        status.remaining_s([row("done", 4, 8.0), row("running", 2, 4.0), row("missing")]) == 4 + 8
+    )

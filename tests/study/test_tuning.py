@@ -1,4 +1,5 @@
-"""Trials: equal numbers, validation only, resumable, and the study's rates are those that they chose."""
+"""Trials: equal numbers, validation only, resumable, and the study's rates are those that they
+chose."""
 
 import pandas as pd
 import pytest
@@ -14,10 +15,23 @@ STUDIES = sorted(p.stem for p in (CONFIG_DIR / "studies").glob("*.yaml"))
 @pytest.fixture
 def study(tmp_path):
     plan = {
-        "tasks": ["phantoms"], "grid": [{"name": "main", "systems": ["vit_baseline", "medvisionllama_v3_mlp"]}],
-        "data": {"img_size": [16, 16, 16]}, "train": {"batch_size": 8},
-        "model": {"patch_size": [8, 8, 8], "hidden_size": 16, "mlp_dim": 16, "encoder_layers": 1, "decoder_layers": 1},
-        "tuning": {"fold": 0, "seed": 100, "trials": [{"systems": ["vit_baseline"], "lr": [0.001, 0.01], "train_epochs": 1}]}}
+        "tasks": ["phantoms"],
+        "grid": [{"name": "main", "systems": ["vit_baseline", "medvisionllama_v3_mlp"]}],
+        "data": {"img_size": [16, 16, 16]},
+        "train": {"batch_size": 8},
+        "model": {
+            "patch_size": [8, 8, 8],
+            "hidden_size": 16,
+            "mlp_dim": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+        },
+        "tuning": {
+            "fold": 0,
+            "seed": 100,
+            "trials": [{"systems": ["vit_baseline"], "lr": [0.001, 0.01], "train_epochs": 1}],
+        },
+    }
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(plan))
     return path, plan
@@ -32,7 +46,9 @@ def test_trials_differ_in_the_rate_alone(study):
 
 def test_an_arm_with_fewer_trials_is_refused(study):
     path, plan = study
-    plan["tuning"]["trials"].append({"systems": ["medvisionllama_v3_mlp"], "lr": [0.001], "train_epochs": 1})
+    plan["tuning"]["trials"].append(
+        {"systems": ["medvisionllama_v3_mlp"], "lr": [0.001], "train_epochs": 1}
+    )
     path.write_text(yaml.safe_dump(plan))
     with pytest.raises(ConfigError, match="same number of trials"):
         tuning.trials(str(path))
@@ -68,23 +84,43 @@ def test_a_finished_trial_is_not_run_again(study, tmp_path):
 
 
 def test_the_higher_dice_wins_and_a_tie_takes_the_lower_rate():
-    table = pd.DataFrame({"system": ["a", "a", "b", "b"], "lr": [0.1, 0.2, 0.4, 0.2], "best_val_dice": [0.5, 0.6, 0.7, 0.7]})
+    table = pd.DataFrame(
+        {
+            "system": ["a", "a", "b", "b"],
+            "lr": [0.1, 0.2, 0.4, 0.2],
+            "best_val_dice": [0.5, 0.6, 0.7, 0.7],
+        }
+    )
     assert tuning.best_rates(table) == {"a": 0.2, "b": 0.2}
 
 
 def test_a_rate_whose_loss_jumped_is_not_chosen_and_makes_the_next_lower_one_interior():
-    table = pd.DataFrame({
-        "system": ["a"] * 3 + ["b"] * 3, "lr": [0.1, 0.2, 0.4] * 2, "best_val_dice": [0.5, 0.6, 0.7, 0.5, 0.6, 0.7],
-        "largest_loss_rise": [0.0, 0.01, 0.06, 0.0, 0.01, 0.05]})
+    table = pd.DataFrame(
+        {
+            "system": ["a"] * 3 + ["b"] * 3,
+            "lr": [0.1, 0.2, 0.4] * 2,
+            "best_val_dice": [0.5, 0.6, 0.7, 0.5, 0.6, 0.7],
+            "largest_loss_rise": [0.0, 0.01, 0.06, 0.0, 0.01, 0.05],
+        }
+    )
     assert tuning.best_rates(table) == {"a": 0.2, "b": 0.4}
     assert tuning.at_the_edge(table) == ["b"]
     assert tuning.at_the_edge(table.assign(largest_loss_rise=1.0)) == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if (run_folder.records_dir() / name / "tuning.csv").is_file()])
+@pytest.mark.parametrize(
+    "name", [name for name in STUDIES if (run_folder.records_dir() / name / "tuning.csv").is_file()]
+)
 def test_the_study_uses_the_rates_that_its_trials_chose(name):
     task = named("studies", name)["tasks"][0]
-    table, planned = pd.read_csv(run_folder.records_dir() / name / "tuning.csv"), pd.Series([trial.config.system for trial in tuning.trials(name)])
-    whole = [system for system, count in planned.value_counts().items() if (table["system"] == system).sum() == count]
+    table, planned = (
+        pd.read_csv(run_folder.records_dir() / name / "tuning.csv"),
+        pd.Series([trial.config.system for trial in tuning.trials(name)]),
+    )
+    whole = [
+        system
+        for system, count in planned.value_counts().items()
+        if (table["system"] == system).sum() == count
+    ]
     chosen = tuning.best_rates(table[table["system"].isin(whole)])
     assert {system: load_config(name, task, system).train.lr for system in chosen} == chosen

@@ -1,4 +1,5 @@
-"""Worker processes share a study out, are replaced when they die, and stop in time with their runs resumable."""
+"""Worker processes share a study out, are replaced when they die, and stop in time with their runs
+resumable."""
 
 from __future__ import annotations
 
@@ -28,9 +29,13 @@ train: {train_epochs: 2}
 def script(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a program in a worker's place: it gets the same words."""
     path = folder / "worker.py"
-    path.write_text(f"import json, sys, time\nfrom pathlib import Path\nasked = json.loads(sys.argv[3])\n{text}")
+    path.write_text(
+        f"import json, sys, time\nfrom pathlib import Path\nasked = json.loads(sys.argv[3])\n{text}"
+    )
     python = folder / "python"
-    python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(path))} \"$@\"\n")
+    python.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(path))} "$@"\n'
+    )
     python.chmod(0o755)
     monkeypatch.setattr(workers.sys, "executable", str(python))
 
@@ -44,16 +49,26 @@ def test_two_processes_train_a_study_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "two" / "logs").glob("worker-*.log"))) == 2
 
 
-def test_a_process_that_dies_is_replaced_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(tmp_path, "Path(asked['results_dir'], 'starts').open('a').write('x')\nsys.exit(75)", monkeypatch)
+def test_a_process_that_dies_is_replaced_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(
+        tmp_path,
+        "Path(asked['results_dir'], 'starts').open('a').write('x')\nsys.exit(75)",
+        monkeypatch,
+    )
     assert workers.run_workers("quick", tmp_path, None, Launch(jobs=3)) == 0
     assert len((tmp_path / "starts").read_text()) == 3 + len(grid.study_runs("quick"))
 
 
-def test_the_minutes_end_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    body = ("import signal\nfolder = Path(asked['results_dir'])\n"
-            "def end(*_):\n (folder / 'checkpointed').touch()\n sys.exit(143)\n"
-            "signal.signal(signal.SIGTERM, end)\n(folder / 'began').touch()\ntime.sleep(60)")
+def test_the_minutes_end_in_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = (
+        "import signal\nfolder = Path(asked['results_dir'])\n"
+        "def end(*_):\n (folder / 'checkpointed').touch()\n sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\n(folder / 'began').touch()\ntime.sleep(60)"
+    )
     script(tmp_path, body, monkeypatch)
     begin = time.monotonic()
     assert workers.run_workers("quick", tmp_path, None, Launch(jobs=1), minutes=1 / 60) == 143
@@ -63,14 +78,26 @@ def test_the_minutes_end_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_more_processes_than_slots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_slots, "visible_gpus", lambda: ("0",))
-    script(tmp_path, "Path(asked['results_dir'], f\"{asked['launch']['runs_per_gpu']}\").open('a').write('x')", monkeypatch)
+    script(
+        tmp_path,
+        "Path(asked['results_dir'], f\"{asked['launch']['runs_per_gpu']}\").open('a').write('x')",
+        monkeypatch,
+    )
     workers.run_workers("quick", tmp_path, None, Launch(jobs=8, runs_per_gpu=3))
     assert (tmp_path / "3").read_text() == "xxx"
 
 
-def test_a_worker_is_told_what_failed_before_it_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_worker_is_told_what_failed_before_it_began(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     heard: list[tuple[object, ...]] = []
     monkeypatch.setattr(workers, "run_inline", lambda *words: heard.append(words) or 0)
-    words = {"name": "quick", "results_dir": str(tmp_path), "data_dir": None, "since": files.now(), "launch": {"jobs": 3}}
+    words = {
+        "name": "quick",
+        "results_dir": str(tmp_path),
+        "data_dir": None,
+        "since": files.now(),
+        "launch": {"jobs": 3},
+    }
     assert workers.main(json.dumps(words)) == 0
     assert heard == [("quick", tmp_path, None, Launch(jobs=3), words["since"])]

@@ -19,7 +19,10 @@ GPU = torch.device("cuda")
 @pytest.fixture(autouse=True)
 def _mode_as_before() -> Iterator[None]:
     """The determinism of the test process is put back."""
-    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     yield
     torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
 
@@ -42,7 +45,8 @@ def test_a_cpu_is_strict_and_a_gpu_where_the_record_lists_no_operator(tmp_path: 
 
 @pytest.mark.parametrize(("listed", "mode"), [([], "strict"), (["cumsum"], "warn")])
 def test_the_mode_is_set_for_the_system_and_recorded(
-        listed: list[str], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(devices.WORKSPACE, raising=False)
     monkeypatch.setattr(devices, "device_of_runs", lambda: GPU)
     record = tmp_path / "determinism.json"
@@ -72,16 +76,25 @@ def test_card_driver_and_libraries_are_recorded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91400)
-    assert devices.gpu_facts() == {"card": "NVIDIA H100 80GB HBM3", "capability": "9.0", "driver": "580.65.06",
-                                   "cuda": "13.0", "cudnn": 91400}
+    assert devices.gpu_facts() == {
+        "card": "NVIDIA H100 80GB HBM3",
+        "capability": "9.0",
+        "driver": "580.65.06",
+        "cuda": "13.0",
+        "cudnn": 91400,
+    }
 
 
-def test_a_machine_without_the_drivers_tool_has_no_driver_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_the_drivers_tool_has_no_driver_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PATH", "")
     assert devices.driver() is None
 
 
-def test_a_gpu_that_answers_nothing_does_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_answers_nothing_does_not_hide_the_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def lost() -> int:
         raise RuntimeError("CUDA error: device-side assert triggered")
 

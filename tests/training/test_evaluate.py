@@ -1,4 +1,5 @@
-"""Metrics against golden tables, MONAI's own functions and a second implementation; the rule for empty masks; rows of a store."""
+"""Metrics against golden tables, MONAI's own functions and a second implementation; the rule for
+empty masks; rows of a store."""
 
 from __future__ import annotations
 
@@ -39,8 +40,11 @@ def blob(seed: int, shape: tuple[int, ...] = (14, 17, 11)) -> np.ndarray:
     return noise > np.quantile(noise, 0.8)
 
 
-def second_opinion(prediction: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> tuple[float, float]:
-    """NSD and HD95 on the whole grid: edges by comparing shifted copies, distances by a distance transform, percentile by sorting."""
+def second_opinion(
+    prediction: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], tolerance: float
+) -> tuple[float, float]:
+    """NSD and HD95 on the whole grid: edges by comparing shifted copies, distances by a distance
+    transform, percentile by sorting."""
 
     def edge(mask: np.ndarray) -> np.ndarray:
         padded, inner = np.pad(mask, 1), mask.copy()
@@ -55,7 +59,9 @@ def second_opinion(prediction: np.ndarray, label: np.ndarray, spacing: tuple[flo
         return values[low] + (place - low) * (values[min(low + 1, len(values) - 1)] - values[low])
 
     edges = edge(prediction), edge(label)
-    ways = [ndimage.distance_transform_edt(~b, sampling=spacing)[a] for a, b in (edges, edges[::-1])]
+    ways = [
+        ndimage.distance_transform_edt(~b, sampling=spacing)[a] for a, b in (edges, edges[::-1])
+    ]
     close = sum((way <= tolerance + 1e-6).sum() for way in ways)
     return close / sum(map(len, ways)), max(map(percentile, ways))
 
@@ -64,12 +70,15 @@ EMPTY, FULL = np.zeros((3, 4, 12), bool), box((3, 4, 12), (1, 2), (1, 3), (2, 5)
 DIAGONAL = math.sqrt(3.0**2 + 8.0**2 + 6.0**2)
 
 
-@pytest.mark.parametrize(("prediction", "label", "golden"), [
-    (EMPTY, EMPTY, ("true_negative", 1, 1, 1, 1, 1, 0)),
-    (EMPTY, FULL, ("missed", 0, 0, 0, 1, 0, DIAGONAL)),
-    (FULL, EMPTY, ("false_positive", 0, 0, 0, 138 / 144, 0, DIAGONAL)),
-    (FULL, FULL, ("ok", 1, 1, 1, 1, 1, 0)),
-])
+@pytest.mark.parametrize(
+    ("prediction", "label", "golden"),
+    [
+        (EMPTY, EMPTY, ("true_negative", 1, 1, 1, 1, 1, 0)),
+        (EMPTY, FULL, ("missed", 0, 0, 0, 1, 0, DIAGONAL)),
+        (FULL, EMPTY, ("false_positive", 0, 0, 0, 138 / 144, 0, DIAGONAL)),
+        (FULL, FULL, ("ok", 1, 1, 1, 1, 1, 0)),
+    ],
+)
 def test_rule_for_empty_masks(prediction: np.ndarray, label: np.ndarray, golden: tuple) -> None:
     row = case_metrics(prediction, label, (1.0, 2.0, 0.5), 1.0)
     assert row["status"] == golden[0]
@@ -84,23 +93,35 @@ def test_label_that_fills_the_grid_has_specificity_one() -> None:
 
 def test_counts_by_hand() -> None:
     """Two 2x2x4 blocks that share half: TP 8, FP 8, FN 8 of 512 voxels."""
-    label, prediction = box((8, 8, 8), (2, 4), (2, 4), (2, 6)), box((8, 8, 8), (2, 4), (2, 4), (4, 8))
+    label, prediction = (
+        box((8, 8, 8), (2, 4), (2, 4), (2, 6)),
+        box((8, 8, 8), (2, 4), (2, 4), (4, 8)),
+    )
     row = case_metrics(prediction, label, (1.0, 1.0, 1.0), 1.0)
     assert [row[n] for n in SCORES[:4]] == pytest.approx([0.5, 1 / 3, 0.5, 488 / 496], abs=1e-12)
 
 
-@pytest.mark.parametrize(("spacing", "hd95", "nsd"), [
-    ((3.0, 1.0, 1.0), 6.0, 0.0), ((1.0, 1.0, 3.0), 2.0, 1.0), ((1.0, 1.0, 1.0), 2.0, 1.0)])
+@pytest.mark.parametrize(
+    ("spacing", "hd95", "nsd"),
+    [((3.0, 1.0, 1.0), 6.0, 0.0), ((1.0, 1.0, 3.0), 2.0, 1.0), ((1.0, 1.0, 1.0), 2.0, 1.0)],
+)
 def test_spacing_scales_its_own_axis(spacing: tuple[float, ...], hd95: float, nsd: float) -> None:
-    """A one-voxel-thick plate moved by two voxels along the first axis: every distance is twice that axis' spacing."""
-    label, prediction = box((8, 8, 8), (2, 3), (1, 7), (1, 7)), box((8, 8, 8), (4, 5), (1, 7), (1, 7))
+    """A one-voxel-thick plate moved by two voxels along the first axis: every distance is twice
+    that axis' spacing."""
+    label, prediction = (
+        box((8, 8, 8), (2, 3), (1, 7), (1, 7)),
+        box((8, 8, 8), (4, 5), (1, 7), (1, 7)),
+    )
     row = case_metrics(prediction, label, spacing, 2.0)
     assert (row["hd95_mm"], row["nsd"]) == (hd95, nsd)
 
 
 def test_tolerance_counts_distances_that_equal_it() -> None:
     """0.3 mm of spacing 0.1 must not be lost to rounding."""
-    label, prediction = box((8, 8, 8), (2, 3), (1, 7), (1, 7)), box((8, 8, 8), (5, 6), (1, 7), (1, 7))
+    label, prediction = (
+        box((8, 8, 8), (2, 3), (1, 7), (1, 7)),
+        box((8, 8, 8), (5, 6), (1, 7), (1, 7)),
+    )
     assert case_metrics(prediction, label, (0.1, 0.1, 0.1), 0.3)["nsd"] == 1
     assert case_metrics(prediction, label, (0.1, 0.1, 0.1), 0.29)["nsd"] == 0
 
@@ -108,24 +129,31 @@ def test_tolerance_counts_distances_that_equal_it() -> None:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("limit", [0, 100_000])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.9, 2.5)])
-def test_agrees_with_monai_and_a_second_implementation(seed: int, limit: int, spacing: tuple[float, ...],
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to the distances (limit 0 takes the distance transform) give MONAI's numbers and those of code that shares nothing."""
+def test_agrees_with_monai_and_a_second_implementation(
+    seed: int, limit: int, spacing: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways to the distances (limit 0 takes the distance transform) give MONAI's numbers and
+    those of code that shares nothing."""
     monkeypatch.setattr("mvl.training.edges.MAX_TREE_EDGES", limit)
     prediction, label = blob(seed), blob(seed + 100)
     row = case_metrics(prediction, label, spacing, 1.5)
     masks = torch.from_numpy(prediction)[None, None], torch.from_numpy(label)[None, None]
     nsd = compute_surface_dice(*masks, [1.5], include_background=True, spacing=list(spacing))
-    hd95 = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
+    hd95 = compute_hausdorff_distance(
+        *masks, include_background=True, percentile=95, spacing=list(spacing)
+    )
     assert (row["nsd"], row["hd95_mm"]) == pytest.approx((float(nsd), float(hd95)), abs=1e-5)
-    assert (row["nsd"], row["hd95_mm"]) == pytest.approx(second_opinion(prediction, label, spacing, 1.5), abs=1e-5)
+    assert (row["nsd"], row["hd95_mm"]) == pytest.approx(
+        second_opinion(prediction, label, spacing, 1.5), abs=1e-5
+    )
     both = (prediction & label).sum()
     assert row["dice"] == pytest.approx(2 * both / (prediction.sum() + label.sum()), abs=1e-12)
 
 
 @pytest.mark.parametrize("touch", [False, True])
 def test_cropping_changes_nothing(touch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits with the whole grid instead of the joint box, also where masks touch the border."""
+    """The same bits with the whole grid instead of the joint box, also where masks touch the
+    border."""
     prediction, label = np.zeros((30, 40, 50), bool), np.zeros((30, 40, 50), bool)
     corner = (0, 0, 0) if touch else (9, 14, 22)
     window = tuple(slice(c, c + n) for c, n in zip(corner, (14, 17, 11)))
@@ -138,18 +166,34 @@ def test_cropping_changes_nothing(touch: bool, monkeypatch: pytest.MonkeyPatch) 
 def test_two_dimensions() -> None:
     prediction, label = blob(3, (40, 50)), blob(4, (40, 50))
     row = case_metrics(prediction, label, (0.5, 2.0), 1.0)
-    assert (row["nsd"], row["hd95_mm"]) == pytest.approx(second_opinion(prediction, label, (0.5, 2.0), 1.0), abs=1e-5)
+    assert (row["nsd"], row["hd95_mm"]) == pytest.approx(
+        second_opinion(prediction, label, (0.5, 2.0), 1.0), abs=1e-5
+    )
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    ({"prediction": FULL.astype(np.float32)}, "not bool"), ({"label": FULL.astype(np.uint8)}, "not bool"),
-    ({"prediction": FULL.astype(np.float32) * np.nan}, "not bool"), ({"prediction": FULL[:2]}, "one shape"),
-    ({"prediction": FULL[:1]}, "one shape"), ({"spacing_mm": None}, "affine"), ({"spacing_mm": (1.0, 1.0)}, "per axis"),
-    ({"spacing_mm": (1.0, 0.0, 1.0)}, "positive"), ({"spacing_mm": (1.0, math.nan, 1.0)}, "finite"),
-    ({"tolerance_mm": -1.0}, "tolerance"), ({"tolerance_mm": math.nan}, "tolerance"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"prediction": FULL.astype(np.float32)}, "not bool"),
+        ({"label": FULL.astype(np.uint8)}, "not bool"),
+        ({"prediction": FULL.astype(np.float32) * np.nan}, "not bool"),
+        ({"prediction": FULL[:2]}, "one shape"),
+        ({"prediction": FULL[:1]}, "one shape"),
+        ({"spacing_mm": None}, "affine"),
+        ({"spacing_mm": (1.0, 1.0)}, "per axis"),
+        ({"spacing_mm": (1.0, 0.0, 1.0)}, "positive"),
+        ({"spacing_mm": (1.0, math.nan, 1.0)}, "finite"),
+        ({"tolerance_mm": -1.0}, "tolerance"),
+        ({"tolerance_mm": math.nan}, "tolerance"),
+    ],
+)
 def test_refuses_what_it_cannot_score(change: dict, word: str) -> None:
-    arguments = {"prediction": FULL, "label": FULL, "spacing_mm": (1.0, 1.0, 1.0), "tolerance_mm": 1.0}
+    arguments = {
+        "prediction": FULL,
+        "label": FULL,
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "tolerance_mm": 1.0,
+    }
     with pytest.raises(MetricError, match=word):
         case_metrics(**(arguments | change))
 
@@ -170,12 +214,18 @@ def test_mean_refuses_nan_and_nothing() -> None:
 
 
 def test_cost_of_a_large_case() -> None:
-    """128x128x128, also for noise and an all-foreground prediction: at most 2 s of processor time and 0.3 GB beside the masks."""
+    """128x128x128, also for noise and an all-foreground prediction: at most 2 s of processor time
+    and 0.3 GB beside the masks."""
     grid = np.ogrid[:128, :128, :128]
     label = sum((g - 64) ** 2 for g in grid) < 40**2
     shifted = sum((g - c) ** 2 for g, c in zip(grid, (60, 66, 64))) < 42**2
     noise = np.random.default_rng(0).random(label.shape) < 0.5
-    for prediction in (shifted, shifted ^ (noise & np.roll(noise, 1) & np.roll(noise, 2)), noise, np.ones_like(label)):
+    for prediction in (
+        shifted,
+        shifted ^ (noise & np.roll(noise, 1) & np.roll(noise, 2)),
+        noise,
+        np.ones_like(label),
+    ):
         start = time.process_time()
         case_metrics(prediction, label, (1.0, 1.0, 1.0), 2.0)
         assert time.process_time() - start <= 2
@@ -195,7 +245,11 @@ class Threshold(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         drawn = self.dropout(image)
-        return torch.cat([-(drawn - k) ** 2 for k in range(self.classes)], 1) * 20 if self.classes > 1 else 20 * (drawn - 0.5)
+        return (
+            torch.cat([-((drawn - k) ** 2) for k in range(self.classes)], 1) * 20
+            if self.classes > 1
+            else 20 * (drawn - 0.5)
+        )
 
 
 class Store(CaseStore):
@@ -218,12 +272,24 @@ class Store(CaseStore):
         return prediction.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-TASK = dataclasses.replace(find_task("phantoms"), name="toy", labels={1: "front", 2: "back"}, nsd_tolerance_mm=1.0)
+TASK = dataclasses.replace(
+    find_task("phantoms"), name="toy", labels={1: "front", 2: "back"}, nsd_tolerance_mm=1.0
+)
 
 
-@pytest.mark.parametrize(("labels", "names", "classes"), [("foreground", ["foreground"], 1), ("all", ["front", "back"], 3)])
+@pytest.mark.parametrize(
+    ("labels", "names", "classes"),
+    [("foreground", ["foreground"], 1), ("all", ["front", "back"], 3)],
+)
 def test_one_row_per_case_and_label(labels: str, names: list[str], classes: int) -> None:
-    config = Config(study="s", task="toy", system="y", fold=3, seed=2, data=dataclasses.replace(DataConfig(), labels=labels))
+    config = Config(
+        study="s",
+        task="toy",
+        system="y",
+        fold=3,
+        seed=2,
+        data=dataclasses.replace(DataConfig(), labels=labels),
+    )
     rows = evaluate_store(Threshold(classes).train(), Store(), config, TASK)
     expected = [("a", n, "ok") for n in names] + [("b", n, "true_negative") for n in names]
     assert [(r["case"], r["label"], r["status"]) for r in rows] == expected
@@ -242,31 +308,66 @@ def test_refuses_a_model_with_other_classes() -> None:
 DATA = Path(os.environ.get("MVL_DATA", ""))
 
 
-@pytest.mark.skipif(not (DATA / "Task04_Hippocampus").is_dir(), reason="MVL_DATA holds no Task04_Hippocampus")
-@pytest.mark.parametrize(("labels", "classes", "names"), [("foreground", 1, {"foreground"}), ("all", 3, {"Anterior", "Posterior"})])
-def test_real_scans_with_the_label_as_prediction(labels: str, classes: int, names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resized label, taken for the network's output, comes back on the scan's own grid where the label lies."""
-    task, data = find_task("hippocampus"), dataclasses.replace(DataConfig(), img_size=(64, 64, 64), labels=labels)
+@pytest.mark.skipif(
+    not (DATA / "Task04_Hippocampus").is_dir(), reason="MVL_DATA holds no Task04_Hippocampus"
+)
+@pytest.mark.parametrize(
+    ("labels", "classes", "names"),
+    [("foreground", 1, {"foreground"}), ("all", 3, {"Anterior", "Posterior"})],
+)
+def test_real_scans_with_the_label_as_prediction(
+    labels: str, classes: int, names: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resized label, taken for the network's output, comes back on the scan's own grid where
+    the label lies."""
+    task, data = (
+        find_task("hippocampus"),
+        dataclasses.replace(DataConfig(), img_size=(64, 64, 64), labels=labels),
+    )
     store = CaseStore(task, tuple(case.case_id for case in list_cases(task, DATA)[:2]), data, DATA)
     small = [store.get(i)[1][0] for i in range(2)]
-    truths = [torch.stack([x == k for k in range(classes)] if classes > 1 else [x > 0]).float() for x in small]
+    truths = [
+        torch.stack([x == k for k in range(classes)] if classes > 1 else [x > 0]).float()
+        for x in small
+    ]
     monkeypatch.setattr(evaluate, "predict_probabilities", lambda model, image: truths.pop(0)[None])
     rows = evaluate_store(Threshold(classes), store, Config(task=task.name, data=data), task)
     assert len(rows) == 2 * len(names)
     assert {row["label"].capitalize() for row in rows} == {name.capitalize() for name in names}
-    assert all(row["status"] == "ok" and row["dice"] > 0.9 and row["hd95_mm"] <= 1.5 and row["dice_resized"] == 1 for row in rows)
+    assert all(
+        row["status"] == "ok"
+        and row["dice"] > 0.9
+        and row["hd95_mm"] <= 1.5
+        and row["dice_resized"] == 1
+        for row in rows
+    )
 
 
-def test_pictures_are_scored_on_their_own_grid_in_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resized mask of a picture, taken for the network's output: IoU and F1 per picture, a normal picture is a true negative."""
+def test_pictures_are_scored_on_their_own_grid_in_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resized mask of a picture, taken for the network's output: IoU and F1 per picture, a
+    normal picture is a true negative."""
     task, data = find_task("shapes"), dataclasses.replace(DataConfig(), img_size=(64, 64))
     ensure_shapes(tmp_path / "shapes", 10)
     store = CaseStore(task, ("shape_000", "shape_009"), data, tmp_path)
     truths = [(store.get(i)[1] > 0).float() for i in range(2)]
     monkeypatch.setattr(evaluate, "predict_probabilities", lambda model, image: truths.pop(0)[None])
     rows = evaluate_store(Threshold(1), store, Config(task="shapes", data=data), task)
-    assert [(row["status"], row["nsd_tolerance_mm"]) for row in rows] == [("ok", 2.0), ("true_negative", 2.0)]
+    assert [(row["status"], row["nsd_tolerance_mm"]) for row in rows] == [
+        ("ok", 2.0),
+        ("true_negative", 2.0),
+    ]
     ok, normal = rows
-    assert 0.9 < ok["dice"] < 1 and ok["jaccard"] == pytest.approx(ok["dice"] / (2 - ok["dice"])) and ok["hd95_mm"] < 3 and ok["nsd"] > 0.95
-    assert normal["dice"] == normal["jaccard"] == 1 and normal["hd95_mm"] == 0 and normal["voxels_label"] == 0
+    assert (
+        0.9 < ok["dice"] < 1
+        and ok["jaccard"] == pytest.approx(ok["dice"] / (2 - ok["dice"]))
+        and ok["hd95_mm"] < 3
+        and ok["nsd"] > 0.95
+    )
+    assert (
+        normal["dice"] == normal["jaccard"] == 1
+        and normal["hd95_mm"] == 0
+        and normal["voxels_label"] == 0
+    )
     assert ok["voxels_label"] == int((store.native(0).label > 0).sum())

@@ -1,4 +1,5 @@
-"""External tests: a run is scored on every case of another task, sealed, collected, and never on cases it was trained on."""
+"""External tests: a run is scored on every case of another task, sealed, collected, and never on
+cases it was trained on."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import find_task, list_cases
 from mvl.study import tables
 from mvl.study.tables import collect, read_external, read_rows, record
-from mvl.training.external import ExternalError, check_fits, check_unseen, evaluate_on, image_digests
+from mvl.training.external import (
+    ExternalError,
+    check_fits,
+    check_unseen,
+    evaluate_on,
+    image_digests,
+)
 from mvl.training.metrics import class_masks, dice
 from mvl.training.run import train_run
 from mvl.training.trained import load_run
@@ -55,8 +62,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_pictures(root / "ISIC2017_256", [f"ISIC_{i:07d}" for i in range(10)], 0)
     write_pictures(root / "PH2_256", ["IMD002", "IMD003", "IMD004"], 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mvl.datasets.splits.split_path", lambda task, *_: root / "splits" / f"{task.name}.json")
-        patch.setattr("mvl.datasets.preflight.split_path", lambda task, *_: root / "splits" / f"{task.name}.json")
+        patch.setattr(
+            "mvl.datasets.splits.split_path", lambda task, *_: root / "splits" / f"{task.name}.json"
+        )
+        patch.setattr(
+            "mvl.datasets.preflight.split_path",
+            lambda task, *_: root / "splits" / f"{task.name}.json",
+        )
         yield root
 
 
@@ -75,7 +87,9 @@ def trained(data: Path, study: str, tmp_path_factory: pytest.TempPathFactory) ->
     return results, train_run(config, results, data, progress=False)
 
 
-def test_every_case_is_scored_sealed_collected_and_recorded(trained, data, study, tmp_path, capsys) -> None:
+def test_every_case_is_scored_sealed_collected_and_recorded(
+    trained, data, study, tmp_path, capsys
+) -> None:
     results, folder = trained
     first = (folder / "cases.csv").read_bytes()
     before = collect(study, results)
@@ -84,15 +98,21 @@ def test_every_case_is_scored_sealed_collected_and_recorded(trained, data, study
     path = folder / "cases_on_PH2_256.csv"
     assert capsys.readouterr().out == f"{path}: 3 rows\n"
     rows = read_rows(path, CASE_COLUMNS)
-    assert [(row["task"], row["system"], row["case"]) for row in rows] == [("PH2_256", "cmunext", f"IMD00{i}") for i in (2, 3, 4)]
+    assert [(row["task"], row["system"], row["case"]) for row in rows] == [
+        ("PH2_256", "cmunext", f"IMD00{i}") for i in (2, 3, 4)
+    ]
     assert (folder / "cases.csv").read_bytes() == first
     assert run_folder.read_status(folder)["files"][path.name] == files.sha256_file(path)
 
     table = read_external(study, collect(study, results).parent)
-    assert table[["trained_on", "task"]].drop_duplicates().to_numpy().tolist() == [["ISIC2017_256", "PH2_256"]]
+    assert table[["trained_on", "task"]].drop_duplicates().to_numpy().tolist() == [
+        ["ISIC2017_256", "PH2_256"]
+    ]
     assert table["dice"].tolist() == [float(row["dice"]) for row in rows]
     kept = record(study, results, tmp_path)
-    assert (kept / "external.csv").read_bytes() == (results / kept.name / "external.csv").read_bytes()
+    assert (kept / "external.csv").read_bytes() == (
+        results / kept.name / "external.csv"
+    ).read_bytes()
     [copy] = kept.rglob("cases_on_PH2_256.csv")
     assert copy.read_bytes() == path.read_bytes() and not list(kept.rglob("*.safetensors"))
 
@@ -109,7 +129,12 @@ def test_scores_are_those_of_the_runs_own_network(trained, data) -> None:
     _, folder = trained
     task = find_task("PH2_256", data)
     _, rows = evaluate_on(folder, "PH2_256", data)
-    store = CaseStore(task, tuple(case.case_id for case in list_cases(task, data)), run_folder.read_config(folder).data, data)
+    store = CaseStore(
+        task,
+        tuple(case.case_id for case in list_cases(task, data)),
+        run_folder.read_config(folder).data,
+        data,
+    )
     network = load_run(folder)
     for index, row in enumerate(rows):
         image, label = store.get(index)
@@ -143,7 +168,9 @@ def test_cases_that_were_trained_on_are_refused(trained, data, tmp_path) -> None
     write_pictures(root / "PH2_256", ["IMD002"], 1)
     check_unseen(skin, strange, root)
     # The same pixels in another file: its bytes differ, what it shows does not.
-    Image.open(root / "ISIC2017_256" / "images" / "ISIC_0000001.jpg").save(root / "PH2_256" / "images" / "IMD002.bmp")
+    Image.open(root / "ISIC2017_256" / "images" / "ISIC_0000001.jpg").save(
+        root / "PH2_256" / "images" / "IMD002.bmp"
+    )
     (root / "PH2_256" / "images" / "IMD002.jpg").unlink()
     with pytest.raises(ExternalError, match="its case IMD002 is case ISIC_0000001 of ISIC2017_256"):
         check_unseen(skin, strange, root)

@@ -12,7 +12,9 @@ from mvl.models.vit import ViTBaseline
 from mvl.training.gradient_agreement import CASES, encoder_parameters, gradient_cosine, mean_cosine
 from mvl.training.objective import build_loss
 
-SIZES = ModelConfig(hidden_size=16, mlp_dim=16, encoder_layers=1, decoder_layers=1, dropout_rate=0.5)
+SIZES = ModelConfig(
+    hidden_size=16, mlp_dim=16, encoder_layers=1, decoder_layers=1, dropout_rate=0.5
+)
 
 
 def test_by_hand():
@@ -46,6 +48,8 @@ def test_one_case_pulls_elsewhere_than_another_by_a_slow_loop():
 def test_the_decoder_has_no_part_in_it():
     network = ViTBaseline(SIZES, (16, 16, 16), 1, 1)
     chosen = {id(p) for p in encoder_parameters(network)}
-    assert not chosen & {id(p) for part in (network.decoder, network.head) for p in part.parameters()}
+    assert not chosen & {
+        id(p) for part in (network.decoder, network.head) for p in part.parameters()
+    }
     assert isinstance(network.positions, nn.Parameter)
     assert id(network.positions) in chosen

@@ -1,4 +1,5 @@
-"""Training: repeats and resumes bitwise, stops at the first non-finite value, and what it minimises has a gradient."""
+"""Training: repeats and resumes bitwise, stops at the first non-finite value, and what it minimises
+has a gradient."""
 
 from __future__ import annotations
 
@@ -59,8 +60,12 @@ def same_bytes(a: Path, b: Path) -> bool:
 def test_a_finished_run_is_whole(whole: Path) -> None:
     status = run_folder.read_status(whole)
     assert run_folder.is_done(whole, need_weights=True)
-    assert {*run_folder.RECORD_FILES, "weights.safetensors", "status.json"} <= {p.name for p in whole.iterdir()}
-    assert status["frozen_sha256_before"] == status["frozen_sha256_after"] and not checkpoints.found(whole)
+    assert {*run_folder.RECORD_FILES, "weights.safetensors", "status.json"} <= {
+        p.name for p in whole.iterdir()
+    }
+    assert status["frozen_sha256_before"] == status[
+        "frozen_sha256_after"
+    ] and not checkpoints.found(whole)
     assert len((whole / "history.csv").read_text().splitlines()) == 5
 
 
@@ -82,16 +87,24 @@ def test_loaded_run_predicts_what_was_recorded(whole: Path, config: Config) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_worker_count_changes_nothing(config: Config, whole: Path, tmp_path: Path, workers: int) -> None:
-    other = run.train_run(replace(config, data=replace(config.data, num_workers=workers)), tmp_path, progress=False)
+def test_worker_count_changes_nothing(
+    config: Config, whole: Path, tmp_path: Path, workers: int
+) -> None:
+    other = run.train_run(
+        replace(config, data=replace(config.data, num_workers=workers)), tmp_path, progress=False
+    )
     assert same_bytes(whole, other)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 7])
-def test_stopped_at_any_step_it_ends_the_same(config: Config, whole: Path, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_at_any_step_it_ends_the_same(
+    config: Config, whole: Path, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update, count = loop.Trainer.update, iter(range(10**6))
 
-    def update_then_signal(self: loop.Trainer, batch: dict[str, object], weight: float = 1.0) -> float:
+    def update_then_signal(
+        self: loop.Trainer, batch: dict[str, object], weight: float = 1.0
+    ) -> float:
         loss = update(self, batch, weight)
         if next(count) == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -106,13 +119,43 @@ def test_stopped_at_any_step_it_ends_the_same(config: Config, whole: Path, tmp_p
 
 
 def test_killed_three_times_it_ends_the_same(study: str, tmp_path: Path) -> None:
-    """SIGKILL just after a checkpoint or at it, three times, in a process of its own; then left to end."""
-    words = [sys.executable, "-m", "mvl", "train", "--study", study, "--task", "phantoms", "--system", "vit_baseline", "--fraction", "0.3",
-             "--fold", "0", "--seed", "0", "--results-dir"]
+    """SIGKILL just after a checkpoint or at it, three times, in a process of its own; then left to
+    end."""
+    words = [
+        sys.executable,
+        "-m",
+        "mvl",
+        "train",
+        "--study",
+        study,
+        "--task",
+        "phantoms",
+        "--system",
+        "vit_baseline",
+        "--fraction",
+        "0.3",
+        "--fold",
+        "0",
+        "--seed",
+        "0",
+        "--results-dir",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    start = lambda folder: subprocess.Popen([*words, str(folder)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def start(folder):
+        return subprocess.Popen(
+            [*words, str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
     calm, kills = start(tmp_path / "calm"), 0
-    found = lambda: sorted(p.name for p in (tmp_path / "killed").rglob("checkpoint-*.pt"))
+
+    def found():
+        return sorted(p.name for p in (tmp_path / "killed").rglob("checkpoint-*.pt"))
+
     for delay in (0.0, 0.02, 0.05):
         process, before = start(tmp_path / "killed"), found()
         while process.poll() is None and found() == before:
@@ -120,7 +163,10 @@ def test_killed_three_times_it_ends_the_same(study: str, tmp_path: Path) -> None
         time.sleep(delay)
         process.kill()
         kills += process.wait() == -signal.SIGKILL
-    folders = [Path(process.communicate(timeout=120)[0].splitlines()[-1]) for process in (calm, start(tmp_path / "killed"))]
+    folders = [
+        Path(process.communicate(timeout=120)[0].splitlines()[-1])
+        for process in (calm, start(tmp_path / "killed"))
+    ]
     assert kills >= 2 and same_bytes(*folders)
 
 
@@ -132,12 +178,27 @@ def test_changed_settings_are_refused_with_the_difference(config: Config, tmp_pa
 
 
 def test_a_second_start_is_refused(config: Config, tmp_path: Path) -> None:
-    with files.locked(run_folder.run_dir(tmp_path, config)), pytest.raises(files.RunError, match="held by pid"):
+    with (
+        files.locked(run_folder.run_dir(tmp_path, config)),
+        pytest.raises(files.RunError, match="held by pid"),
+    ):
         run.train_run(config, tmp_path, progress=False)
 
 
-def test_first_non_finite_value_stops_the_run_naming_step_and_cases(config: Config, tmp_path: Path) -> None:
-    broken = replace(config, train=replace(config.train, lr=1.0, grad_clip=0.0, optimizer="adam", schedule="constant", train_epochs=40))
+def test_first_non_finite_value_stops_the_run_naming_step_and_cases(
+    config: Config, tmp_path: Path
+) -> None:
+    broken = replace(
+        config,
+        train=replace(
+            config.train,
+            lr=1.0,
+            grad_clip=0.0,
+            optimizer="adam",
+            schedule="constant",
+            train_epochs=40,
+        ),
+    )
     original = loop.learning_rate
     loop.learning_rate = lambda config, step, steps: 1e30
     try:
@@ -149,7 +210,9 @@ def test_first_non_finite_value_stops_the_run_naming_step_and_cases(config: Conf
     assert status["state"] == "diverged" and "cases" in status["error"]
 
 
-def test_moved_frozen_weights_fail_the_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_frozen_weights_fail_the_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digests = iter(["before", "after", "after", "after"])
     monkeypatch.setattr(loop, "frozen_sha256", lambda network: next(digests))
     with pytest.raises(files.RunError, match="frozen weights changed"):
@@ -165,7 +228,11 @@ def test_accumulation_gives_the_same_gradient(config: Config, tmp_path: Path) ->
     store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:4], config.data)
     batch, gradients = None, []
     for accumulate in (1, 2):
-        changed = replace(config, train=replace(config.train, accumulate=accumulate, grad_clip=0.0), model=replace(config.model, dropout_rate=0.0))
+        changed = replace(
+            config,
+            train=replace(config.train, accumulate=accumulate, grad_clip=0.0),
+            model=replace(config.model, dropout_rate=0.0),
+        )
         trainer = loop.Trainer(changed, task, store, store, tmp_path, "")
         batch = batch or next(iter(training_loader(store, config, 0, 0, 0, 1)))
         trainer.optimizer.step = lambda: None
@@ -175,13 +242,33 @@ def test_accumulation_gives_the_same_gradient(config: Config, tmp_path: Path) ->
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
 
 
-def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gloo under torchrun: same gradient as one process; three validation cases end, with the first process's BatchNorm statistics."""
+def test_two_processes_take_the_step_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gloo under torchrun: same gradient as one process; three validation cases end, with the first
+    process's BatchNorm statistics."""
     script = tmp_path / "step.py"
     script.write_text(STEP)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613", str(script), str(tmp_path / "two")]
-    pair = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29613",
+        str(script),
+        str(tmp_path / "two"),
+    ]
+    pair = subprocess.Popen(
+        words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one")])
     runpy.run_path(str(script))
     errors = pair.communicate(timeout=200)[1]
@@ -240,9 +327,20 @@ def test_validation_loss_is_finite_in_the_history(whole: Path) -> None:
     assert all(math.isfinite(float(value)) for row in rows for value in row.split(","))
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"accumulate": 2}, {"optimizer": "adam", "schedule": "constant", "val_interval": 3}])
-def test_training_switches_reach_the_end(config: Config, tmp_path: Path, changes: dict[str, object]) -> None:
-    folder = run.train_run(replace(config, train=replace(config.train, **changes)), tmp_path, progress=False)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"accumulate": 2},
+        {"optimizer": "adam", "schedule": "constant", "val_interval": 3},
+    ],
+)
+def test_training_switches_reach_the_end(
+    config: Config, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    folder = run.train_run(
+        replace(config, train=replace(config.train, **changes)), tmp_path, progress=False
+    )
     rows = (folder / "history.csv").read_text().splitlines()
     assert run_folder.is_done(folder, need_weights=True) and len(rows) == 5
     assert rows[1].endswith(",,") is ("val_interval" in changes)

@@ -1,4 +1,5 @@
-"""Each precision runs where the device has it, is refused with a remedy where not, and keeps losses in float32."""
+"""Each precision runs where the device has it, is refused with a remedy where not, and keeps losses
+in float32."""
 
 from __future__ import annotations
 
@@ -20,8 +21,17 @@ from mvl.training.trained import Predictor
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
-TINY = {"data": {"img_size": [16, 16, 16]}, "train": {"train_epochs": 2, "batch_size": 2},
-        "model": {"patch_size": [8, 8, 8], "encoder_layers": 1, "decoder_layers": 1, "hidden_size": 32, "mlp_dim": 64}}
+TINY = {
+    "data": {"img_size": [16, 16, 16]},
+    "train": {"train_epochs": 2, "batch_size": 2},
+    "model": {
+        "patch_size": [8, 8, 8],
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "hidden_size": 32,
+        "mlp_dim": 64,
+    },
+}
 
 
 def config_of(name: str) -> Config:
@@ -43,7 +53,9 @@ def bf16_processor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_processor_without_bf16_units_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"avx2", "avx512f"}))
-    with pytest.raises(files.RunError, match=r"bf16: this processor has no bf16 units.*set it to fp32"):
+    with pytest.raises(
+        files.RunError, match=r"bf16: this processor has no bf16 units.*set it to fp32"
+    ):
         precision.check_precision("bf16", CPU)
     for flag in ("avx512_bf16", "amx_bf16"):
         monkeypatch.setattr(precision, "processor_flags", lambda flag=flag: frozenset({flag}))
@@ -59,7 +71,11 @@ def test_what_only_gpus_have_is_refused_on_a_cpu(name: str, tmp_path: Path) -> N
 
 def test_an_old_card_is_told_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked.append(including_emulation) or False)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation: asked.append(including_emulation) or False,
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(files.RunError, match="Tesla T4 emulates bf16; set it to fp16"):
@@ -70,7 +86,9 @@ def test_an_old_card_is_told_what_it_has(monkeypatch: pytest.MonkeyPatch) -> Non
     precision.check_precision("fp16", GPU)
 
 
-@pytest.mark.parametrize(("name", "on"), [("fp32", False), ("tf32", True), ("bf16", False), ("fp16", False)])
+@pytest.mark.parametrize(
+    ("name", "on"), [("fp32", False), ("tf32", True), ("bf16", False), ("fp16", False)]
+)
 def test_both_tf32_flags_follow_the_precision(name: str, on: bool) -> None:
     old = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
@@ -81,20 +99,30 @@ def test_both_tf32_flags_follow_the_precision(name: str, on: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = old
 
 
-def test_bf16_computes_in_sixteen_bits_and_loses_in_thirty_two(bf16_processor: None, tmp_path: Path) -> None:
+def test_bf16_computes_in_sixteen_bits_and_loses_in_thirty_two(
+    bf16_processor: None, tmp_path: Path
+) -> None:
     trainer = trainer_of("bf16", tmp_path)
     inside, given, loss = [], [], trainer.loss
     linear = next(m for m in trainer.network.modules() if isinstance(m, nn.Linear))
     linear.register_forward_hook(lambda module, x, out: inside.append(out.dtype))
-    trainer.loss = lambda logits, label: given.append((logits.dtype, torch.is_autocast_enabled("cpu"))) or loss(logits, label)
+    trainer.loss = lambda logits, label: (
+        given.append((logits.dtype, torch.is_autocast_enabled("cpu"))) or loss(logits, label)
+    )
     trainer.train_epoch([], _NoBar())
     trainer.validate()
     assert set(inside) == {torch.bfloat16} and set(given) == {(torch.float32, False)}
     assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
     image = trainer.train.get(0)[0][None]
     with torch.no_grad():
-        assert torch.equal(Predictor(trainer.network, trainer.config)(image), Predictor(trainer.network, trainer.config)(image))
-        assert not torch.equal(Predictor(trainer.network, trainer.config)(image), Predictor(trainer.network, config_of("fp32"))(image))
+        assert torch.equal(
+            Predictor(trainer.network, trainer.config)(image),
+            Predictor(trainer.network, trainer.config)(image),
+        )
+        assert not torch.equal(
+            Predictor(trainer.network, trainer.config)(image),
+            Predictor(trainer.network, config_of("fp32"))(image),
+        )
 
 
 class _NoBar:
@@ -121,11 +149,17 @@ def test_an_overflow_skips_the_step_and_is_counted(fp16_trainer: loop.Trainer) -
     trainer.loss = overflowing
     scale = trainer.scaler.get_scale()
     trainer.train_epoch([], _NoBar())
-    assert trainer.progress.skipped == 1 and len(trainer.progress.losses) == 2 and trainer.progress.skipped_in_a_row == 0
+    assert (
+        trainer.progress.skipped == 1
+        and len(trainer.progress.losses) == 2
+        and trainer.progress.skipped_in_a_row == 0
+    )
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
     assert trainer.scaler.get_scale() == scale / 2
     trainer.save()
-    other = loop.Trainer(trainer.config, trainer.train.task, trainer.train, trainer.val, trainer.folder, "")
+    other = loop.Trainer(
+        trainer.config, trainer.train.task, trainer.train, trainer.val, trainer.folder, ""
+    )
     assert other.restore() and other.scaler.get_scale() == scale / 2 and other.progress.skipped == 1
 
 
@@ -140,15 +174,20 @@ def test_steps_that_never_recover_are_diverged(fp16_trainer: loop.Trainer) -> No
 
 
 def test_losses_read_late_name_their_own_step(tmp_path: Path) -> None:
-    """As on a GPU: nothing is read while steps go on; the epoch's end finds the fault, and no checkpoint is made of it."""
+    """As on a GPU: nothing is read while steps go on; the epoch's end finds the fault, and no
+    checkpoint is made of it."""
     trainer, loss, calls = trainer_of("fp32", tmp_path, cases=6), None, []
     loss = trainer.loss
-    trainer.loss = lambda logits, label: loss(logits, label) * (math.nan if calls.append(1) is None and len(calls) == 2 else 1.0)
+    trainer.loss = lambda logits, label: (
+        loss(logits, label) * (math.nan if calls.append(1) is None and len(calls) == 2 else 1.0)
+    )
     trainer.feed.device = CPU
     trainer.device = torch.device("meta")  # not a CPU, so that nothing is read at once
     to, trainer.config = torch.Tensor.to, trainer.config
     try:
-        torch.Tensor.to = lambda self, *words, **more: self if words and words[0] == trainer.device else to(self, *words, **more)
+        torch.Tensor.to = lambda self, *words, **more: (
+            self if words and words[0] == trainer.device else to(self, *words, **more)
+        )
         trainer.train_epoch([], _NoBar())
     finally:
         torch.Tensor.to = to

@@ -1,4 +1,5 @@
-"""Predictions on new scans: evaluate's own masks, whole scans window by window, nothing half-written, and the book's page as it stands."""
+"""Predictions on new scans: evaluate's own masks, whole scans window by window, nothing
+half-written, and the book's page as it stands."""
 
 from __future__ import annotations
 
@@ -27,7 +28,14 @@ from mvl.models.build import build_system, own_state
 from mvl.training import checkpoints
 from mvl.training.metrics import class_masks
 from mvl.training.objective import predict_probabilities
-from mvl.training.predict import Options, PredictError, Predictor, choose_device, predict_run, stoppable
+from mvl.training.predict import (
+    Options,
+    PredictError,
+    Predictor,
+    choose_device,
+    predict_run,
+    stoppable,
+)
 from mvl.training.run import train_run
 from mvl.training.trained import load_run
 
@@ -45,8 +53,17 @@ train: {{train_epochs: {epochs}, batch_size: 4, lr: 1.0e-2}}
 def trained(root: Path, task: str, size, resample="resize", labels="all", epochs=3) -> Path:
     """Folder of a tiny run on the data in `root`."""
     study = root / f"{resample}_{labels}_{len(size)}d.yaml"
-    study.write_text(STUDY.format(size=list(size), resample=resample, labels=labels, patch=[8] * len(size), epochs=epochs))
-    return train_run(load_config(str(study), task, "vit_baseline", fraction=0.5), root / "runs", root, progress=False)
+    study.write_text(
+        STUDY.format(
+            size=list(size), resample=resample, labels=labels, patch=[8] * len(size), epochs=epochs
+        )
+    )
+    return train_run(
+        load_config(str(study), task, "vit_baseline", fraction=0.5),
+        root / "runs",
+        root,
+        progress=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +104,28 @@ def test_a_test_case_gets_the_mask_that_evaluate_scored(root, which, request, tm
     torch.set_num_threads(config.train.num_threads)
     for index, case in enumerate(cases):
         with torch.inference_mode():
-            native = store.to_native(index, predict_probabilities(network, store.get(index)[0][None])[0].float()).numpy()
+            native = store.to_native(
+                index, predict_probabilities(network, store.get(index)[0][None])[0].float()
+            ).numpy()
         mask = np.asarray(nibabel.load(tmp_path / f"{case}.nii.gz").dataobj)
-        assert mask.dtype == np.uint8 and all(np.array_equal(mask == k + 1, found) for k, found in enumerate(class_masks(native)))
-        assert np.array_equal(np.moveaxis(nibabel.load(tmp_path / f"{case}_probabilities.nii.gz").get_fdata(), -1, 0), native.astype(np.float32))
-        assert value["outputs"][index]["voxels"] == {"core": int((mask == 1).sum()), "rim": int((mask == 2).sum())}
-        assert np.array_equal(nibabel.load(tmp_path / f"{case}.nii.gz").affine, nibabel.load(scan_of(root, case)).affine)
-    assert value["failures"] == [] and sum(sum(row["voxels"].values()) for row in value["outputs"]) > 0
+        assert mask.dtype == np.uint8 and all(
+            np.array_equal(mask == k + 1, found) for k, found in enumerate(class_masks(native))
+        )
+        assert np.array_equal(
+            np.moveaxis(nibabel.load(tmp_path / f"{case}_probabilities.nii.gz").get_fdata(), -1, 0),
+            native.astype(np.float32),
+        )
+        assert value["outputs"][index]["voxels"] == {
+            "core": int((mask == 1).sum()),
+            "rim": int((mask == 2).sum()),
+        }
+        assert np.array_equal(
+            nibabel.load(tmp_path / f"{case}.nii.gz").affine,
+            nibabel.load(scan_of(root, case)).affine,
+        )
+    assert (
+        value["failures"] == [] and sum(sum(row["voxels"].values()) for row in value["outputs"]) > 0
+    )
 
 
 def test_a_larger_scan_is_segmented_to_its_edges(root, windowed, nifti, tmp_path, own_data):
@@ -101,7 +133,9 @@ def test_a_larger_scan_is_segmented_to_its_edges(root, windowed, nifti, tmp_path
     path = nifti(tmp_path / "large.nii.gz", voxels)
     predictor = Predictor(windowed, Options(device="cpu"))
     whole = predictor.probabilities((path,))
-    assert whole.shape == (3, 50, 30, 40) and torch.allclose(whole.sum(0), torch.ones(50, 30, 40), atol=1e-4), "every voxel is in some window"
+    assert whole.shape == (3, 50, 30, 40) and torch.allclose(
+        whole.sum(0), torch.ones(50, 30, 40), atol=1e-4
+    ), "every voxel is in some window"
     centre = Predictor(windowed, Options(device="cpu", overlap=0.0)).probabilities((path,))
     assert not torch.equal(whole, centre), "overlap matters"
     assert quiet(windowed, [path], tmp_path / "out")["failures"] == []
@@ -111,7 +145,9 @@ def test_a_larger_scan_is_segmented_to_its_edges(root, windowed, nifti, tmp_path
 def test_the_training_data_need_not_be_there(root, resized, tmp_path, monkeypatch):
     monkeypatch.setenv("MVL_DATA", str(tmp_path / "nothing"))
     copy = shutil.copytree(resized, tmp_path / "run")
-    assert quiet(copy, [scan_of(root, "case_00")], tmp_path / "out")["outputs"][0]["output"] == str(tmp_path / "out" / "case_00.nii.gz")
+    assert quiet(copy, [scan_of(root, "case_00")], tmp_path / "out")["outputs"][0]["output"] == str(
+        tmp_path / "out" / "case_00.nii.gz"
+    )
 
 
 def test_a_series_gives_the_mask_of_its_nifti(resized, nifti, dicom_series, tmp_path):
@@ -122,7 +158,9 @@ def test_a_series_gives_the_mask_of_its_nifti(resized, nifti, dicom_series, tmp_
     path = nifti(tmp_path / "same.nii", stored.astype(np.float32) - 1024, affine)
     value = quiet(resized, [tmp_path / "series_2", path], tmp_path / "out")
     masks = [nibabel.load(row["output"]) for row in value["outputs"]]
-    assert np.array_equal(masks[0].dataobj, masks[1].dataobj) and np.allclose(masks[0].affine, masks[1].affine, atol=1e-4)
+    assert np.array_equal(masks[0].dataobj, masks[1].dataobj) and np.allclose(
+        masks[0].affine, masks[1].affine, atol=1e-4
+    )
     files[3].unlink()
     (fault,) = quiet(resized, [tmp_path / "series_2"], tmp_path / "new")["failures"]
     assert "slices are missing" in fault["fault"] and list((tmp_path / "new").iterdir()) == []
@@ -135,30 +173,58 @@ def test_a_broken_scan_is_named_and_the_rest_go_on(root, resized, nifti, tmp_pat
     (scans / "cut_0000.nii.gz").write_bytes(scan_of(root, "case_05").read_bytes()[:2000])
     (scans / "text_0000.nii.gz").write_text("no scan")
     nifti(scans / "nan_0000.nii.gz", np.full((9, 9, 9), np.nan, np.float32))
-    argv = ["predict", str(resized), str(scans), str(scans / "gone.nii"), "--output", str(tmp_path / "out"), "--json", "--device", "cpu"]
+    argv = [
+        "predict",
+        str(resized),
+        str(scans),
+        str(scans / "gone.nii"),
+        "--output",
+        str(tmp_path / "out"),
+        "--json",
+        "--device",
+        "cpu",
+    ]
     assert main.main(argv) == 1
     said = capsys.readouterr()
     value = json.loads(said.out)
-    assert [Path(row["output"]).name for row in value["outputs"]] == [name.replace("_0000", "") for name in good]
+    assert [Path(row["output"]).name for row in value["outputs"]] == [
+        name.replace("_0000", "") for name in good
+    ]
     faults = {Path(row["input"]).name: row["fault"] for row in value["failures"]}
     assert set(faults) == {"cut_0000.nii.gz", "text_0000.nii.gz", "nan_0000.nii.gz", "gone.nii"}
-    assert "truncated" in faults["cut_0000.nii.gz"] and "neither gzip nor NIfTI" in faults["text_0000.nii.gz"] and "NaN" in faults["nan_0000.nii.gz"]
+    assert (
+        "truncated" in faults["cut_0000.nii.gz"]
+        and "neither gzip nor NIfTI" in faults["text_0000.nii.gz"]
+        and "NaN" in faults["nan_0000.nii.gz"]
+    )
     assert all(str(scans / name) in fault and fault in said.err for name, fault in faults.items())
-    assert len(list((tmp_path / "out").iterdir())) == len(good), "nothing of the broken ones is left"
+    assert len(list((tmp_path / "out").iterdir())) == len(good), (
+        "nothing of the broken ones is left"
+    )
 
 
 def test_what_is_there_stays_unless_told_otherwise(root, resized, tmp_path):
     scan, target = scan_of(root, "case_01"), tmp_path / "case_01.nii.gz"
     target.write_text("mine")
     (fault,) = quiet(resized, [scan], tmp_path)["failures"]
-    assert "case_01.nii.gz: is there already and stays; use --overwrite" in fault["fault"] and target.read_text() == "mine"
-    assert quiet(resized, [scan], tmp_path, overwrite=True)["failures"] == [] and nibabel.load(target).shape == (20, 18, 16)
+    assert (
+        "case_01.nii.gz: is there already and stays; use --overwrite" in fault["fault"]
+        and target.read_text() == "mine"
+    )
+    assert quiet(resized, [scan], tmp_path, overwrite=True)["failures"] == [] and nibabel.load(
+        target
+    ).shape == (20, 18, 16)
     shutil.copy(scan, tmp_path / "own.nii.gz")
     (fault,) = quiet(resized, [tmp_path / "own.nii.gz"], tmp_path, overwrite=True)["failures"]
-    assert "the mask would replace its scan" in fault["fault"] and (tmp_path / "own.nii.gz").read_bytes() == scan.read_bytes()
+    assert (
+        "the mask would replace its scan" in fault["fault"]
+        and (tmp_path / "own.nii.gz").read_bytes() == scan.read_bytes()
+    )
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "end", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")]
+)
 def test_an_interrupted_write_leaves_nothing(root, resized, tmp_path, monkeypatch, end):
     def broken(*_):
         raise end
@@ -183,17 +249,28 @@ def test_a_polite_kill_unwinds_as_ctrl_c_does():
 def test_what_is_no_finished_run_or_no_device_is_refused(resized, tmp_path, monkeypatch):
     copy = shutil.copytree(resized, tmp_path / "run")
     write_json(copy / "status.json", {"state": "interrupted"})
-    with pytest.raises(PredictError, match=r"not a finished run \(state interrupted\); finish it with `mvl train"):
+    with pytest.raises(
+        PredictError, match=r"not a finished run \(state interrupted\); finish it with `mvl train"
+    ):
         Predictor(copy, Options())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(PredictError, match="no CUDA device here; leave --device out"):
         choose_device("cuda")
     assert choose_device("").type == "cpu"
-    assert main.main(["predict", str(tmp_path), "x.nii", "--output", str(tmp_path)]) == 2, "not a run at all"
+    assert main.main(["predict", str(tmp_path), "x.nii", "--output", str(tmp_path)]) == 2, (
+        "not a run at all"
+    )
 
 
-@pytest.mark.parametrize("extra", [[], ["--output", "o", "--overlap", "1"],
-                                   ["--output", "o", "--overlap=-0.1"], ["--output", "o", "--device", "tpu"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["--output", "o", "--overlap", "1"],
+        ["--output", "o", "--overlap=-0.1"],
+        ["--output", "o", "--device", "tpu"],
+    ],
+)
 def test_wrong_usage_ends_with_2(extra):
     with pytest.raises(SystemExit) as left:
         main.main(["predict", "run", "x.nii", *extra])
@@ -206,7 +283,9 @@ def test_several_channels_are_read_together_and_a_missing_one_is_named(own_data,
     images = tmp_path / "Two" / "imagesTr"
     assert len(quiet(run, [images], tmp_path / "a")["outputs"]) == 12
     (images / "case_07_0001.nii.gz").unlink()
-    value = quiet(run, [images / "case_07_0000.nii.gz", images / "case_08_0000.nii.gz"], tmp_path / "b")
+    value = quiet(
+        run, [images / "case_07_0000.nii.gz", images / "case_08_0000.nii.gz"], tmp_path / "b"
+    )
     assert "case_07_0001.nii.gz: missing" in value["failures"][0]["fault"]
     assert [Path(r["output"]).name for r in value["outputs"]] == ["case_08.nii.gz"]
 
@@ -214,33 +293,52 @@ def test_several_channels_are_read_together_and_a_missing_one_is_named(own_data,
 def test_pictures_become_masks_of_their_size(tmp_path):
     for k in range(12):
         pixels = np.random.default_rng(k).integers(0, 80, (20, 26), dtype=np.uint8)
-        pixels[4 + k % 4:12 + k % 4, 6:16] += 150
+        pixels[4 + k % 4 : 12 + k % 4, 6:16] += 150
         for kind, values in (("images", pixels), ("masks", (pixels > 120).astype(np.uint8) * 255)):
             (tmp_path / "Skin" / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(tmp_path / "Skin" / kind / f"p{k}.png")
     run = trained(tmp_path, "Skin", (16, 16), labels="foreground", epochs=8)
     value = quiet(run, [tmp_path / "Skin" / "images"], tmp_path / "out", probabilities=True)
     assert value["failures"] == [] and len(value["outputs"]) == 12
-    mask, soft = np.asarray(Image.open(tmp_path / "out" / "p3.png")), np.load(tmp_path / "out" / "p3_probabilities.npy")
-    assert mask.shape == (20, 26) and soft.shape == (20, 26, 1) and np.array_equal(mask == 255, soft[..., 0] > 0.5)
+    mask, soft = (
+        np.asarray(Image.open(tmp_path / "out" / "p3.png")),
+        np.load(tmp_path / "out" / "p3_probabilities.npy"),
+    )
+    assert (
+        mask.shape == (20, 26)
+        and soft.shape == (20, 26, 1)
+        and np.array_equal(mask == 255, soft[..., 0] > 0.5)
+    )
     assert set(np.unique(mask)) <= {0, 255}
 
 
 def untrained(folder: Path, task, size) -> Path:
     """A run folder with a network's first weights."""
-    (folder / "s.yaml").write_text(STUDY.format(size=list(size), resample="resize", labels="all", patch=[8] * len(size), epochs=1))
+    (folder / "s.yaml").write_text(
+        STUDY.format(
+            size=list(size), resample="resize", labels="all", patch=[8] * len(size), epochs=1
+        )
+    )
     config = load_config(str(folder / "s.yaml"), task.name, "vit_baseline")
     run_folder.write_config(folder, config)
-    checkpoints.save_weights(folder / "weights.safetensors", own_state(build_system(config, len(task.channels), len(task.labels) + 1)))
+    checkpoints.save_weights(
+        folder / "weights.safetensors",
+        own_state(build_system(config, len(task.channels), len(task.labels) + 1)),
+    )
     digest = sha256_file(folder / "weights.safetensors")
-    write_json(folder / "status.json", {"state": "done", "files": {"weights.safetensors": digest}, "task": task_facts(task)})
+    write_json(
+        folder / "status.json",
+        {"state": "done", "files": {"weights.safetensors": digest}, "task": task_facts(task)},
+    )
     return folder
 
 
 def test_a_run_on_slices_segments_volumes(tmp_path):
     task = find_task("phantoms_slices")
     run, cases = untrained(tmp_path, task, (16, 16)), list_cases(task)
-    volumes = {nibabel.aff2axcodes(nibabel.load(case.image).affine): case.image for case in cases[:400]}
+    volumes = {
+        nibabel.aff2axcodes(nibabel.load(case.image).affine): case.image for case in cases[:400]
+    }
     assert len(volumes) == 2, "both orientations"
     value = quiet(run, list(volumes.values()), tmp_path / "out")
     for row, path in zip(value["outputs"], volumes.values()):
@@ -249,7 +347,13 @@ def test_a_run_on_slices_segments_volumes(tmp_path):
         mask = np.asarray(nibabel.funcs.as_closest_canonical(nibabel.load(row["output"])).dataobj)
         for index, case in enumerate(store.cases):
             with torch.inference_mode():
-                found = store.to_native(index, predict_probabilities(network, store.get(index)[0][None])[0].float()).numpy().argmax(0)
+                found = (
+                    store.to_native(
+                        index, predict_probabilities(network, store.get(index)[0][None])[0].float()
+                    )
+                    .numpy()
+                    .argmax(0)
+                )
             assert np.array_equal(mask[:, :, case.z], found)
         assert np.array_equal(nibabel.load(row["output"]).affine, nibabel.load(path).affine)
 
@@ -258,18 +362,28 @@ def page_lines() -> tuple[str, list[str]]:
     """The study and the shell lines of the book's page."""
     text = (ROOT / "book" / "own_data.md").read_text()
     shell = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
-    return re.search(r"```yaml\n(.*?)```", text, re.S)[1], [line for line in shell.splitlines() if line.strip()]
+    return re.search(r"```yaml\n(.*?)```", text, re.S)[1], [
+        line for line in shell.splitlines() if line.strip()
+    ]
 
 
 def test_the_pages_own_lines_work(own_data, dicom_series, tmp_path, monkeypatch, capsys):
     study, lines = page_lines()
-    toy = study.replace("[64, 64, 64]", "[8, 8, 8]").replace("100,", "1,").replace("patch_size", "hidden_size: 16, encoder_layers: 1, patch_size")
+    toy = (
+        study.replace("[64, 64, 64]", "[8, 8, 8]")
+        .replace("100,", "1,")
+        .replace("patch_size", "hidden_size: 16, encoder_layers: 1, patch_size")
+    )
     monkeypatch.chdir(tmp_path)
     Path("own.yaml").write_text(toy)
     made = own_data(Path("datasets/Dataset123_Lesions"), cases=10)
     shutil.copytree(made / "imagesTr", "new_scans", ignore=lambda _, names: names[2:])
     shutil.copy(made / "imagesTr" / "case_00_0000.nii.gz", "scan.nii.gz")
-    dicom_series(Path("dicom/series_2"), np.random.default_rng(0).integers(0, 99, (9, 8, 7)).astype(np.int16), np.eye(4))
+    dicom_series(
+        Path("dicom/series_2"),
+        np.random.default_rng(0).integers(0, 99, (9, 8, 7)).astype(np.int16),
+        np.eye(4),
+    )
     run = ""
     for line in lines:
         capture = re.fullmatch(r"RUN=\$\((.*)\)", line)
@@ -278,5 +392,11 @@ def test_the_pages_own_lines_work(own_data, dicom_series, tmp_path, monkeypatch,
         said = capsys.readouterr().out
         run = said.splitlines()[-1] if capture else run
     masks = sorted(path.name for path in Path("masks").iterdir())
-    assert len(lines) == 6 and "scan.nii.gz" in masks and "scan_probabilities.nii.gz" in masks and "series_2.nii.gz" in masks and len(masks) == 5
+    assert (
+        len(lines) == 6
+        and "scan.nii.gz" in masks
+        and "scan_probabilities.nii.gz" in masks
+        and "series_2.nii.gz" in masks
+        and len(masks) == 5
+    )
     assert Path("datasets/splits/Dataset123_Lesions.json").is_file()

@@ -9,11 +9,15 @@ from mvl.training.readings import Reading, values_of
 
 
 def reading(step: int, losses: list[float], norm: float) -> Reading:
-    return Reading(2, step, ("a", "b"), [torch.tensor(loss) for loss in losses], torch.tensor([norm]))
+    return Reading(
+        2, step, ("a", "b"), [torch.tensor(loss) for loss in losses], torch.tensor([norm])
+    )
 
 
 def test_parts_of_a_step_are_summed_and_steps_kept_apart() -> None:
-    read = values_of([reading(0, [0.25, 0.5], 3.0), reading(1, [1.5], 4.0), reading(2, [0.125] * 3, 5.0)])
+    read = values_of(
+        [reading(0, [0.25, 0.5], 3.0), reading(1, [1.5], 4.0), reading(2, [0.125] * 3, 5.0)]
+    )
     assert read == [(0.75, 3.0), (1.5, 4.0), (0.375, 5.0)]
     assert values_of([]) == []
 

@@ -15,8 +15,17 @@ from mvl.datasets.loaders import CaseStore
 from mvl.training import devices, loop, run
 from mvl.training.loop import Trainer
 
-TINY = {"data": {"img_size": [16, 16, 16]}, "train": {"train_epochs": 2, "batch_size": 2},
-        "model": {"patch_size": [8, 8, 8], "encoder_layers": 1, "decoder_layers": 1, "hidden_size": 32, "mlp_dim": 64}}
+TINY = {
+    "data": {"img_size": [16, 16, 16]},
+    "train": {"train_epochs": 2, "batch_size": 2},
+    "model": {
+        "patch_size": [8, 8, 8],
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "hidden_size": 32,
+        "mlp_dim": 64,
+    },
+}
 
 
 @pytest.fixture
@@ -30,17 +39,32 @@ def test_a_run_on_its_way_says_how_far_it_is(trainer: Trainer) -> None:
     trainer.progress.epoch, trainer.progress.best_dice = 1, 0.25
     loop.write_state(trainer, "running")
     status = run_folder.read_status(trainer.folder)
-    assert (status["state"], status["epoch"], status["epochs"], status["best_dice"]) == ("running", 1, 2, 0.25)
+    assert (status["state"], status["epoch"], status["epochs"], status["best_dice"]) == (
+        "running",
+        1,
+        2,
+        0.25,
+    )
 
 
-def test_a_finished_run_says_how_it_computed(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_says_how_it_computed(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     p = trainer.progress
     p.history = [{"train_loss": 0.5}, {"train_loss": 0.75}]
     p.runtime_s, p.skipped = 6.0, 3
     split = splits.load_split(trainer.train.task, 0, 0.1)
     said = run.facts(trainer, split)
-    assert said["deterministic"] == "strict" and said["gpu_peak_memory_mb"] is None and said["peak_memory_mb"] > 100
-    assert (said["largest_loss_rise"], said["largest_loss_rise_epoch"], said["skipped_steps"]) == (0.25, 1, 3)
+    assert (
+        said["deterministic"] == "strict"
+        and said["gpu_peak_memory_mb"] is None
+        and said["peak_memory_mb"] > 100
+    )
+    assert (said["largest_loss_rise"], said["largest_loss_rise_epoch"], said["skipped_steps"]) == (
+        0.25,
+        1,
+        3,
+    )
     assert said["runtime_per_epoch_s"] == 3.0 and said["numbers"]["precision"] == "fp32"
     assert said["frozen_sha256_before"] == said["frozen_sha256_after"]
     monkeypatch.setattr(devices, "gpu_peak_mb", lambda: 812)

@@ -1,4 +1,5 @@
-"""A recorded step takes full batches, short ones go the plain way, and what cannot be recorded goes on with a line that says so.
+"""A recorded step takes full batches, short ones go the plain way, and what cannot be recorded goes
+on with a line that says so.
 
 A CPU records nothing: stand-ins take the place of CUDA's recorder.
 """
@@ -21,8 +22,17 @@ from mvl.training.objective import build_optimizer, set_rate
 from mvl.training.step_graph import WARM_STEPS, StepGraph, why_not
 
 GPU = torch.device("cuda")
-TINY = {"data": {"img_size": [16, 16, 16]}, "train": {"train_epochs": 4, "batch_size": 2},
-        "model": {"patch_size": [8, 8, 8], "encoder_layers": 1, "decoder_layers": 1, "hidden_size": 32, "mlp_dim": 64}}
+TINY = {
+    "data": {"img_size": [16, 16, 16]},
+    "train": {"train_epochs": 4, "batch_size": 2},
+    "model": {
+        "patch_size": [8, 8, 8],
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "hidden_size": 32,
+        "mlp_dim": 64,
+    },
+}
 
 
 def config_of(**changes: object) -> Config:
@@ -68,15 +78,34 @@ class Way:
 def test_full_batches_are_recorded_after_the_warm_steps_and_short_ones_go_the_plain_way() -> None:
     way = Way()
     way.steps(2, 1, *[2] * (WARM_STEPS + 1), 1, 2)
-    assert way.taken == ["plain 2", "plain 1", *["plain 2"] * (WARM_STEPS - 1), "record", "replay", "replay", "plain 1", "replay"]
+    assert way.taken == [
+        "plain 2",
+        "plain 1",
+        *["plain 2"] * (WARM_STEPS - 1),
+        "record",
+        "replay",
+        "replay",
+        "plain 1",
+        "replay",
+    ]
 
 
-def test_what_cannot_be_recorded_goes_the_plain_way_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_recorded_goes_the_plain_way_with_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     way = Way("CUDA error: operation not permitted when stream is capturing\nmore")
     way.steps(*[2] * (WARM_STEPS + 3))
-    assert way.taken == [*["plain 2"] * WARM_STEPS, "record", *["plain 2"] * 3], "recording is tried once"
+    assert way.taken == [
+        *["plain 2"] * WARM_STEPS,
+        "record",
+        *["plain 2"] * 3,
+    ], "recording is tried once"
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "operation not permitted when stream is capturing); steps go on one operator at a time" in said[0]
+    assert (
+        len(said) == 1
+        and "operation not permitted when stream is capturing); steps go on one operator at a time"
+        in said[0]
+    )
 
 
 def test_a_lost_gpu_is_not_taken_for_a_failed_recording() -> None:
@@ -84,11 +113,24 @@ def test_a_lost_gpu_is_not_taken_for_a_failed_recording() -> None:
         Way("CUDA error: an illegal memory access was encountered").steps(*[2] * (WARM_STEPS + 1))
 
 
-@pytest.mark.parametrize(("changes", "device", "processes", "reason"), [
-    ({}, GPU, 1, ""), ({"precision": "bf16"}, GPU, 1, ""), ({}, torch.device("cpu"), 1, "CUDA GPU"),
-    ({"precision": "fp16"}, GPU, 1, "scaler"), ({"accumulate": 2}, GPU, 1, "accumulate"), ({}, GPU, 2, "processes")])
+@pytest.mark.parametrize(
+    ("changes", "device", "processes", "reason"),
+    [
+        ({}, GPU, 1, ""),
+        ({"precision": "bf16"}, GPU, 1, ""),
+        ({}, torch.device("cpu"), 1, "CUDA GPU"),
+        ({"precision": "fp16"}, GPU, 1, "scaler"),
+        ({"accumulate": 2}, GPU, 1, "accumulate"),
+        ({}, GPU, 2, "processes"),
+    ],
+)
 def test_runs_whose_steps_cannot_be_a_graph_say_why(
-        changes: dict[str, object], device: torch.device, processes: int, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    changes: dict[str, object],
+    device: torch.device,
+    processes: int,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = config_of(**changes)
     found = why_not(config, device, processes)
     assert reason in found and bool(found) == bool(reason)
@@ -97,7 +139,9 @@ def test_runs_whose_steps_cannot_be_a_graph_say_why(
     assert (reason in capsys.readouterr().err) and (made is None or made.batch_size == 2)
 
 
-def test_a_cpu_run_with_the_switch_says_so_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cpu_run_with_the_switch_says_so_and_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = trainer_of(tmp_path)
     assert trainer.graph is None and "needs a CUDA GPU" in capsys.readouterr().err
 
@@ -115,10 +159,13 @@ def weights_after(trainer: Trainer, epochs: int = 2) -> Tensor:
 
 
 def test_the_whole_step_gives_the_weights_and_losses_of_the_plain_one(tmp_path: Path) -> None:
-    """Through `Trainer.update`, with a recorder that replays by computing; five cases: two full batches and a short one."""
+    """Through `Trainer.update`, with a recorder that replays by computing; five cases: two full
+    batches and a short one."""
     plain, other = trainer_of(tmp_path), trainer_of(tmp_path)
     way = Way()
-    other.graph = StepGraph(other.whole_step, 2, lambda step, image, label: way.taken.append("record") or step)
+    other.graph = StepGraph(
+        other.whole_step, 2, lambda step, image, label: way.taken.append("record") or step
+    )
     assert torch.equal(weights_after(plain), weights_after(other))
     assert plain.progress.losses == other.progress.losses and way.taken == ["record"]
 
@@ -155,4 +202,7 @@ def test_a_rate_in_a_tensor_survives_a_checkpoint(tmp_path: Path) -> None:
     other = trainer_of(tmp_path)
     assert other.restore()
     rates = [group["lr"] for group in other.optimizer.param_groups]
-    assert all(isinstance(rate, Tensor) and rate.item() == 0.125 and rate.device == other.device for rate in rates)
+    assert all(
+        isinstance(rate, Tensor) and rate.item() == 0.125 and rate.device == other.device
+        for rate in rates
+    )

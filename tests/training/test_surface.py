@@ -1,4 +1,5 @@
-"""The Decathlon's NSD and HD95 against areas known by hand, distances by brute force, and tables that lack them."""
+"""The Decathlon's NSD and HD95 against areas known by hand, distances by brute force, and tables
+that lack them."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ def cuboid(shape: tuple[int, ...], corner: tuple[int, ...], size: tuple[int, ...
 def elements(mask: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Places (mm) and sizes of the surface elements of a box, by hand, on every corner of the grid.
 
-    Of the neighbours of a corner, half lie inside at a face, a quarter at an edge, one at a vertex. The surface
-    is flat there; it cuts the lines between neighbours in the middle.
+    Of the neighbours of a corner, half lie inside at a face, a quarter at an edge, one at a vertex.
+    The surface is flat there; it cuts the lines between neighbours in the middle.
     """
     padded = np.pad(mask, 1)
     dims = mask.ndim
@@ -74,10 +75,21 @@ def by_hand(
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize(("corner", "size"), [((3, 4, 2), (5, 4, 6)), ((0, 0, 0), (3, 9, 4)), ((4, 5, 5), (1, 1, 1)), ((1, 2, 3), (7, 2, 2))])
+@pytest.mark.parametrize(
+    ("corner", "size"),
+    [
+        ((3, 4, 2), (5, 4, 6)),
+        ((0, 0, 0), (3, 9, 4)),
+        ((4, 5, 5), (1, 1, 1)),
+        ((1, 2, 3), (7, 2, 2)),
+    ],
+)
 @pytest.mark.parametrize("tolerance", [0.5, 1.0, 2.0])
 def test_boxes_against_areas_by_hand_and_all_distances(spacing, corner, size, tolerance) -> None:
-    label, prediction = cuboid((12, 13, 11), (3, 3, 3), (5, 5, 5)), cuboid((12, 13, 11), corner, size)
+    label, prediction = (
+        cuboid((12, 13, 11), (3, 3, 3), (5, 5, 5)),
+        cuboid((12, 13, 11), corner, size),
+    )
     found = decathlon_metrics(prediction, label, list(spacing), tolerance)
     nsd, hd95 = by_hand(prediction, label, spacing, tolerance)
     assert found["nsd_decathlon"] == pytest.approx(nsd, abs=1e-6)
@@ -88,18 +100,23 @@ def test_boxes_against_areas_by_hand_and_all_distances(spacing, corner, size, to
 def test_rectangles_in_two_dimensions(spacing) -> None:
     label, prediction = cuboid((14, 12), (3, 3), (6, 5)), cuboid((14, 12), (4, 2), (8, 4))
     found = decathlon_metrics(prediction, label, list(spacing), 1.0)
-    assert (found["nsd_decathlon"], found["hd95_decathlon_mm"]) == pytest.approx(by_hand(prediction, label, spacing, 1.0), abs=1e-5)
+    assert (found["nsd_decathlon"], found["hd95_decathlon_mm"]) == pytest.approx(
+        by_hand(prediction, label, spacing, 1.0), abs=1e-5
+    )
 
 
 def test_a_mask_at_the_border_of_the_grid_has_a_whole_surface() -> None:
     """Shifting both masks to the border changes nothing."""
     inner = [cuboid((12, 12, 12), (3, 3, 3), (4, 5, 6)), cuboid((12, 12, 12), (4, 3, 3), (4, 5, 6))]
     border = [mask[3:, 3:, 3:] for mask in inner]
-    assert decathlon_metrics(*inner, [1.0, 1.0, 2.0], 0.5) == decathlon_metrics(*border, [1.0, 1.0, 2.0], 0.5)
+    assert decathlon_metrics(*inner, [1.0, 1.0, 2.0], 0.5) == decathlon_metrics(
+        *border, [1.0, 1.0, 2.0], 0.5
+    )
 
 
 def test_each_area_counts_and_not_each_element() -> None:
-    """A plate and the plate with a pin on it: the pin has many elements and little area in coarse slices."""
+    """A plate and the plate with a pin on it: the pin has many elements and little area in coarse
+    slices."""
     label = cuboid((16, 16, 16), (2, 2, 2), (12, 12, 2))
     prediction = label | cuboid((16, 16, 16), (7, 7, 4), (1, 1, 9))
     row = case_metrics(prediction, label, (1.0, 1.0, 0.2), 0.5)
@@ -111,7 +128,9 @@ def test_a_percentile_of_equal_areas_is_the_distance_that_reaches_it(share: floa
     distances = np.arange(1.0, 101.0)
     rng = np.random.default_rng(0)
     order = rng.permutation(100)
-    assert weighted_percentile(distances[order], np.full(100, 0.3), share) == pytest.approx(100 * share, abs=1)
+    assert weighted_percentile(distances[order], np.full(100, 0.3), share) == pytest.approx(
+        100 * share, abs=1
+    )
     assert weighted_percentile(np.array([1.0, 9.0]), np.array([1.0, 99.0]), 0.5) == 9
     assert weighted_percentile(np.array([9.0, 1.0]), np.array([1.0, 99.0]), 0.95) == 1
 

@@ -1,4 +1,5 @@
-"""One predictor serves every prediction: on the run's device, in its precision, in batches where that changes no recorded bit."""
+"""One predictor serves every prediction: on the run's device, in its precision, in batches where
+that changes no recorded bit."""
 
 from __future__ import annotations
 
@@ -14,8 +15,16 @@ from mvl.models.build import build_system, own_state
 from mvl.training import precision, trained
 from mvl.training.trained import Predictor, load_own_state
 
-TINY = {"data": {"img_size": [16, 16, 16]},
-        "model": {"patch_size": [8, 8, 8], "encoder_layers": 1, "decoder_layers": 1, "hidden_size": 32, "mlp_dim": 64}}
+TINY = {
+    "data": {"img_size": [16, 16, 16]},
+    "model": {
+        "patch_size": [8, 8, 8],
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "hidden_size": 32,
+        "mlp_dim": 64,
+    },
+}
 
 
 @pytest.fixture
@@ -41,7 +50,9 @@ def test_logits_are_the_networks_own(config: Config, network: nn.Module) -> None
 
 
 @torch.no_grad()
-def test_sixteen_bits_come_back_in_float32(config: Config, network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sixteen_bits_come_back_in_float32(
+    config: Config, network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "processor_flags", lambda: frozenset({"avx512_bf16"}))
     image = torch.randn(1, 1, 16, 16, 16)
     rounded = Predictor(network, in_precision(config, "bf16"))
@@ -63,11 +74,24 @@ def test_a_precision_that_the_device_has_not_is_refused(config: Config, network:
         Predictor(network, in_precision(config, "fp16"))
 
 
-@pytest.mark.parametrize(("size", "device", "name", "cases"), [
-    ((16, 16, 16), "cpu", "fp32", 1), ((16, 16, 16), "cpu", "bf16", 32), ((16, 16, 16), "meta", "fp32", 32),
-    ((128, 128, 128), "meta", "fp32", 2), ((512, 512, 512), "meta", "fp32", 1)])
+@pytest.mark.parametrize(
+    ("size", "device", "name", "cases"),
+    [
+        ((16, 16, 16), "cpu", "fp32", 1),
+        ((16, 16, 16), "cpu", "bf16", 32),
+        ((16, 16, 16), "meta", "fp32", 32),
+        ((128, 128, 128), "meta", "fp32", 2),
+        ((512, 512, 512), "meta", "fp32", 1),
+    ],
+)
 def test_batches_are_bounded_and_recorded_bits_stay(
-        size: tuple[int, ...], device: str, name: str, cases: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    size: tuple[int, ...],
+    device: str,
+    name: str,
+    cases: int,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(precision, "check_precision", lambda *_: None)
     asked = replace(in_precision(config, name), data=replace(config.data, img_size=size))
     assert Predictor(nn.Identity(), asked, torch.device(device)).cases_at_once() == cases
@@ -87,6 +111,8 @@ def test_on_a_gpu_predictions_repeat_too(config: Config, monkeypatch: pytest.Mon
 def test_weights_that_do_not_fit_are_named(network: nn.Module) -> None:
     state = own_state(network)
     lost = sorted(state)[0]
-    changed = {name: tensor for name, tensor in state.items() if name != lost} | {"stray": torch.zeros(1)}
+    changed = {name: tensor for name, tensor in state.items() if name != lost} | {
+        "stray": torch.zeros(1)
+    }
     with pytest.raises(files.RunError, match=rf"missing \['{lost}'\], extra \['stray'\]"):
         load_own_state(network, changed)

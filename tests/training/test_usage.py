@@ -1,4 +1,5 @@
-"""Use of the block: 0 for a network that ignores it, large for one that hangs on it; sealed with the run; the same from the command."""
+"""Use of the block: 0 for a network that ignores it, large for one that hangs on it; sealed with
+the run; the same from the command."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def measured(network: torch.nn.Module, config: Config) -> dict[str, dict[str, ob
     """Rows by intervention over three test phantoms."""
     task = find_task("phantoms")
     store = CaseStore(task, load_split(task, 0, 1.0).test[:3], config.data)
-    return {str(row["intervention"]): row for row in usage.measure_usage(network, store, config, task)}
+    return {
+        str(row["intervention"]): row for row in usage.measure_usage(network, store, config, task)
+    }
 
 
 class CutOut(MedVisionLlamaV3):
@@ -72,7 +75,8 @@ class CutOut(MedVisionLlamaV3):
 
 
 class Planted(TokenBlock):
-    """A block that the rest hangs on: h is what sets a token apart from the mean token, and far larger than x."""
+    """A block that the rest hangs on: h is what sets a token apart from the mean token, and far
+    larger than x."""
 
     def branch(self, tokens: Tensor) -> Tensor:
         return 100 * (tokens - tokens.mean(dim=1, keepdim=True))
@@ -99,11 +103,16 @@ def test_a_block_that_says_nothing_or_is_not_asked_shows_no_use(study: str, syst
 
 
 def test_a_planted_block_that_matters_shows_large_use(study: str) -> None:
-    """The network segments by its block alone: a patch is foreground if its brightness stands out from the others'."""
+    """The network segments by its block alone: a patch is foreground if its brightness stands out
+    from the others'."""
     config = config_of(study, "medvisionllama_v3_identity")
     config = replace(config, model=replace(config.model, patch_size=(2, 2, 2)))
     network = build_system(config, 1, 1).eval()
-    network.block, network.mapper1, network.mapper2 = Planted(16, True), torch.nn.Identity(), torch.nn.Identity()
+    network.block, network.mapper1, network.mapper2 = (
+        Planted(16, True),
+        torch.nn.Identity(),
+        torch.nn.Identity(),
+    )
     vit = network.vit
     vit.encoder, vit.decoder = torch.nn.Sequential(), torch.nn.Sequential()
     with torch.no_grad():
@@ -121,15 +130,25 @@ def test_a_planted_block_that_matters_shows_large_use(study: str) -> None:
 
 
 def test_a_hybrids_run_records_and_seals_its_use(run: Path) -> None:
-    status, table, cases = run_folder.read_status(run), pd.read_csv(run / "usage.csv"), pd.read_csv(run / "cases.csv")
+    status, table, cases = (
+        run_folder.read_status(run),
+        pd.read_csv(run / "usage.csv"),
+        pd.read_csv(run / "cases.csv"),
+    )
     assert list(table.columns) == usage.COLUMNS and tuple(table["intervention"]) == INTERVENTIONS
     assert status["files"]["usage.csv"] == files.sha256_file(run / "usage.csv")
     first = table.set_index("intervention").loc["as_trained"]
-    assert first["dice"] == pytest.approx(cases["dice"].mean(), abs=1e-12) and first["dice_difference"] == 0
+    assert (
+        first["dice"] == pytest.approx(cases["dice"].mean(), abs=1e-12)
+        and first["dice_difference"] == 0
+    )
     assert (table["dice_difference"] == table["dice"] - first["dice"]).all()
     assert np.isfinite(first[list(SIZES)].astype(float)).all()
     assert table[list(SIZES)].tail(1).isna().all(axis=None) and len(table) == 8
-    assert run_folder.is_done(run, need_weights=True) and run_folder.recorded_files(run) == (*run_folder.RECORD_FILES, "usage.csv")
+    assert run_folder.is_done(run, need_weights=True) and run_folder.recorded_files(run) == (
+        *run_folder.RECORD_FILES,
+        "usage.csv",
+    )
 
 
 def test_a_damaged_use_makes_a_run_not_done(run: Path, tmp_path: Path) -> None:
@@ -143,7 +162,9 @@ def test_a_damaged_use_makes_a_run_not_done(run: Path, tmp_path: Path) -> None:
     assert not run_folder.is_done(folder), "sealed and gone"
 
 
-def test_the_command_writes_what_the_run_recorded(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_what_the_run_recorded(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import shutil
 
     folder = tmp_path / "copy"
@@ -157,19 +178,32 @@ def test_the_command_writes_what_the_run_recorded(run: Path, tmp_path: Path, cap
     text = capsys.readouterr().out
     assert all(name in text for name in (*INTERVENTIONS, "points", "|h|"))
     assert (folder / "usage.csv").read_bytes() == (run / "usage.csv").read_bytes()
-    assert run_folder.read_status(folder) == run_folder.read_status(run) and run_folder.is_done(folder, need_weights=True)
+    assert run_folder.read_status(folder) == run_folder.read_status(run) and run_folder.is_done(
+        folder, need_weights=True
+    )
     before = (folder / "usage.csv").stat().st_mtime_ns
     assert main(["usage", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["intervention"] for row in found] == list(INTERVENTIONS)
-    assert (folder / "usage.csv").stat().st_mtime_ns == before, "what is sealed is not written again"
+    assert (folder / "usage.csv").stat().st_mtime_ns == before, (
+        "what is sealed is not written again"
+    )
     rows = usage.read_usage(folder)
-    assert rows[0]["dice"] == found[0]["dice"] and np.isnan(rows[-1]["cosine"]) and usage.read_usage(tmp_path) == []
+    assert (
+        rows[0]["dice"] == found[0]["dice"]
+        and np.isnan(rows[-1]["cosine"])
+        and usage.read_usage(tmp_path) == []
+    )
 
 
-def test_a_network_without_a_block_has_none_and_says_so(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_without_a_block_has_none_and_says_so(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = train_run(config_of(study, "vit_baseline"), tmp_path, progress=False)
     assert not (folder / "usage.csv").exists() and run_folder.is_done(folder, need_weights=True)
     assert main(["usage", str(folder)]) == 1 and "has no block" in capsys.readouterr().err
     (folder / "weights.safetensors").unlink()
-    assert main(["usage", str(folder)]) == 1 and "not a finished run with whole weights" in capsys.readouterr().err
+    assert (
+        main(["usage", str(folder)]) == 1
+        and "not a finished run with whole weights" in capsys.readouterr().err
+    )

@@ -1,4 +1,5 @@
-"""What a GGUF file lists is what the published reader says of it, and a made-up file ends the child, not the caller."""
+"""What a GGUF file lists is what the published reader says of it, and a made-up file ends the
+child, not the caller."""
 
 from __future__ import annotations
 
@@ -37,26 +38,50 @@ def whole(tmp_path: Path) -> Path:
 
 def test_it_lists_what_the_published_reader_lists(whole: Path) -> None:
     reader, found = GGUFReader(whole), open_gguf(whole)
-    scalars = {key: field.contents() for key, field in reader.fields.items() if field.types[0] != gguf_directory.ARRAY}
+    scalars = {
+        key: field.contents()
+        for key, field in reader.fields.items()
+        if field.types[0] != gguf_directory.ARRAY
+    }
     assert found.fields == scalars and list(found.arrays) == ["tokenizer.ggml.tokens"]
     assert _strings(found, "tokenizer.ggml.tokens") == ["a", "bc", "é"]
-    assert [(t.name, t.tensor_type) for t in found.tensors] == [(t.name, t.tensor_type) for t in reader.tensors]
-    assert all(np.array_equal(a.data, b.data) and a.data.dtype == b.data.dtype for a, b in zip(found.tensors, reader.tensors))
+    assert [(t.name, t.tensor_type) for t in found.tensors] == [
+        (t.name, t.tensor_type) for t in reader.tensors
+    ]
+    assert all(
+        np.array_equal(a.data, b.data) and a.data.dtype == b.data.dtype
+        for a, b in zip(found.tensors, reader.tensors)
+    )
 
 
 def test_the_real_file_is_read_within_the_limits(smollm2: Path) -> None:
-    done = subprocess.run([sys.executable, "-P", SCRIPT, str(smollm2)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", SCRIPT, str(smollm2)], capture_output=True, text=True, check=True
+    )
     assert len(json.loads(done.stdout)["tensors"]) == 272
 
 
 def test_a_made_up_file_ends_with_1_and_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**60) + b"x")
-    done = subprocess.run([sys.executable, "-P", SCRIPT, str(tmp_path / "a.gguf")], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "") and "ends before byte" in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "a.gguf").write_bytes(
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**60) + b"x"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", SCRIPT, str(tmp_path / "a.gguf")], capture_output=True, text=True
+    )
+    assert (
+        (done.returncode, done.stdout) == (1, "")
+        and "ends before byte" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
-@pytest.mark.parametrize(("code", "status"), [("while True: pass", -9), ("x = bytearray(2**31)", 1)])
+@pytest.mark.parametrize(
+    ("code", "status"), [("while True: pass", -9), ("x = bytearray(2**31)", 1)]
+)
 def test_time_and_memory_are_bounded(code: str, status: int) -> None:
-    words = f"import sys; sys.path.insert(0, {str(Path(SCRIPT).parent)!r}); import gguf_directory as g; g.CPU_S = 1; g.limit(0)\n{code}"
+    words = (
+        f"import sys; sys.path.insert(0, {str(Path(SCRIPT).parent)!r}); import gguf_directory as g;"
+        f" g.CPU_S = 1; g.limit(0)\n{code}"
+    )
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=60)
     assert done.returncode == status and ("MemoryError" in done.stderr) == (status == 1)

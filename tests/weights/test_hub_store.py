@@ -26,17 +26,28 @@ def source(hub, wide_llama):
 
 
 def fetched(source):
-    return load_file(fetch_part(source, all_of_layer_one, "layer-1", lambda _: None) / "model.safetensors")
+    return load_file(
+        fetch_part(source, all_of_layer_one, "layer-1", lambda _: None) / "model.safetensors"
+    )
 
 
 def tensor_requests(hub):
     """Byte ranges longer than a header that the storage host was asked for."""
-    spans = [tuple(map(int, entry["range"][6:].split("-"))) for entry in hub.log if entry["host"] == "storage"]
+    spans = [
+        tuple(map(int, entry["range"][6:].split("-")))
+        for entry in hub.log
+        if entry["host"] == "storage"
+    ]
     return [(start, end + 1) for start, end in spans if end - start > 5000]
 
 
 def right(found, wide_llama):
-    wanted = {name: tensor for shard in wide_llama.glob("*.safetensors") for name, tensor in load_file(shard).items() if all_of_layer_one(name)}
+    wanted = {
+        name: tensor
+        for shard in wide_llama.glob("*.safetensors")
+        for name, tensor in load_file(shard).items()
+        if all_of_layer_one(name)
+    }
     return set(found) == set(wanted) and all(found[name].equal(wanted[name]) for name in wanted)
 
 
@@ -49,12 +60,25 @@ def test_cut_line_is_gone_on_with(hub, source, wide_llama):
 
 def test_line_that_always_breaks_says_so_and_keeps_what_came(hub, source, wide_llama):
     hub.cuts = [10**9] * 2 + [100_000] * hub_client.ATTEMPTS
-    with pytest.raises(SourceError, match=r"byte \d+: the line broke .* \(5 attempts\); what came is kept, run the same command again to go on"):
+    with pytest.raises(
+        SourceError,
+        match=(
+            r"byte \d+: the line broke .* \(5 attempts\); what came is kept, run the same command"
+            r" again to go on"
+        ),
+    ):
         fetched(source)
     partial = source_dir(source) / ".layer-1.partial"
-    assert json.loads((partial / "progress.json").read_text())["bytes"] == 500_000 and not (source_dir(source) / "layer-1").exists()
+    assert (
+        json.loads((partial / "progress.json").read_text())["bytes"] == 500_000
+        and not (source_dir(source) / "layer-1").exists()
+    )
     first, asked = tensor_requests(hub)[0], len(tensor_requests(hub))
-    assert right(fetched(source), wide_llama) and tensor_requests(hub)[asked] == (first[0] + 500_000, first[1]) and not partial.exists()
+    assert (
+        right(fetched(source), wide_llama)
+        and tensor_requests(hub)[asked] == (first[0] + 500_000, first[1])
+        and not partial.exists()
+    )
 
 
 def test_killed_fetch_goes_on(hub, source, wide_llama, monkeypatch):
@@ -74,7 +98,10 @@ def test_killed_fetch_goes_on(hub, source, wide_llama, monkeypatch):
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     first, asked = tensor_requests(hub)[0], len(tensor_requests(hub))
-    assert right(fetched(source), wide_llama) and tensor_requests(hub)[asked] == (first[0] + 600_000, first[1])
+    assert right(fetched(source), wide_llama) and tensor_requests(hub)[asked] == (
+        first[0] + 600_000,
+        first[1],
+    )
 
 
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "header", "commit", "no note"])
@@ -83,7 +110,11 @@ def test_beginning_that_does_not_fit_is_thrown_away(hub, source, wide_llama, dam
     with pytest.raises(SourceError):
         fetched(source)
     partial = source_dir(source) / ".layer-1.partial"
-    path, note, data = partial / "model.safetensors", partial / "progress.json", bytearray((partial / "model.safetensors").read_bytes())
+    path, note, data = (
+        partial / "model.safetensors",
+        partial / "progress.json",
+        bytearray((partial / "model.safetensors").read_bytes()),
+    )
     if damage in ("flipped", "header"):
         data[-1 if damage == "flipped" else 20] ^= 1
     path.write_bytes(data[:-1] if damage == "shorter" else data)
@@ -96,8 +127,13 @@ def test_beginning_that_does_not_fit_is_thrown_away(hub, source, wide_llama, dam
 
 
 def test_no_room(hub, source, monkeypatch):
-    monkeypatch.setattr(hub_store.shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10, 9, 1))
-    with pytest.raises(SourceError, match=r"\d+ bytes needed, 1 free; free space, or set MVL_WEIGHTS to a folder with room"):
+    monkeypatch.setattr(
+        hub_store.shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(10, 9, 1)
+    )
+    with pytest.raises(
+        SourceError,
+        match=r"\d+ bytes needed, 1 free; free space, or set MVL_WEIGHTS to a folder with room",
+    ):
         fetched(source)
 
 
@@ -109,9 +145,15 @@ def test_disk_that_fills_up_under_way(hub, source, wide_llama, monkeypatch):
         try:
             fetched(source)
         except SourceError as error:
-            message = "model.safetensors: could not be written (File too large); free space, then run the same command again"
+            message = (
+                "model.safetensors: could not be written (File too large); free space, then run the"
+                " same command again"
+            )
             os._exit(0 if message in str(error) else 2)
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
     first, asked = tensor_requests(hub)[0], len(tensor_requests(hub))
-    assert right(fetched(source), wide_llama) and tensor_requests(hub)[asked] == (first[0] + 300_000, first[1])
+    assert right(fetched(source), wide_llama) and tensor_requests(hub)[asked] == (
+        first[0] + 300_000,
+        first[1],
+    )

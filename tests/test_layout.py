@@ -85,31 +85,15 @@ def test_a_module_is_one_idea(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)
-def test_functions_are_short_and_public_ones_documented(path):
+def test_public_names_are_documented(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "module docstring"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.body[0].lineno < 40, (
-                f"{node.name} is {node.end_lineno - node.body[0].lineno + 1} lines long"
-            )
     public = [
         node
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     ]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
-
-
-def test_functions_are_near_ten_lines_on_the_whole():
-    nodes = [
-        node
-        for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef)
-    ]
-    lengths = [node.end_lineno - node.lineno + 1 for node in nodes]
-    assert sum(lengths) / len(lengths) <= 14
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from mvl.cli import main
 from mvl.core.config import ROOT, ConfigError
+from mvl.core.errors import MvlError
 
 TRAIN = ["train", "--study", "quick", "--task", "phantoms", "--system", "vit_baseline"]
 HEAVY = ("torch", "monai", "transformers", "pandas", "matplotlib", "numpy", "scipy")
@@ -159,11 +160,8 @@ def stop_with(command: str) -> SystemExit:
     return error
 
 
-class OddError(RuntimeError):
+class OddError(MvlError, RuntimeError):
     """An error of the package's own."""
-
-
-OddError.__module__ = "mvl.training.loop"
 
 
 @pytest.mark.parametrize(

@@ -429,7 +429,7 @@ def figures(args: argparse.Namespace) -> int:
     """`mvl figures`: draws README's figure and results again from the published records."""
     from mvl.core import files, run_folder
     from mvl.core.config import ROOT
-    from mvl.evidence import claims_ledger, differences, learning_rates
+    from mvl.evidence import claims_ledger, differences
     from mvl.evidence.chapter import open_chapter
     from mvl.publish import claims_page, readme
     from mvl.publish.book import PUBLISHED
@@ -441,17 +441,16 @@ def figures(args: argparse.Namespace) -> int:
     files.atomic_write(
         target, svg(paired_differences(differences.differences(chapter), chapter.holes))
     )
-    verdicts = claims_page.headline(
-        entries := claims_ledger.ledger(PUBLISHED, run_folder.records_dir())
-    )
-    caution = learning_rates.caution(run_folder.records_dir()).replace("](", "](book/")
-    words = (
-        f"{caution}\n\n{verdicts}\n\n{claims_page.INTERVALS} {claims_page.summary(entries)} `mvl"
-        " claims` lists them."
-    )
-    changed = readme.update_readme(ROOT / "README.md", verdicts=words.strip())
+    records = run_folder.records_dir()
+    entries = claims_ledger.ledger(PUBLISHED, records)
+    answer = readme.short_answer(entries)
+    words = [answer, claims_page.headline(entries), claims_page.summary(entries)]
+    changed = readme.update_readme(ROOT / "README.md", "\n\n".join(words))
+    page = readme.results_page(records, ROOT / "data" / "paper_reported.csv")
+    files.atomic_write(records / "README.md", page)
     print(
-        f"{target.relative_to(ROOT)} drawn; README.md {'changed' if changed else 'is up to date'}"
+        f"{target.relative_to(ROOT)} and the tables of data/results/README.md are drawn;"
+        f" README.md {'changed' if changed else 'is up to date'}"
     )
     return DONE
 

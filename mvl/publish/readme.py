@@ -1,18 +1,20 @@
-"""The README's results: one row for each arm that has runs, beside the papers' numbers; what is
-planned and not run stands below."""
+"""The README's answer, and the table of all arms that lies beside the records: one row for each
+arm that has runs, beside the papers' numbers; what is planned and not run stands below."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mvl.core import files, run_folder
-from mvl.core.config import ROOT
+from mvl.core import files
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
+from mvl.evidence import claims_ledger
+from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.lesion_classes import EMPTY
 from mvl.publish.book import PUBLISHED
 from mvl.study.tables import TableError, read_cases, read_rows, read_runs, summary
@@ -215,11 +217,38 @@ def markdown(head: list[str], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
 
 
-def update_readme(
-    path: Path, records_dir: Path | None = None, paper_csv: Path | None = None, verdicts: str = ""
-) -> bool:
-    """Rewrite what stands between the result markers of a README, `verdicts` (Markdown) first; True
-    when it changed.
+def short_answer(entries: Sequence[Entry]) -> str:
+    """Return the answer in three sentences, each with its difference and its verdict."""
+    said = {entry.claim.id: entry for entry in entries if entry.verdict and entry.verdict.numbers}
+    if not {"mean_dice", "pretraining", "llm4seg_gain"} <= set(said):
+        return ""
+
+    def found(claim: str) -> str:
+        return f"**{claims_ledger.brief(said[claim]).rpartition(', ')[0]}** ({said[claim].word})"
+
+    return (
+        "With one frozen layer of SmolLM2-135M between its encoder and its decoder, the ViT of"
+        f" MedVisionLlama changes on hippocampus scans by {found('mean_dice')}; beside the same"
+        f" network with a random layer, by {found('pretraining')}. That first study cannot see"
+        " whether the layer matters, because its learning rate lets the network ignore it:"
+        " [a second one](book/protocol_2.md), with controls of the same scale and a measure of"
+        " the layer's use, is under way. LLM4Seg's layer changes a CNN on breast ultrasound by"
+        f" {found('llm4seg_gain')}."
+    )
+
+
+def results_page(records_dir: Path, paper_csv: Path) -> str:
+    """Return the page of all arms, which lies beside the records."""
+    return (
+        "# Results by arm\n\nWritten by `mvl figures` from the records in this folder. Means are"
+        " over test cases that no choice was made on (but in `audit_test`, whose fault that is)."
+        " The papers' numbers are theirs, on their splits and resized grids.\n\n"
+        f"{readme_block(records_dir, paper_csv, '.')}\n"
+    )
+
+
+def update_readme(path: Path, words: str) -> bool:
+    """Put the words between the result markers of a README; True when it changed.
 
     Raises:
         TableError: the file does not hold each marker once, in order.
@@ -227,11 +256,7 @@ def update_readme(
     text = Path(path).read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise TableError(f"{path}: must hold the lines {BEGIN} and {END} once each, in this order")
-    block = readme_block(
-        records_dir or run_folder.records_dir(), paper_csv or ROOT / "data" / "paper_reported.csv"
-    )
-    block = f"{verdicts}\n\n{block}" if verdicts else block
-    new = f"{text[: text.index(BEGIN)]}{BEGIN}\n\n{block}\n\n{text[text.index(END) :]}"
+    new = f"{text[: text.index(BEGIN)]}{BEGIN}\n\n{words}\n\n{text[text.index(END) :]}"
     if new != text:
         files.atomic_write(Path(path), new)
     return new != text

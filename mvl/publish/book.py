@@ -187,6 +187,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
         paper_words,
         plan_page,
         reported_page,
+        second_study_page,
         systems_page,
     )
     from mvl.publish.style import svg
@@ -228,6 +229,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
         **overhead.facts(),
         **loader.facts(),
         **reported_page.facts(studies, results),
+        **second_study_page.facts(run_folder.records_dir(), staging),
         **mutants.facts(),
         **audit_page.facts(studies, results, repository_url()),
         "claims": claims_page.facts(studies, results, list(plan(studies)), staging),

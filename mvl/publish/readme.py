@@ -16,6 +16,7 @@ from mvl.datasets.task import MADE
 from mvl.evidence import claims_ledger
 from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.lesion_classes import EMPTY
+from mvl.publish import second_study_page
 from mvl.publish.book import PUBLISHED
 from mvl.study.tables import TableError, read_cases, read_rows, read_runs, summary
 
@@ -217,24 +218,23 @@ def markdown(head: list[str], rows: list[str]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
 
 
-def short_answer(entries: Sequence[Entry]) -> str:
+def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
     """Return the answer in three sentences, each with its difference and its verdict."""
     said = {entry.claim.id: entry for entry in entries if entry.verdict and entry.verdict.numbers}
-    if not {"mean_dice", "pretraining", "llm4seg_gain"} <= set(said):
+    first, last = said.get("mean_dice"), said.get("llm4seg_gain")
+    if first is None or last is None:
         return ""
-
-    def found(claim: str) -> str:
-        return f"**{claims_ledger.brief(said[claim]).rpartition(', ')[0]}** ({said[claim].word})"
-
     return (
-        "With one frozen layer of SmolLM2-135M between its encoder and its decoder, the ViT of"
-        f" MedVisionLlama changes on hippocampus scans by {found('mean_dice')}; beside the same"
-        f" network with a random layer, by {found('pretraining')}. That first study cannot see"
-        " whether the layer matters, because its learning rate lets the network ignore it:"
-        " [a second one](book/protocol_2.md), with controls of the same scale and a measure of"
-        " the layer's use, is under way. LLM4Seg's layer changes a CNN on breast ultrasound by"
-        f" {found('llm4seg_gain')}."
+        f"{second_study_page.sentence(records_dir)} At a rate that suits the ViT alone, the first"
+        f" study finds {_found(first)}; but there the network ignores its layer, so that nothing"
+        " can be said of it. LLM4Seg's layer changes a CNN on breast ultrasound by"
+        f" {_found(last)}."
     )
+
+
+def _found(entry: Entry) -> str:
+    """Return a claim's first difference with its verdict."""
+    return f"**{claims_ledger.brief(entry).rpartition(', ')[0]}** ({entry.word})"
 
 
 def results_page(records_dir: Path, paper_csv: Path) -> str:

@@ -1,0 +1,178 @@
+"""The page of the second study: its questions answered by rule, the use of the block beside every
+difference, and what is still to be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mvl.evidence import second_study
+from mvl.evidence.arms import colour, marker, title
+from mvl.evidence.decision import EQUIVALENT, MARGIN, decided
+from mvl.evidence.differences import minus
+from mvl.evidence.second_study import QUESTIONS, Question
+from mvl.publish.style import finish, styled, svg
+from mvl.study.grid import load_study
+
+FILE = "second_study.svg"
+INTERVENTIONS = {
+    "zero": "h = 0",
+    "mean": "its mean",
+    "shuffled_tokens": "tokens shuffled",
+    "attention_off": "attention off",
+    "shuffled_weights": "weights shuffled",
+    "random_weights": "weights random",
+}
+"What `usage.csv` calls an intervention, and what the page does."
+
+
+def facts(results: Path, staging: Path) -> dict[str, Any]:
+    """Return what the page prints, and write its figure into the staged book."""
+    recorded = second_study.recorded_studies(results)
+    tables = {
+        question: second_study.differences(question, results)
+        for question in QUESTIONS
+        if question.study in recorded
+    }
+    use = {study: second_study.use_of_block(study, results) for study in recorded}
+    shown = {study: rows for study, rows in use.items() if not rows.empty}
+    if shown:
+        (staging / FILE).write_text(svg(difference_against_use(shown)))
+    return {
+        "second": {
+            "answer": answer(tables),
+            "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),
+            "use": "\n\n".join(use_table(study, rows) for study, rows in shown.items()),
+            "progress": progress_table(results),
+            "figure": bool(shown),
+        }
+    }
+
+
+def sentence(results: Path) -> str:
+    """Return the answer of the regime as published in one sentence; empty before it is complete."""
+    help_, pretraining = QUESTIONS[:2]
+    if help_.study not in second_study.recorded_studies(results):
+        return ""
+    gain = second_study.differences(help_, results).iloc[0].to_dict()
+    controls = second_study.differences(pretraining, results).to_dict("records")
+    if not all(row["complete"] for row in (gain, *controls)):
+        return ""
+    shuffled = controls[0]
+    used = second_study.use_of_block(help_.study, results)
+    hybrid = used[used["system"] == gain["system"]]
+    return (
+        "Trained as published, on hippocampus scans split by person, MedVisionLlama's ViT with one"
+        f" frozen layer of SmolLM2-135M scores **{in_points(gain)} Dice points** beside the same"
+        f" ViT alone ({decided(gain)}); the pretrained layer beside the same layer with its weights"
+        f" shuffled: **{in_points(shuffled)}** ({decided(shuffled)}), in networks of which"
+        f" the hybrid {use_in_words(hybrid)} ([second study](book/second_study.md))."
+    )
+
+
+def in_points(row: dict[Any, Any]) -> str:
+    """Return a difference and its interval in Dice points."""
+    values = (100 * row[key] for key in ("difference", "low", "high"))
+    mid, low, high = (f"{value:+z.2f}" for value in values)
+    return f"{mid} [{low}, {high}]"
+
+
+def answer(tables: dict[Question, pd.DataFrame]) -> str:
+    """Return one sentence a decided contrast, in the protocol's order."""
+    said = []
+    for question, table in tables.items():
+        for row in table.to_dict("records"):
+            if row["hole"] or not row["complete"]:
+                continue
+            word = decided(row).word
+            within = f" within {100 * MARGIN:g} Dice point" if word == EQUIVALENT else ""
+            name = minus(row["system"], row["reference"]).replace("\n", " ")
+            where = load_study(question.study).title
+            said.append(f"- {where}: {name}, **{in_points(row)} Dice points: {word}{within}**.")
+    return "\n".join(said) or "No contrast of the second study is complete yet."
+
+
+def contrast_table(question: Question, table: pd.DataFrame) -> str:
+    """Return a question's family as Markdown: difference, tests, verdict and pairs of runs."""
+    lines = [
+        f"**{question.words}** ({load_study(question.study).title})",
+        "",
+        "| contrast | Dice points, 95 % interval | p, Holm | p, equivalence | verdict | pairs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.to_dict("records"):
+        name = minus(row["system"], row["reference"]).replace("\n", " ")
+        pairs = f"{row['n_runs']} of {row['planned']}"
+        if row["hole"]:
+            lines.append(f"| {name} | | | | not decided: not run yet | {pairs} |")
+            continue
+        tests = (
+            f"{row[key]:.2g}" if row[key] == row[key] else "" for key in ("p_holm", "p_equivalence")
+        )
+        found = decided(row)
+        lines.append(f"| {name} | {in_points(row)} | {' | '.join(tests)} | {found} | {pairs} |")
+    return "\n".join(lines)
+
+
+def use_table(study: str, rows: pd.DataFrame) -> str:
+    """Return the use of the block in a study's hybrids as Markdown, means over their runs."""
+    lines = [
+        f"**{load_study(study).title}**: Dice points lost or won when h is replaced",
+        "",
+        f"| arm | runs | size of h over x | {' | '.join(INTERVENTIONS.values())} | the network |",
+        f"|---|---|---|{'---|' * len(INTERVENTIONS)}---|",
+    ]
+    for system, own in rows.groupby("system", sort=False):
+        cells = [f"{own[name].mean():+.2f}" if name in own else "" for name in INTERVENTIONS]
+        lines.append(
+            f"| {title(str(system))} | {len(own)} | {own['relative_size'].mean():.2f} |"
+            f" {' | '.join(cells)} | {use_in_words(own)} |"
+        )
+    return "\n".join(lines)
+
+
+def use_in_words(rows: pd.DataFrame) -> str:
+    """Return what the protocol calls this use of the block."""
+    of_block, computed = second_study.uses(rows)
+    if computed:
+        return "uses what the layer computes"
+    return "uses the layer" if of_block else "does not use the layer"
+
+
+def progress_table(results: Path) -> str:
+    """Return how far each study is, as Markdown."""
+    lines = ["| study | runs done |", "|---|---|"]
+    for study, done, planned in second_study.progress(results):
+        lines.append(f"| {load_study(study).title} (`{study}`) | {done} of {planned} |")
+    return "\n".join(lines)
+
+
+@styled
+def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
+    """Draw each hybrid run's Dice minus the ViT's beside what it loses when its block is silenced."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for study, rows in use.items():
+        for system, own in rows.dropna(subset=["over_vit"]).groupby("system", sort=False):
+            label = f"{title(str(system))}, {load_study(study).title.split(', ')[-1]}"
+            axis.plot(
+                -own["zero"],
+                own["over_vit"],
+                marker(str(system)),
+                ls="",
+                ms=6,
+                alpha=0.85,
+                color=colour(str(system)),
+                label=label,
+            )
+    band = 100 * MARGIN
+    axis.axhspan(-band, band, color="#E9ECEF", zorder=0)
+    axis.axhline(0, lw=0.8, color="#6E7781")
+    axis.set_xlabel("Dice points lost when the block is silenced (h = 0)")
+    axis.set_ylabel("Dice points over the ViT alone")
+    axis.legend(frameon=False, fontsize=9, loc="best")
+    tasks = [task for study in use for task in load_study(study).tasks]
+    return finish(figure, tasks)

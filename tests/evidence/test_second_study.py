@@ -1,0 +1,84 @@
+"""The second study's contrasts, beside an independent computation; a missing run withholds."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as distributions
+
+from mvl.core.config import ROOT
+from mvl.evidence import second_study
+from mvl.evidence.decision import decided
+from mvl.evidence.second_study import HYBRID, MATCHED, QUESTIONS, SHUFFLED, VIT, Question
+from mvl.publish import second_study_page
+from mvl.study.tables import read_runs
+
+RECORDS = ROOT / "data" / "results"
+STUDY = "hippocampus2_published"
+
+
+def by_hand(system: str, reference: str) -> tuple[float, float, float]:
+    """Difference and corrected interval by pandas and scipy alone, from the runs' cases."""
+    values = {}
+    for arm, fold, seed in itertools.product((system, reference), range(5), range(2)):
+        folder = RECORDS / STUDY / "runs" / "Task04_Hippocampus" / arm
+        rows = pd.read_csv(folder / f"fraction-1.0_fold-{fold}_seed-{seed}" / "cases.csv")
+        values[arm, fold, seed] = rows[rows["label"] == "foreground"]["dice"].mean()
+    folds = np.array(
+        [
+            np.mean([values[system, f, s] - values[reference, f, s] for s in range(2)])
+            for f in range(5)
+        ]
+    )
+    spread = np.sqrt(folds.var(ddof=1) * (1 / 5 + 1 / 7))
+    reach = distributions.t.ppf(0.975, 4) * spread
+    return folds.mean(), folds.mean() - reach, folds.mean() + reach
+
+
+@pytest.mark.parametrize("pair", [(HYBRID, VIT), (HYBRID, SHUFFLED), (HYBRID, MATCHED)])
+def test_a_recorded_contrast_is_that_of_an_independent_computation(pair):
+    table = second_study.differences(Question(STUDY, "?", (pair,)), RECORDS)
+    found = table.iloc[0]
+    assert found["complete"] and found["n_runs"] == 10 and found["n_folds"] == 5
+    assert tuple(found[["difference", "low", "high"]]) == pytest.approx(by_hand(*pair), abs=1e-12)
+
+
+def test_a_missing_run_withholds_the_verdict_and_is_named(tmp_path):
+    shutil.copytree(RECORDS / STUDY, tmp_path / STUDY)
+    path = tmp_path / STUDY / "cases.csv"
+    cases = pd.read_csv(path)
+    gone = (cases["system"] == HYBRID) & (cases["fold"] == 3) & (cases["seed"] == 1)
+    cases[~gone].to_csv(path, index=False)
+    row = second_study.differences(QUESTIONS[0], tmp_path).iloc[0].to_dict()
+    assert row["n_runs"] == 9 and "incomplete, 1 planned pair" in str(decided(row))
+    assert second_study_page.sentence(tmp_path) == ""
+
+
+def test_use_is_the_mean_over_runs_and_a_silent_block_is_not_used():
+    rows = second_study.use_of_block(STUDY, RECORDS)
+    runs = (
+        read_runs(STUDY, RECORDS)
+        .query("fraction == 1")
+        .set_index(["system", "fold", "seed"])["dice"]
+    )
+    one = rows[(rows["system"] == HYBRID) & (rows["fold"] == 2) & (rows["seed"] == 0)].iloc[0]
+    expected = 100 * (runs[HYBRID, 2, 0] - runs[VIT, 2, 0])
+    assert one["over_vit"] == pytest.approx(expected) and VIT not in set(rows["system"])
+    quiet = rows.assign(zero=0.0, shuffled_tokens=0.0, shuffled_weights=0.0)
+    assert second_study.uses(quiet) == (False, False)
+    assert second_study.uses(quiet.assign(zero=-1.0)) == (True, False)
+    assert second_study.uses(quiet.assign(shuffled_tokens=-1.5))[1]
+
+
+def test_the_families_are_the_protocols():
+    sizes = [(q.study.rpartition("_")[2], len(q.contrasts)) for q in QUESTIONS]
+    assert sizes == [
+        *[("published", n) for n in (1, 2, 3)],
+        *[("unmixed", n) for n in (1, 3)],
+        *[("tuned", n) for n in (1, 2, 3)],
+    ]
+    for question in QUESTIONS:
+        for pair in question.contrasts:
+            assert second_study.planned_pairs(question.study, *pair), pair

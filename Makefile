@@ -83,7 +83,9 @@ smoke: setup ## train every system for a few steps (at most 10 minutes)
 
 check: setup ## lint, type-check, check the built book (links, names, browser) and the Colab set-up
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 	@test -n "$(FRESH)" || { echo "[check] the book is missing or older than its sources: building it"; $(MVL) book; }
 	$(VENV)/bin/python -m mvl.publish.book_check
 	$(VENV)/bin/python -m pytest -q -m colab

@@ -32,7 +32,7 @@ TOP |= {
     ".gitignore",
 }
 OWN = set(
-    ".git .venv .snakemake .pytest_cache .mypy_cache .ruff_cache mvl.egg-info build __pycache__"
+    ".git .venv .snakemake .pytest_cache .mypy_cache .ruff_cache mvl_companion.egg-info build __pycache__"
     " .ipynb_checkpoints".split()
 )
 MODULES = sorted((ROOT / "mvl").rglob("*.py"))

@@ -43,6 +43,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
         (staging / FILE).write_text(svg(difference_against_use(shown)))
     return {
         "second": {
+            "sentence": sentence(results, "second_study.md"),
             "answer": answer(tables),
             "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),
             "use": "\n\n".join(use_table(study, rows) for study, rows in shown.items()),
@@ -52,8 +53,9 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     }
 
 
-def sentence(results: Path) -> str:
-    """Return the answer of the regime as published in one sentence; empty before it is complete."""
+def sentence(results: Path, page: str = "book/second_study.md") -> str:
+    """Return the answer of the regime as published in one sentence, with a link to the page; empty
+    before it is complete."""
     help_, pretraining = QUESTIONS[:2]
     if help_.study not in second_study.recorded_studies(results):
         return ""
@@ -69,7 +71,7 @@ def sentence(results: Path) -> str:
         f" frozen layer of SmolLM2-135M scores **{in_points(gain)} Dice points** beside the same"
         f" ViT alone ({decided(gain)}); the pretrained layer beside the same layer with its weights"
         f" shuffled: **{in_points(shuffled)}** ({decided(shuffled)}), in networks of which"
-        f" the hybrid {use_in_words(hybrid)} ([second study](book/second_study.md))."
+        f" the hybrid {use_in_words(hybrid)} ([second study]({page}))."
     )
 
 

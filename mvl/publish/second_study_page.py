@@ -3,6 +3,7 @@ difference, and what is still to be run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mvl.evidence import second_study
 from mvl.evidence.arms import colour, marker, title
-from mvl.evidence.decision import EQUIVALENT, MARGIN, decided
+from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.publish.style import finish, styled, svg
@@ -64,6 +65,7 @@ def sentence(results: Path, page: str = "book/second_study.md") -> str:
     if not all(row["complete"] for row in (gain, *controls)):
         return ""
     shuffled = controls[0]
+    words = [decided(row).word for row in controls]
     used = second_study.use_of_block(help_.study, results)
     hybrid = used[used["system"] == gain["system"]]
     return (
@@ -72,7 +74,28 @@ def sentence(results: Path, page: str = "book/second_study.md") -> str:
         f" ViT alone ({decided(gain)}); the pretrained layer beside the same layer with its weights"
         f" shuffled: **{in_points(shuffled)}** ({decided(shuffled)}), in networks of which"
         f" the hybrid {use_in_words(hybrid)} ([second study]({page}))."
-    )
+        f" {meaning(decided(gain).word, words, *second_study.uses(hybrid))}"
+    ).strip()
+
+
+def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) -> str:
+    """Return what the protocol said beforehand that such an outcome means.
+
+    gain, controls: the words for v3 minus the ViT, and for v3 minus each control of its scale.
+    """
+    said = []
+    if gain == HIGHER:
+        said.append("The hybrid helps in this regime.")
+    elif gain in (EQUIVALENT, LOWER):
+        used = of_block or computed
+        said.append(
+            "The layer takes part and does not help." if used else "Training left the layer unused."
+        )
+    if computed and all(word == EQUIVALENT for word in controls):
+        said.append("Pretraining does not matter at this size of layer.")
+    elif all(word == HIGHER for word in controls):
+        said.append("Pretraining helps at this size of layer.")
+    return " ".join(said)
 
 
 def in_points(row: dict[Any, Any]) -> str:

@@ -16,7 +16,7 @@ import yaml
 from mvl.core.config import ROOT
 
 TOP = set(
-    "README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml constraints.txt"
+    "README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml constraints.txt"
     " environment.yml Makefile".split()
 )
 TOP |= {

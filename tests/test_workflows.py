@@ -33,7 +33,9 @@ def test_a_workflow_calls_only_make_targets_that_there_are(path):
             made = re.fullmatch(r"make (\w+)(?: [A-Z_]+=\S+)*", step["run"])
             assert made and made[1] in TARGETS, step["run"]
         else:
-            assert re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
+            assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", step["uses"]), "pinned by commit"
+            if "checkout" in step["uses"]:
+                assert step["with"]["persist-credentials"] == "false"
     [python] = [step["with"] for step in steps(workflow) if "setup-python" in step.get("uses", "")]
     assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).is_file()
 
@@ -47,7 +49,10 @@ def test_the_book_is_built_with_the_scans_and_published():
     ]
     [upload] = [step for step in steps(workflow) if "upload-pages-artifact" in step.get("uses", "")]
     assert upload["with"]["path"] == "book/_build/html"
-    assert workflow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}
+    assert not workflow["permissions"]
+    jobs = workflow["jobs"]
+    assert jobs["build"]["permissions"] == {"contents": "read", "pages": "read"}
+    assert jobs["deploy"]["permissions"] == {"pages": "write", "id-token": "write"}
     assert workflow["jobs"]["deploy"]["needs"] == "build" and workflow["on"]["push"][
         "branches"
     ] == ["main"]

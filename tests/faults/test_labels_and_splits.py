@@ -26,7 +26,7 @@ from mvl.datasets.verify import verify
 from mvl.training import loop
 from mvl.training.run import train_run
 from tests.faults.figures import record_figure
-from tests.faults.test_c import NAME, Change, refused, voxels
+from tests.faults.test_scan_files import NAME, Change, refused, voxels
 
 ROWS = [f"D{k}" for k in range(1, 14)]
 NOT_HERE: dict[str, str] = {}

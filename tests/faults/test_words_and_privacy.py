@@ -324,7 +324,7 @@ def unsafe_switches(place: Any) -> None:
         str(path): calls for path in modules if (calls := unsafe_calls(ast.parse(path.read_text())))
     } == {} and len(modules) > 50
     from mvl.training import checkpoints
-    from tests.faults.test_e import Payload
+    from tests.faults.test_weights import Payload
 
     place.patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     place.patch.setenv("MONAI_ALLOW_PICKLE", "1")

@@ -35,7 +35,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MPLBACKEND := agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test faults smoke check data figures notebooks book serve bench gpu gpu-pack doctor clean
+.PHONY: help setup reproduce decisive test faults smoke check data figures notebooks book serve bench gpu gpu-pack doctor clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -69,6 +69,12 @@ $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
 	@echo "[book] executing the notebooks on the runs of $(STUDY) and building the book (1 to 2 minutes)"
 	@$(MVL) book --study $(STUDY) > $@.part && mv $@.part $@
 	@echo "[book] $$(cat $@)"
+
+decisive: setup ## settle the main claims with the papers' own models: about 14 hours of one H100 (goes on where it was)
+	@$(MVL) study run decisive_published --jobs 1 --profile $(PROFILE) || [ $$? -eq 1 ]
+	@$(MVL) study tune decisive_tuned
+	@$(MVL) study run decisive_pictures --jobs 1 --profile $(PROFILE) || [ $$? -eq 1 ]
+	@echo "write the rates that the trials chose (data/runs/decisive_tuned/tuning.csv) into mvl/configs/studies/decisive_tuned.yaml, then: mvl study run decisive_tuned"
 
 test: setup ## run every test (at most 10 minutes on two cores)
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

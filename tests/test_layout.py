@@ -308,13 +308,17 @@ def test_make_help_lists_every_target():
     }
 
 
-def test_readme_names_each_study_and_shows_its_figure():
+def test_readme_fits_a_screen_and_its_links_lead_somewhere():
     text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 100
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_book_names_each_study():
+    text = (ROOT / "book" / "studies.md").read_text()
     for path in (ROOT / "mvl" / "configs" / "studies").glob("*.yaml"):
         assert f"| `{path.stem}` |" in text
-    assert [
-        link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text) if not (ROOT / link).exists()
-    ] == []
 
 
 def test_annotations_are_checked_in_this_run():

@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 from mvl.core import files, machine, run_folder
 from mvl.core.config import ROOT, Config, load_config
@@ -46,7 +45,7 @@ def parts() -> dict[str, list[tuple[Any, str, Any]]]:
     """What is taken out, by name: owner, attribute, and what stands in its place."""
     from mvl.datasets import preflight
     from mvl.datasets.loaders import CaseStore
-    from mvl.training import checkpoints, loop, resume_check
+    from mvl.training import checkpoints, loop, resume_check, run, state
 
     nothing, free = lambda *_, **__: None, lambda *_, **__: nullcontext()
     return {
@@ -56,9 +55,9 @@ def parts() -> dict[str, list[tuple[Any, str, Any]]]:
             (CaseStore, "_check_values", nothing),
         ],
         "lock, sweep, closed test cases": [
-            (run_folder, "locked", free),
+            (files, "locked", free),
             (preflight, "closed", free),
-            (run_folder, "sweep", nothing),
+            (files, "sweep", nothing),
         ],
         "checkpoints": [
             (checkpoints, "save", nothing),
@@ -73,28 +72,36 @@ def parts() -> dict[str, list[tuple[Any, str, Any]]]:
         "hashes of artefacts and frozen weights": [
             (run_folder, "seal", nothing),
             (run_folder, "is_done", lambda *_, **__: False),
-            (loop, "frozen_sha256", lambda *_: ""),
+            (state, "frozen_sha256", lambda *_: ""),
+            (run, "frozen_sha256", lambda *_: ""),
         ],
     }
+
+
+@contextmanager
+def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
+    """Let another thing stand in an attribute's place while the block runs."""
+    own = getattr(owner, name)
+    setattr(owner, name, instead)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
 
 
 @contextmanager
 def without() -> Iterator[None]:
     """While the block runs, none of the parts does anything, nothing is synced, and no value is
     looked at."""
-    from mvl.training import loop
+    from mvl.training import loop, state
 
     with ExitStack() as stack:
         for owner, name, instead in (change for changes in parts().values() for change in changes):
-            stack.enter_context(patch.object(owner, name, instead))
-        stack.enter_context(patch.object(files.os, "fsync", lambda handle: None))
-        stack.enter_context(
-            patch.object(
-                loop,
-                "math",
-                SimpleNamespace(isfinite=lambda value: True, inf=math.inf, ceil=math.ceil),
-            )
-        )
+            stack.enter_context(replaced(owner, name, instead))
+        stack.enter_context(replaced(files.os, "fsync", lambda handle: None))
+        unseeing = SimpleNamespace(isfinite=lambda value: True, inf=math.inf, ceil=math.ceil)
+        for module in (loop, state):
+            stack.enter_context(replaced(module, "math", unseeing))
         yield
 
 
@@ -105,9 +112,7 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
         for part, changes in parts().items():
             for owner, name, _ in changes:
                 stack.enter_context(
-                    patch.object(
-                        owner, name, _clocked(getattr(owner, name), part, spent, name in HELD)
-                    )
+                    replaced(owner, name, _clocked(getattr(owner, name), part, spent, name in HELD))
                 )
         yield
 

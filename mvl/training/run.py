@@ -19,7 +19,8 @@ from mvl.datasets.released_faults import audited
 from mvl.datasets.splits import Split
 from mvl.models.build import frozen_sha256, parameter_counts
 from mvl.training import checkpoints, devices, failures, precision, resume_check
-from mvl.training.loop import Trainer, fit, write_state
+from mvl.training.loop import Trainer, fit
+from mvl.training.state import write_state
 from mvl.training.trained import load_own_state
 
 

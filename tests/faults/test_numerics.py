@@ -10,7 +10,7 @@ import torch
 
 from mvl.core import run_folder
 from mvl.core.config import ROOT, Config
-from mvl.training import checkpoints, devices, failures, loop, objective, run
+from mvl.training import checkpoints, devices, failures, loop, objective, run, state
 
 NOT_HERE: dict[str, str] = {}
 
@@ -31,7 +31,7 @@ def row_I1(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -
             )
         )
 
-    patch.setattr(loop, "build_loss", build)
+    patch.setattr(state, "build_loss", build)
     with pytest.raises(
         failures.Diverged, match=r"loss nan.*epoch 1, step 0, cases toy_\d+.*mvl verify"
     ):

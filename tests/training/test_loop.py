@@ -214,7 +214,8 @@ def test_moved_frozen_weights_fail_the_run(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = iter(["before", "after", "after", "after"])
-    monkeypatch.setattr(loop, "frozen_sha256", lambda network: next(digests))
+    for module in ("state", "run"):
+        monkeypatch.setattr(f"mvl.training.{module}.frozen_sha256", lambda _: next(digests))
     with pytest.raises(files.RunError, match="frozen weights changed"):
         run.train_run(config, tmp_path, progress=False)
     assert run_folder.read_status(run_folder.run_dir(tmp_path, config))["state"] == "failed"

@@ -12,7 +12,7 @@ from mvl.core import run_folder
 from mvl.core.config import Config, build
 from mvl.datasets import registry, splits
 from mvl.datasets.loaders import CaseStore
-from mvl.training import devices, loop, run
+from mvl.training import devices, run, state
 from mvl.training.loop import Trainer
 
 TINY = {
@@ -37,7 +37,7 @@ def trainer(tmp_path: Path) -> Trainer:
 
 def test_a_run_on_its_way_says_how_far_it_is(trainer: Trainer) -> None:
     trainer.progress.epoch, trainer.progress.best_dice = 1, 0.25
-    loop.write_state(trainer, "running")
+    state.write_state(trainer, "running")
     status = run_folder.read_status(trainer.folder)
     assert (status["state"], status["epoch"], status["epochs"], status["best_dice"]) == (
         "running",

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvl.bench import plan
+from mvl.bench.work import work_of
 from mvl.core.config import Config, load_config
 from mvl.core.files import RunError
 from mvl.datasets.registry import find_task
@@ -323,7 +323,7 @@ def step_cost(device: str, released: str | None, shrink: int, part: str) -> Fact
         config, device, precision, mode, released if workload.startswith("released") else None
     )
     seconds, held = seconds_of(step, device), peak_mb(step, device)
-    gflop = plan.work_of(config).trained * config.train.batch_size
+    gflop = work_of(config).trained * config.train.batch_size
     peak = matmul_gflops(precision, device)
     return {
         "workload": workload,

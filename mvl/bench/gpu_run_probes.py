@@ -143,7 +143,8 @@ def settings_dir(settings: Facts) -> Path | None:
 
 
 def one_of_many(settings: Facts, seed: int) -> None:
-    """One of the runs that share a card: says that it is ready, waits for its input's end, trains."""
+    """One of the runs that share a card says that it is ready, waits for its input's end and
+    trains."""
     task, system, epochs = SHARED
     config = load_config("hippocampus", task, system, seed=seed)
     config = replace(config, train=replace(config.train, train_epochs=epochs))

@@ -222,13 +222,13 @@ def one_alone(change: Change, image: Tensor, label: Tensor) -> tuple[Tensor, Ten
 
 def asked(config: Config) -> dict[str, dict[str, float]]:
     """Seconds per step and volumes per second that the planner expects of the device, by system."""
-    from mvl.bench import gpus, plan
+    from mvl.bench import gpus, plan, work
 
     device, size, out = plan.find_device(DEVICE), config.train.batch_size, {}
     for system in SYSTEMS:
         planned = load_config(STUDY, config.task, system)
         fast = gpus.speed(device, planned.train.precision)
-        step = plan.work_of(planned).trained * size / fast.gflops + fast.step_s
+        step = work.work_of(planned).trained * size / fast.gflops + fast.step_s
         out[system] = {"step_s": step, "volumes_per_s": size / step}
     return out
 
@@ -273,10 +273,6 @@ def starving(value: dict[str, Any]) -> str:
         "reading the cache": cpu["disk", False] - cpu["memory", False],
     }
     most = max(part, key=lambda name: part[name])
-
-    def cores(system, seconds):
-        return math.ceil(value["asked"][system]["volumes_per_s"] * seconds)
-
     large = value["large"]["cpu_s"] + cpu["memory", True]
     lines = [
         f"One core prepares {1 / cpu['memory', True]:.1f} volumes a second from memory,"

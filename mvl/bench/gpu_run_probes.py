@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from mvl.bench.gpu_probes import Facts, each_part, smoke_configs
+from mvl.bench.gpu_parts import Facts, each_part, smoke_configs
 from mvl.core import files, run_folder
 from mvl.core.config import ROOT, Config, load_config
 from mvl.core.progress import Interrupted

@@ -27,7 +27,7 @@ def plan_as_text(value: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"assumed: {line}" for line in value["assumptions"])])
 
 
-def size(number: float) -> str:
+def size(number: float | int) -> str:
     """Bytes in GB, or in MB."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 

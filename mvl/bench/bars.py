@@ -75,7 +75,7 @@ def probe_system(name: str, study: str | None, img_size: list[int], batch: int) 
     """A system's training step at its own sizes, or a study's, but for `img_size`; a hub source is
     replaced by SmolLM2."""
     from mvl.models.describe import system_config
-    from mvl.weights.sources import SOURCES
+    from mvl.weights.wheels import SOURCES
 
     config = system_config(name, study)
     block = config.model.token_block

@@ -1,11 +1,12 @@
 """`make gpu`: everything that a GPU must show, item by item, each in child processes with a time
 limit, into `data/gpu.json`.
 
-    python -m mvl.bench.gpu_checks                         every item that has no line of this card
-    yet
-    python -m mvl.bench.gpu_checks --items repeat 5        some of them, by name or number
-    python -m mvl.bench.gpu_checks --minutes 12 --then quick --at-once 12      then runs of a study,
-    until the minutes are over
+    python -m mvl.bench.gpu_checks
+        shows every item that has no line of this card yet
+    python -m mvl.bench.gpu_checks --items repeat 5
+        shows some of them, by name or number
+    python -m mvl.bench.gpu_checks --minutes 12 --then quick --at-once 12
+        shows all, then trains runs of a study until the minutes are over
 
 A call that was cut off goes on where it was. A crash, or an error after which the GPU no longer
 answers, costs one part of one item.

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from mvl.core.block_config import TokenBlockConfig
 from mvl.core.seeds import draw_seed
 from mvl.weights import families, sources
-from mvl.weights.sources import LayerWeights
+from mvl.weights.layer_check import LayerWeights, expected_shapes, norm_shapes
 
 REDRAWN = ("random_matched", "shuffled", "xavier")
 "Kinds that start from the pretrained tensors and replace their values."
@@ -39,12 +39,12 @@ def random_layer(config: PreTrainedConfig, seed: int) -> LayerWeights:
     generator = torch.Generator().manual_seed(draw_seed(seed, "token_block"))
     gain = families.family_of(config).unit_gain
     layer = {}
-    for name, shape in sorted(sources.expected_shapes(config).items()):
+    for name, shape in sorted(expected_shapes(config).items()):
         if len(shape) == 2:
             layer[name] = torch.randn(shape, generator=generator) * config.initializer_range
         else:
             layer[name] = neutral(name, shape, gain)
-    norm = {name: neutral(name, shape, gain) for name, shape in sources.norm_shapes(config).items()}
+    norm = {name: neutral(name, shape, gain) for name, shape in norm_shapes(config).items()}
     return LayerWeights(layer, norm)
 
 

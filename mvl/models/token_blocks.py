@@ -16,7 +16,7 @@ from mvl.models.drawn_weights import make_weights, neutral
 from mvl.models.layer_attention import choose_attention
 from mvl.models.text_guidance import word_rows
 from mvl.weights import families, sources
-from mvl.weights.sources import LayerWeights
+from mvl.weights.layer_check import LayerWeights
 
 
 class LanguageLayer(TokenBlock):

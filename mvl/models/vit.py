@@ -155,7 +155,7 @@ class ViTBaseline(nn.Module):
         self.decoder = self.blocks(model, model.decoder_layers)
         self.head = nn.Linear(model.hidden_size, num_classes * voxels)
 
-        self.extra_mlp: nn.Module | None = None
+        self.extra_mlp: nn.Sequential | None = None
         if model.extra_mlp:
             self.extra_mlp = deep_mlp(model.hidden_size, model.extra_mlp, model.dropout_rate)
         order = patch_order(num_tokens, seed) if model.permute_patches else None

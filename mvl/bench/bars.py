@@ -75,7 +75,7 @@ def probe_system(name: str, study: str | None, img_size: list[int], batch: int) 
     """A system's training step at its own sizes, or a study's, but for `img_size`; a hub source is
     replaced by SmolLM2."""
     from mvl.models.describe import system_config
-    from mvl.weights.sources import SOURCES
+    from mvl.weights.wheels import SOURCES
 
     config = system_config(name, study)
     block = config.model.token_block
@@ -146,12 +146,10 @@ def probe_metrics() -> dict[str, float]:
 
     from mvl.training.metrics import case_metrics
 
-    grid = np.indices((128,) * 3) - 64
-
-    def ball(shift):
-        return ((grid[0] - shift) ** 2 + grid[1] ** 2 + grid[2] ** 2) < 40**2
-
-    prediction, label, before = ball(2), ball(0), machine.peak_memory_mb()
+    x, y, z = np.indices((128,) * 3) - 64
+    label = x**2 + y**2 + z**2 < 40**2
+    prediction = (x - 2) ** 2 + y**2 + z**2 < 40**2
+    before = machine.peak_memory_mb()
     seconds = best_of(lambda: case_metrics(prediction, label, (1.0, 1.0, 1.0), 1.0), 3)
     return {"seconds": seconds, "extra_memory_mb": machine.peak_memory_mb() - before}
 

@@ -46,7 +46,7 @@ def median_of(action: Callable[[], object], repeats: int = 7) -> float:
 
 
 def probe_peaks() -> dict[str, float | None]:
-    """GFLOP/s of a matrix product on one thread, in fp32 and in bf16; None without units for bf16."""
+    """GFLOP/s of a matrix product on one thread, in fp32 and bf16; None without units for bf16."""
     a, b = torch.randn(SIZE, SIZE), torch.randn(SIZE, SIZE)
     work = 2 * SIZE**3 / 1e9
     found: dict[str, float | None] = {"fp32_gflops": work / median_of(lambda: a @ b)}

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from mvl.bench import systems
 from mvl.core import files
 from mvl.core.config import Config, system_names
-from mvl.models import describe
+from mvl.models.describe import system_config, without_files
 from mvl.training.devices import RECORD, read_record
-from mvl.weights import listed_sizes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,24 +100,9 @@ def deterministic_off() -> Iterator[None]:
 def sketch(config: Config) -> Config:
     """The config with a language layer that is drawn at its listed sizes, so that no file of a
     model is read."""
-    block = config.model.token_block
-    source = (
-        str(listed_sizes.described(block.source))
-        if listed_sizes.has_listed_sizes(block.source)
-        else block.source
-    )
-    block = replace(
-        block,
-        kind="random" if block.kind not in ("mlp", "identity") else block.kind,
-        source=source,
-        text_guidance=False,
-    )
+    config = without_files(config, with_words=False)
     size = GRID_3D if len(config.data.img_size) == 3 else config.data.img_size
-    return replace(
-        config,
-        model=replace(config.model, token_block=block),
-        data=replace(config.data, img_size=size),
-    )
+    return replace(config, data=replace(config.data, img_size=size))
 
 
 def step_operators(network: nn.Module, img_size: tuple[int, ...], classes: int) -> set[str]:
@@ -156,7 +140,7 @@ def nondeterministic_operators(system: str) -> list[str]:
 
     from mvl.models.build import build_system
 
-    config = sketch(describe.system_config(system))
+    config = sketch(system_config(system))
     # Swin UNETR reads numbers out of tensors while it is built, which `meta` has none of.
     with torch.device("cpu" if config.model.architecture == "swinunetr" else "meta"):
         network = build_system(config, 1, 3)
@@ -164,7 +148,7 @@ def nondeterministic_operators(system: str) -> list[str]:
 
 
 def determinism_table() -> str:
-    """A Markdown table of the record: `strict`, or the operators that prevent it, for each system."""
+    """A Markdown table says of each system `strict`, or the operators that prevent it."""
     lines = ["| system | on a GPU |", "|---|---|"]
     for system, operators in read_record().items():
         lines.append(f"| `{system}` | {', '.join(f'`{name}`' for name in operators) or 'strict'} |")

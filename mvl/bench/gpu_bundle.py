@@ -30,6 +30,7 @@ from mvl.datasets.registry import find_task, task_dir
 from mvl.datasets.task import data_root
 from mvl.study.grid import study_runs
 from mvl.weights import sources
+from mvl.weights.wheels import SOURCES, layers_folder
 
 WHEELS = ("monai", "nibabel", "gguf", "einops")
 "Packages of pyproject.toml that such a machine lacks; they have no part that is compiled."
@@ -79,7 +80,7 @@ def make_bundle(
             shutil.copytree(wheels, folder / "wheels")
         (folder / "weights").mkdir()
         for source, layers in layers_of(studies).items():
-            write_layers(source, layers, folder / "weights" / sources.layers_folder(source).name)
+            write_layers(source, layers, folder / "weights" / layers_folder(source).name)
         found = find_task(task)
         shutil.copytree(task_dir(found), folder / "data" / task_dir(found).relative_to(data_root()))
         (folder / "run.sh").write_text(SCRIPT)
@@ -157,7 +158,7 @@ def layers_of(studies: Sequence[str]) -> dict[str, list[int]]:
         for config in study_runs(study):
             block = config.model.token_block
             hybrid = config.model.architecture.startswith(("medvisionllama", "llm4seg"))
-            if hybrid and block.source in sources.SOURCES and block.kind not in ("mlp", "identity"):
+            if hybrid and block.source in SOURCES and block.kind not in ("mlp", "identity"):
                 count = sources.load_config(block.source).num_hidden_layers
                 layers = found.setdefault(block.source, [])
                 if block.layer % count not in layers:

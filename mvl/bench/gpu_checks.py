@@ -1,11 +1,12 @@
 """`make gpu`: everything that a GPU must show, item by item, each in child processes with a time
 limit, into `data/gpu.json`.
 
-    python -m mvl.bench.gpu_checks                         every item that has no line of this card
-    yet
-    python -m mvl.bench.gpu_checks --items repeat 5        some of them, by name or number
-    python -m mvl.bench.gpu_checks --minutes 12 --then quick --at-once 12      then runs of a study,
-    until the minutes are over
+    python -m mvl.bench.gpu_checks
+        shows every item that has no line of this card yet
+    python -m mvl.bench.gpu_checks --items repeat 5
+        shows some of them, by name or number
+    python -m mvl.bench.gpu_checks --minutes 12 --then quick --at-once 12
+        shows all, then trains runs of a study until the minutes are over
 
 A call that was cut off goes on where it was. A crash, or an error after which the GPU no longer
 answers, costs one part of one item.
@@ -16,22 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mvl.bench import gpu_record
+from mvl.bench.gpu_children import card_name, child_environment, last_line, lines_of
 from mvl.core import files, machine, run_folder
 from mvl.core.config import ROOT
-from mvl.study import gpu_slots
 
 NO_GPU = "skipped: no GPU"
 REHEARSED = ("vit_baseline", "cmunext")
@@ -97,7 +97,7 @@ def _attention(asked: Asked) -> list[str]:
 
 
 def _steps(asked: Asked) -> list[str]:
-    from mvl.bench.gpu_probes import step_parts
+    from mvl.bench.gpu_steps import step_parts
 
     return step_parts(asked.released)
 
@@ -139,13 +139,11 @@ def check_items(names: Sequence[str], asked: Asked) -> None:
 
 def _known(asked: Asked, name: str, part: str) -> bool:
     """Whether this card has a line of the part that says more than that it failed."""
-    lines = gpu_record.read_lines(asked.record)
-    mine = [
-        line
-        for line in lines
-        if (line["card"], line["item"], line["part"]) == (asked.name, name, part)
-    ]
-    return any(line["state"] in ("done", "refused") for line in mine)
+    return any(
+        (line["card"], line["item"], line["part"]) == (asked.name, name, part)
+        and line["state"] in ("done", "refused")
+        for line in gpu_record.read_lines(asked.record)
+    )
 
 
 def show_parts(asked: Asked, name: str, parts: list[str]) -> None:
@@ -154,18 +152,10 @@ def show_parts(asked: Asked, name: str, parts: list[str]) -> None:
     left = list(parts)
     while left and time.monotonic() < asked.deadline:
         done = _child(asked, name, left)
-        # a new process would end before it began this part, too
         if not done and time.monotonic() < asked.deadline:
-            keep(
-                asked,
-                name,
-                {
-                    "part": left[0],
-                    "state": "failed",
-                    "facts": {"error": "the process ended before it began"},
-                },
-                0.0,
-            )
+            # A new process would end before it began this part, too.
+            facts = {"error": "the process ended before it began"}
+            keep(asked, name, {"part": left[0], "state": "failed", "facts": facts}, 0.0)
             done = {left[0]}
         left = [part for part in left if part not in done]
 
@@ -173,7 +163,10 @@ def show_parts(asked: Asked, name: str, parts: list[str]) -> None:
 def _child(asked: Asked, name: str, parts: list[str]) -> set[str]:
     """Run one child process; returns the parts that have a line now, the one that it died in among
     them."""
-    item, done, begun, began = ITEMS[name], set[str](), None, time.monotonic()
+    item = ITEMS[name]
+    done: set[str] = set()
+    begun: str | None = None
+    began = time.monotonic()
     settings = {
         "parts": parts,
         "device": "cuda" if asked.card else "cpu",
@@ -187,13 +180,14 @@ def _child(asked: Asked, name: str, parts: list[str]) -> set[str]:
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd=ROOT,
-            env=_environment(),
+            env=child_environment(),
             start_new_session=True,
         )
         try:
             for line in lines_of(process, item.limit_s, asked.deadline):
                 if "begin" in line:
-                    begun, began = line["begin"], time.monotonic()
+                    begun = line["begin"]
+                    began = time.monotonic()
                     continue
                 keep(asked, name, line, time.monotonic() - began)
                 done.add(line["part"])
@@ -206,59 +200,11 @@ def _child(asked: Asked, name: str, parts: list[str]) -> set[str]:
                 return done  # no line: the next call goes on here
             why = f"failed: {error}"
         if begun is not None:
-            keep(
-                asked,
-                name,
-                {"part": begun, "state": why, "facts": {"error": _last_words(errors)}},
-                time.monotonic() - began,
-            )
+            facts = {"error": last_line(errors)}
+            found = {"part": begun, "state": why, "facts": facts}
+            keep(asked, name, found, time.monotonic() - began)
             done.add(begun)
     return done
-
-
-def lines_of(
-    process: subprocess.Popen[bytes], limit_s: float, deadline: float
-) -> Iterator[dict[str, Any]]:
-    """What a child process tells, as it comes.
-
-    Raises:
-        TimeoutError: no line for `limit_s`, or the deadline is over.
-    """
-    from mvl.bench.gpu_probes import MARK
-
-    assert process.stdout is not None
-    handle, text, last = process.stdout.fileno(), b"", time.monotonic()
-    while True:
-        wait = min(last + limit_s, deadline) - time.monotonic()
-        ready, _, _ = select.select([handle], [], [], max(0.0, wait))
-        if not ready:
-            raise TimeoutError(f"took more than {limit_s:.0f} s")
-        got = os.read(handle, 1 << 16)
-        if not got:
-            return
-        *whole, text = (text + got).split(b"\n")
-        for line in whole:
-            if line.startswith(MARK.encode()):
-                last = time.monotonic()
-                yield json.loads(line[len(MARK) :])
-
-
-def _environment() -> dict[str, str]:
-    """The environment of a child: the first card alone, one thread, and this tree before any other."""
-    cards = gpu_slots.visible_gpus()
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {
-        "PYTHONPATH": paths,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    }
-    return {**os.environ, **own, **({gpu_slots.VISIBLE: cards[0]} if cards else {})}
-
-
-def _last_words(errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else ""
 
 
 def keep(asked: Asked, item: str, found: dict[str, Any], seconds: float) -> None:
@@ -277,32 +223,13 @@ def keep(asked: Asked, item: str, found: dict[str, Any], seconds: float) -> None
     print(json.dumps(line), flush=True)
 
 
-def card_name() -> str:
-    """The name of the first card that this process may use; empty where there is none."""
-    cards = gpu_slots.visible_gpus()
-    if not cards:
-        return ""
-    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "-i", cards[0]]
-    try:
-        listed = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return "GPU"
-    return (
-        listed.stdout.strip().splitlines()[0]
-        if listed.returncode == 0 and listed.stdout.strip()
-        else "GPU"
-    )
-
-
 def named_item(text: str) -> str:
     """An item by its name or number."""
     numbers = {str(item.number): name for name, item in ITEMS.items()}
     name = numbers.get(text, text)
     if name not in ITEMS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is none of"
-            f" {', '.join(f'{item.number} {name}' for name, item in ITEMS.items())}"
-        )
+        known = ", ".join(f"{item.number} {name}" for name, item in ITEMS.items())
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {known}")
     return name
 
 
@@ -322,58 +249,40 @@ def train_more(study: str, asked: Asked, results_dir: Path, at_once: int) -> int
     return 0 if code == 128 + signal.SIGTERM else code
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Show the items that were asked for, then train; returns 1 when a part failed."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was typed."""
     parser = argparse.ArgumentParser(
         "python -m mvl.bench.gpu_checks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--items",
         nargs="*",
         type=named_item,
         default=list(ITEMS),
         metavar="ITEM",
-        help="names or numbers (default: all)",
+        help="default: all",
     )
-    parser.add_argument(
-        "--again", action="store_true", help="also what has a line of this card already"
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="time for everything together"
-    )
-    parser.add_argument(
-        "--then", metavar="STUDY", help="with the time that is left, train runs of this study"
-    )
-    parser.add_argument(
-        "--at-once", type=int, default=4, metavar="N", help="runs at once on the card (default: 4)"
-    )
-    parser.add_argument(
-        "--results-dir",
-        type=Path,
-        default=run_folder.default_results_dir(),
-        metavar="D",
-        help="folder of those runs",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="D",
-        help="folder of the task folders (default: $MVL_DATA, else data/raw)",
-    )
-    parser.add_argument(
-        "--released",
-        metavar="CLONE",
-        help="clone of MedVisionLlama's released code, whose ViT is measured beside ours",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the record (default: data/gpu.json; without a GPU data/runs/gpu.json)",
-    )
-    args = parser.parse_args(argv)
+    add("--again", action="store_true", help="also what has a line of this card already")
+    add("--minutes", type=float, default=float("inf"), help="time for everything together")
+    add("--then", metavar="STUDY", help="with the time that is left, train runs of this study")
+    add("--at-once", type=int, default=4, metavar="N", help="runs at once (default: 4)")
+    results = run_folder.default_results_dir()
+    add("--results-dir", type=Path, default=results, metavar="D", help="folder of those runs")
+    about = "folder of the task folders (default: $MVL_DATA, else data/raw)"
+    add("--data-dir", type=Path, metavar="D", help=about)
+    about = "clone of MedVisionLlama's released code, whose ViT is measured beside ours"
+    add("--released", metavar="CLONE", help=about)
+    about = "the record (default: data/gpu.json; without a GPU data/runs/gpu.json)"
+    add("--out", type=Path, metavar="FILE", help=about)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show the items that were asked for, then train; returns 1 when a part failed."""
+    args = parse(argv)
     card = card_name()
     record = args.out or (gpu_record.RECORD if card else CPU_RECORD)
     released = str(Path(args.released).resolve()) if args.released else None

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from mvl.bench.gpu_probes import Facts, each_part, smoke_configs
+from mvl.bench.gpu_parts import Facts, each_part, smoke_configs
 from mvl.core import files, run_folder
 from mvl.core.config import ROOT, Config, load_config
 from mvl.core.progress import Interrupted
@@ -143,7 +143,8 @@ def settings_dir(settings: Facts) -> Path | None:
 
 
 def one_of_many(settings: Facts, seed: int) -> None:
-    """One of the runs that share a card: says that it is ready, waits for its input's end, trains."""
+    """One of the runs that share a card says that it is ready, waits for its input's end and
+    trains."""
     task, system, epochs = SHARED
     config = load_config("hippocampus", task, system, seed=seed)
     config = replace(config, train=replace(config.train, train_epochs=epochs))

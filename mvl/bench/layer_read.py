@@ -186,7 +186,7 @@ def probe_block(layer: int = 31) -> dict[str, float]:
 
 
 def probe_load_layer(layer: int = 31) -> dict[str, float]:
-    """The same for `load_layer`, which checks the tensors and returns them as the block takes them."""
+    """The same for `load_layer`, which checks the tensors that the block takes."""
     from mvl.weights.sources import load_config, load_layer
 
     small = {

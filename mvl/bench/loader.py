@@ -223,12 +223,13 @@ def one_alone(change: Change, image: Tensor, label: Tensor) -> tuple[Tensor, Ten
 def asked(config: Config) -> dict[str, dict[str, float]]:
     """Seconds per step and volumes per second that the planner expects of the device, by system."""
     from mvl.bench import gpus, plan
+    from mvl.bench.work import work_of
 
     device, size, out = plan.find_device(DEVICE), config.train.batch_size, {}
     for system in SYSTEMS:
         planned = load_config(STUDY, config.task, system)
         fast = gpus.speed(device, planned.train.precision)
-        step = plan.work_of(planned).trained * size / fast.gflops + fast.step_s
+        step = work_of(planned).trained * size / fast.gflops + fast.step_s
         out[system] = {"step_s": step, "volumes_per_s": size / step}
     return out
 
@@ -273,10 +274,6 @@ def starving(value: dict[str, Any]) -> str:
         "reading the cache": cpu["disk", False] - cpu["memory", False],
     }
     most = max(part, key=lambda name: part[name])
-
-    def cores(system, seconds):
-        return math.ceil(value["asked"][system]["volumes_per_s"] * seconds)
-
     large = value["large"]["cpu_s"] + cpu["memory", True]
     lines = [
         f"One core prepares {1 / cpu['memory', True]:.1f} volumes a second from memory,"
@@ -285,12 +282,13 @@ def starving(value: dict[str, Any]) -> str:
         f" {cpu['files', True] * 1e3:.0f} ms of processor time for a volume)."
     ]
     for system, ask in value["asked"].items():
+        rate = ask["volumes_per_s"]
         lines.append(
             f"For `{system}` the planner expects {ask['step_s']:.3f} s a step,"
-            f" {ask['volumes_per_s']:.1f} volumes a second. With fewer cores than these it waits:"
-            f" {cores(system, cpu['memory', True])} from memory,"
-            f" {cores(system, cpu['files', True])} when each visit decodes a small scan,"
-            f" {cores(system, large)} when it decodes one of"
+            f" {rate:.1f} volumes a second. With fewer cores than these it waits:"
+            f" {math.ceil(rate * cpu['memory', True])} from memory,"
+            f" {math.ceil(rate * cpu['files', True])} when each visit decodes a small scan,"
+            f" {math.ceil(rate * large)} when it decodes one of"
             f" {'x'.join(map(str, value['large']['shape']))} ({value['large']['cpu_s']:.1f} s)."
         )
     return " ".join(lines)

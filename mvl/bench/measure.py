@@ -37,13 +37,13 @@ def counted_gflops(action: Callable[[], object]) -> float:
 
     ops, tiled = torch.ops.aten, torch.ops.mvl
 
-    def forward(q, k, v, *_, out_shape=None, **__) -> int:
+    def forward(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(q, k, v)
 
-    def backward(g, q, k, v, *_, out_shape=None, **__) -> int:
-        return sdpa_backward_flop_count(g, q, k, v) * 4 // 5
+    def backward(g: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(g, q, k, v) * 4 // 5  # less the forward product again
 
-    def convolve(g, x, w, *more, out_shape=None, **__) -> int:
+    def convolve(g: Any, x: Any, w: Any, *more: Any, **__: Any) -> int:
         return conv_flop_count(x, w, g, more[4]) * sum(more[7][:2])
 
     counted = {
@@ -89,7 +89,8 @@ def dice_bce(logits: Tensor, label: Tensor) -> Tensor:
     third of a small step's memory."""
     from torch.nn.functional import binary_cross_entropy_with_logits
 
-    axes, p = tuple(range(2, logits.ndim)), logits.sigmoid()
+    axes = tuple(range(2, logits.ndim))
+    p = logits.sigmoid()
     dice = (2 * (p * label).sum(axes) + 1) / (p.sum(axes) + label.sum(axes) + 1)
     return binary_cross_entropy_with_logits(logits, label) + (1 - dice).mean()
 

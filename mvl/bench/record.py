@@ -98,7 +98,8 @@ def machines(record: dict[str, Any]) -> list[Row]:
 
 
 def machine_words(here: Row) -> str:
-    """A machine in words: its model, the width of its vectors, its peaks where they were measured."""
+    """A machine's model, the width of its vectors, and its peaks where they were measured, in
+    words."""
     peaks = [
         f"{here[f'{kind}_gflops']:.0f} GFLOP/s in {kind}"
         for kind in ("fp32", "bf16")

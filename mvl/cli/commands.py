@@ -200,7 +200,7 @@ def plan(args: argparse.Namespace) -> int:
     if args.power:
         return plan_power(args)
     from mvl.bench import plan as plan_module
-    from mvl.bench.plan import refusal
+    from mvl.bench.plan_text import plan_as_text, refusal
 
     words = (
         args.study,
@@ -210,7 +210,7 @@ def plan(args: argparse.Namespace) -> int:
         args.epochs,
         args.every_system,
     )
-    value = answer(args, lambda: plan_module.plan(*words), plan_module.show)
+    value = answer(args, lambda: plan_module.plan(*words), plan_as_text)
     if args.record:
         from mvl.publish.plan_page import record
 

@@ -80,7 +80,7 @@ def weights_found() -> dict[str, Any]:
     """Where the default pretrained source lies (None: absent)."""
     try:
         from mvl.weights.paths import weights_dir
-        from mvl.weights.sources import SOURCES
+        from mvl.weights.wheels import SOURCES
     except Exception as error:
         return {
             "source": WEIGHTS,

@@ -1,4 +1,5 @@
-"""Every system: image (B, C, *spatial) -> logits (B, K, *spatial), built from one config."""
+"""Every system maps an image (B, C, *spatial) to logits (B, K, *spatial) and is built from one
+config."""
 
 from __future__ import annotations
 
@@ -11,21 +12,51 @@ from torch import nn
 
 from mvl.core.config import Config, ConfigError, did_you_mean
 from mvl.core.seeds import draw_seed
+from mvl.datasets.registry import find_task
+from mvl.datasets.task import UnknownTask
+from mvl.models.cnn import build_cnn
+from mvl.models.comparators import build_peer
+from mvl.models.vit import ViTBaseline
 
 
-def _vit(config: Config, num_channels: int, num_classes: int) -> nn.Module:
-    from mvl.models.vit import ViTBaseline
-
+def make_vit(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    """The ViT without a token block."""
     return ViTBaseline(config.model, config.data.img_size, num_channels, num_classes, config.seed)
 
 
-def _words(config: Config) -> str:
-    """The task's words, where the block asks for them."""
+def make_cnn(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    """A CNN without a token block."""
+    return build_cnn(config.model, config.data.img_size, num_channels, num_classes)
+
+
+def make_hybrid(config: Config, num_channels: int, num_classes: int) -> nn.Module:
+    """A network around a token block."""
+    # Imported here, with transformers: that takes seconds, which the other networks do not need.
+    from mvl.models.llm4seg import LLM4Seg
+    from mvl.models.medvisionllama_v1 import MedVisionLlamaV1
+    from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
+
+    networks: dict[str, type[LLM4Seg] | type[MedVisionLlamaV3]] = {
+        "medvisionllama_v1": MedVisionLlamaV1,
+        "medvisionllama_v3": MedVisionLlamaV3,
+        "llm4seg": LLM4Seg,
+    }
+    return networks[config.model.architecture](
+        config.model,
+        config.data.img_size,
+        num_channels,
+        num_classes,
+        config.seed,
+        guiding_words(config),
+    )
+
+
+def guiding_words(config: Config) -> str:
+    """The words that the block sees before the visual tokens: the config's, else the task's where
+    text guidance is on."""
     block = config.model.token_block
     if block.words or not block.text_guidance:
         return block.words
-    from mvl.datasets.registry import find_task
-    from mvl.datasets.task import UnknownTask
     from mvl.models.text_guidance import task_words
 
     try:
@@ -37,51 +68,20 @@ def _words(config: Config) -> str:
         ) from error
 
 
-def _v3(config: Config, num_channels: int, num_classes: int) -> nn.Module:
-    from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
-
-    return MedVisionLlamaV3(
-        config.model, config.data.img_size, num_channels, num_classes, config.seed, _words(config)
-    )
-
-
-def _v1(config: Config, num_channels: int, num_classes: int) -> nn.Module:
-    from mvl.models.medvisionllama_v1 import MedVisionLlamaV1
-
-    return MedVisionLlamaV1(
-        config.model, config.data.img_size, num_channels, num_classes, config.seed, _words(config)
-    )
-
-
-def _cnn(config: Config, num_channels: int, num_classes: int) -> nn.Module:
-    from mvl.models.cnn import build_cnn
-
-    return build_cnn(config.model, config.data.img_size, num_channels, num_classes)
-
-
-def _llm4seg(config: Config, num_channels: int, num_classes: int) -> nn.Module:
-    from mvl.models.llm4seg import LLM4Seg
-
-    return LLM4Seg(
-        config.model, config.data.img_size, num_channels, num_classes, config.seed, _words(config)
-    )
-
-
-def _peer(config: Config, num_channels: int, num_classes: int) -> nn.Module:
-    from mvl.models.comparators import build_peer
-
-    return build_peer(config, num_channels, num_classes)
-
-
 SYSTEMS: dict[str, Callable[[Config, int, int], nn.Module]] = {
-    "vit_baseline": _vit,
-    "medvisionllama_v1": _v1,
-    "medvisionllama_v3": _v3,
-    "cnn": _cnn,
-    "llm4seg": _llm4seg,
-    **dict.fromkeys(("unet", "unetpp", "unetr", "swinunetr", "dynunet"), _peer),
+    "vit_baseline": make_vit,
+    "medvisionllama_v1": make_hybrid,
+    "medvisionllama_v3": make_hybrid,
+    "cnn": make_cnn,
+    "llm4seg": make_hybrid,
+    "unet": build_peer,
+    "unetpp": build_peer,
+    "unetr": build_peer,
+    "swinunetr": build_peer,
+    "dynunet": build_peer,
 }
-"Architecture name -> maker."
+"""Architecture name -> maker (config, channels, classes). A maker draws from torch's generator and
+builds on torch's current device."""
 
 
 def build_system(config: Config, num_channels: int, num_classes: int) -> nn.Module:
@@ -104,11 +104,9 @@ def build_system(config: Config, num_channels: int, num_classes: int) -> nn.Modu
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Numbers of trainable, frozen and all parameters."""
-
-    def count(trained):
-        return sum(p.numel() for p in model.parameters() if p.requires_grad is trained)
-
-    return {"trainable": count(True), "frozen": count(False), "total": count(True) + count(False)}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return {"trainable": trainable, "frozen": total - trainable, "total": total}
 
 
 def count_parameters(config: Config, num_channels: int, num_classes: int) -> dict[str, int]:
@@ -123,7 +121,7 @@ def count_parameters(config: Config, num_channels: int, num_classes: int) -> dic
 
 
 def frozen_sha256(model: nn.Module) -> str:
-    """Hex sha256 over names, shapes and bytes of every frozen parameter, as they are on the device."""
+    """Hex sha256 over names, shapes and bytes of every frozen parameter, wherever it lies."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if not parameter.requires_grad:
@@ -135,9 +133,9 @@ def frozen_sha256(model: nn.Module) -> str:
 def own_state(model: nn.Module) -> dict[str, Any]:
     """The state that a run keeps: everything but the frozen tensors of the language layer, which
     their source has."""
-    kept = {name: p.requires_grad for name, p in model.named_parameters()}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {
-        name: t
-        for name, t in model.state_dict().items()
-        if kept.get(name, True) or not name.startswith("block.")
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in frozen or not name.startswith("block.")
     }

@@ -8,7 +8,8 @@ same and is faster on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,14 @@ LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def pointwise(dims: int, width: int, out_width: int) -> nn.Module:
-    """1x1 convolution. A dilation changes nothing in a 1x1 kernel, but with one PyTorch picks
-    oneDNN on one CPU thread: 1.8 times as fast."""
+    """A 1x1 convolution, a linear map of each voxel's channels."""
+    # A dilation changes nothing in a 1x1 kernel, but with one PyTorch picks oneDNN on one CPU
+    # thread: 1.8 times as fast.
     return CONV[dims](width, out_width, 1, dilation=2)
 
 
 class Residual(nn.Sequential):
-    """Layers with their input added to their output."""
+    """Layers whose input is added to their output."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Input plus what the layers make of it."""
@@ -44,14 +46,14 @@ class Residual(nn.Sequential):
 
 
 def conv_norm_relu(dims: int, width: int, out_width: int) -> nn.Sequential:
-    """3x3 convolution, BatchNorm, ReLU."""
+    """A 3x3 convolution, BatchNorm and ReLU."""
     return nn.Sequential(
         CONV[dims](width, out_width, 3, padding=1), NORM[dims](out_width), nn.ReLU(inplace=True)
     )
 
 
 def double_conv(dims: int, width: int, out_width: int) -> nn.Sequential:
-    """The plain U-Net's stage: 3x3 convolution, BatchNorm, ReLU, twice."""
+    """The plain U-Net's stage is twice a 3x3 convolution, BatchNorm and ReLU."""
     return nn.Sequential(
         *conv_norm_relu(dims, width, out_width), *conv_norm_relu(dims, out_width, out_width)
     )
@@ -63,7 +65,7 @@ def gelu_norm(dims: int, width: int) -> list[nn.Module]:
 
 
 def widen_and_narrow(dims: int, width: int, hidden: int, out_width: int) -> list[nn.Module]:
-    """Inverted bottleneck of 1x1 convolutions."""
+    """An inverted bottleneck: 1x1 convolutions to `hidden` channels and back to `out_width`."""
     return [
         pointwise(dims, width, hidden),
         *gelu_norm(dims, hidden),
@@ -121,20 +123,22 @@ class UShape(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        self.dims, self.pool, self.bottleneck_width = dims, MaxPool(dims), widths[-1]
+        self.dims = dims
+        self.pool = MaxPool(dims)
+        self.bottleneck_width = widths[-1]
         self.encoder = nn.ModuleList(encoder)
-        pairs = zip(widths[:0:-1], widths[-2::-1], strict=True)
+        coarse_first = itertools.pairwise(reversed(widths))
         self.ups = nn.ModuleList(
             nn.Sequential(Upsample(up), *conv_norm_relu(dims, wide, narrow))
-            for wide, narrow in pairs
+            for wide, narrow in coarse_first
         )
         self.fusions = nn.ModuleList(fusions)
         self.head = pointwise(dims, widths[0], num_classes)
         self.to(memory_format=LAYOUT[dims])  # type: ignore[call-overload]  # not in torch's overloads
 
     def encode(self, image: Image) -> list[Tensor]:
-        """Features of every stage, full resolution first, the bottleneck last; each stage halves
-        the grid."""
+        """Features (B, C, *s) of every stage, full resolution first, the bottleneck last; each
+        stage halves the grid."""
         features = [self.encoder[0](image.contiguous(memory_format=LAYOUT[self.dims]))]
         for stage in self.encoder[1:]:
             features.append(stage(self.pool(features[-1])))
@@ -142,19 +146,22 @@ class UShape(nn.Module):
 
     def decode(self, features: list[Tensor]) -> dict[str, Tensor]:
         """Features of every decoder stage, coarse first, and `logits`, from the bottleneck up."""
-        x, skips = features[-1], features[-2::-1]
+        *skips, x = features
+        level = len(skips)
         out: dict[str, Tensor] = {}  # a call of `dict[str, Tensor]` would break the compiled graph
-        for skip, up, fuse in zip(skips, self.ups, self.fusions, strict=True):
-            x = fuse(torch.cat((skip, up(x)), dim=1))
-            out[f"decoder{len(skips) - len(out)}"] = x
+        for skip, up, fuse in zip(reversed(skips), self.ups, self.fusions, strict=True):
+            x = fuse(torch.cat((skip, up(x)), dim=1))  # (B, 2 * width, *s) -> (B, width, *s)
+            out[f"decoder{level}"] = x
+            level -= 1
         out["logits"] = self.head(x)
         return out
 
     def stages(self, image: Image) -> dict[str, Tensor]:
-        """Named intermediates (B, C, *s) on the way from image (B, C, *S) to `logits` (B, K, *S)."""
+        """Named intermediates (B, C, *s) from image (B, C, *S) to `logits` (B, K, *S)."""
         features = self.encode(image)
-        names = [*(f"encoder{i}" for i in range(1, len(features))), "bottleneck"]
-        return {**dict(zip(names, features, strict=True)), **self.decode(features)}
+        *skips, bottleneck = features
+        named = {f"encoder{i}": skip for i, skip in enumerate(skips, 1)}
+        return {**named, "bottleneck": bottleneck, **self.decode(features)}
 
     def forward(self, image: Image) -> Logits:
         """Logits (B, K, *S) of an image (B, C, *S)."""
@@ -162,32 +169,31 @@ class UShape(nn.Module):
 
 
 def cmunext(model: ModelConfig, dims: int, num_channels: int, num_classes: int) -> UShape:
-    """CMUNeXt: 3,149,185 parameters in 2-D for 3 channels and 1 class at the released sizes (the
+    """CMUNeXt has 3,149,185 parameters in 2-D for 3 channels and 1 class at the released sizes (the
     paper says 3.14 M)."""
     widths = model.channels
     stem = conv_norm_relu(dims, num_channels, widths[0])
     sizes = zip((widths[0], *widths[:-1]), widths, model.depths, model.kernel_sizes, strict=True)
-    encoder = [cmunext_stage(dims, *size) for size in sizes]
+    first, *deeper = [cmunext_stage(dims, *size) for size in sizes]
+    encoder = [nn.Sequential(stem, *first), *deeper]
     fusions = [skip_fusion(dims, width) for width in widths[-2::-1]]
-    return UShape(
-        [nn.Sequential(stem, *encoder[0]), *encoder[1:]],
-        fusions,
-        widths,
-        dims,
-        LINEAR[dims],
-        num_classes,
-    )
+    return UShape(encoder, fusions, widths, dims, LINEAR[dims], num_classes)
 
 
 def unet(model: ModelConfig, dims: int, num_channels: int, num_classes: int) -> UShape:
-    """The plain U-Net: two 3x3 convolutions a stage, nearest-neighbour upsampling."""
+    """The plain U-Net has two 3x3 convolutions a stage and nearest-neighbour upsampling."""
     widths = model.channels
-    encoder = [
-        double_conv(dims, width, out)
-        for width, out in zip((num_channels, *widths[:-1]), widths, strict=True)
-    ]
+    pairs = itertools.pairwise((num_channels, *widths))
+    encoder = [double_conv(dims, width, out_width) for width, out_width in pairs]
     fusions = [double_conv(dims, 2 * width, width) for width in widths[-2::-1]]
     return UShape(encoder, fusions, widths, dims, "nearest", num_classes)
+
+
+BACKBONES: dict[str, Callable[[ModelConfig, int, int, int], UShape]] = {
+    "cmunext": cmunext,
+    "unet": unet,
+}
+"What `model.backbone` may name -> maker."
 
 
 def build_cnn(
@@ -199,29 +205,30 @@ def build_cnn(
         ConfigError: sizes that do not fit together; names the field and a size that would do.
     """
     check_sizes(model, img_size)
-    return {"cmunext": cmunext, "unet": unet}[model.backbone](
-        model, len(img_size), num_channels, num_classes
-    )
+    return BACKBONES[model.backbone](model, len(img_size), num_channels, num_classes)
 
 
 def check_sizes(model: ModelConfig, img_size: tuple[int, ...]) -> None:
     """Raise ConfigError unless every stage can halve its grid and the settings of the stages are
     equally many."""
-    stages, step = len(model.channels), 2 ** (len(model.channels) - 1)
-    cmunext = model.backbone == "cmunext"
-    nearest = tuple(max(2, round(s / step)) * step for s in img_size)
-    rules = {
-        f"data.img_size {img_size} must be a multiple of {step} (model.channels has {stages} stages, each halves the grid) and above {step}, for BatchNorm needs more than one voxel at the bottleneck; set it to {list(nearest)}": (
-            all(s % step == 0 for s in img_size) and max(img_size) > step
-        ),
-        "model.channels needs two stages or more": stages >= 2,
-        f"model.depths {model.depths} and model.kernel_sizes {model.kernel_sizes} must have {stages} values, one for each of model.channels": (
-            not cmunext or len(model.depths) == len(model.kernel_sizes) == stages
-        ),
-        f"model.kernel_sizes {model.kernel_sizes} must be odd": (
-            not cmunext or all(k % 2 for k in model.kernel_sizes)
-        ),
-    }
-    for message, holds in rules.items():
-        if not holds:
-            raise ConfigError(message)
+    stages = len(model.channels)
+    step = 2 ** (stages - 1)
+    if any(edge % step for edge in img_size) or max(img_size) <= step:
+        nearest = [max(2, round(edge / step)) * step for edge in img_size]
+        raise ConfigError(
+            f"data.img_size {img_size} must be a multiple of {step} (model.channels has {stages}"
+            f" stages, each halves the grid) and above {step}, for BatchNorm needs more than one"
+            f" voxel at the bottleneck; set it to {nearest}"
+        )
+    if stages < 2:
+        raise ConfigError("model.channels needs two stages or more")
+    if model.backbone != "cmunext":
+        return
+    if not len(model.depths) == len(model.kernel_sizes) == stages:
+        raise ConfigError(
+            f"model.depths {model.depths} and model.kernel_sizes {model.kernel_sizes} must have"
+            f" {stages} values, one for each of model.channels"
+        )
+    # An even kernel cannot be centred: its output would have another size than its input.
+    if not all(size % 2 for size in model.kernel_sizes):
+        raise ConfigError(f"model.kernel_sizes {model.kernel_sizes} must be odd")

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from mvl.core.seeds import draw_seed
 from mvl.core.shapes import Tokens
-from mvl.models.vit import ViTBlock, attention
+from mvl.models.attention import attention
+from mvl.models.vit import ViTBlock
 
 
 class TokenBlock(nn.Module, ABC):
-    """A block between the mappers: tokens x (B, T, width) -> h + x with its residual, h without.
+    """A block between the mappers takes tokens x (B, T, width) to h + x with its residual, and to h
+    without.
 
-    A subclass gives h as `branch`; what is measured and knocked out of a trained network is h.
+    A subclass gives h as `branch`; what is measured and knocked out of a trained network is h. The
+    residual lets a network start from what its encoder says, whatever the block makes of it.
     """
 
     def __init__(self, width: int, residual: bool) -> None:
@@ -40,9 +43,10 @@ class TokenBlock(nn.Module, ABC):
 
 
 class BareNorm(TokenBlock):
-    """GELU and a LayerNorm in the layer's place: as many trained parameters as the frozen layer.
+    """GELU and a LayerNorm stand in the layer's place. Neither has a weight, so that as many
+    parameters are trained as with the frozen layer.
 
-    Neither has a weight. The first study called this control a matched MLP.
+    The first study called this control a matched MLP.
     Source: LM4VisualEncoding (arXiv 2310.12973), "MLP" control.
     """
 
@@ -56,7 +60,7 @@ class BareNorm(TokenBlock):
 
 
 class Zero(TokenBlock):
-    """h = 0: with the residual what remains of the hybrid are its two mappers."""
+    """h is 0: with the residual, what remains of the hybrid are its two mappers."""
 
     def branch(self, tokens: Tokens) -> Tokens:
         """Zeros."""
@@ -76,7 +80,7 @@ class Nothing(TokenBlock):
 
 
 class Noise(TokenBlock):
-    """h is noise as large as the pretrained block's: each token has norm sqrt(width), as after a
+    """h is noise as large as the pretrained block's h: each token has norm sqrt(width), as after a
     norm with gain 1, and a direction that nothing decides.
 
     In training each pass draws from torch's generator, which the loop seeds in every step. In
@@ -118,10 +122,10 @@ class NativeSizes:
 
 
 class TrainedAttention(TokenBlock):
-    """One trained pre-norm attention layer, x + attention(norm(x)), at the network's own width.
+    """One trained attention layer, x + attention(norm(x)), at the network's own width.
 
-    It stands in the place of mapper, block and mapper. Its residual is its own and there once
-    whatever `residual` says, which decides whether x counts as part of h.
+    It stands in the place of mapper, block and mapper. Its residual is its own: it is there once
+    whatever `residual` says, which decides only whether x counts as part of h.
     Source: "LLM2Attn", arXiv 2406.16964.
     """
 
@@ -135,17 +139,19 @@ class TrainedAttention(TokenBlock):
 
     def branch(self, tokens: Tokens) -> Tokens:
         """What attention adds; the sum with the tokens where there is no residual around it."""
-        split = self.qkv(self.norm(tokens)).unflatten(2, (3, self.num_heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4).contiguous()
-        added = self.drop(self.out(attention(query, key, value).transpose(1, 2).flatten(2)))
+        split = self.qkv(self.norm(tokens)).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, H, d)
+        query, key, value = split.permute(2, 0, 3, 1, 4).contiguous()  # each (B, H, T, d)
+        mixed = attention(query, key, value).transpose(1, 2).flatten(2)  # (B, T, H * d)
+        added = self.drop(self.out(mixed))
         return added if self.residual else added + tokens
 
 
 class TrainedTransformer(TokenBlock):
-    """One trained ViT block at the network's own width, in the place of mapper, block and mapper.
+    """One trained ViT block at the network's own width stands in the place of mapper, block and
+    mapper.
 
-    Its residuals are its own and there once whatever `residual` says, which decides whether x
-    counts as part of h. Source: "LLM2Trsf", arXiv 2406.16964.
+    Its residuals are its own: they are there once whatever `residual` says, which decides only
+    whether x counts as part of h. Source: "LLM2Trsf", arXiv 2406.16964.
     """
 
     def __init__(self, sizes: NativeSizes, residual: bool) -> None:
@@ -162,23 +168,26 @@ class TrainedTransformer(TokenBlock):
         return self.layer(tokens)
 
 
+BARE: dict[str, Callable[[int, bool], TokenBlock]] = {
+    "norm": BareNorm,
+    "mlp": BareNorm,
+    "zero": Zero,
+    "identity": Nothing,
+}
+"Kinds at the language model's width that neither hold nor draw anything."
+
+NATIVE: dict[str, Callable[[NativeSizes, bool], TokenBlock]] = {
+    "attention": TrainedAttention,
+    "transformer": TrainedTransformer,
+}
+"Kinds at the network's own width."
+
+
 def build_control(kind: str, width: int, residual: bool, seed: int) -> TokenBlock:
     """A block of `BARE_KINDS` at the language model's width."""
-    if kind == "noise":
-        return Noise(width, residual, seed)
-    makers: dict[str, Callable[[int, bool], TokenBlock]] = {
-        "norm": BareNorm,
-        "mlp": BareNorm,
-        "zero": Zero,
-        "identity": Nothing,
-    }
-    return makers[kind](width, residual)
+    return Noise(width, residual, seed) if kind == "noise" else BARE[kind](width, residual)
 
 
 def build_native(kind: str, sizes: NativeSizes, residual: bool) -> TokenBlock:
     """A block of `NATIVE_KINDS`, its weights drawn from torch's generator."""
-    makers: dict[str, Callable[[NativeSizes, bool], TokenBlock]] = {
-        "attention": TrainedAttention,
-        "transformer": TrainedTransformer,
-    }
-    return makers[kind](sizes, residual)
+    return NATIVE[kind](sizes, residual)

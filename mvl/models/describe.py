@@ -7,8 +7,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from mvl.core.block_config import LAYER_KINDS
 from mvl.core.config import CONFIG_DIR, Config, build, check, load_config, named, system_names
-from mvl.weights.listed_sizes import described
+from mvl.weights.listed_sizes import described, has_listed_sizes
 
 
 def system_config(name: str, study: str | None = None) -> Config:
@@ -39,46 +40,54 @@ def describe_systems() -> list[dict[str, Any]]:
 def describe_system(name: str) -> dict[str, Any]:
     """One row of the table."""
     from mvl.models.build import count_parameters
-    from mvl.weights.hub import is_hub_source
 
-    config, text = system_config(name), named("systems", name)
-    block = config.model.token_block
-    if is_hub_source(block.source) or block.source == "minilm-l6":
-        config = replace(
-            config,
-            model=replace(
-                config.model,
-                token_block=replace(block, kind="random", source=str(described(block.source))),
-            ),
-        )
+    config = system_config(name)
+    text = named("systems", name)
     facts = {
         "name": name,
         "title": text.get("title", name),
         "source": text.get("source", ""),
         "spatial_dims": len(config.data.img_size),
     }
-    return facts | count_parameters(config, 1, 1)
+    return facts | count_parameters(without_files(config), 1, 1)
+
+
+def without_files(config: Config, with_words: bool = True) -> Config:
+    """The config with a block of the same sizes that needs no file of a model: drawn from the
+    listed sizes.
+
+    A block with text guidance keeps its source, whose tokenizer it needs; `with_words=False` takes
+    the words away instead.
+    """
+    block = config.model.token_block
+    if not with_words:
+        block = replace(block, text_guidance=False, words="")
+    if has_listed_sizes(block.source) and not block.text_guidance:
+        kind = "random" if block.kind in LAYER_KINDS else block.kind
+        block = replace(block, kind=kind, source=str(described(block.source)), layer=0)
+    return replace(config, model=replace(config.model, token_block=block))
 
 
 def switches(name: str) -> list[str]:
     """What a system's YAML changes in the model and in the labels, in its own words:
     `token_block.kind: random`."""
-
-    def flat(values: dict[str, Any], prefix: str = "") -> list[str]:
-        lines: list[str] = []
-        for key, value in values.items():
-            words = json.dumps(value).replace('"', "")
-            lines += (
-                flat(value, f"{prefix}{key}.")
-                if isinstance(value, dict)
-                else [f"{prefix}{key}: {words}"]
-            )
-        return lines
-
     text = named("systems", name)
-    return flat(text.get("model", {})) + flat(
-        {k: v for k, v in text.get("data", {}).items() if k.startswith("label_noise")}
-    )
+    labels = {k: v for k, v in text.get("data", {}).items() if k.startswith("label_noise")}
+    return [
+        f"{key}: {json.dumps(value)}".replace('"', "")
+        for key, value in dotted({**text.get("model", {}), **labels}).items()
+    ]
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict, their names joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def listed_parameters(name: str) -> tuple[str, str]:

@@ -31,13 +31,11 @@ class LocalAttention(nn.Module):
 
     def __init__(self, hidden_size: int, grid: tuple[int, ...]) -> None:
         super().__init__()
-        self.grid, dims = grid, len(grid)
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        self.grid = grid
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(grid)]
         self.around = convolution(hidden_size, hidden_size, 3, padding=1, groups=hidden_size)
-        self.weigh, self.out = (
-            nn.Linear(hidden_size, hidden_size),
-            nn.Linear(hidden_size, hidden_size),
-        )
+        self.weigh = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """What each token's neighbourhood says, weighted by itself."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 from mvl.core.seeds import draw_seed
 from mvl.core.shapes import Tokens
 from mvl.models.control_blocks import TokenBlock
-from mvl.models.token_blocks import redrawn_tensor
+from mvl.models.drawn_weights import redrawn_tensor
 
 BRANCHES = ("as_trained", "zero", "mean", "shuffled_tokens", "attention_off")
 "Interventions on the block's own part h."

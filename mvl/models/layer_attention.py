@@ -112,10 +112,12 @@ def block_attention(
             module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal
         )
     groups = query.shape[1] // key.shape[1]
-    key, value, blocks = repeat_kv(key, groups), repeat_kv(value, groups), []
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    blocks = []
     for begin in range(0, length, QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, length)
-        first, last = max(0, begin - window + 1) if window else 0, end if is_causal else length
+        first = max(0, begin - window + 1) if window else 0
+        last = end if is_causal else length
         seen = key[:, :, first:last], value[:, :, first:last]
         blocks.append(
             checkpoint(

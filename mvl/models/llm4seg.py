@@ -18,8 +18,8 @@ from mvl.models.token_blocks import build_token_block
 
 
 class LLM4Seg(nn.Module):
-    """CNN encoder, linear mapper, token block, linear mapper, CNN decoder; nothing goes around the
-    block unless `residual` is set.
+    """The network is a CNN encoder, linear mapper, token block, linear mapper and CNN decoder;
+    nothing goes around the block unless `residual` is set.
 
     The kinds `attention` and `transformer` work at the CNN's own width: there are no linear mappers
     around them. Ours = theirs: mapper1 = adapter1, block = llm, mapper2 = adapter2.
@@ -37,7 +37,7 @@ class LLM4Seg(nn.Module):
         super().__init__()
         self.cnn = build_cnn(model, img_size, num_channels, num_classes)
         width = self.cnn.bottleneck_width
-        # a ViT block's shape; the CNN has no dropout
+        # A trained control takes a ViT block's proportions; the CNN has no dropout.
         native = NativeSizes(width, model.num_heads, 4 * width, dropout_rate=0.0)
         self.block = build_token_block(model.token_block, seed, words, native)
         self.mapper1: nn.Module = nn.Identity()
@@ -51,11 +51,14 @@ class LLM4Seg(nn.Module):
         mapper2 are tokens (B, T, D), row-major."""
         *skips, bottleneck = self.cnn.encode(image)
         out: dict[str, Tensor] = {f"encoder{i}": skip for i, skip in enumerate(skips, 1)}
-        out["bottleneck"] = bottleneck
-        out["mapper1"] = self.mapper1(bottleneck.flatten(2).transpose(1, 2))
+        out["bottleneck"] = bottleneck  # (B, C, *s)
+
+        tokens = bottleneck.flatten(2).transpose(1, 2)  # (B, T, C), one token for each voxel
+        out["mapper1"] = self.mapper1(tokens)  # (B, T, width of the language model)
         out["block"] = self.block(out["mapper1"])
-        out["mapper2"] = self.mapper2(out["block"])
-        mixed = out["mapper2"].transpose(1, 2).reshape(bottleneck.shape)
+        out["mapper2"] = self.mapper2(out["block"])  # (B, T, C)
+        mixed = out["mapper2"].transpose(1, 2).reshape(bottleneck.shape)  # (B, C, *s)
+
         return {**out, **self.cnn.decode([*skips, mixed])}
 
     def forward(self, image: Image) -> Logits:

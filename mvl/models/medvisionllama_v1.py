@@ -57,11 +57,12 @@ class MedVisionLlamaV1(MedVisionLlamaV3):
     def stages(self, image: Image) -> dict[str, Tensor]:
         """Named intermediates on the way from image (B, C, *S) to `logits` (B, K, *S); the others
         are tokens (B, T, D)."""
-        vit, out = self.vit, self.embed(image)
+        out = self.embed(image)
         half, tokens = self.encode(out["embedding"])
-        out["encoder_half"], out["encoder"] = half, tokens
+        out["encoder_half"] = half
+        out["encoder"] = tokens
         if self.block_position == "bottleneck":
             tokens = self.through_block(tokens, out)
         if self.fusion is not None:
             tokens = out["fusion"] = self.fusion([half, out["encoder"], tokens])
-        return vit.finish(tokens, out)
+        return self.vit.finish(tokens, out)

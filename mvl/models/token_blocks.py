@@ -9,19 +9,22 @@ from transformers import PreTrainedConfig
 
 from mvl.core.block_config import BARE_KINDS, LAYER_KINDS, NATIVE_KINDS, TokenBlockConfig
 from mvl.core.config import ConfigError
-from mvl.core.seeds import draw_seed
 from mvl.core.shapes import Tokens
 from mvl.models.adapters import add_lora
 from mvl.models.control_blocks import NativeSizes, TokenBlock, build_control, build_native
+from mvl.models.drawn_weights import make_weights, neutral
 from mvl.models.layer_attention import choose_attention
 from mvl.models.text_guidance import word_rows
 from mvl.weights import families, sources
-from mvl.weights.sources import LayerWeights
+from mvl.weights.layer_check import LayerWeights
 
 
 class LanguageLayer(TokenBlock):
-    """One layer of a language model, the model's final norm, and a residual around both; frozen
+    """One layer of a language model and the model's final norm, with a residual around both; frozen
     unless the config trains it.
+
+    Frozen weights still pass gradients on to the encoder before them. The layer has no dropout (see
+    `families.make_config`), so that it computes the same in training and in evaluation.
 
     Source: arXiv 2410.02458 v3, V_LLM; mask and rotary positions removed by default, as in
     LM4VisualEncoding (arXiv 2310.12973). Ours = theirs: layer = llm.layers[0], norm = llm.norm (its
@@ -48,40 +51,36 @@ class LanguageLayer(TokenBlock):
         Source: released_positions is LLM4Seg's table, one angle of i radians for all of token i,
         sine and cosine swapped as released.
         """
-        index = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        index = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, T)
         if self.released_positions:
-            return index[..., None].sin().to(tokens.dtype), index[..., None].cos().to(tokens.dtype)
+            angle = index[..., None]  # (1, T, 1): the same for every pair of a head
+            return angle.sin().to(tokens.dtype), angle.cos().to(tokens.dtype)
         if self.rotary is not None:
             return self.rotary(tokens, index)
+        # The layer's code always rotates; by an angle of zero nothing turns.
         zero = tokens.new_zeros(1, tokens.shape[1], self.head_dim)
         return zero + 1, zero
 
     def branch(self, tokens: Tokens) -> Tokens:
-        """The layer's hidden state, normalised; words go in before the tokens and do not come out."""
+        """The layer's hidden state, normalised; words go in before the tokens and do not come
+        out."""
         seen = tokens
         if self.words is not None:
-            seen = torch.cat(
-                [self.words.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1
-            )
-        positions = {} if not self.head_dim else {"position_embeddings": self.positions(seen)}
+            words = self.words.to(tokens.dtype).expand(tokens.shape[0], -1, -1)  # (B, N, width)
+            seen = torch.cat([words, tokens], dim=1)  # (B, N + T, width)
+        positions = {"position_embeddings": self.positions(seen)} if self.head_dim else {}
         hidden = self.layer(seen, is_causal=self.causal_mask, **positions)
-        return self.norm(hidden[:, seen.shape[1] - tokens.shape[1] :])
-
-
-REDRAWN = ("random_matched", "shuffled", "xavier")
-"Kinds that start from the pretrained tensors and replace their values."
+        return self.norm(hidden[:, seen.shape[1] - tokens.shape[1] :])  # (B, T, width)
 
 
 def build_token_block(
     block: TokenBlockConfig, seed: int, words: str = "", native: NativeSizes | None = None
 ) -> TokenBlock:
-    """The block that the config names. `seed` decides the weights of the kinds that are drawn;
-    `words` are what text guidance looks up.
+    """The block that the config names.
 
-    `native` are the sizes of the kinds that are trained at the network's own width; they draw from
+    `seed` decides the weights of the kinds that are drawn; `words` are what text guidance looks up;
+    `native` are the sizes of the kinds that are trained at the network's own width, which draw from
     torch's generator and need no source.
-
-    On torch's meta device (`mvl plan`) the tensors are neither read nor drawn.
 
     Raises:
         SourceError: the source is missing, or a tensor of the layer is missing, extra, misshapen or
@@ -101,24 +100,43 @@ def build_token_block(
     check_switches(block, config)
     if block.kind in BARE_KINDS:
         return build_control(block.kind, config.hidden_size, block.residual, seed)
-    sketch = torch.get_default_device().type == "meta"
-    with torch.device("meta"):
+    return build_language_layer(block, config, seed, words)
+
+
+def build_language_layer(
+    block: TokenBlockConfig, config: PreTrainedConfig, seed: int, words: str
+) -> LanguageLayer:
+    """A layer with its weights; on torch's meta device (`mvl plan`) they are neither read nor
+    drawn."""
+    sizes_only = torch.get_default_device().type == "meta"
+    with torch.device("meta"):  # draws nothing, so that torch's generator stays where it was
         built = LanguageLayer(config, block)
     with torch.device("cpu"):
-        built.rotary = families.make_rotary(config) if block.rotary else None
-        if not sketch:
-            assign(
-                built,
-                make_weights(block, config, seed),
-                block.final_norm,
-                families.family_of(config).unit_gain,
-            )
+        if block.rotary:
+            built.rotary = families.make_rotary(config)  # its table is computed, not loaded
+        if not sizes_only:
+            unit_gain = families.family_of(config).unit_gain
+            assign(built, make_weights(block, config, seed), block.final_norm, unit_gain)
         if block.text_guidance:
             built.words = nn.Parameter(word_rows(block.source, words), requires_grad=False)
     built.layer.requires_grad_(block.trainable)
     if block.lora_targets:
         add_lora(built.layer, block.lora_targets, block.lora_r, 1)
     return built
+
+
+def assign(built: LanguageLayer, weights: LayerWeights, final_norm: str, unit_gain: float) -> None:
+    """Put checked weights, in float32, into a block that was made on the meta device; strict both
+    ways."""
+    # Each tensor leaves `weights` as it is converted, so that the layer is never held twice.
+    layer = {name: weights.layer.pop(name).float() for name in list(weights.layer)}
+    built.layer.load_state_dict(layer, strict=True, assign=True)
+    if not isinstance(built.norm, nn.Identity):
+        norm = {name: tensor.float() for name, tensor in weights.final_norm.items()}
+        if final_norm == "unit":
+            norm = {name: neutral(name, tuple(t.shape), unit_gain) for name, t in norm.items()}
+        built.norm.load_state_dict(norm, strict=True, assign=True)
+    built.requires_grad_(False)
 
 
 def check_switches(block: TokenBlockConfig, config: PreTrainedConfig) -> None:
@@ -129,121 +147,21 @@ def check_switches(block: TokenBlockConfig, config: PreTrainedConfig) -> None:
         f"{config.model_type} has learned positions, added before its layer 0; its layers have none"
         " to switch on"
     )
-    rules = {
-        f"rotary: {learned}": family.rotary or not block.rotary,
-        f"released_positions: {learned}": family.rotary or not block.released_positions,
-        "rotary and released_positions exclude each other": not (
+    refused = {
+        f"rotary: {learned}": block.rotary and not family.rotary,
+        f"released_positions: {learned}": block.released_positions and not family.rotary,
+        "rotary and released_positions exclude each other": (
             block.rotary and block.released_positions
         ),
         f"final_norm loaded: {config.model_type} has no final norm; its layer ends in its own": (
-            bool(family.norm) or block.final_norm != "loaded"
+            block.final_norm == "loaded" and not family.norm
         ),
-        "trainable and lora_targets exclude each other": not (
-            block.trainable and block.lora_targets
+        "trainable and lora_targets exclude each other": (
+            block.trainable and bool(block.lora_targets)
         ),
-        "words are given, but text_guidance is off": block.text_guidance or not block.words,
-        "lora_r must be at least 1": block.lora_r >= 1,
+        "words are given, but text_guidance is off": bool(block.words) and not block.text_guidance,
+        "lora_r must be at least 1": block.lora_r < 1,
     }
-    for message, holds in rules.items():
-        if not holds:
+    for message, applies in refused.items():
+        if applies:
             raise ConfigError(f"token_block.{message}")
-
-
-def make_weights(block: TokenBlockConfig, config: PreTrainedConfig, seed: int) -> LayerWeights:
-    """The tensors that the block's kind asks for."""
-    if block.kind == "random":
-        return random_layer(config, seed)
-    weights = sources.load_layer(block.source, block.layer)
-    return redrawn_layer(weights, block.kind, seed) if block.kind in REDRAWN else weights
-
-
-def random_layer(config: PreTrainedConfig, seed: int) -> LayerWeights:
-    """Weights as the model had them before its training: normal with the config's
-    `initializer_range`, biases 0, norms that scale by 1."""
-    generator = torch.Generator().manual_seed(draw_seed(seed, "token_block"))
-
-    def draw(shape):
-        return torch.randn(shape, generator=generator) * config.initializer_range
-
-    gain = families.family_of(config).unit_gain
-
-    def start(name, shape):
-        return torch.zeros(shape) if name.endswith("bias") else torch.full(shape, gain)
-
-    shapes = sources.expected_shapes(config)
-    tensors = {
-        name: draw(shape) if len(shape) == 2 else start(name, shape)
-        for name, shape in sorted(shapes.items())
-    }
-    return LayerWeights(
-        tensors, {name: start(name, shape) for name, shape in sources.norm_shapes(config).items()}
-    )
-
-
-def redrawn_layer(weights: LayerWeights, kind: str, seed: int) -> LayerWeights:
-    """The pretrained tensors with other values, a function of (seed, kind, tensor name).
-
-    random_matched: normal with each tensor's mean and variance; shuffled: each tensor's values in
-    another order; xavier: linear maps Xavier-uniform, their biases 0, norms as they were.
-
-    Source: xavier is LLM4Seg's `--need_init` (arXiv 2506.18034, released code).
-    """
-    matrices = {
-        name.removesuffix(".weight") for name, tensor in weights.layer.items() if tensor.dim() == 2
-    }
-
-    def redraw(name: str, tensor: Tensor) -> Tensor:
-        if kind != "xavier":
-            return redrawn_tensor(name, tensor, kind, seed)
-        generator = generator_of(name, kind, seed)
-        if tensor.dim() == 2:
-            return nn.init.xavier_uniform_(torch.empty(tensor.shape), generator=generator)
-        return (
-            torch.zeros_like(tensor)
-            if name.endswith(".bias") and name.removesuffix(".bias") in matrices
-            else tensor
-        )
-
-    layer = {name: redraw(name, tensor) for name, tensor in weights.layer.items()}
-    return LayerWeights(
-        layer, {name: redraw(f"norm.{name}", tensor) for name, tensor in weights.final_norm.items()}
-    )
-
-
-def generator_of(name: str, kind: str, seed: int) -> torch.Generator:
-    """The generator that a tensor of a redrawn kind draws from, on the CPU."""
-    return torch.Generator().manual_seed(draw_seed(seed, "token_block", kind, name))
-
-
-def redrawn_tensor(name: str, tensor: Tensor, kind: str, seed: int) -> Tensor:
-    """A tensor's values in another order (`shuffled`), or normal ones of its mean and variance
-    (`random_matched`), on the CPU."""
-    generator = generator_of(name, kind, seed)
-    if kind == "shuffled":
-        return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(
-            tensor.shape
-        )
-    variance, mean = torch.var_mean(tensor.float(), correction=0)
-    return torch.randn(tensor.shape, generator=generator) * variance.sqrt() + mean
-
-
-def assign(
-    built: LanguageLayer, weights: LayerWeights, final_norm: str, unit_gain: float = 1.0
-) -> None:
-    """Put checked weights, in float32, into a block that was made on the meta device; strict both
-    ways. Takes the tensors out of `weights`."""
-    layer = {name: weights.layer.pop(name).float() for name in list(weights.layer)}
-    built.layer.load_state_dict(layer, strict=True, assign=True)
-    if not isinstance(built.norm, nn.Identity):
-
-        def unit(name, tensor):
-            return (
-                torch.zeros_like(tensor) if name == "bias" else torch.full_like(tensor, unit_gain)
-            )
-
-        norm = {
-            name: tensor.float() if final_norm == "loaded" else unit(name, tensor.float())
-            for name, tensor in weights.final_norm.items()
-        }
-        built.norm.load_state_dict(norm, strict=True, assign=True)
-    built.requires_grad_(False)

@@ -7,96 +7,52 @@ book/deviations.md).
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mvl.core.config import ModelConfig
 from mvl.core.seeds import draw_seed
 from mvl.core.shapes import Image, Logits, Tokens
-from mvl.models.cpu_bf16 import is_short, short_attention
-from mvl.models.deterministic_layers import on_gpu
-from mvl.models.tiled_attention import available, tiled_attention
+from mvl.models.attention import attention, must_recompute, recomputed
 
-LONG = 2048
-"""Tokens from which a block may compute all but attention again in the backward pass, and attention
-on a CPU goes tile by tile."""
-
-TILED = (torch.float32, torch.bfloat16)
-"Types in which attention of a long sequence on a CPU goes tile by tile."
-
-KEEP_SHARE = 1 / 64
-"""Share of a GPU's free memory up to which a long block keeps what its backward pass needs; the
-deepest network has 20 blocks."""
+Blend = Callable[[Tensor, Tensor], Tensor]
+"(normalised tokens, attended tokens) -> what is added in attention's place."
 
 
 def patchify(image: Image, patch_size: tuple[int, ...]) -> Tokens:
     """Cut an image (B, C, *S) into tokens (B, T, C * voxels per patch), T in row-major order of the
     patch grid."""
     batch, channels, *spatial = image.shape
-    split = [n for s, p in zip(spatial, patch_size) for n in (s // p, p)]
     dims = len(spatial)
-    grid_axes, patch_axes = [2 + 2 * i for i in range(dims)], [3 + 2 * i for i in range(dims)]
-    patches = image.reshape(batch, channels, *split).permute(0, *grid_axes, 1, *patch_axes)
+    split = [n for s, p in zip(spatial, patch_size) for n in (s // p, p)]
+    grid_axes = range(2, 2 + 2 * dims, 2)
+    patch_axes = range(3, 3 + 2 * dims, 2)
+
+    patches = image.reshape(batch, channels, *split)  # in 3-D: (B, C, X, px, Y, py, Z, pz)
+    patches = patches.permute(0, *grid_axes, 1, *patch_axes)  # (B, X, Y, Z, C, px, py, pz)
     return patches.reshape(batch, -1, channels * math.prod(patch_size))
 
 
 def unpatchify(tokens: Tokens, img_size: tuple[int, ...], patch_size: tuple[int, ...]) -> Image:
-    """The inverse of `patchify` for images of `img_size`."""
+    """The inverse of `patchify` puts tokens (B, T, C * voxels per patch) back into an image
+    (B, C, *img_size)."""
     grid = [s // p for s, p in zip(img_size, patch_size)]
     dims = len(grid)
+    interleaved = [axis for i in range(dims) for axis in (1 + i, 2 + dims + i)]
+
+    # in 3-D: (B, X, Y, Z, C, px, py, pz), then (B, C, X, px, Y, py, Z, pz)
     patches = tokens.reshape(tokens.shape[0], *grid, -1, *patch_size)
-    order = [n for i in range(dims) for n in (1 + i, 2 + dims + i)]
-    return patches.permute(0, 1 + dims, *order).reshape(tokens.shape[0], -1, *img_size)
-
-
-KEPT = [
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.mvl.tiled_attention.default,
-]
-"""Attention on every device: the only results of a long block that its backward pass does not
-compute again."""
-
-
-def attention(
-    query: Float[Tensor, "B H T d"], key: Float[Tensor, "B H S d"], value: Float[Tensor, "B H S d"]
-) -> Float[Tensor, "B H T d"]:
-    """Softmax attention by PyTorch's fused kernel; on a CPU by ours, the same up to rounding, for
-    long sequences and short ones in bf16."""
-    if (
-        query.device.type == "cpu"
-        and query.dtype in TILED
-        and query.shape[2] >= LONG
-        and available()
-    ):
-        # In bf16 too the tiles are float32: PyTorch's kernel for bf16 takes 1.2 times as long,
-        # casts counted.
-        return tiled_attention(query.float(), key.float(), value.float())[0].to(value.dtype)
-    if is_short(query, value):
-        return short_attention(query, key, value)
-    return functional.scaled_dot_product_attention(query, key, value)
-
-
-@torch.compiler.assume_constant_result
-@functools.cache
-def fits_gpu(kept_bytes: int) -> bool:
-    """Whether a block may keep so many bytes on the GPU in use; asked once for each size, so that
-    every step does the same."""
-    return torch.cuda.is_available() and kept_bytes <= KEEP_SHARE * torch.cuda.mem_get_info()[0]
+    patches = patches.permute(0, 1 + dims, *interleaved)
+    return patches.reshape(tokens.shape[0], -1, *img_size)
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm attention and MLP, each with a residual: tokens (B, T, D) -> (B, T, D).
+    """One block applies attention and an MLP, each to normalised tokens and each with a residual:
+    (B, T, D) -> (B, T, D).
 
     Ours = theirs: qkv = mha.in_proj, out = mha.out_proj, mlp = mlp.layers.
     """
@@ -104,11 +60,11 @@ class ViTBlock(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, mlp_dim: int, dropout_rate: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm1, self.norm2 = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
-        self.qkv, self.out = (
-            nn.Linear(hidden_size, 3 * hidden_size),
-            nn.Linear(hidden_size, hidden_size),
-        )
+        self.mlp_dim = mlp_dim
+        self.norm1 = nn.LayerNorm(hidden_size)
+        self.norm2 = nn.LayerNorm(hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
         self.mlp = nn.Sequential(
             nn.Linear(hidden_size, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, hidden_size)
         )
@@ -116,55 +72,42 @@ class ViTBlock(nn.Module):
 
     def attend(self, tokens: Tokens) -> Tokens:
         """Self-attention of normalised tokens."""
-        query, key, value = (
-            self.qkv(tokens)
-            .unflatten(2, (3, self.num_heads, -1))
-            .permute(2, 0, 3, 1, 4)
-            .contiguous()
-        )
-        return self.out(attention(query, key, value).transpose(1, 2).flatten(2))
+        split = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, H, d)
+        query, key, value = split.permute(2, 0, 3, 1, 4).contiguous()  # each (B, H, T, d)
+        mixed = attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # heads side by side: (B, T, H * d)
 
-    def forward(
-        self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> Tokens:
-        """Tokens after attention and MLP; `blend(normalised tokens, attended)` may put something
-        else in attention's place."""
-        if self.training and self.recomputes(tokens):
-            contexts = functools.partial(create_selective_checkpoint_contexts, KEPT)
-            return checkpoint(self.steps, tokens, blend, use_reentrant=False, context_fn=contexts)
-        return self.steps(tokens, blend)
-
-    def recomputes(self, tokens: Tokens) -> bool:
-        """Whether the backward pass computes all but attention again: of long sequences, and on a
-        GPU only where memory is short."""
-        if tokens.shape[1] < LONG:
-            return False
-        if not on_gpu(tokens):
-            return True
-        # Kept of a token: ten vectors of its width and two of the MLP's, at most 4 bytes a value.
-        mlp_dim = int(self.mlp[0].out_features)  # type: ignore[arg-type]  # a Linear, which Sequential does not say
-        width = 10 * tokens.shape[2] + 2 * mlp_dim
-        return not fits_gpu(4 * tokens.shape[0] * tokens.shape[1] * width)
-
-    def steps(self, tokens: Tokens, blend: Callable[[Tensor, Tensor], Tensor] | None) -> Tokens:
-        """What `forward` does, once."""
+    def steps(self, tokens: Tokens, blend: Blend | None) -> Tokens:
+        """What the block computes."""
         normed = self.norm1(tokens)
         attended = self.attend(normed)
-        tokens = tokens + self.drop(attended if blend is None else blend(normed, attended))
+        if blend is not None:
+            attended = blend(normed, attended)
+        tokens = tokens + self.drop(attended)
         return tokens + self.drop(self.mlp(self.norm2(tokens)))
+
+    def recomputes(self, tokens: Tokens) -> bool:
+        """Whether the backward pass computes all but attention again."""
+        # Kept of a token: ten vectors of its width and two of the MLP's.
+        return must_recompute(tokens, 10 * tokens.shape[2] + 2 * self.mlp_dim)
+
+    def forward(self, tokens: Tokens, blend: Blend | None = None) -> Tokens:
+        """Tokens after attention and MLP; `blend` may put something else in attention's place."""
+        if self.training and self.recomputes(tokens):
+            return recomputed(self.steps, tokens, blend)
+        return self.steps(tokens, blend)
 
 
 def deep_mlp(hidden_size: int, widths: tuple[int, ...], dropout_rate: float) -> nn.Sequential:
     """Linear maps hidden_size -> widths -> hidden_size with GELU between them and dropout at the
-    end; no residual, as released.
+    end; there is no residual, as released.
 
     Source: arXiv 2410.02458 v3, control ViT-MLP. Ours = theirs: new_mlp, released widths 32 *
     hidden_size to 1024 * hidden_size and back.
     """
-    sizes = (hidden_size, *widths, hidden_size)
-    layers = [
-        layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.GELU())
-    ]
+    layers: list[nn.Module] = []
+    for width, next_width in itertools.pairwise((hidden_size, *widths, hidden_size)):
+        layers += [nn.Linear(width, next_width), nn.GELU()]
     return nn.Sequential(*layers[:-1], nn.Dropout(dropout_rate))
 
 
@@ -175,10 +118,9 @@ def patch_order(num_tokens: int, seed: int) -> Tensor:
     meets another position's starting values, no more. What counts neighbours does change: a causal
     mask, rotary positions, version 1's convolutional attention.
     """
-    with torch.device("cpu"):
-        return torch.randperm(
-            num_tokens, generator=torch.Generator().manual_seed(draw_seed(seed, "patches"))
-        )
+    generator = torch.Generator().manual_seed(draw_seed(seed, "patches"))
+    with torch.device("cpu"):  # also where the network itself is built on the meta device
+        return torch.randperm(num_tokens, generator=generator)
 
 
 class ViTBaseline(nn.Module):
@@ -190,6 +132,8 @@ class ViTBaseline(nn.Module):
     output_proj.projection.
     """
 
+    order: Tensor | None
+
     def __init__(
         self,
         model: ModelConfig,
@@ -199,31 +143,29 @@ class ViTBaseline(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.img_size, self.patch_size = img_size, model.patch_size
+        self.img_size = img_size
+        self.patch_size = model.patch_size
         voxels = math.prod(model.patch_size)
         num_tokens = math.prod(s // p for s, p in zip(img_size, model.patch_size))
 
-        def blocks(n):
-            return nn.Sequential(
-                *(
-                    ViTBlock(model.hidden_size, model.num_heads, model.mlp_dim, model.dropout_rate)
-                    for _ in range(n)
-                )
-            )
-
         self.embed = nn.Linear(num_channels * voxels, model.hidden_size)
+        # Positions start small beside embedded patches: a patch is first known by what it shows.
         self.positions = nn.Parameter(0.02 * torch.randn(1, num_tokens, model.hidden_size))
-        self.encoder, self.decoder = blocks(model.encoder_layers), blocks(model.decoder_layers)
+        self.encoder = self.blocks(model, model.encoder_layers)
+        self.decoder = self.blocks(model, model.decoder_layers)
         self.head = nn.Linear(model.hidden_size, num_classes * voxels)
-        self.extra_mlp = (
-            deep_mlp(model.hidden_size, model.extra_mlp, model.dropout_rate)
-            if model.extra_mlp
-            else None
-        )
+
+        self.extra_mlp: nn.Sequential | None = None
+        if model.extra_mlp:
+            self.extra_mlp = deep_mlp(model.hidden_size, model.extra_mlp, model.dropout_rate)
         order = patch_order(num_tokens, seed) if model.permute_patches else None
         self.register_buffer("order", order, persistent=False)
 
-    order: Tensor | None
+    @staticmethod
+    def blocks(model: ModelConfig, count: int) -> nn.Sequential:
+        """`count` ViT blocks, one after the other."""
+        sizes = (model.hidden_size, model.num_heads, model.mlp_dim, model.dropout_rate)
+        return nn.Sequential(*(ViTBlock(*sizes) for _ in range(count)))
 
     def patches(self, image: Image) -> Tokens:
         """The image's patches, in the permuted order where the config asks for one."""
@@ -243,9 +185,9 @@ class ViTBaseline(nn.Module):
         tokens = out["decoder"] = self.decoder(tokens)
         if self.extra_mlp is not None:
             tokens = out["extra_mlp"] = self.extra_mlp(tokens)
-        voxels = self.head(tokens)
+        voxels = self.head(tokens)  # (B, T, K * voxels per patch)
         if self.order is not None:
-            voxels = voxels[:, self.order.argsort()]
+            voxels = voxels[:, self.order.argsort()]  # each patch back in its place
         out["logits"] = unpatchify(voxels, self.img_size, self.patch_size)
         return out
 

@@ -79,7 +79,7 @@ def duplicates() -> str:
 def weights_table() -> str:
     """Markdown table of the language-model weights that a block can come from, with their licences."""
     from mvl.weights.hub import load_sources
-    from mvl.weights.sources import SOURCES
+    from mvl.weights.wheels import SOURCES
 
     lines = ["| weights | licence | from |", "|---|---|---|"]
     lines += [

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvl.core.block_config import LAYER_KINDS
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.models.adapters import Mapper
 from mvl.models.cnn import UShape
 from mvl.models.control_blocks import Nothing
+from mvl.models.describe import without_files
 from mvl.models.llm4seg import LLM4Seg
 from mvl.models.medvisionllama_v1 import MedVisionLlamaV1
 from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
@@ -87,16 +87,11 @@ def make_network(config: Config) -> nn.Module:
     from mvl.datasets.registry import find_task
     from mvl.models.build import SYSTEMS
     from mvl.training.objective import num_classes
-    from mvl.weights.listed_sizes import described, has_listed_sizes
 
-    block, task = config.model.token_block, find_task(config.task)
-    if has_listed_sizes(block.source) and not block.text_guidance:
-        kind = "random" if block.kind in LAYER_KINDS else block.kind
-        block = replace(block, kind=kind, source=str(described(block.source)), layer=0)
-    light = replace(config, model=replace(config.model, token_block=block))
+    task = find_task(config.task)
     with torch.device("meta"):
         return SYSTEMS[config.model.architecture](
-            light, len(task.channels), num_classes(config, task)
+            without_files(config), len(task.channels), num_classes(config, task)
         )
 
 

@@ -158,7 +158,7 @@ def make_config(settings: dict[str, Any], where: str) -> PreTrainedConfig:
 
 
 def make_layer(config: PreTrainedConfig, layer: int) -> nn.Module:
-    """Transformers' own layer class, as layer number `layer` of the model, on the current device."""
+    """Transformers' own layer class, as layer number `layer` of the model, on torch's device."""
     family = family_of(config)
     return getattr(modeling(config), family.classes + family.layer_class)(
         config, layer_idx=layer % config.num_hidden_layers

@@ -1,5 +1,5 @@
-"""Speaking with a model hub: addresses, tokens, redirects, byte ranges that go on after a broken
-line, and what each refusal means."""
+"""Files of a repository on a model hub: small ones whole and checked, large ones by byte ranges
+that go on after a broken line."""
 
 from __future__ import annotations
 
@@ -10,59 +10,28 @@ import os
 import re
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
-from typing import Any, NoReturn
-from urllib.parse import quote, urljoin, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
 
-from mvl.core.errors import MvlError
 from mvl.weights.families import SourceError
+from mvl.weights.hub_connection import HubConnection, Reply
 from mvl.weights.safetensors_ranges import Span, cut_front
 
 ATTEMPTS = 5
-TIMEOUT_S = 30.0
 CHUNK = 2**20
-HOPS = 8
 SMALL_LIMIT = 64_000_000
 "Bytes that a config, an index or a tokenizer may have."
+Answer = TypeVar("Answer")
 BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-class Missing(SourceError):
-    """The repository has no such file at this commit."""
-
-
-class Busy(MvlError, ConnectionError):
-    """An answer after which the same request may succeed."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """Follow nothing: a redirect arrives as an error, so that each hop chooses its own headers."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An open answer."""
-
-    status: int
-    headers: Message
-    body: Any
-    "Readable, to be closed."
-    hub: Message
-    "Headers of the hub's own answer, where a redirect led elsewhere."
-
-
 @dataclass
-class HubClient:
-    """One repository on one hub."""
+class HubClient(HubConnection):
+    """The files of one repository."""
 
-    repo: str
-    "owner/name."
-    endpoint: str
-    token: str | None = field(repr=False)
     received: int = 0
     "Bytes of bodies so far."
     sizes: dict[str, int] = field(default_factory=dict)
@@ -87,11 +56,13 @@ class HubClient:
         """A whole small file, checked against the hash that the hub states for it."""
         data, headers = self._small(self.address(commit, file), file)
         tag = _etag(headers)
-        kinds = {
-            64: lambda: hashlib.sha256(data),
-            40: lambda: hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False),
-        }
-        if len(tag) in kinds and (found := kinds[len(tag)]().hexdigest()) != tag:
+        found = ""
+        if len(tag) == 64:
+            found = hashlib.sha256(data).hexdigest()
+        elif len(tag) == 40:  # git's name of a file: sha1 over its length and content
+            named = b"blob %d\0" % len(data) + data
+            found = hashlib.sha1(named, usedforsecurity=False).hexdigest()
+        if found != tag:
             raise SourceError(
                 f"{self.repo}/{file}: what arrived has hash {found}, the hub says {tag}; run the"
                 " same command again"
@@ -115,7 +86,8 @@ class HubClient:
         Raises:
             SourceError: refused, or still broken after several attempts.
         """
-        todo, failures = list(wanted), 0
+        todo = list(wanted)
+        failures = 0
         while todo:
             try:
                 for chunk in self._stream(commit, file, todo):
@@ -123,9 +95,7 @@ class HubClient:
                     yield chunk
             except BROKEN as error:
                 failures += 1
-                if failures == ATTEMPTS:
-                    self._give_up(error, f"{file}, byte {todo[0][0]}")
-                time.sleep(min(8.0, 0.5 * 2**failures))
+                self._wait_or_give_up(failures, error, f"{file}, byte {todo[0][0]}")
 
     def read(self, commit: str) -> Callable[[str, int, int], tuple[bytes, int]]:
         """A reader of short spans at a commit, for `read_places`."""
@@ -137,113 +107,6 @@ class HubClient:
     def address(self, commit: str, file: str) -> str:
         """Where the hub resolves a file."""
         return f"{self.endpoint}/{self.repo}/resolve/{quote(commit, safe='')}/{quote(file)}"
-
-    def open(self, url: str, span: Span | None = None, method: str = "GET") -> Reply:
-        """One request and its redirects; the token goes to the hub alone, never to the host that a
-        redirect names.
-
-        Raises:
-            SourceError: the hub refuses; says why and what to do.
-            ConnectionError: worth trying again.
-        """
-        hub: Message | None = None
-        for _ in range(HOPS):
-            request = urllib.request.Request(url, method=method, headers=self._headers(url, span))
-            try:
-                reply = OPENER.open(request, timeout=TIMEOUT_S)
-                return Reply(
-                    reply.status,
-                    reply.headers,
-                    reply,
-                    reply.headers if self._ours(url) or hub is None else hub,
-                )
-            except urllib.error.HTTPError as error:
-                hub = error.headers if self._ours(url) else hub
-                if error.code not in (301, 302, 303, 307, 308) or not error.headers.get("Location"):
-                    error.close()
-                    raise self.fault(error, url) from error
-                if method == "HEAD" and not self._ours(urljoin(url, error.headers["Location"])):
-                    return Reply(error.code, error.headers, error, error.headers)
-                url = self._next(url, error)
-        raise SourceError(
-            f"{urlsplit(url).netloc}: more than {HOPS} redirects for {self.repo}; check HF_ENDPOINT"
-            " and the proxy"
-        )
-
-    def fault(self, error: urllib.error.HTTPError, url: str) -> Exception:
-        """What a refusal means, with its remedy; `Busy` where trying again may help."""
-        code, name = error.code, error.headers.get("X-Error-Code") or ""
-        text = error.headers.get("X-Error-Message") or ""
-        expired = not self._ours(url) and code in (401, 403, 404, 410)
-        if code in (408, 425, 429) or code >= 500 or expired:
-            return Busy(f"HTTP {code} from {urlsplit(url).netloc}")
-        page = f"{self.endpoint}/{self.repo}"
-        refused = code == 401 and (text.startswith("Invalid") or (self.token and not name))
-        known = {
-            "GatedRepo": (
-                f"is gated: accept its licence at {page}, wait until access is granted, and "
-                + (
-                    "see that the token belongs to that account and may read gated repositories"
-                    if self.token
-                    else (
-                        "set HF_TOKEN to a read token of that account"
-                        f" ({self.endpoint}/settings/tokens), or run `hf auth login`"
-                    )
-                )
-            ),
-            "RevisionNotFound": (
-                f"has no such revision ({urlsplit(url).path.rpartition('/')[2]} was asked for): the"
-                f" commit that was pinned is gone. Choose another from {page}/commits/main and give"
-                f" it as {self.repo}@COMMIT"
-            ),
-            "RepoNotFound": (
-                f"is not on {self.endpoint}, or is private: check the name; for a private model "
-                + (
-                    "use a token whose account may read it"
-                    if self.token
-                    else "set HF_TOKEN or run `hf auth login`"
-                )
-            ),
-        }
-        if refused:
-            return SourceError(
-                f"{self.repo}: the hub does not accept the token (mistyped, expired or revoked):"
-                f" make a new one at {self.endpoint}/settings/tokens and set HF_TOKEN, or take the"
-                " token away to read a public model"
-            )
-        if name == "EntryNotFound":
-            return Missing(
-                f"{self.repo} has no file"
-                f" {urlsplit(url).path.partition('/resolve/')[2].partition('/')[2]}"
-            )
-        if name in known or code in (401, 404):
-            return SourceError(f"{self.repo} {known.get(name, known['RepoNotFound'])}")
-        return SourceError(
-            f"{self.repo}: {urlsplit(url).netloc} answers HTTP {code} {text or error.reason}; see"
-            f" {page}"
-        )
-
-    def _headers(self, url: str, span: Span | None) -> dict[str, str]:
-        headers = {"User-Agent": "mvl", "Accept-Encoding": "identity"}
-        if span:
-            headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
-        if self.token and self._ours(url):
-            headers["Authorization"] = f"Bearer {self.token}"
-        return headers
-
-    def _ours(self, url: str) -> bool:
-        return _origin(url) == _origin(self.endpoint)
-
-    def _next(self, url: str, error: urllib.error.HTTPError) -> str:
-        error.close()
-        target = urljoin(url, error.headers["Location"])
-        if urlsplit(target).scheme not in ("https", urlsplit(self.endpoint).scheme):
-            raise SourceError(
-                f"{self.repo}: {urlsplit(url).netloc} redirects to"
-                f" {urlsplit(target).scheme}://{urlsplit(target).netloc}; refused, check"
-                " HF_ENDPOINT and the proxy"
-            )
-        return target
 
     def _stream(self, commit: str, file: str, todo: list[Span]) -> Iterator[bytes]:
         """The first span's bytes; all spans' where the server sends the whole file, which is read
@@ -314,19 +177,24 @@ class HubClient:
 
         return self._retry(ask, what)
 
-    def _retry(self, ask: Callable[[], Any], what: str) -> Any:
-        for failures in range(1, ATTEMPTS):
+    def _retry(self, ask: Callable[[], Answer], what: str) -> Answer:
+        failures = 0
+        while True:
             try:
                 return ask()
-            except BROKEN:
-                time.sleep(min(8.0, 0.5 * 2**failures))
-        try:
-            return ask()
-        except BROKEN as error:
-            self._give_up(error, what)
+            except BROKEN as error:
+                failures += 1
+                self._wait_or_give_up(failures, error, what)
 
-    def _give_up(self, error: Exception, what: str) -> NoReturn:
-        """After the last attempt: no way to the host at all, or a line that breaks."""
+    def _wait_or_give_up(self, failures: int, error: Exception, what: str) -> None:
+        """Wait, longer each time, before the next attempt.
+
+        Raises:
+            SourceError: it was the last one: no way to the host at all, or a line that breaks.
+        """
+        if failures < ATTEMPTS:
+            time.sleep(min(8.0, 0.5 * 2**failures))
+            return
         reason = getattr(error, "reason", error)
         if isinstance(error, urllib.error.URLError):
             raise SourceError(
@@ -338,18 +206,6 @@ class HubClient:
             f"{self.repo}: {what}: {reason} ({ATTEMPTS} attempts); what came is kept, run the same"
             " command again to go on"
         ) from error
-
-
-OPENER = urllib.request.OpenerDirector()
-for _handler in (
-    urllib.request.ProxyHandler,
-    urllib.request.HTTPHandler,
-    urllib.request.HTTPSHandler,
-    urllib.request.HTTPDefaultErrorHandler,
-    urllib.request.HTTPErrorProcessor,
-    _NoRedirect,
-):
-    OPENER.add_handler(_handler())
 
 
 def connect(
@@ -383,15 +239,6 @@ def connect(
             f"HF_ENDPOINT is {endpoint!r}, expected https://HOST; set it right or unset it"
         )
     return HubClient(repo, endpoint, token, say=say)
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    return (
-        parts.scheme,
-        (parts.hostname or "").lower(),
-        parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0),
-    )
 
 
 def _etag(headers: Message) -> str:

@@ -33,9 +33,9 @@ SIZES = {"minilm-l6": MINILM, "smollm2-135m": SMOLLM2}
 
 def has_listed_sizes(name: str) -> bool:
     """Whether a model's layer can be built without any file of it."""
-    from mvl.weights.hub import is_hub_source
+    from mvl.weights.hub import find_source, is_hub_source
 
-    return name in SIZES or is_hub_source(name)
+    return name in SIZES or (is_hub_source(name) and find_source(name).intermediate > 0)
 
 
 @cache

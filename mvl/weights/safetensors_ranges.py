@@ -260,14 +260,11 @@ def read_rows(place: Place, rows: Sequence[int]) -> Tensor:
             " tokenizer and weights do not match"
         )
     step = (place.end - place.start) // count
-
-    def at(row):
-        return place.start + row * step
-
+    starts = [place.start + row * step for row in rows]
     return torch.cat(
         [
-            _read_tensor(replace(place, shape=(1, width), start=at(row), end=at(row + 1)))
-            for row in rows
+            _read_tensor(replace(place, shape=(1, width), start=start, end=start + step))
+            for start in starts
         ]
     )
 

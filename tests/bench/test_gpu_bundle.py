@@ -17,6 +17,7 @@ from mvl.bench import gpu_bundle
 from mvl.core.config import ROOT, load_config
 from mvl.models.build import build_system, frozen_sha256
 from mvl.weights import families, sources
+from mvl.weights.wheels import has_layers_alone, layers_folder, source_files
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_layers_alone_are_the_whole_files(
     wanted = [frozen_sha256(build_system(one, 1, 1)) for one in (config, drawn)]
     gpu_bundle.write_layers(source, [layer], tmp_path / f"{source}-layers")
     monkeypatch.setenv("MVL_WEIGHTS", str(tmp_path))
-    assert sources.has_layers_alone(source)
+    assert has_layers_alone(source)
     assert [frozen_sha256(build_system(one, 1, 1)) for one in (config, drawn)] == wanted
     with pytest.raises(families.SourceError):
         sources.load_layer(source, 1)
@@ -66,12 +67,12 @@ def test_the_whole_file_goes_before_its_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MVL_WEIGHTS", str(tmp_path))
-    folder = sources.layers_folder("smollm2-135m")
+    folder = layers_folder("smollm2-135m")
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    assert sources.has_layers_alone("smollm2-135m") and not sources.has_layers_alone("minilm-l6")
-    next(iter(sources.source_files("smollm2-135m"))).touch()
-    assert not sources.has_layers_alone("smollm2-135m")
+    assert has_layers_alone("smollm2-135m") and not has_layers_alone("minilm-l6")
+    next(iter(source_files("smollm2-135m"))).touch()
+    assert not has_layers_alone("smollm2-135m")
 
 
 def test_a_bundle_is_whole_and_its_script_runs_from_anywhere(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl.bench import gpu_checks, gpu_record
+from mvl.bench import gpu_checks, gpu_children, gpu_record
 from mvl.bench.gpu_checks import Asked, Item
 from mvl.study import gpu_slots
 from mvl.study.grid import study_runs
@@ -25,8 +25,9 @@ for part in asked["parts"]:
         os._exit(134)
     if part == "hang":
         time.sleep(60)
-    state = "refused" if part == "refused" else "failed" if part == "bad" else "done"
-    print("@mvl " + json.dumps({"part": part, "state": state, "facts": {"pid": os.getpid()}}), flush=True)
+    state = {"refused": "refused", "bad": "failed"}.get(part, "done")
+    line = {"part": part, "state": state, "facts": {"pid": os.getpid()}}
+    print("@mvl " + json.dumps(line), flush=True)
 """
 
 
@@ -168,9 +169,9 @@ def test_the_cards_name_is_the_drivers(tmp_path: Path, monkeypatch: pytest.Monke
     tool.chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert gpu_checks.card_name() == "NVIDIA H100 80GB HBM3"
+    assert gpu_children.card_name() == "NVIDIA H100 80GB HBM3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu_checks.card_name() == ""
+    assert gpu_children.card_name() == ""
 
 
 def test_then_the_time_that_is_left_goes_to_a_study(

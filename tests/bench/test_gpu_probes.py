@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl.bench import gpu_probes
+from mvl.bench import gpu_parts, gpu_probes, gpu_steps
 from mvl.core import files
 from mvl.study import inline
 from mvl.weights import families
@@ -20,9 +20,9 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     """The lines for the parent."""
     lines = capsys.readouterr().out.splitlines()
     return [
-        json.loads(line.removeprefix(gpu_probes.MARK))
+        json.loads(line.removeprefix(gpu_parts.MARK))
         for line in lines
-        if line.startswith(gpu_probes.MARK)
+        if line.startswith(gpu_parts.MARK)
     ]
 
 
@@ -34,7 +34,7 @@ def test_a_part_that_fails_costs_itself_alone(capsys: pytest.CaptureFixture[str]
             raise families.SourceError("not fetched")
         return {"x": 1} if part == "a" else {"state": "refused"}
 
-    gpu_probes.each_part(["a", "b", "c", "d"], measure)
+    gpu_parts.each_part(["a", "b", "c", "d"], measure)
     assert told(capsys) == [
         {"begin": "a"},
         {"part": "a", "state": "done", "facts": {"x": 1}},
@@ -54,9 +54,9 @@ def test_a_part_that_fails_costs_itself_alone(capsys: pytest.CaptureFixture[str]
 def test_a_lost_gpu_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_probes.gpu_slots, "gpu_is_lost", lambda: True)
+    monkeypatch.setattr(gpu_parts.gpu_slots, "gpu_is_lost", lambda: True)
     with pytest.raises(SystemExit) as ended:
-        gpu_probes.each_part(["a", "b"], lambda part: {}[part])
+        gpu_parts.each_part(["a", "b"], lambda part: {}[part])
     assert ended.value.code == inline.GPU_LOST and len(told(capsys)) == 2
 
 
@@ -86,21 +86,21 @@ def test_attention_is_refused_by_a_backend_that_cannot_and_measured_by_one_that_
     "part", ["hippocampus vit_baseline, fp32, eager", "busi256 cmunext, fp32, eager"]
 )
 def test_a_step_is_measured_beside_the_cards_own_product(part: str) -> None:
-    facts = gpu_probes.step_cost("cpu", None, 8 if part.startswith("busi") else 1, part)
+    facts = gpu_steps.step_cost("cpu", None, 8 if part.startswith("busi") else 1, part)
     assert facts["workload"] == part.split(",")[0] and facts["seconds"] > 0 and facts["gflop"] > 0
     assert (
-        facts["share"] * gpu_probes.matmul_gflops(facts["precision"], "cpu")
+        facts["share"] * gpu_parts.matmul_gflops(facts["precision"], "cpu")
         > 0.01 * facts["gflop"] / facts["seconds"]
     )
 
 
 def test_every_workload_is_what_it_is_called() -> None:
-    assert gpu_probes.workload_config("busi256 llm4seg").data.img_size == (256, 256)
-    hybrid = gpu_probes.workload_config("paper medvisionllama_v3")
+    assert gpu_steps.workload_config("busi256 llm4seg").data.img_size == (256, 256)
+    hybrid = gpu_steps.workload_config("paper medvisionllama_v3")
     assert hybrid.data.img_size == (128, 128, 128) and hybrid.train.batch_size == 4
     settings = json.loads((Path(hybrid.model.token_block.source) / "config.json").read_text())
     assert settings["hidden_size"] == 4096 and hybrid.model.token_block.kind == "random"
-    steps = gpu_probes.step_parts("clone")
+    steps = gpu_steps.step_parts("clone")
     assert (
         len(set(steps)) == 7 * 9
         and all("eager" in step for step in steps[:21])
@@ -133,9 +133,9 @@ def test_a_precision_that_a_card_only_emulates_is_refused_and_costs_nothing_else
         if precision != "fp32":
             raise files.RunError(f"Tesla T4 emulates {precision}")
 
-    monkeypatch.setattr(gpu_probes, "check_precision", only_fp32)
-    assert gpu_probes.refused("fp32", "cuda") == "" and gpu_probes.refused("bf16", "cpu") == ""
-    refusal = gpu_probes.step_cost("cuda", None, 1, "hippocampus vit_baseline, bf16, eager")
+    monkeypatch.setattr(gpu_parts, "check_precision", only_fp32)
+    assert gpu_parts.refused("fp32", "cuda") == "" and gpu_parts.refused("bf16", "cpu") == ""
+    refusal = gpu_steps.step_cost("cuda", None, 1, "hippocampus vit_baseline, bf16, eager")
     assert refusal == {"state": "refused", "error": "Tesla T4 emulates bf16"}
     monkeypatch.setattr(
         gpu_probes,

@@ -61,7 +61,8 @@ from safetensors.torch import load_file
 from mvl.bench.layer_read import measure, resident
 folder = Path(sys.argv[1])
 alone, pages = measure(folder, 1), resident(folder)
-everything = lambda: [t for shard in folder.glob("*.safetensors") for t in map(torch.clone, load_file(shard).values())]
+shards = list(folder.glob("*.safetensors"))
+everything = lambda: [t.clone() for shard in shards for t in load_file(shard).values()]
 print(json.dumps({"alone": alone, "pages": pages, "everything": measure(folder, 1, everything)}))
 """
 """In a process of its own: memory that other tests have freed is used again without the resident

@@ -106,13 +106,13 @@ def test_the_augmentation_of_a_batch_is_measured_beside_that_of_a_case_alone(mon
 
 
 def test_what_is_asked_for_is_the_planners_step():
-    from mvl.bench import plan
+    from mvl.bench import plan, work
 
     config = load_config(loader.STUDY, loader.TASK, "vit_baseline")
     ask = loader.asked(config)["vit_baseline"]
     device = plan.find_device("h100")
     epochs = replace(config, train=replace(config.train, train_epochs=1000))
-    trained = plan.visits(epochs)[0]
+    trained = work.visits(epochs)[0]
     assert ask["step_s"] == pytest.approx(4 / ask["volumes_per_s"])
     assert plan.seconds(epochs, device) == pytest.approx(trained / ask["volumes_per_s"], rel=0.2), (
         "validation comes on top"

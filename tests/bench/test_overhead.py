@@ -1,4 +1,4 @@
-"""The cost of safety is measured between runs that do take the same steps; its size is not tested."""
+"""Runs whose cost of safety is compared do take the same steps; the size is not tested."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl.bench import gpus, plan, systems
+from mvl.bench import gpus, plan, plan_text, systems, work
 from mvl.cli import main
 from mvl.core import run_folder
 from mvl.core.config import ROOT, ConfigError, load_config, system_names
@@ -62,8 +62,8 @@ def test_a_card_that_was_measured_is_planned_as_measured(
     path = tmp_path / "gpu.json"
     path.write_text(json.dumps(lines))
     monkeypatch.setattr(gpus.gpu_record, "RECORD", path)
-    work, (trained, seen) = plan.work_of(config), plan.visits(config)
-    wanted = (trained * work.trained + seen * work.seen) / 30e3 + 0.002 * plan.launches(config)
+    cost, (trained, seen) = work.work_of(config), work.visits(config)
+    wanted = (trained * cost.trained + seen * cost.seen) / 30e3 + 0.002 * plan.launches(config)
     assert plan.seconds(config, h100) == pytest.approx(wanted)
     assert (
         plan.assumptions([config], h100)[0]
@@ -96,8 +96,8 @@ def test_each_precision_has_its_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_grouped_heads_are_planned_with_repeated_keys_and_without_scores() -> None:
     """Llama's layer has 32 heads and 8 of keys and values: repeated they are as large as the
     queries, and the scores are not kept."""
-    layer = plan.work_of(load_config("paper", "Task02_Heart", "medvisionllama_v3"))
-    without = plan.work_of(load_config("paper", "Task02_Heart", "vit_baseline"))
+    layer = work.work_of(load_config("paper", "Task02_Heart", "medvisionllama_v3"))
+    without = work.work_of(load_config("paper", "Task02_Heart", "vit_baseline"))
     tokens, width = (128 // 8) ** 3, 4096
     kept = layer.saved_mb - without.saved_mb
     queries_keys_values = 3 * 4 * tokens * width / 1e6
@@ -151,7 +151,7 @@ def test_a_step_measured_at_the_studys_sizes_goes_before_the_systems_own(
 def test_cases_are_those_of_the_committed_split() -> None:
     split = json.loads((ROOT / "data" / "splits" / "Task04_Hippocampus.json").read_text())
     fold, blocks = split["folds"][0], [len(block) for block in split["blocks"]]
-    assert plan.cases(load_config("hippocampus", "Task04_Hippocampus", "vit_baseline")) == {
+    assert work.cases(load_config("hippocampus", "Task04_Hippocampus", "vit_baseline")) == {
         "train": len(fold["train"]),
         "val": sum(blocks[k] for k in fold["val"]),
         "test": blocks[fold["test"]],
@@ -170,24 +170,24 @@ def test_hours_follow_epochs_cases_and_device() -> None:
     assert (plan.seconds(config, t4) - beside) / (
         plan.seconds(config, h100) - beside
     ) == pytest.approx(h100.fp32 / t4.fp32)
-    assert plan.launches(longer) > 1.9 * plan.launches(config) - 2 * plan.cases(config)["test"]
+    assert plan.launches(longer) > 1.9 * plan.launches(config) - 2 * work.cases(config)["test"]
     assert plan.find_device("8xH100").count == 8
 
 
 def test_the_papers_block_is_counted_without_its_files() -> None:
-    work = plan.work_of(load_config("paper", "Task02_Heart", "medvisionllama_v3"))
-    assert work.frozen == pytest.approx(218e6, rel=0.01)  # 436 MB in 16 bits
+    cost = work.work_of(load_config("paper", "Task02_Heart", "medvisionllama_v3"))
+    assert cost.frozen == pytest.approx(218e6, rel=0.01)  # 436 MB in 16 bits
     tokens = (128 // 8) ** 3
     # two operations per weight and token, before attention
-    assert work.seen > 2 * work.frozen * tokens / 1e9
+    assert cost.seen > 2 * cost.frozen * tokens / 1e9
 
 
 def test_attention_is_counted_as_fused_and_nothing_as_computed_twice() -> None:
     """A training step is three forward passes but for the first layer's input; the scores that
     fusing saves would be 268 MB a block."""
-    work = plan.work_of(load_config("paper", "Task02_Heart", "vit_baseline"))
+    cost = work.work_of(load_config("paper", "Task02_Heart", "vit_baseline"))
     scores = 4 * 4 * (128 // 8) ** 6 / 1e6
-    assert work.trained == pytest.approx(3 * work.seen, rel=0.01) and work.saved_mb < 2 * scores
+    assert cost.trained == pytest.approx(3 * cost.seen, rel=0.01) and cost.saved_mb < 2 * scores
 
 
 @pytest.mark.parametrize("name", ["h10", "0xh100", "cuda"])
@@ -216,7 +216,7 @@ def test_a_disk_that_is_too_small_is_refused(
 def test_memory_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gpus.GPUS, "t4", replace(gpus.GPUS["t4"], memory_mb=100.0))
     value = plan.plan("quick", "2xt4")
-    assert not value["memory_fits"] and "raise train.accumulate" in plan.show(value)
+    assert not value["memory_fits"] and "raise train.accumulate" in plan_text.plan_as_text(value)
     assert value["wall_hours"] == pytest.approx(value["hours"] / 2) and not math.isnan(
         value["hours"]
     )

@@ -11,7 +11,7 @@ import torch
 
 from mvl.core import files
 from mvl.evidence import rounding
-from mvl.weights import sources
+from mvl.weights import wheels
 
 
 def test_the_rounding_is_ggufs_along_the_other_axis():
@@ -62,7 +62,7 @@ def test_only_the_layers_matrices_are_changed():
 
 def test_the_record_belongs_to_the_file_and_the_text():
     record = rounding.read_record()
-    source = sources.SOURCES[rounding.SOURCE]
+    source = wheels.SOURCES[rounding.SOURCE]
     assert record["sha256"] == source.member_sha256
     assert record["text_sha256"] == files.sha256_file(rounding.TEXT)
     assert record["tensors"]["matrices of layers, Q4_1"] == 210
@@ -89,7 +89,7 @@ def test_the_pages_say_what_is_recorded():
 
 
 def test_the_errors_are_measured_again_from_the_file():
-    path = next(iter(sources.source_files(rounding.SOURCE)))
+    path = next(iter(wheels.source_files(rounding.SOURCE)))
     if not path.is_file():
         pytest.skip("the weights are not fetched")
     found = rounding.relative_errors(path, -1)

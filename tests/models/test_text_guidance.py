@@ -1,4 +1,4 @@
-"""The task's words reach the block as rows of the model's own embedding, and do not come out of it."""
+"""The task's words reach the block as rows of the model's own embedding, and do not come out."""
 
 from __future__ import annotations
 

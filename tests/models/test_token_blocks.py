@@ -13,14 +13,10 @@ from transformers import AutoModelForCausalLM
 from mvl.core.block_config import TokenBlockConfig
 from mvl.core.config import ConfigError
 from mvl.models.build import frozen_sha256, parameter_counts
-from mvl.models.token_blocks import (
-    REDRAWN,
-    LanguageLayer,
-    build_token_block,
-    random_layer,
-    redrawn_layer,
-)
-from mvl.weights.sources import LayerWeights, load_config, load_layer
+from mvl.models.drawn_weights import REDRAWN, random_layer, redrawn_layer
+from mvl.models.token_blocks import LanguageLayer, build_token_block
+from mvl.weights.layer_check import LayerWeights
+from mvl.weights.sources import load_config, load_layer
 
 AS_TRAINED = TokenBlockConfig(residual=False, causal_mask=True, rotary=True, final_norm="none")
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mvl.core.config import Config, ModelConfig, build
-from mvl.models import tiled_attention, vit
+from mvl.models import attention, tiled_attention, vit
 from mvl.models.build import build_system, parameter_counts
 from mvl.models.describe import system_config
 from mvl.models.vit import ViTBaseline, patchify, unpatchify
@@ -57,10 +57,10 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_recomputing_a_block_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vit, "available", lambda: False)
+    monkeypatch.setattr(attention, "available", lambda: False)
     gradients, image = [], torch.randn(1, 1, 16, 16, 16)
     for limit in (10**9, 1):
-        monkeypatch.setattr(vit, "LONG", limit)
+        monkeypatch.setattr(attention, "LONG", limit)
         torch.manual_seed(0)
         network = ViTBaseline(
             ModelConfig(encoder_layers=1, decoder_layers=1, dropout_rate=0.1), (16, 16, 16), 1, 1
@@ -109,15 +109,15 @@ def test_a_long_block_keeps_attention_alone_and_computes_the_rest_again(
     for its softmax."""
     if ours and not tiled_attention.available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    monkeypatch.setattr(vit, "available", lambda: ours)
+    monkeypatch.setattr(attention, "available", lambda: ours)
     block, tokens = (
         vit.ViTBlock(64, 4, 256, 0.0).train(),
-        torch.randn(1, vit.LONG, 64, requires_grad=True),
+        torch.randn(1, attention.LONG, 64, requires_grad=True),
     )
     with Watch() as forward:
         out = block(tokens)
         held = forward.bytes()
-    assert held <= 4 * (2 * 64 + 8) * vit.LONG
+    assert held <= 4 * (2 * 64 + 8) * attention.LONG
     with Watch() as backward:
         out.sum().backward()
     name = "mvl::tiled_attention" if ours else "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -127,36 +127,6 @@ def test_a_long_block_keeps_attention_alone_and_computes_the_rest_again(
         and backward.ran.count("aten::gelu") == 1
     )
     assert f"{name}_backward" in backward.ran
-
-
-def test_only_long_sequences_go_tile_by_tile_and_in_float32(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    went: list[torch.Tensor] = []
-    monkeypatch.setattr(vit, "tiled_attention", lambda q, k, v: went.append(q) or (q, q))
-    monkeypatch.setattr(vit, "available", lambda: True)
-    for length, dtype in (
-        (vit.LONG - 1, torch.float32),
-        (vit.LONG, torch.float32),
-        (vit.LONG, torch.bfloat16),
-        (vit.LONG, torch.float64),
-    ):
-        assert vit.attention(*torch.randn(3, 1, 1, length, 4, dtype=dtype)).dtype == dtype
-    assert [(len(q[0, 0]), q.dtype) for q in went] == [(vit.LONG, torch.float32)] * 2
-
-
-def test_long_attention_in_bf16_and_its_gradient_are_right() -> None:
-    if not vit.available():
-        pytest.skip("this build of PyTorch has no oneDNN")
-    half = [x.requires_grad_() for x in torch.randn(3, 1, 2, vit.LONG, 4).bfloat16()]
-    exact = [x.detach().float().requires_grad_() for x in half]
-    found, wanted = vit.attention(*half), torch.nn.functional.scaled_dot_product_attention(*exact)
-    assert torch.allclose(found.float(), wanted, rtol=0.01, atol=1e-3)
-    found.backward(torch.ones_like(found))
-    wanted.backward(torch.ones_like(wanted))
-    for x, y in zip(half, exact, strict=True):
-        assert x.grad is not None and y.grad is not None
-        assert torch.allclose(x.grad.float(), y.grad, rtol=0.02, atol=1e-3)
 
 
 def released(name: str) -> dict[str, int]:
@@ -246,17 +216,17 @@ def test_the_extra_mlp_leaves_every_other_weight_alone() -> None:
 
 
 def test_a_gpu_computes_again_only_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    block, tokens = vit.ViTBlock(8, 2, 16, 0.0), torch.randn(1, vit.LONG, 8)
-    kept = 4 * vit.LONG * (10 * 8 + 2 * 16)
+    block, tokens = vit.ViTBlock(8, 2, 16, 0.0), torch.randn(1, attention.LONG, 8)
+    kept = 4 * attention.LONG * (10 * 8 + 2 * 16)
     assert block.recomputes(tokens) and not block.recomputes(tokens[:, 1:])  # a CPU always
-    monkeypatch.setattr(vit, "on_gpu", lambda tensor: True)
-    vit.fits_gpu.cache_clear()
+    monkeypatch.setattr(attention, "on_gpu", lambda tensor: True)
+    attention.fits_gpu.cache_clear()
     assert block.recomputes(tokens)  # no GPU to ask
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for free, again in ((64 * kept - 1, True), (64 * kept, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 * 2**30))
-        vit.fits_gpu.cache_clear()
+        attention.fits_gpu.cache_clear()
         assert block.recomputes(tokens) is again
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
     assert not block.recomputes(tokens)  # asked once, whatever another process takes later
-    vit.fits_gpu.cache_clear()
+    attention.fits_gpu.cache_clear()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from mvl.bench import plan
+from mvl.bench import plan, work
 from mvl.core import run_folder
 from mvl.core.config import ROOT
 from mvl.publish import colab as colab_module
@@ -293,7 +293,7 @@ def test_colab_is_an_hour_of_a_t4_at_most_with_cases_read_one_by_one():
         "few_shot",
         "lora",
     }
-    steps = sum(plan.visits(c)[0] / c.train.batch_size for c in all_runs)
+    steps = sum(work.visits(c)[0] / c.train.batch_size for c in all_runs)
     assert sum(plan.seconds(c, t4) for c in all_runs) + 0.017 * steps <= 3600
     assert all(plan.memory_mb(c, t4) < t4.memory_mb for c in all_runs[::8])
 

@@ -6,7 +6,8 @@ import pytest
 
 from mvl.weights import hub_client
 from mvl.weights.families import SourceError
-from mvl.weights.hub_client import HubClient, Missing, connect
+from mvl.weights.hub_client import HubClient, connect
+from mvl.weights.hub_connection import Missing
 from tests.weights.hub_server import GOOD
 
 SHARD = "model-00001-of-00004.safetensors"

@@ -1,4 +1,4 @@
-"""The format's own library agrees with what is read and written by ranges; damaged files are named."""
+"""The format's own library agrees with what ranges read and write; damaged files are named."""
 
 from __future__ import annotations
 

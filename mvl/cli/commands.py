@@ -314,7 +314,11 @@ def audit(args: argparse.Namespace) -> int:
 
     if args.measure:
         measure_surfaces(args.data_dir)
-    answer(args, lambda: audit_findings.report(args.released, records_dir()), audit_findings.show)
+    answer(
+        args,
+        lambda: audit_findings.report(args.released, records_dir()),
+        audit_findings.report_as_text,
+    )
     return DONE
 
 
@@ -324,15 +328,11 @@ def systems(args: argparse.Namespace) -> int:
     from mvl.models.describe import describe_systems
 
     def show(rows: list[dict[str, Any]]) -> str:
-        def count(row):
-            return "".join(f"{row[key]:>13,}" for key in ("trainable", "frozen", "total"))
-
-        lines = [
-            f"{row['name']:<28}{row['spatial_dims']}-D{count(row)}  {row['source']}" for row in rows
-        ]
-        return "\n".join(
-            [f"{'system':<30}{'trainable':>13}{'frozen':>13}{'total':>13}  source", *lines]
-        )
+        lines = [f"{'system':<30}{'trainable':>13}{'frozen':>13}{'total':>13}  source"]
+        for row in rows:
+            counts = "".join(f"{row[key]:>13,}" for key in ("trainable", "frozen", "total"))
+            lines.append(f"{row['name']:<28}{row['spatial_dims']}-D{counts}  {row['source']}")
+        return "\n".join(lines)
 
     answer(args, describe_systems, show)
     return DONE
@@ -350,9 +350,6 @@ def bench(args: argparse.Namespace) -> int:
     if args.part:
         return bench_part(args, tell)
 
-    def bar(row):
-        return f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
-
     def ask() -> dict[str, Any]:
         names = (
             measurable(args.study)
@@ -368,17 +365,14 @@ def bench(args: argparse.Namespace) -> int:
         return found
 
     def show(found: dict[str, Any]) -> str:
-        lines = [
-            f"{row['value']:>10.4g} {row['unit']:<6}{bar(row):<26}{row['what']}"
-            for row in found["bars"]
-        ]
-        return "\n".join(
-            lines
-            + [
-                f"{row['share']:>6.2f} of the matmul peak  {name}: {cost(row)}"
-                for name, row in found["systems"].items()
-            ]
-        )
+        lines = []
+        for row in found["bars"]:
+            word = "met" if row["met"] else "MISSED"
+            bar = f"{word:<8}{row['bar_is']} {row['bar']:.3g}"
+            lines.append(f"{row['value']:>10.4g} {row['unit']:<6}{bar:<26}{row['what']}")
+        for name, row in found["systems"].items():
+            lines.append(f"{row['share']:>6.2f} of the matmul peak  {name}: {cost(row)}")
+        return "\n".join(lines)
 
     answer(args, ask, show)
     return DONE

@@ -19,7 +19,7 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code, with one message on standard error when it is not 0."""
+    """Run one command; returns the exit code, with one message on standard error if it is not 0."""
     top = parser()
     args = top.parse_args(argv)
     try:

@@ -187,19 +187,14 @@ def draw_maps(there: Sequence[Config], results_dir: Path, data_dir: Path | None)
 def run_table(configs: Sequence[Config], results_dir: Path) -> pd.DataFrame:
     """The columns of runs.csv that say which runs these are."""
     keys = ("task", "system", "fraction", "fold", "seed")
-
-    def weights(c):
-        return run_folder.read_status(run_folder.run_dir(results_dir, c))["files"][
-            "weights.safetensors"
-        ]
-
-    return pd.DataFrame(
-        [
-            {k: getattr(c, k) for k in keys}
-            | {"run": f"{c.study}/runs/{run_folder.run_name(c)}", "weights_sha256": weights(c)}
-            for c in configs
-        ]
-    )
+    rows = []
+    for config in configs:
+        status = run_folder.read_status(run_folder.run_dir(results_dir, config))
+        row = {key: getattr(config, key) for key in keys}
+        row["run"] = f"{config.study}/runs/{run_folder.run_name(config)}"
+        row["weights_sha256"] = status["files"]["weights.safetensors"]
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def squeezed(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
@@ -332,7 +327,7 @@ def seen(
     except TaskError as error:
         return None, None, [f"the scan under the activation maps: {predicted.relative(error)}"]
 
-    def shown(array):
+    def shown(array: np.ndarray) -> np.ndarray:
         return predicted.view(array, facts["slice"], facts["task"], data_dir)
 
     return shown(image[0].numpy()), shown(label[0].numpy() > 0), []

@@ -322,7 +322,7 @@ def causal_by_default() -> str:
 
 
 def empty_mask_truth() -> str:
-    """Share of an empty mask that counts as lesion when the truth is what equals the largest value."""
+    """Share of an empty mask that counts as lesion when truth is what equals the largest value."""
     mask = np.zeros((8, 8), dtype=bool)
     return (
         f"Of an empty mask, {float((mask == mask.max()).mean()):.0%} of the pixels count as lesion."

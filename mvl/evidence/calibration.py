@@ -117,28 +117,18 @@ def _excess(groups: Sequence[np.ndarray], known: Sequence[float]) -> float:
 
 
 def pool(found: Sequence[Components]) -> Components | None:
-    """Mean of the components over contrasts, of those only that tell most apart; None without any."""
+    """Average the components over contrasts, those only that tell most apart; None without any."""
     if not found:
         return None
 
-    def order(c):
-        return (min(c.folds, 2) + min(c.seeds, 2), c.folds * c.seeds)
-
-    best = [c for c in found if order(c) == max(map(order, found))]
-
-    def mean(name):
-        return float(np.mean([getattr(c, name) for c in best]))
-
-    cases = int(np.median([c.cases for c in best]))
-    return Components(
-        mean("fold"),
-        mean("run"),
-        mean("case"),
-        mean("residual"),
-        best[0].folds,
-        best[0].seeds,
-        cases,
+    orders = [(min(c.folds, 2) + min(c.seeds, 2), c.folds * c.seeds) for c in found]
+    best = [c for c, order in zip(found, orders) if order == max(orders)]
+    fold, run, case, residual = (
+        float(np.mean([getattr(c, name) for c in best]))
+        for name in ("fold", "run", "case", "residual")
     )
+    cases = int(np.median([c.cases for c in best]))
+    return Components(fold, run, case, residual, best[0].folds, best[0].seeds, cases)
 
 
 def simulate(
@@ -152,7 +142,7 @@ def simulate(
     """Differences (studies, folds, seeds, cases) with no true difference; `shared` is the
     correlation of two folds' means."""
 
-    def draw(variance, *shape):
+    def draw(variance: float, *shape: int) -> np.ndarray:
         return rng.normal(0, math.sqrt(variance), (studies, *shape))
 
     n = variances.cases
@@ -181,19 +171,13 @@ def decisions(
     several runs or folds is left out where there is one.
     """
     studies, folds, seeds, _ = differences.shape
-    flat, runs, means = (
-        differences.reshape(studies, -1),
-        differences.mean(-1).reshape(studies, -1),
-        differences.mean((2, 3)),
-    )
+    flat = differences.reshape(studies, -1)
+    runs = differences.mean(-1).reshape(studies, -1)
+    means = differences.mean((2, 3))
     low, high = np.quantile(weights @ flat.T, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
-
-    def wilcoxon(values):
-        return scipy_stats.wilcoxon(values, axis=1, method="asymptotic").pvalue < LEVEL
-
     out = {
-        ONE: wilcoxon(differences[:, 0, 0]),
-        POOLED: wilcoxon(flat),
+        ONE: _wilcoxon(differences[:, 0, 0]),
+        POOLED: _wilcoxon(flat),
         INTERVAL: (low > 0) | (high < 0),
     }
     if folds * seeds > 1:
@@ -212,6 +196,10 @@ def decisions(
     return out | {
         name: np.isin(word, (decision.HIGHER, decision.LOWER)) for name, word in said.items()
     }
+
+
+def _wilcoxon(values: np.ndarray) -> np.ndarray:
+    return scipy_stats.wilcoxon(values, axis=1, method="asymptotic").pvalue < LEVEL
 
 
 def _two_sided(units: np.ndarray, test_over_train: float) -> np.ndarray:
@@ -380,7 +368,7 @@ def tests_table(differences: pd.DataFrame) -> str:
 def _test_cells(row: dict[Any, Any]) -> list[str]:
     from mvl.evidence.decision import verdict
 
-    def number(key, shape=".2g"):
+    def number(key: str, shape: str = ".2g") -> str:
         return "–" if pd.isna(row[key]) else f"{row[key]:{shape}}"
 
     points = (
@@ -499,7 +487,7 @@ def sentence(
     """What the tables come to, in words; the rates are those with folds correlated."""
     folds, seeds = largest = max(results)
 
-    def rate(name, column):
+    def rate(name: str, column: str) -> str:
         return f"{results[largest].loc[name, column]:.0%}"
 
     words = (

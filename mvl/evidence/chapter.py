@@ -1,4 +1,4 @@
-"""A chapter: the runs of a study that it reads, what it trains of them, and which arms it compares."""
+"""A chapter: the runs of a study that it reads, those that it trains, and the arms it compares."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import run_folder
+from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
 from mvl.core.config import ROOT
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
 from mvl.evidence.arms import title
 from mvl.evidence.topics import TOPICS, Topic
+from mvl.study import tables
 from mvl.study.grid import load_study, study_runs
 from mvl.study.launch import ensure_runs
 
@@ -90,8 +92,6 @@ def open_chapter(
     A relative `results_dir` starts at the clone's top folder. With `allow_drift`, runs that another
     machine began go on here, marked.
     """
-    from mvl.study import tables
-
     folder = ROOT / results_dir
     for block in used_blocks(study, TOPICS[topic]):
         ensure_runs(study, block, folder, allow_drift=allow_drift)
@@ -102,20 +102,8 @@ def open_chapter(
 
 def read_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
     """The chapter from the study's tables as they are; trains and writes nothing."""
-    from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
-    from mvl.study import tables
-
     folder, spec = ROOT / results_dir, TOPICS[topic]
-    recorded = (folder / Path(study).stem / "runs.csv").is_file()
-
-    def read(reader, columns):
-        return reader(study, folder) if recorded else pd.DataFrame(columns=columns)
-
-    frames = (
-        read(tables.read_runs, tables.RUN_COLUMNS),
-        read(tables.read_cases, CASE_COLUMNS),
-        read(tables.read_history, [*RUN_KEYS, *tables.HISTORY_COLUMNS]),
-    )
+    frames = read_tables(study, folder)
     systems = systems_of(study, spec)
     kept = [_restricted(frame, systems, spec, units_of(study, spec)) for frame in frames]
     return Chapter(
@@ -126,6 +114,23 @@ def read_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
         _foreground(kept[1]),
         kept[2],
         tuple(_holes(study, spec, systems, kept[0])),
+    )
+
+
+def read_tables(study: str, results_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Read a study's runs, cases and history; empty tables where nothing is recorded."""
+    if not (results_dir / Path(study).stem / "runs.csv").is_file():
+        columns = (
+            tables.RUN_COLUMNS,
+            CASE_COLUMNS,
+            [*RUN_KEYS, *tables.HISTORY_COLUMNS],
+        )
+        runs, cases, history = (pd.DataFrame(columns=names) for names in columns)
+        return runs, cases, history
+    return (
+        tables.read_runs(study, results_dir),
+        tables.read_cases(study, results_dir),
+        tables.read_history(study, results_dir),
     )
 
 

@@ -61,10 +61,9 @@ def withheld(found: Found) -> Said | None:
 
 def left_open(found: Found) -> str:
     """Why a difference is not called, in the decision's word."""
-    return (
-        f"{UNDECIDED},"
-        f" {'the interval holds 0' if found.low <= 0 <= found.high else 'the test over folds leaves it open'}"
-    )
+    if found.low <= 0 <= found.high:
+        return f"{UNDECIDED}, the interval holds 0"
+    return f"{UNDECIDED}, the test over folds leaves it open"
 
 
 def as_gain(found: Found, claim: Claim) -> Said:
@@ -80,11 +79,9 @@ def as_gain(found: Found, claim: Claim) -> Said:
         return REPRODUCED, f"{way}{', by less than reported' if smaller else ''}"
     if way != UNDECIDED:
         return CONTRADICTED, way
-    return (
-        (NOT_REPRODUCED, f"{way}, and a gain of the reported size is excluded")
-        if smaller
-        else (UNDECIDED, left_open(found))
-    )
+    if smaller:
+        return NOT_REPRODUCED, f"{way}, and a gain of the reported size is excluded"
+    return UNDECIDED, left_open(found)
 
 
 def excludes(found: Found, claim: Claim) -> bool:
@@ -105,12 +102,9 @@ def as_same(found: Found, claim: Claim) -> Said:
         return REPRODUCED, f"{way} {within(claim.margin, found.metric)}"
     if way == UNDECIDED:
         return way, left_open(found)
-    beyond = min(abs(found.low), abs(found.high)) > claim.margin
-    return (
-        (CONTRADICTED, f"{way} beyond the margin")
-        if beyond
-        else (NOT_REPRODUCED, f"{way}, not shown to be {within(claim.margin, found.metric)}")
-    )
+    if min(abs(found.low), abs(found.high)) > claim.margin:
+        return CONTRADICTED, f"{way} beyond the margin"
+    return NOT_REPRODUCED, f"{way}, not shown to be {within(claim.margin, found.metric)}"
 
 
 def combined(
@@ -124,12 +118,14 @@ def combined(
     withdrawn withholds it."""
     words = [word for word, _ in decisions]
     held = [early[0] for f in found if (early := withheld(f)) is not None]
-    order = (CONTRADICTED, NOT_REPRODUCED, UNDECIDED, REPRODUCED)
-    word = (
-        (WITHDRAWN if WITHDRAWN in held else UNDECIDED)
-        if held or not words
-        else next(w for w in order if w in words)
-    )
+    if WITHDRAWN in held:
+        word = WITHDRAWN
+    elif held or not words:
+        word = UNDECIDED
+    else:
+        order = (CONTRADICTED, NOT_REPRODUCED, UNDECIDED, REPRODUCED)
+        word = next(w for w in order if w in words)
+
     parts = [f"{number(f)}: {why}" for f, (_, why) in zip(found, decisions)]
 
     def gather(key: str) -> tuple[str, ...]:
@@ -155,21 +151,14 @@ def number(found: Found) -> str:
     mid, low, high = (
         f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high)
     )
-    p = (
-        ""
-        if math.isnan(found.p)
-        else f", p = {found.p:.2g} after Holm, {found.p_equivalence:.2g} for equivalence"
-    )
-    n = (
-        f"{found.n_runs} of {found.n_planned} pairs of runs in {found.n_folds}"
-        f" fold{'s' * (found.n_folds != 1)}"
-    )
-    cases = (
-        ""
-        if found.metric == "epochs"
-        else f", {stats.cases_and_seeds(found.n_distinct, found.n_cases)}"
-    )
-    return f"{found.words}: {mid} {unit} (95 % interval {low} to {high}{p}; {n}{cases})"
+    p = ""
+    if not math.isnan(found.p):
+        p = f", p = {found.p:.2g} after Holm, {found.p_equivalence:.2g} for equivalence"
+    folds = "1 fold" if found.n_folds == 1 else f"{found.n_folds} folds"
+    n = f"{found.n_runs} of {found.n_planned} pairs of runs in {folds}"
+    if found.metric != "epochs":
+        n += f", {stats.cases_and_seeds(found.n_distinct, found.n_cases)}"
+    return f"{found.words}: {mid} {unit} (95 % interval {low} to {high}{p}; {n})"
 
 
 def gain(claim: Claim, evidence: Evidence) -> Verdict:
@@ -255,20 +244,16 @@ def every_metric(claim: Claim, evidence: Evidence) -> Verdict:
         return combined(claim, evidence, found, [e or (UNDECIDED, "") for e in early])
     signs = [(-1 if f.metric == "hd95_mm" else 1) * f.difference for f in found]
     clear = [sign for f, sign in zip(found, signs) if f.decision(1e-9).word in (HIGHER, LOWER)]
-    better, worse, needed = (
-        sum(s > 0 for s in clear),
-        sum(s < 0 for s in clear),
-        math.ceil(claim.reported_share * len(found)),
-    )
-    word = (
-        CONTRADICTED
-        if worse
-        else NOT_REPRODUCED
-        if min(signs) <= 0
-        else REPRODUCED
-        if better >= needed
-        else UNDECIDED
-    )
+    better = sum(s > 0 for s in clear)
+    worse = sum(s < 0 for s in clear)
+    needed = math.ceil(claim.reported_share * len(found))
+
+    if worse:
+        word = CONTRADICTED
+    elif min(signs) <= 0:
+        word = NOT_REPRODUCED
+    else:
+        word = REPRODUCED if better >= needed else UNDECIDED
     words = [(word, "better" if sign > 0 else "not better") for sign in signs]
     return combined(
         claim,
@@ -290,17 +275,13 @@ def trade_off(claim: Claim, evidence: Evidence) -> Verdict:
     )
     early = [withheld(f) for f in found]
     ways = [f.decision(claim.margin).word for f in found]
-    word = (
-        CONTRADICTED
-        if LOWER in ways
-        else (
-            REPRODUCED
-            if HIGHER in ways
-            else NOT_REPRODUCED
-            if set(ways) == {EQUIVALENT}
-            else UNDECIDED
-        )
-    )
+    if LOWER in ways:
+        word = CONTRADICTED
+    elif HIGHER in ways:
+        word = REPRODUCED
+    else:
+        word = NOT_REPRODUCED if set(ways) == {EQUIVALENT} else UNDECIDED
+
     alike = f"{EQUIVALENT} {within(claim.margin, claim.metric)}"
     says = [
         {EQUIVALENT: alike, UNDECIDED: left_open(f)}.get(way, way) for f, way in zip(found, ways)
@@ -531,19 +512,15 @@ def at_stages(
     """
     late, early = stages
 
-    def take(arm, stage):
+    def take(arm: str, stage: str) -> dict[tuple[int, int], pd.Series]:
         return stage_values(evidence, arm, stage, metric)
 
     if system == reference:
-        words, values = (
-            f"{name(system)}, {late} minus {early}",
-            minus(take(system, late), take(system, early)),
-        )
+        words = f"{name(system)}, {late} minus {early}"
+        values = minus(take(system, late), take(system, early))
     elif late == early:
-        words, values = (
-            f"{name(system)} minus {name(reference)}, {late}",
-            minus(take(system, late), take(reference, late)),
-        )
+        words = f"{name(system)} minus {name(reference)}, {late}"
+        values = minus(take(system, late), take(reference, late))
     else:
         words = f"change from {early} to {late} in {name(system)} minus that in {name(reference)}"
         values = minus(
@@ -602,18 +579,16 @@ def masks(claim: Claim, evidence: Evidence) -> Verdict:
     rows = evidence.further.get("masks", EMPTY)
     if rows.empty:
         return unrecorded("Measures of the masks", evidence)
-
-    def take(arm):
-        return per_case(rows[(rows["system"] == arm) & (rows["fraction"] == 1.0)], claim.metric)
-
+    rows = rows[rows["fraction"] == 1.0]
     differences = []
     for system, reference in claim.contrasts:
         task = tasks(evidence, (system,))[0]
         units = planned_units(evidence, (system, reference), task, 1.0)
+        ours, theirs = (
+            per_case(rows[rows["system"] == arm], claim.metric) for arm in (system, reference)
+        )
         values = {
-            u: v.to_numpy(dtype=np.float64)
-            for u, v in minus(take(system), take(reference)).items()
-            if u in units
+            u: v.to_numpy(dtype=np.float64) for u, v in minus(ours, theirs).items() if u in units
         }
         differences.append(
             by_hand(

@@ -131,7 +131,7 @@ def words(
 
 
 def decide(found: Numbers, margin: float = MARGIN, systems: Iterable[str] = ()) -> Decision:
-    """The word for one difference of the systems: the only place where a difference gets its word."""
+    """Decide the word for one difference of systems: the only place where one gets its word."""
     if reason := withdrawn(systems):
         return Decision(WITHDRAWN, reason)
     if not found.planned:

@@ -35,16 +35,12 @@ def differences(chapter: Chapter) -> pd.DataFrame:
     ]
     table = stats.adjust(pd.DataFrame(rows, columns=[*stats.table([]).columns, "hole"]))
 
-    def share(row):
-        return f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
-
-    def what(row):
-        return f"{OVERLAPS[row.metric]}: " if len(spec.metrics) > 1 else ""
-
-    table["comparison"] = [
-        f"{what(row)}{minus(row.system, row.reference)}{share(row)}" for row in table.itertuples()
-    ]
-    return table
+    words = []
+    for row in table.itertuples():
+        what = f"{OVERLAPS[row.metric]}: " if len(spec.metrics) > 1 else ""
+        share = f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
+        words.append(f"{what}{minus(row.system, row.reference)}{share}")
+    return table.assign(comparison=words)
 
 
 def minus(system: str, reference: str) -> str:

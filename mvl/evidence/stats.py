@@ -446,10 +446,6 @@ def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         "p_wilcoxon",
         "dz",
     ]
-
-    def number(value):
-        return math.nan if value is None else value
-
     return adjust(
         pd.DataFrame(
             [
@@ -471,12 +467,15 @@ def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
                     len(c.pairs.unpaired),
                     c.interval.low,
                     c.interval.high,
-                    *map(number, (c.t_test.p, c.equivalence.p, c.wilcoxon.p, c.effect.dz)),
+                    c.t_test.p,
+                    c.equivalence.p,
+                    c.wilcoxon.p,
+                    c.effect.dz,
                 ]
                 for c in comparisons
             ],
             columns=columns,
-        )
+        ).astype(dict.fromkeys(columns[-4:], float))
     )
 
 

@@ -129,11 +129,13 @@ def keep_contents(path: Path, notebooks: Sequence[str], added: Sequence[str] = (
     end; a part without any page goes."""
     contents = yaml.safe_load(path.read_text())
 
-    def shown(file):
-        return not file.startswith("notebooks/") or file.removeprefix("notebooks/") in notebooks
-
+    kept = {f"notebooks/{name}" for name in notebooks}
     for part in contents["parts"]:
-        part["chapters"] = [chapter for chapter in part["chapters"] if shown(chapter["file"])]
+        part["chapters"] = [
+            chapter
+            for chapter in part["chapters"]
+            if not chapter["file"].startswith("notebooks/") or chapter["file"] in kept
+        ]
     contents["parts"].append(
         {"caption": "Every run", "chapters": [{"file": name} for name in added]}
     )
@@ -238,7 +240,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
 
 
 def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
-    """How often each procedure errs at the variances of each study's runs, and every planned test."""
+    """Say how often each procedure errs at the variances of each study's runs; every test."""
     from mvl.evidence import calibration, differences, yardsticks
 
     tests = {s: differences.all_differences(s, results) for s in studies}
@@ -326,8 +328,8 @@ def reproduction(study: str, results: Path, published: bool) -> str:
     if not rows:
         return f"Nothing is recorded of the study `{study}` yet."
 
-    def number(value):
-        return "" if value is None else f"{value:.5g}"
+    def number(value: float | str | None) -> str:
+        return f"{value:.5g}" if isinstance(value, float) else ""
 
     lines = [
         f"| {c.quantity} | {number(c.recorded)} | {number(c.rerun)} |"

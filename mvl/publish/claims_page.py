@@ -129,15 +129,13 @@ def summary(entries: Sequence[Entry]) -> str:
 def headline(entries: Sequence[Entry]) -> str:
     """A Markdown table of the main claims: claim, verdict, and each difference behind it with
     interval, n and what it means."""
-
-    def whose(e):
-        return f"{PAPERS[e.claim.paper].split(',')[0]}{', implied' if e.claim.implied else ''}"
-
-    rows = [
-        f"| {whose(e)}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |"
-        for e in entries
-        if e.claim.main and e.verdict
-    ]
+    rows = []
+    for e in entries:
+        if not (e.claim.main and e.verdict):
+            continue
+        paper = PAPERS[e.claim.paper].split(",")[0]
+        whose = f"{paper}, implied" if e.claim.implied else paper
+        rows.append(f"| {whose}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |")
     return (
         "\n".join(
             ["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]

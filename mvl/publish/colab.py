@@ -54,13 +54,11 @@ def set_up() -> None:
         )
     print(f"installed; kept: {', '.join(kept_versions())}")
     for what in ("weights", "Task04_Hippocampus"):
-        fetched = (
-            subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT).returncode == 0
-        )
-        print(
-            f"{what}:"
-            f" {'fetched' if fetched else 'NOT fetched; the study quick needs no scans, run this cell again for the others'}"
-        )
+        done = subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT)
+        word = "fetched"
+        if done.returncode:
+            word = "NOT fetched; the study quick needs no scans, run this cell again for the others"
+        print(f"{what}: {word}")
     subprocess.run(
         [sys.executable, "-c", "from mvl.publish import colab; print(colab.device_text())"],
         cwd=ROOT,

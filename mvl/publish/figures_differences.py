@@ -187,7 +187,7 @@ def _points(rows: pd.DataFrame) -> str:
 
 
 def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
-    """One row of the forest plot: its words, n, and its interval, or that it is not yet recorded."""
+    """Draw one row of the forest plot: words, n and interval, or that it is not yet recorded."""
     side: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
     words = str(row["comparison"]).replace("\n", " ")
     axis.text(0, y - 0.42, words, ha="left", fontsize=min(11, 11 * 62 / len(words)), **side)

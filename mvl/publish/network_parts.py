@@ -195,12 +195,10 @@ def _vit_ends(
     """Sections up to the encoder, and from the decoder on."""
     patch, width, local = "×".join(map(str, vit.patch_size)), vit.embed.out_features, list(hybrid)
 
-    def blocks(part):
-        return (
-            f"{len(part)} blocks, width {width}, {part[0].num_heads} heads"
-            if len(part)
-            else "no blocks"
-        )
+    def blocks(part: Any) -> str:
+        if not len(part):
+            return "no blocks"
+        return f"{len(part)} blocks, width {width}, {part[0].num_heads} heads"
 
     name = "ViT encoder, hybrid attention" if local else "ViT encoder"
     start: list[Section] = [
@@ -351,11 +349,8 @@ def _count(modules: Iterable[nn.Module | nn.Parameter]) -> tuple[int, int]:
     """Trained and frozen parameters, each once."""
     lists = ([m] if isinstance(m, nn.Parameter) else list(m.parameters()) for m in modules)
     owned = {id(p): p for p in itertools.chain.from_iterable(lists)}
-
-    def count(trained):
-        return sum(p.numel() for p in owned.values() if p.requires_grad is trained)
-
-    return count(True), count(False)
+    trained = sum(p.numel() for p in owned.values() if p.requires_grad)
+    return trained, sum(p.numel() for p in owned.values()) - trained
 
 
 def _times(shape: Sequence[int]) -> str:

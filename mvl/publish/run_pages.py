@@ -60,7 +60,8 @@ class Row:
     @property
     def name(self) -> str:
         """`<task>/<system>/fraction-<f>_fold-<k>_seed-<n>`."""
-        return f"{self.task}/{self.system}/fraction-{self.fraction!r}_fold-{self.fold}_seed-{self.seed}"
+        place = f"fraction-{self.fraction!r}_fold-{self.fold}_seed-{self.seed}"
+        return f"{self.task}/{self.system}/{place}"
 
     @property
     def arm(self) -> tuple[str, str, str, float]:
@@ -172,23 +173,24 @@ def study_page(study: str, rows: Sequence[Row], results: Path) -> str:
         f'<a href="{quote(place)}">{html.escape(task)}</a>'
         for task, place in split_files(rows).items()
     )
-    made = (
-        "**Generated data, a smoke study: no evidence about scans.** "
-        if set(plan.tasks) <= set(MADE)
-        else ""
-    )
+    made = ""
+    if set(plan.tasks) <= set(MADE):
+        made = "**Generated data, a smoke study: no evidence about scans.** "
     tables = ", ".join(
         f"[{name}]({plan.name}/{name})" for name in TABLES if (results / plan.name / name).is_file()
     )
     units = " and ".join(dict.fromkeys(find_task(row.task).unit for row in rows))
     return f"""# Runs: {plan.title}
 
-{made}Study `{plan.name}`: {done} of {len(rows)} runs are recorded; a run that is not there keeps its row. Each row leads to the run's settings
-(*config*), its machine, code and versions (*environment*), its scores by case, its training history, and the sha256 of each (*status*); the last
-column repeats it and prints its folder. Dice and HD95 ({units}) are means over the test cases on the native grid.
+{made}Study `{plan.name}`: {done} of {len(rows)} runs are recorded; a run that is not there keeps
+its row. Each row leads to the run's settings (*config*), its machine, code and versions
+(*environment*), its scores by case, its training history, and the sha256 of each (*status*); the
+last column repeats it and prints its folder. Dice and HD95 ({units}) are means over the test cases
+on the native grid.
 
-Splits: {splits or "made on demand"}. Fold *k* tests block *k*, validates on the next two and trains on the other seven; a share of the data is a
-prefix of each training set. Tables of the study: {tables or "none yet"}.
+Splits: {splits or "made on demand"}. Fold *k* tests block *k*, validates on the next two and trains
+on the other seven; a share of the data is a prefix of each training set. Tables of the study:
+{tables or "none yet"}.
 
 ```{{raw}} html
 {runs_table(plan.name, rows, results)}
@@ -233,36 +235,30 @@ def run_row(study: str, row: Row, results: Path) -> str:
         if (folder / name).is_file()
     )
 
-    def number(key, digits):
+    def number(key: str, digits: int) -> str:
         return f"{float(row.facts[key]):.{digits}f}" if row.facts.get(key) else ""
 
-    command = (
-        f"<code>{html.escape(run_folder.command(row.config, run_folder.default_results_dir()))}</code>"
-        if row.config
-        else ""
-    )
-    cells = [
-        (
-            f'<th scope="row"><code>{html.escape(row.system)}</code><br><small>{html.escape(title(row.system))}</small></th>'
-        ),
-        *(
-            f"<td>{text}</td>"
-            for text in (
-                f"{row.fraction:.0%}",
-                row.fold,
-                row.seed,
-                links or row.facts["state"],
-                number("dice", 3),
-                number("hd95_mm", 2),
-                code_version(folder),
-                command,
-            )
-        ),
-    ]
-    return (
-        f'<tr id="{anchor(row.task, row.system, row.fraction, place)}"'
-        f' class="{row.facts["state"]}">{"".join(cells)}</tr>'
-    )
+    command = ""
+    if row.config:
+        words = run_folder.command(row.config, run_folder.default_results_dir())
+        command = f"<code>{html.escape(words)}</code>"
+
+    system, name = html.escape(row.system), html.escape(title(row.system))
+    cells = [f'<th scope="row"><code>{system}</code><br><small>{name}</small></th>']
+    for text in (
+        f"{row.fraction:.0%}",
+        row.fold,
+        row.seed,
+        links or row.facts["state"],
+        number("dice", 3),
+        number("hd95_mm", 2),
+        code_version(folder),
+        command,
+    ):
+        cells.append(f"<td>{text}</td>")
+
+    where = anchor(row.task, row.system, row.fraction, place)
+    return f'<tr id="{where}" class="{row.facts["state"]}">{"".join(cells)}</tr>'
 
 
 def code_version(folder: Path) -> str:
@@ -270,11 +266,9 @@ def code_version(folder: Path) -> str:
     if not (folder / "environment.json").is_file():
         return ""
     made = json.loads((folder / "environment.json").read_text()).get("mvl", {})
-    return (
-        f"{made['commit'][:7]}{'+' if made.get('dirty') else ''}"
-        if made.get("commit")
-        else "not known"
-    )
+    if not made.get("commit"):
+        return "not known"
+    return made["commit"][:7] + ("+" if made.get("dirty") else "")
 
 
 def copied(study: str, run: str, name: str) -> str:
@@ -283,7 +277,7 @@ def copied(study: str, run: str, name: str) -> str:
 
 
 def split_files(rows: Sequence[Row]) -> dict[str, str]:
-    """Name of a split -> address of its file's copy, for each split of the rows that is committed."""
+    """Map the name of each committed split of the rows to the address of its file's copy."""
     names = dict.fromkeys(split_name(row) for row in rows)
     return {
         name: f"records/splits/{name}.json{SUFFIX}"

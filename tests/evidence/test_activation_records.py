@@ -31,7 +31,9 @@ tasks: [phantoms]
 grid:
   - {name: main, systems: [vit_baseline, medvisionllama_v3, unet], folds: [0, 1], seeds: [0, 1]}
 data: {img_size: [16, 16, 16]}
-model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64, token_block: {kind: mlp, source: SOURCE}}
+model:
+  {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64,
+   token_block: {kind: mlp, source: SOURCE}}
 """
 LLAMA = {
     "model_type": "llama",

@@ -186,13 +186,20 @@ GRID = """
 title: t
 tasks: [phantoms]
 grid:
-  - {name: main, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random, medvisionllama_v3_mlp], folds: [0, 1, 2], seeds: [0, 1]}
-  - {name: few_shot, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random], fractions: [0.1, 0.3], folds: [0, 1, 2], seeds: [0]}
-  - {name: lora, systems: [medvisionllama_v3_r2, medvisionllama_v3_lora_block], folds: [0, 1], seeds: [0]}
+  - {name: main, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random,
+     medvisionllama_v3_mlp],
+     folds: [0, 1, 2], seeds: [0, 1]}
+  - {name: few_shot, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random],
+     fractions: [0.1, 0.3], folds: [0, 1, 2], seeds: [0]}
+  - {name: lora, systems: [medvisionllama_v3_r2, medvisionllama_v3_lora_block],
+     folds: [0, 1], seeds: [0]}
   - {name: peers, systems: [unet, unetr], folds: [0, 1], seeds: [0]}
   - {name: peers_large, systems: [unetpp], folds: [0], seeds: [0]}
-  - {name: llm4seg, tasks: [shapes], systems: [cmunext, llm4seg, llm4seg_random, llm4seg_t], folds: [0, 1], seeds: [0]}
-  - {name: label_noise, tasks: [shapes], systems: [cmunext_boundary50, llm4seg_boundary50, llm4seg_random_boundary50], folds: [0], seeds: [0]}
+  - {name: llm4seg, tasks: [shapes], systems: [cmunext, llm4seg, llm4seg_random, llm4seg_t],
+     folds: [0, 1], seeds: [0]}
+  - {name: label_noise, tasks: [shapes], systems: [cmunext_boundary50, llm4seg_boundary50,
+     llm4seg_random_boundary50],
+     folds: [0], seeds: [0]}
 task_overrides: {shapes: {data: {img_size: [32, 32]}}}
 """
 

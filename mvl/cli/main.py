@@ -538,7 +538,7 @@ def add_shown(commands: Any) -> None:
         action="append",
         default=[],
         metavar=("KEY", "VALUE"),
-        help="study, results_dir",
+        help="study, results_dir, run (false: read what there is)",
     )
     command = add(commands, "book", do.book, results_dir)
     command.add_argument(

@@ -22,7 +22,7 @@ from mvl.evidence.decision import LEVEL, MARGIN, MIN_FOLDS, TEST_OVER_TRAIN
 from mvl.evidence.resampling import resample_weights
 from mvl.evidence.stats import Pairs
 from mvl.evidence.topics import TOPICS
-from mvl.study.grid import load_study
+from mvl.study.grid import Study
 
 STUDIES, RESAMPLES, SEED = 4000, 1000, 0
 "Simulated studies of each design, bootstrap resamples in each, and the seed of both."
@@ -254,16 +254,16 @@ def recorded(chapter: Chapter) -> dict[str, Pairs]:
         words = f"{title(system)} minus {title(reference)}" + (
             f", {task}" if len(chapter.tasks) > 1 else ""
         )
-        planned = planned_pairs(chapter.study, TOPICS[chapter.topic], system, reference, task, 1.0)
+        planned = planned_pairs(chapter.plan, TOPICS[chapter.topic], system, reference, task, 1.0)
         with contextlib.suppress(stats.StatsError):
             out[words] = stats.pair(chapter.cases, system, reference, task, planned=planned)
     return out
 
 
-def designs(study: str) -> dict[tuple[int, int], list[str]]:
+def designs(plan: Study) -> dict[tuple[int, int], list[str]]:
     """(folds, seeds) of the study's blocks, largest first, with the blocks' names."""
     out: dict[tuple[int, int], list[str]] = {}
-    for block in load_study(study).grid:
+    for block in plan.grid:
         out.setdefault((len(block.get("folds", [0])), len(block.get("seeds", [0]))), []).append(
             str(block["name"])
         )
@@ -318,7 +318,7 @@ def page(chapter: Chapter) -> str:
             ]
         )
     parts += [variance_table(found, variances), *[f"*{variances.lumped}*"] * bool(variances.lumped)]
-    family, blocks = max(1, len(chapter.contrasts) * len(chapter.tasks)), designs(chapter.study)
+    family, blocks = max(1, len(chapter.contrasts) * len(chapter.tasks)), designs(chapter.plan)
     results = {design: rates(variances, *design, family) for design in blocks}
     return "\n\n".join([*parts, rate_tables(results, blocks), sentence(variances, results, family)])
 
@@ -395,7 +395,7 @@ def _test_cells(row: dict[Any, Any]) -> list[str]:
 def _overlaps(chapter: Chapter) -> str:
     """` Two folds have ... of their training cases in common ...` by share of the data; nothing
     where there is one fold."""
-    blocks = load_study(chapter.study).grid
+    blocks = chapter.plan.grid
     folds = sorted({fold for block in blocks for fold in block.get("folds", [0])})
     fractions = sorted(
         {float(share) for block in blocks for share in block.get("fractions", [1.0])}, reverse=True

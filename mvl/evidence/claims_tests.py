@@ -19,6 +19,7 @@ from mvl.evidence.chapter import units_of
 from mvl.evidence.decision import MARGINS, Decision, Numbers, decide
 from mvl.evidence.decision import within as in_words
 from mvl.evidence.topics import TOPICS
+from mvl.study.grid import load_study
 
 OVERLAP = {
     "dice": "Dice",
@@ -402,7 +403,7 @@ def family(claim: Claim, evidence: Evidence, metric: str) -> list[Difference]:
         for f in (topic.fractions if topic else ())
         if (frozenset(pair), f) not in own
     ]
-    units = units_of(evidence.study, topic) if topic else set()
+    units = units_of(load_study(evidence.study), topic) if topic else set()
     found = [
         of_cases(evidence, *pair, task, f, metric, units)
         for pair, f in rest

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from mvl.evidence.arms import title
-from mvl.evidence.chapter import Chapter, covered, planned_pairs, read_chapter
+from mvl.evidence.chapter import Chapter, covered, open_chapter, planned_pairs
 from mvl.evidence.topics import TOPICS
 
 OVERLAPS = {"jaccard": "IoU", "dice": "F1"}
@@ -62,7 +62,7 @@ def all_differences(study: str, results_dir: str | Path) -> pd.DataFrame:
     """`differences` of every chapter that the study covers, with its question in words as
     `question`; nothing is trained."""
     chapters = [
-        read_chapter(topic, study, results_dir)
+        open_chapter(topic, study, results_dir)
         for topic in covered(study)
         if TOPICS[topic].contrasts
     ]
@@ -77,7 +77,7 @@ def _difference(
 ) -> dict[str, Any]:
     from mvl.evidence import stats
 
-    planned = planned_pairs(chapter.study, TOPICS[chapter.topic], system, reference, task, fraction)
+    planned = planned_pairs(chapter.plan, TOPICS[chapter.topic], system, reference, task, fraction)
     try:
         if not planned:
             raise stats.StatsError(f"not planned in the study `{chapter.study}`")

@@ -73,16 +73,16 @@ def contrasts(study: str, against: str | None = None) -> list[Contrast]:
 
 def _of_topic(study: str, topic: Topic) -> list[Contrast]:
     """Return a chapter's contrasts; those of one metric are its family, over tasks and shares."""
-    planned = set(systems_of(study, topic))
-    pairs = [pair for pair in topic.contrasts if set(pair) <= planned]
     plan = load_study(study)
+    planned = set(systems_of(plan, topic))
+    pairs = [pair for pair in topic.contrasts if set(pair) <= planned]
     tasks = dict.fromkeys([*plan.tasks, *(t for b in plan.grid for t in b.get("tasks", ()))])
     shares = topic.compared or topic.fractions
     axes = list(itertools.product(pairs, tasks, shares))
     places = {
         (pair, task, share): units
         for pair, task, share in axes
-        if (units := planned_pairs(study, topic, *pair, task, share))
+        if (units := planned_pairs(plan, topic, *pair, task, share))
     }
     return [
         Contrast(*pair, task, share, metric, len(places), units)

@@ -28,6 +28,7 @@ from mvl.core.errors import MvlError
 from mvl.evidence.chapter import Chapter, covered, open_chapter
 from mvl.publish import run_pages
 from mvl.publish.notebooks import FOLDER, list_notebooks, run_notebook, write_notebook
+from mvl.study import tables
 from mvl.study.grid import load_study
 from mvl.study.status import missing_runs
 
@@ -117,6 +118,9 @@ def stage(staging: Path, studies: Sequence[str], results: Path) -> None:
         shutil.copytree(SOURCES / folder, staging / folder)
     shown = plan(studies)
     execute_notebooks(staging / "notebooks", shown, results)
+    if results.resolve() != run_folder.records_dir().resolve():
+        for study in studies:
+            tables.collect(study, results)
     fill_pages(staging, facts(staging, studies, results))
     keep_contents(staging / "_toc.yml", list(shown), run_pages.add_runs(staging, studies, results))
     config = yaml.safe_load((staging / "_config.yml").read_text())

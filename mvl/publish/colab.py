@@ -142,12 +142,13 @@ def plan_text(notebook: str, study: str, results_dir: Path, gpu: str) -> str:
     from mvl.core.run_folder import run_name
     from mvl.evidence.chapter import used_blocks
     from mvl.evidence.topics import TOPICS
+    from mvl.study.grid import load_study
     from mvl.study.status import missing_runs
 
     topic = TOPICS[notebook[3:]]
     missing = {
         run_name(run): run
-        for block in used_blocks(study, topic)
+        for block in used_blocks(load_study(study), topic)
         for run in missing_runs(study, results_dir, block)
     }
     if not missing:

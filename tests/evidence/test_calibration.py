@@ -240,7 +240,7 @@ def test_the_table_of_tests_keeps_holes_and_gives_them_no_verdict(chapter: Chapt
 
 
 def test_designs_follow_the_grid(chapter: Chapter) -> None:
-    assert calibration.designs(chapter.study) == {(3, 2): ["main"]}
+    assert calibration.designs(chapter.plan) == {(3, 2): ["main"]}
     assert planned_pairs(
-        chapter.study, topics.TOPICS["llm_hybrid"], HYBRID, VIT, "phantoms", 1.0
+        chapter.plan, topics.TOPICS["llm_hybrid"], HYBRID, VIT, "phantoms", 1.0
     ) == tuple((f, s) for f in range(3) for s in range(2))

@@ -269,7 +269,7 @@ def claims(args: argparse.Namespace) -> int:
     computes from the records."""
     from mvl.core.run_folder import records_dir
     from mvl.evidence import claims_ledger
-    from mvl.publish.book import PUBLISHED
+    from mvl.publish.book_facts import (PUBLISHED)
 
     entries = claims_ledger.ledger(
         (args.study,) if args.study else PUBLISHED, args.results_dir or records_dir()
@@ -284,7 +284,7 @@ def study_maps(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mvl.core.run_folder import records_dir
-    from mvl.evidence.activation_records import record
+    from mvl.evidence.activation_records import (record)
 
     target = records_dir() / Path(args.study).stem
     found = record(
@@ -413,7 +413,7 @@ def notebook(args: argparse.Namespace) -> int:
 def book(args: argparse.Namespace) -> int:
     """`mvl book`: executes the notebooks and builds the book, of the published records or of one
     study's runs."""
-    from mvl.publish.book import build_book
+    from mvl.publish.book import (build_book)
 
     print(build_book(args.study, args.results_dir).resolve().as_uri())
     return DONE
@@ -426,7 +426,7 @@ def figures(args: argparse.Namespace) -> int:
     from mvl.evidence import claims_ledger, differences
     from mvl.evidence.chapter import open_chapter
     from mvl.publish import claims_page, readme
-    from mvl.publish.book import PUBLISHED
+    from mvl.publish.book_facts import (PUBLISHED)
     from mvl.publish.figures_differences import paired_differences
     from mvl.publish.style import svg
 

@@ -17,7 +17,7 @@ from mvl.core import run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import ROOT, Config, load_config
 from mvl.core.errors import MvlError
-from mvl.evidence import stats
+from mvl.evidence import run_pairs, stats
 from mvl.evidence.audit_clone import CHECKS, which_paper
 from mvl.evidence.audit_measures import MEASURES
 from mvl.study.tables import read_rows, run_state
@@ -207,7 +207,7 @@ def _row(
         found = stats.compare(
             cases, arm.system, arm.reference, TASK, planned=[(fold, 0) for fold in FOLDS]
         )
-    except stats.StatsError:  # no fold that both have
+    except run_pairs.StatsError:  # no fold that both have
         return row
     interval = found.interval
     low, high = found.shown

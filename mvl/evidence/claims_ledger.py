@@ -15,16 +15,16 @@ import pandas as pd
 from mvl.core.config import ROOT, load_config
 from mvl.datasets.task import MADE
 from mvl.evidence.chapter import _foreground, read_tables
-from mvl.evidence.claims_rules import (
+from mvl.evidence.claims_evidence import UNITS, Claim, ClaimError, Evidence, Found
+from mvl.evidence.claims_rules import RULES
+from mvl.evidence.claims_verdicts import (
     CONTRADICTED,
     MOOT,
     NOT_REPRODUCED,
-    RULES,
     UNTESTABLE,
     WORDS,
     Verdict,
 )
-from mvl.evidence.claims_tests import UNITS, Claim, ClaimError, Evidence, Found
 from mvl.study.grid import load_study
 
 LEDGER = ROOT / "data" / "claims.toml"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mvl.evidence import run_pairs
 from mvl.evidence.arms import title
 from mvl.evidence.chapter import Chapter, covered, open_chapter, planned_pairs
 from mvl.evidence.topics import TOPICS
@@ -80,12 +81,12 @@ def _difference(
     planned = planned_pairs(chapter.plan, TOPICS[chapter.topic], system, reference, task, fraction)
     try:
         if not planned:
-            raise stats.StatsError(f"not planned in the study `{chapter.study}`")
+            raise run_pairs.StatsError(f"not planned in the study `{chapter.study}`")
         found = stats.compare(
             chapter.cases, system, reference, task, fraction, metric, planned=planned
         )
         return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
-    except stats.StatsError as error:
+    except run_pairs.StatsError as error:
         return {
             "task": task,
             "system": system,

@@ -17,7 +17,7 @@ import pandas as pd
 from mvl.core import files, run_folder
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
-from mvl.evidence import stats
+from mvl.evidence import run_pairs, stats
 from mvl.evidence.arms import generated, ordered, title
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative
@@ -254,7 +254,7 @@ def _line(whole: pd.DataFrame, system: str, first: str) -> str:
                 )
             ]
         ).iloc[0]
-    except stats.StatsError as error:
+    except run_pairs.StatsError as error:
         return f"{shown} {error} | |"
     over = "" if found["n_runs"] > 1 else " over cases alone"
     return (

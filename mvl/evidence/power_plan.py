@@ -20,12 +20,12 @@ from mvl.core import run_folder
 from mvl.core.config import ConfigError
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import NUM_FOLDS
-from mvl.evidence import power, stats
+from mvl.evidence import power, run_pairs
 from mvl.evidence.calibration import Components, components
 from mvl.evidence.chapter import _foreground, covered, planned_pairs, systems_of
 from mvl.evidence.decision import MARGIN
 from mvl.evidence.power import Design
-from mvl.evidence.stats import Pairs
+from mvl.evidence.run_pairs import Pairs
 from mvl.evidence.topics import TOPICS, Topic
 from mvl.study import tables
 from mvl.study.grid import load_study
@@ -120,8 +120,8 @@ def recorded_pairs(contrast: Contrast, cases: pd.DataFrame) -> Pairs | None:
     for task in dict.fromkeys([contrast.task, *cases["task"]]):
         arms = (contrast.system, contrast.reference)
         try:
-            return stats.pair(cases, *arms, task, contrast.fraction, contrast.metric)
-        except stats.StatsError:
+            return run_pairs.pair(cases, *arms, task, contrast.fraction, contrast.metric)
+        except run_pairs.StatsError:
             continue
     return None
 

@@ -46,7 +46,8 @@ def answer(chapter: Chapter) -> str:
 
 
 def _sentence(row: dict[str, Any], metric: str) -> str:
-    from mvl.evidence.stats import ONE_FOLD, ONE_PAIR, cases_and_seeds
+    from mvl.evidence.run_pairs import cases_and_seeds
+    from mvl.evidence.stats import ONE_FOLD, ONE_PAIR
 
     words = " ".join(str(row["comparison"]).removeprefix(f"{metric}: ").split("\n"))
     if row["hole"]:

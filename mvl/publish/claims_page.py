@@ -10,19 +10,19 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.evidence import claims_ledger, stats
+from mvl.evidence import claims_ledger, run_pairs
 from mvl.evidence.arms import title
+from mvl.evidence.claims_evidence import within
 from mvl.evidence.claims_ledger import PAPERS, Entry
-from mvl.evidence.claims_rules import (
+from mvl.evidence.claims_rules import RULES
+from mvl.evidence.claims_verdicts import (
     CONTRADICTED,
     NOT_REPRODUCED,
     REPRODUCED,
-    RULES,
     SHARED,
     UNTESTABLE,
     number,
 )
-from mvl.evidence.claims_tests import within
 from mvl.evidence.decision import MARGINS
 from mvl.publish import reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
@@ -154,7 +154,7 @@ def differences(entry: Entry) -> list[str]:
         means = part.removeprefix(number(found)).lstrip(": ")
         lines.append(
             f"**{value or 'no run'}**, {found.words}: {means} ({pairs};"
-            f" {stats.cases_and_seeds(found.n_distinct, found.n_cases)})"
+            f" {run_pairs.cases_and_seeds(found.n_distinct, found.n_cases)})"
         )
     return lines
 

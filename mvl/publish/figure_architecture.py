@@ -16,7 +16,8 @@ from torch import nn
 
 from mvl.core.config import Config
 from mvl.evidence.arms import title
-from mvl.publish.network_parts import Part, Plan, make_network, plan
+from mvl.publish.network_parts import Part, Plan, plan
+from mvl.publish.network_shapes import make_network
 from mvl.publish.style import FROZEN, INK, MIXED, NEUTRAL, TRAINED, finish, styled
 
 WIDTH, LEFT, RIGHT = 4.8, 0.5, 4.3

@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.evidence.activation_records import PLACES, Maps, before_after
+from mvl.evidence.activation_maps import Maps
+from mvl.evidence.activation_records import PLACES, before_after
 from mvl.evidence.arms import colour, generated, marker, ordered, title
 from mvl.publish.style import INK, SEQUENTIAL, finish, hole, styled
 

@@ -15,7 +15,8 @@ from matplotlib.transforms import blended_transform_factory
 
 from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.decision import EQUIVALENCE_POINTS
-from mvl.evidence.stats import ONE_PAIR, cases_and_seeds
+from mvl.evidence.run_pairs import cases_and_seeds
+from mvl.evidence.stats import ONE_PAIR
 from mvl.publish.style import MUTED, WARN, finish, hole, styled
 
 WIDEST_POINTS = 6.0

@@ -17,7 +17,7 @@ from mvl.evidence import claims_ledger
 from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.lesion_classes import EMPTY
 from mvl.publish import second_study_page
-from mvl.publish.book import PUBLISHED
+from mvl.publish.book_facts import PUBLISHED
 from mvl.study.tables import TableError, read_cases, read_rows, read_runs, summary
 
 PAPER_COLUMNS = [

@@ -25,7 +25,7 @@ from mvl.datasets.splits import (
     split_path,
 )
 from mvl.datasets.task import TaskError
-from mvl.publish.run_pages import Row, split_files
+from mvl.publish.run_pages import (Row, split_files)
 from mvl.study.tables import TableError, check_split, read_rows
 from mvl.training.evaluate import evaluate_run
 from mvl.training.run import train_run

@@ -272,7 +272,7 @@ def rounded(value: float | np.floating[Any]) -> float:
 
 @torch.inference_mode()
 def attention_received(
-    network: nn.Module, image: Float[Tensor, "C *spatial"], predict: Predictor | None = None
+    network: nn.Module, image: Float[Tensor, " C *spatial"], predict: Predictor | None = None
 ) -> Float[Tensor, "*cells"] | None:
     """Attention that each token of the last ViT block gets, mean over heads and queries, times the
     number of tokens: 1 is an even share.

@@ -305,4 +305,4 @@ def test_the_command_is_listed(capsys):
         main.main(["--help"])
     assert "claims" in capsys.readouterr().out
     contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    assert contents["parts"][0]["chapters"][0]["file"] == "claims"
+    assert {"file": "claims"} in contents["parts"][0]["chapters"]

@@ -170,20 +170,16 @@ def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | No
     """The kept maps over scan and label, None where there are none of the recorded weights; and
     what is missing."""
     holes = refresh(chapter, data_dir)
-    path, recorded = (
-        chapter.folder / PICTURES,
-        dict(zip(chapter.done["run"], chapter.done["weights_sha256"])),
-    )
+    path = chapter.folder / PICTURES
+    recorded = dict(zip(chapter.done["run"], chapter.done["weights_sha256"]))
     if not path.is_file():
         return None, [
             *holes,
             f"activation maps; `mvl study maps {chapter.study}` makes them from weights",
         ]
     with np.load(path) as kept:
-        facts, steps = (
-            json.loads(str(kept["facts"])),
-            {name: kept[name] for name in kept.files if name != "facts"},
-        )
+        facts = json.loads(str(kept["facts"]))
+        steps = {name: kept[name] for name in kept.files if name != "facts"}
     if any(recorded.get(run) != weights for run, weights in facts["weights"].items()):
         return None, [
             *holes,

@@ -128,7 +128,8 @@ def load_masks(
     at these folds (none of published records unless asked for, and then not kept), measured where
     weights (in `home`, the results' or the clone's own runs) and scans are.
     """
-    folds = (() if chapter.published else FOLDS) if folds is None else folds
+    if folds is None:
+        folds = () if chapter.published else FOLDS
     found: list[pd.DataFrame] = []
     holes: list[str] = []
     kept = read_masks(chapter.folder / FILE)
@@ -137,11 +138,8 @@ def load_masks(
             continue
         try:
             rows = of_run(kept, run)
-            rows = (
-                measured_run(chapter, run, home, data_dir)
-                if rows.empty and run["fold"] in folds
-                else rows
-            )
+            if rows.empty and run["fold"] in folds:
+                rows = measured_run(chapter, run, home, data_dir)
         except TaskError as error:
             return pd.DataFrame(columns=COLUMNS), [f"roughness needs the scans: {relative(error)}"]
         found += [rows] if len(rows) else []

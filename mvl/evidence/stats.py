@@ -112,14 +112,10 @@ def bootstrap(
     """
     means = hierarchical_means(pairs.folds, resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    drawn = (
-        "folds, seeds and cases"
-        if len(pairs.folds) > 1
-        else "seeds and cases"
-        if len(pairs.units) > 1
-        else "cases only"
-    )
-    over = drawn if len(pairs.folds) > 1 else f"{drawn} ({_too_few(pairs)})"
+    over = "folds, seeds and cases"
+    if len(pairs.folds) == 1:
+        drawn = "seeds and cases" if len(pairs.units) > 1 else "cases only"
+        over = f"{drawn} ({_too_few(pairs)})"
     return Interval(
         float(pairs.fold_means.mean()),
         float(low),
@@ -184,7 +180,10 @@ def shown_interval(pairs: Pairs, interval: Interval) -> tuple[float, float]:
 def _t_and_p(distance: float, spread: float, n: int) -> tuple[float, float]:
     """t and the upper-tail p of `distance`; without any spread, t is infinite or, for no distance,
     0."""
-    t = distance / spread if spread else math.copysign(math.inf, distance) if distance else 0.0
+    if spread:
+        t = distance / spread
+    else:
+        t = math.copysign(math.inf, distance) if distance else 0.0
     return t, float(stats.t.sf(t, n - 1))
 
 

@@ -36,13 +36,9 @@ def page(chapter: Chapter) -> str:
     pairs = recorded(chapter)
     found = {words: c for words, p in pairs.items() if (c := components(p))}
     variances, missing = pool(list(found.values())), "; ".join(chapter.holes)
-    data = (
-        "Phantom data: "
-        if chapter.smoke and "phantoms" in chapter.tasks
-        else "Generated data: "
-        if chapter.smoke
-        else ""
-    )
+    data = ""
+    if chapter.smoke:
+        data = "Phantom data: " if "phantoms" in chapter.tasks else "Generated data: "
     parts = [
         f"### Study `{chapter.study}`",
         f"{data}{', '.join(chapter.tasks)}.{_overlaps(chapter)}",
@@ -119,15 +115,11 @@ def _test_cells(row: dict[Any, Any]) -> list[str]:
     def number(key: str, shape: str = ".2g") -> str:
         return "–" if pd.isna(row[key]) else f"{row[key]:{shape}}"
 
-    points = (
-        "–"
-        if row["hole"]
-        else (
-            f"{100 * row['difference']:+z.2f} ({100 * row['low']:+z.2f} to"
-            f" {100 * row['high']:+z.2f})"
-        )
-    )
-    word = "" if row["hole"] else verdict(row, "IoU" if row["metric"] == "jaccard" else "Dice")
+    points, word = "–", ""
+    if not row["hole"]:
+        mid, low, high = (f"{100 * row[key]:+z.2f}" for key in ("difference", "low", "high"))
+        points = f"{mid} ({low} to {high})"
+        word = verdict(row, "IoU" if row["metric"] == "jaccard" else "Dice")
     return [
         row["question"],
         " ".join(row["comparison"].split("\n")),

@@ -147,10 +147,8 @@ def data_citations(tasks: Sequence[str]) -> str:
     for task in known_tasks(tasks):
         if task.name not in MADE:
             cited.setdefault(task.citation, []).append(task)
-    return (
-        "\n".join(
-            f"- {', '.join(f'`{task.name}`' for task in group)}: {words}."
-            for words, group in cited.items()
-        )
-        or "- None: generated data."
-    )
+    lines = []
+    for words, group in cited.items():
+        names = ", ".join(f"`{task.name}`" for task in group)
+        lines.append(f"- {names}: {words}.")
+    return "\n".join(lines) or "- None: generated data."

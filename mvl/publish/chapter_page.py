@@ -103,18 +103,14 @@ def results_table(chapter: Chapter) -> str:
         ["system", "fraction"], sort=False
     ):
         done = arm[arm["state"] == "done"]
-        numbers = (
-            ["not yet recorded", "", "", "", "", ""]
-            if done.empty
-            else [
+        numbers = ["not yet recorded", "", "", "", "", ""]
+        if not done.empty:
+            shown = (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("jaccard", 3))
+            numbers = [
                 str(int(done["n_test"].max())),
-                *(
-                    _mean_sd(done[m], d)
-                    for m, d in (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("jaccard", 3))
-                ),
+                *(_mean_sd(done[metric], digits) for metric, digits in shown),
                 f"{int(done['trainable'].iloc[0]):,}",
             ]
-        )
         lines.append(
             f"| {title(str(system))} | {fraction:.0%} | {_runs_done(chapter, arm)} |"
             f" {' | '.join(numbers)} |"

@@ -85,7 +85,9 @@ def _lines(part: Part) -> list[str]:
 def _look(part: Part) -> tuple[str, str]:
     if part.trained and part.frozen:
         return MIXED
-    return TRAINED if part.trained else FROZEN if part.frozen else NEUTRAL
+    if part.trained:
+        return TRAINED
+    return FROZEN if part.frozen else NEUTRAL
 
 
 def _boxes(axis: Axes, found: Plan, heights: Sequence[float]) -> dict[str, tuple[float, float]]:

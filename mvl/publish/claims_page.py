@@ -23,7 +23,7 @@ from mvl.evidence.claims_verdicts import (
     UNTESTABLE,
     number,
 )
-from mvl.evidence.decision import MARGINS
+from mvl.evidence.decision import MARGINS, UNDECIDED, WITHDRAWN
 from mvl.publish import reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
 from mvl.study.links import run_address
@@ -60,8 +60,8 @@ MEANINGS = {
     ),
     "contradicted": "the test says the opposite",
     "moot": "it explains a gain that is not there",
-    "not decided": "runs are missing or too few, or interval or test leaves it open",
-    "withdrawn": "an arm was trained at a rate that does not suit it; it waits for tuned runs",
+    UNDECIDED: "runs are missing or too few, or interval or test leaves it open",
+    WITHDRAWN: "an arm was trained at a rate that does not suit it; it waits for tuned runs",
     "not testable here": "no record of this study could decide it",
 }
 

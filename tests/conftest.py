@@ -143,7 +143,7 @@ def evidence():
     arm's cases vary alike around it."""
     import pandas as pd
 
-    from mvl.evidence.claims_tests import Evidence
+    from mvl.evidence.claims_evidence import Evidence
 
     task, keys = "Task04_Hippocampus", ["task", "system", "fraction", "fold", "seed"]
 

@@ -13,9 +13,6 @@ from typing import Any
 
 from mvl.core.errors import BAD, DONE, USAGE
 
-"""Exit codes: done; the data or the run is bad; wrong usage; the disk is full. Interrupted and
-resumable: 128 + signal (130, 143)."""
-
 
 @contextmanager
 def chatter_to_stderr(active: bool = True) -> Iterator[None]:
@@ -147,162 +144,18 @@ def predict(args: argparse.Namespace) -> int:
     return BAD if value["failures"] else DONE
 
 
-def study_run(args: argparse.Namespace) -> int:
-    """`mvl study run S`: the runs that are not done yet, then the tables."""
-    from mvl.bench.needs import write_needs
-    from mvl.study.inline import Launch
-    from mvl.study.launch import dry_run, run_study
-    from mvl.study.tables import collect
-
-    launch = Launch(
-        args.jobs, args.engine, args.profile, args.runs_per_gpu, args.device, args.allow_drift
-    )
-    if args.dry_run:
-        return dry_run(args.study, args.results_dir, args.data_dir, launch, write_needs)
-    code = run_study(args.study, args.results_dir, args.data_dir, launch, write_needs)
-    if code < 128:
-        print(collect(args.study, args.results_dir))
-    return code
-
-
-def study_status(args: argparse.Namespace) -> int:
-    """`mvl study status S`: what is done, running, failed."""
-    from mvl.study.status import study_status as status
-
-    value = answer(args, lambda: status(args.study, args.results_dir), show_status)
-    return BAD if args.complete and value["done"] < value["total"] else DONE
-
-
-def show_status(value: dict[str, Any]) -> str:
-    """One line per run, then the counts."""
-    lines = [
-        f"{run['state']:<12}{run['run']}"
-        + (f"  epoch {run['epoch']}/{run['epochs']}" if run["state"] == "running" else "")
-        + (f"  held by {run['held']}" if run.get("held") else "")
-        + (f"  {run['error']}" if run.get("error") else "")
-        for run in value["runs"]
-    ]
-    counts = ", ".join(
-        f"{value[key]} {key}" for key in ("running", "failed", "missing") if value[key]
-    )
-    return "\n".join(
-        [
-            *lines,
-            f"{value['study']}: {value['done']} of {value['total']} runs done"
-            + (f", {counts}" if counts else ""),
-        ]
-    )
-
-
-def plan(args: argparse.Namespace) -> int:
-    """`mvl plan S`: what a study will cost before it starts: runs, hours, memory, bytes; exit 1
-    when the disk is too small."""
-    if args.power:
-        return plan_power(args)
-    from mvl.bench import plan as plan_module
-    from mvl.bench.plan_text import plan_as_text, refusal
-
-    words = (
-        args.study,
-        args.device,
-        args.results_dir,
-        args.data_dir,
-        args.epochs,
-        args.every_system,
-    )
-    value = answer(args, lambda: plan_module.plan(*words), plan_as_text)
-    if args.record:
-        from mvl.publish.plan_page import record
-
-        record(args.study, args.epochs, args.every_system)
-    if refused := refusal(value):
-        print(f"mvl: {refused}", file=sys.stderr)
-    return BAD if refused else DONE
-
-
-def plan_power(args: argparse.Namespace) -> int:
-    """`mvl plan S --power`: what each contrast of a study can decide, from recorded variances."""
-    from mvl.evidence import power_plan
-
-    words = (args.variances, args.sd, args.designs, args.families, args.against)
-    answer(args, lambda: power_plan.power_plan(args.study, *words), power_plan.power_as_text)
-    return DONE
-
-
-def study_tune(args: argparse.Namespace) -> int:
-    """`mvl study tune S`: the short trials on validation cases that the study's learning rates come
-    from; writes tuning.csv."""
-    from mvl.study.tuning import tune
-
-    print(tune(args.study, args.results_dir, args.data_dir, args.systems))
-    return DONE
-
-
-def study_check(args: argparse.Namespace) -> int:
-    """`mvl study check S`: every recorded quantity beside the rerun's; exit 1 when one does not
-    reproduce."""
-    from mvl.study.reproduction import main as reproduction_check
-
-    return reproduction_check(args.study, args.results_dir)
-
-
-def study_collect(args: argparse.Namespace) -> int:
-    """`mvl study collect S`: writes runs.csv, cases.csv, history.csv and, of external tests,
-    external.csv."""
-    from mvl.study.tables import collect
-
-    print(collect(args.study, args.results_dir))
-    return DONE
-
-
-def study_record(args: argparse.Namespace) -> int:
-    """`mvl study record S`: copies the done runs' records, without weights, into data/results."""
-    from mvl.core.run_folder import records_dir
-    from mvl.study.tables import record
-
-    print(record(args.study, args.results_dir, records_dir()))
-    return DONE
-
-
 def claims(args: argparse.Namespace) -> int:
     """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule
     computes from the records."""
     from mvl.core.run_folder import records_dir
     from mvl.evidence import claims_ledger
-    from mvl.publish.book import PUBLISHED
+    from mvl.publish.book_facts import PUBLISHED
 
     entries = claims_ledger.ledger(
         (args.study,) if args.study else PUBLISHED, args.results_dir or records_dir()
     )
     answer(args, lambda: claims_ledger.as_json(entries), lambda value: claims_ledger.show(entries))
     return DONE
-
-
-def study_maps(args: argparse.Namespace) -> int:
-    """`mvl study maps S`: measures activations before and after the block from weights, writes
-    activations.csv and .npz into data/results."""
-    from pathlib import Path
-
-    from mvl.core.run_folder import records_dir
-    from mvl.evidence.activation_records import record
-
-    target = records_dir() / Path(args.study).stem
-    found = record(
-        args.study,
-        args.results_dir,
-        target,
-        args.data_dir,
-        args.cases,
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    for name, why in found["absent"].items():
-        print(f"not measured: {name}: {why}", file=sys.stderr)
-    print(
-        f"{target / 'activations.csv'}: {found['rows']} rows of {found['runs']} runs"
-        if found["runs"]
-        else "no run could be measured"
-    )
-    return DONE if found["runs"] else BAD
 
 
 def audit(args: argparse.Namespace) -> int:
@@ -314,7 +167,11 @@ def audit(args: argparse.Namespace) -> int:
 
     if args.measure:
         measure_surfaces(args.data_dir)
-    answer(args, lambda: audit_findings.report(args.released, records_dir()), audit_findings.show)
+    answer(
+        args,
+        lambda: audit_findings.report(args.released, records_dir()),
+        audit_findings.report_as_text,
+    )
     return DONE
 
 
@@ -324,15 +181,11 @@ def systems(args: argparse.Namespace) -> int:
     from mvl.models.describe import describe_systems
 
     def show(rows: list[dict[str, Any]]) -> str:
-        def count(row):
-            return "".join(f"{row[key]:>13,}" for key in ("trainable", "frozen", "total"))
-
-        lines = [
-            f"{row['name']:<28}{row['spatial_dims']}-D{count(row)}  {row['source']}" for row in rows
-        ]
-        return "\n".join(
-            [f"{'system':<30}{'trainable':>13}{'frozen':>13}{'total':>13}  source", *lines]
-        )
+        lines = [f"{'system':<30}{'trainable':>13}{'frozen':>13}{'total':>13}  source"]
+        for row in rows:
+            counts = "".join(f"{row[key]:>13,}" for key in ("trainable", "frozen", "total"))
+            lines.append(f"{row['name']:<28}{row['spatial_dims']}-D{counts}  {row['source']}")
+        return "\n".join(lines)
 
     answer(args, describe_systems, show)
     return DONE
@@ -350,9 +203,6 @@ def bench(args: argparse.Namespace) -> int:
     if args.part:
         return bench_part(args, tell)
 
-    def bar(row):
-        return f"{'met' if row['met'] else 'MISSED':<8}{row['bar_is']} {row['bar']:.3g}"
-
     def ask() -> dict[str, Any]:
         names = (
             measurable(args.study)
@@ -368,17 +218,14 @@ def bench(args: argparse.Namespace) -> int:
         return found
 
     def show(found: dict[str, Any]) -> str:
-        lines = [
-            f"{row['value']:>10.4g} {row['unit']:<6}{bar(row):<26}{row['what']}"
-            for row in found["bars"]
-        ]
-        return "\n".join(
-            lines
-            + [
-                f"{row['share']:>6.2f} of the matmul peak  {name}: {cost(row)}"
-                for name, row in found["systems"].items()
-            ]
-        )
+        lines = []
+        for row in found["bars"]:
+            word = "met" if row["met"] else "MISSED"
+            bar = f"{word:<8}{row['bar_is']} {row['bar']:.3g}"
+            lines.append(f"{row['value']:>10.4g} {row['unit']:<6}{bar:<26}{row['what']}")
+        for name, row in found["systems"].items():
+            lines.append(f"{row['share']:>6.2f} of the matmul peak  {name}: {cost(row)}")
+        return "\n".join(lines)
 
     answer(args, ask, show)
     return DONE
@@ -432,7 +279,7 @@ def figures(args: argparse.Namespace) -> int:
     from mvl.evidence import claims_ledger, differences
     from mvl.evidence.chapter import open_chapter
     from mvl.publish import claims_page, readme
-    from mvl.publish.book import PUBLISHED
+    from mvl.publish.book_facts import PUBLISHED
     from mvl.publish.figures_differences import paired_differences
     from mvl.publish.style import svg
 

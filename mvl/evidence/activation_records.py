@@ -7,10 +7,8 @@ kept.
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +18,16 @@ import pandas as pd
 from mvl.core import files, run_folder
 from mvl.core.config import Config
 from mvl.datasets.task import TaskError
-from mvl.evidence import example_masks, predicted
+from mvl.evidence import predicted
+from mvl.evidence.activation_maps import ROWS, Maps, draw_maps, run_table, seen
 from mvl.evidence.arms import title
 from mvl.evidence.chapter import Chapter
-from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, LLM4SEG_RANDOM, RANDOM, VIT
 from mvl.study import tables
 from mvl.study.grid import load_study, study_runs
 
 TABLE, PICTURES = "activations.csv", "activations.npz"
 CASES = 24
 "Test cases per run: evenly spaced in the order of their names, of those with a label."
-ROWS = ((VIT, HYBRID, RANDOM), (CNN, LLM4SEG, LLM4SEG_RANDOM))
-"Arms of the seven-column figure."
 PLACES = {
     "at the block's width": (("mapper1",), "block"),
     "at the network's width": (("encoder", "bottleneck"), "mapper2"),
@@ -40,32 +36,6 @@ PLACES = {
 before mapper 1 and after mapper 2."""
 DRAWN = ("vit_baseline", "medvisionllama_v3", "medvisionllama_v1", "cnn", "llm4seg")
 "Architectures with named stages."
-
-
-@dataclass(frozen=True)
-class Maps:
-    """The seven-column figure's pictures: one slice of one test case, the same for every arm."""
-
-    task: str
-    "Task name."
-    case: str
-    "Case id."
-    fold: int
-    "Fold whose test case it is."
-    ranked_by: str
-    "System by whose Dice it is the median case."
-    slice: int
-    "Axial slice on the network's grid; 0 for a picture."
-    arms: dict[str, dict[str, np.ndarray]]
-    "Map by column, by system."
-    dice: dict[str, float]
-    "Dice of the whole case on its own grid, by system."
-    numbers: dict[str, dict[str, dict[str, float]]]
-    "Measure by stage, by system, of the whole case."
-    scan: np.ndarray | None = None
-    "What the network saw, z-scored; None where the data are absent."
-    label: np.ndarray | None = None
-    "Foreground on the same slice; None where the data are absent."
 
 
 def planned(study: str) -> list[Config]:
@@ -142,80 +112,6 @@ def record(
     }
 
 
-def draw_maps(there: Sequence[Config], results_dir: Path, data_dir: Path | None) -> bytes:
-    """The seven columns of the median test case by the first arm's Dice, at the lowest fold that
-    most arms have, as one npz."""
-    from mvl.evidence.activations import maps
-
-    arms = [
-        c
-        for c in there
-        if c.system in next((row for row in ROWS if {c.system for c in there} & set(row)), ())
-    ]
-    chosen = example_masks.common_runs(run_table(arms, results_dir))
-    cases = pd.concat(
-        [pd.read_csv(results_dir / run / "cases.csv", dtype={"case": str}) for run in chosen["run"]]
-    )
-    picks = example_masks.pick_cases(
-        cases[cases["label"].isin(("foreground", cases["label"].iloc[0]))], chosen
-    )
-    case = next((name for name, rank in picks if rank == "median"), picks[0][0])
-    first = chosen.iloc[0]
-    facts: dict[str, Any] = {
-        "task": str(first["task"]),
-        "case": case,
-        "fold": int(first["fold"]),
-        "ranked_by": str(first["system"]),
-        "weights": dict(zip(chosen["run"], chosen["weights_sha256"])),
-        "systems": list(chosen["system"]),
-        "dice": example_masks.case_dice(cases, chosen, case),
-        "numbers": {},
-        "ranges": {},
-    }
-    arrays: dict[str, np.ndarray] = {}
-    for row in chosen.itertuples():
-        slices, facts["numbers"][row.system], facts["slice"] = maps(
-            results_dir / str(row.run), data_dir, case
-        )
-        for column, values in slices.items():
-            arrays[f"{row.system}/{column}"], facts["ranges"][f"{row.system}/{column}"] = squeezed(
-                values
-            )
-    return packed(arrays, facts)
-
-
-def run_table(configs: Sequence[Config], results_dir: Path) -> pd.DataFrame:
-    """The columns of runs.csv that say which runs these are."""
-    keys = ("task", "system", "fraction", "fold", "seed")
-
-    def weights(c):
-        return run_folder.read_status(run_folder.run_dir(results_dir, c))["files"][
-            "weights.safetensors"
-        ]
-
-    return pd.DataFrame(
-        [
-            {k: getattr(c, k) for k in keys}
-            | {"run": f"{c.study}/runs/{run_folder.run_name(c)}", "weights_sha256": weights(c)}
-            for c in configs
-        ]
-    )
-
-
-def squeezed(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """A picture in 256 steps, and the values of the first and the last."""
-    low, high = float(f"{values.min():.6g}"), float(f"{values.max():.6g}")
-    steps = np.clip((values - low) / ((high - low) or 1.0), 0, 1) * 255
-    return np.round(steps).astype(np.uint8), [low, high]
-
-
-def packed(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> bytes:
-    """One npz; the same content gives the same bytes."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
 def open_measures(chapter: Chapter, data_dir: Path | None = None) -> tuple[pd.DataFrame, list[str]]:
     """The rows of `activations.csv` that the chapter's recorded weights made, and what is missing;
     made first where the weights are at hand."""
@@ -274,20 +170,16 @@ def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | No
     """The kept maps over scan and label, None where there are none of the recorded weights; and
     what is missing."""
     holes = refresh(chapter, data_dir)
-    path, recorded = (
-        chapter.folder / PICTURES,
-        dict(zip(chapter.done["run"], chapter.done["weights_sha256"])),
-    )
+    path = chapter.folder / PICTURES
+    recorded = dict(zip(chapter.done["run"], chapter.done["weights_sha256"]))
     if not path.is_file():
         return None, [
             *holes,
             f"activation maps; `mvl study maps {chapter.study}` makes them from weights",
         ]
     with np.load(path) as kept:
-        facts, steps = (
-            json.loads(str(kept["facts"])),
-            {name: kept[name] for name in kept.files if name != "facts"},
-        )
+        facts = json.loads(str(kept["facts"]))
+        steps = {name: kept[name] for name in kept.files if name != "facts"}
     if any(recorded.get(run) != weights for run, weights in facts["weights"].items()):
         return None, [
             *holes,
@@ -315,27 +207,6 @@ def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | No
     )
     lacking = [s for row in ROWS if set(row) & set(arms) for s in row if s not in arms]
     return found, [*holes, *fault, *(f"activation maps of {title(s)}" for s in lacking)]
-
-
-def seen(
-    chapter: Chapter, facts: dict[str, Any], data_dir: Path | None
-) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """Scan and label of the maps' slice on the network's grid; or why they are not there."""
-    from mvl.datasets.loaders import CaseStore
-    from mvl.datasets.registry import find_task
-
-    config = run_folder.read_config(chapter.results_dir / next(iter(facts["weights"])))
-    try:
-        image, label = CaseStore(
-            find_task(facts["task"], data_dir), (facts["case"],), config.data, data_dir
-        ).get(0)
-    except TaskError as error:
-        return None, None, [f"the scan under the activation maps: {predicted.relative(error)}"]
-
-    def shown(array):
-        return predicted.view(array, facts["slice"], facts["task"], data_dir)
-
-    return shown(image[0].numpy()), shown(label[0].numpy() > 0), []
 
 
 def before_after(rows: pd.DataFrame, column: str) -> pd.DataFrame:

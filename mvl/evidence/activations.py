@@ -75,7 +75,7 @@ Map = Float[np.ndarray, "*grid"]
 Mask = Bool[np.ndarray, "*grid"]
 
 
-def singular_shares(tokens: Matrix) -> Float[np.ndarray, "n"]:
+def singular_shares(tokens: Matrix) -> Float[np.ndarray, " n"]:
     """Singular values of the tokens, largest first, divided by their sum; what is below the
     rounding of float32 counts as 0."""
     wide = tokens.double()
@@ -86,14 +86,14 @@ def singular_shares(tokens: Matrix) -> Float[np.ndarray, "n"]:
     return values / max(values.sum(), np.finfo(np.float64).tiny)
 
 
-def effective_rank(shares: Float[np.ndarray, "n"]) -> float:
+def effective_rank(shares: Float[np.ndarray, " n"]) -> float:
     """Entropy of the singular values' shares, -sum p log p, nats: 0 for rank one, log n for n equal
     ones."""
     kept = shares[shares > 0]
     return abs(float(-(kept * np.log(kept)).sum()))
 
 
-def lsvr(shares: Float[np.ndarray, "n"]) -> float:
+def lsvr(shares: Float[np.ndarray, " n"]) -> float:
     """Minus the logarithm of the largest singular value's share: 0 for rank one, log n for n equal
     ones."""
     return abs(-math.log(shares[0])) if shares[0] > 0 else 0.0
@@ -272,7 +272,7 @@ def rounded(value: float | np.floating[Any]) -> float:
 
 @torch.inference_mode()
 def attention_received(
-    network: nn.Module, image: Float[Tensor, "C *spatial"], predict: Predictor | None = None
+    network: nn.Module, image: Float[Tensor, " C *spatial"], predict: Predictor | None = None
 ) -> Float[Tensor, "*cells"] | None:
     """Attention that each token of the last ViT block gets, mean over heads and queries, times the
     number of tokens: 1 is an even share.

@@ -64,14 +64,11 @@ def calls(clone: Path, name: str, attribute: str) -> list[ast.Call]:
         tree = ast.parse(text(clone, name))
     except SyntaxError:
         return []
-
-    def last(node):
-        return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and last(node.func) == attribute
+        call
+        for call in found
+        if attribute in (getattr(call.func, "attr", None), getattr(call.func, "id", None))
     ]
 
 
@@ -89,16 +86,12 @@ def parse_errors(clone: Path) -> list[str]:
 def missing_imports(clone: Path) -> list[str]:
     """`time`, `Path` and `lora` where they are used and not imported."""
     source = text(clone, BLOCK)
-
-    def imported(word):
-        return re.search(rf"^(import|from) .*\b{word}\b", source, re.MULTILINE)
-
-    return [
-        f"{place} {word}"
-        for word in ("time", "Path", "lora")
-        if not imported(word)
-        for place in places(clone, BLOCK, rf"\b{word}[.(]")[:1]
-    ]
+    out = []
+    for word in ("time", "Path", "lora"):
+        if re.search(rf"^(import|from) .*\b{word}\b", source, re.MULTILINE):
+            continue
+        out += [f"{place} {word}" for place in places(clone, BLOCK, rf"\b{word}[.(]")[:1]]
+    return out
 
 
 def fraction_words(clone: Path) -> list[str]:

@@ -4,7 +4,6 @@ what each fault is worth in our pipeline."""
 from __future__ import annotations
 
 import math
-import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from mvl.core import run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import ROOT, Config, load_config
 from mvl.core.errors import MvlError
-from mvl.evidence import stats
+from mvl.evidence import run_pairs, stats
 from mvl.evidence.audit_clone import CHECKS, which_paper
 from mvl.evidence.audit_measures import MEASURES
 from mvl.study.tables import read_rows, run_state
@@ -208,7 +207,7 @@ def _row(
         found = stats.compare(
             cases, arm.system, arm.reference, TASK, planned=[(fold, 0) for fold in FOLDS]
         )
-    except stats.StatsError:  # no fold that both have
+    except run_pairs.StatsError:  # no fold that both have
         return row
     interval = found.interval
     low, high = found.shown
@@ -258,7 +257,7 @@ def check_clone(clone: Path) -> list[dict[str, Any]]:
 
 
 def report(clone: Path | None, results_dir: Path) -> dict[str, Any]:
-    """What `mvl audit` says: every finding with its figure, the table, and the checks of a clone."""
+    """Collect what `mvl audit` says: findings with their figures, the table, a clone's checks."""
     findings = [
         {key: getattr(f, key) for key in ("id", "paper", "title", "where", "known", "command")}
         | {"measured": measured(f)}
@@ -274,32 +273,30 @@ def report(clone: Path | None, results_dir: Path) -> dict[str, Any]:
     return {"findings": findings, "worth": rows, "clone": check_clone(clone) if clone else []}
 
 
-def show(found: dict[str, Any]) -> str:
-    """`report` as lines for a terminal."""
-    lines: list[str] = []
-    for f in found["findings"]:
-        lines += [f"{f['paper']} {f['id']}: {f['title']} ({f['where']}; {KNOWN[f['known']]})"]
-        lines += [
-            f"    {part}" for part in (re.sub(r"`", "", f["measured"]), f"$ {f['command']}") if part
-        ]
-
-    def number(value):
-        return "not yet recorded" if value is None else f"{value:.4f}"
+def report_as_text(found: dict[str, Any]) -> str:
+    """Write `report` as lines for a terminal."""
+    lines = []
+    for finding in found["findings"]:
+        known = KNOWN[finding["known"]]
+        lines.append(
+            f"{finding['paper']} {finding['id']}: {finding['title']} ({finding['where']}; {known})"
+        )
+        if finding["measured"]:
+            lines.append(f"    {finding['measured'].replace('`', '')}")
+        lines.append(f"    $ {finding['command']}")
 
     lines += [
         "",
         "fault switched on: Dice it reports, Dice on test cases, difference on the scan's own grid",
     ]
+    for row in found["worth"]:
+        numbers = [row[key] for key in ("reported", "resized", "difference")]
+        three = "  ".join("not yet recorded" if n is None else f"{n:.4f}" for n in numbers)
+        lines.append(f"    {row['system']:<18}{three}  {row['fault']}")
 
-    def three(row):
-        return "  ".join(number(row[key]) for key in ("reported", "resized", "difference"))
-
-    lines += [f"    {row['system']:<18}{three(row)}  {row['fault']}" for row in found["worth"]]
-    lines += [""] * bool(found["clone"])
-    return "\n".join(
-        lines
-        + [
-            f"{'shown' if c['shown'] else 'NOT shown':<10}{c['id']}: {', '.join(c['where'])}"
-            for c in found["clone"]
-        ]
-    )
+    if found["clone"]:
+        lines.append("")
+    for check in found["clone"]:
+        shown = "shown" if check["shown"] else "NOT shown"
+        lines.append(f"{shown:<10}{check['id']}: {', '.join(check['where'])}")
+    return "\n".join(lines)

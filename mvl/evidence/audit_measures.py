@@ -7,7 +7,6 @@ may ask for: a sentence with its numbers.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mvl.core.config import ROOT, DataConfig
+from mvl.evidence.reported import paper_value, paper_values
 
 MEASURED = ROOT / "data" / "audit.json"
 "Surface voxels of scans, written by `mvl audit --measure`."
@@ -229,20 +229,10 @@ def label_growth() -> str:
     )
 
 
-def reported(**wanted: str) -> list[float]:
-    """Values of `data/paper_reported.csv` whose columns are as given."""
-    with open(ROOT / "data" / "paper_reported.csv", newline="") as file:
-        return [
-            float(row["value"])
-            for row in csv.DictReader(file)
-            if all(row[key] == value for key, value in wanted.items())
-        ]
-
-
 def odd_fraction() -> str:
     """The baseline at 30 % beside the baseline on all data."""
-    part = reported(paper="P1", table="few-shot 30 %", system="ViT-Baseline", metric="val_dice")[0]
-    whole = reported(paper="P1", table="average", system="ViT-Baseline", metric="dice")[0]
+    part = paper_value("few-shot 30 %", "ViT-Baseline", "val_dice")
+    whole = paper_value("average", "ViT-Baseline")
     read = "validation Dice with 30 % of the data, read from the figure"
     return (
         f"ViT-Baseline: {part:.3f} {read}; {whole:.2f} reported with all data:"
@@ -253,10 +243,8 @@ def odd_fraction() -> str:
 def odd_examples() -> str:
     """Gains of the examples beside the gain of the means."""
     names = ("MedVisionLlama", "ViT-Baseline")
-    shown = {name: reported(paper="P1", table="example slice", system=name) for name in names}
-    means = {
-        name: reported(paper="P1", table="average", system=name, metric="dice")[0] for name in names
-    }
+    shown = {name: paper_values(paper="P1", table="example slice", system=name) for name in names}
+    means = {name: paper_value("average", name) for name in names}
     gains = [ours - theirs for ours, theirs in zip(*(shown[name] for name in names))]
     below = sum(value < means[names[0]] for value in shown[names[0]])
     return (
@@ -322,7 +310,7 @@ def causal_by_default() -> str:
 
 
 def empty_mask_truth() -> str:
-    """Share of an empty mask that counts as lesion when the truth is what equals the largest value."""
+    """Share of an empty mask that counts as lesion when truth is what equals the largest value."""
     mask = np.zeros((8, 8), dtype=bool)
     return (
         f"Of an empty mask, {float((mask == mask.max()).mean()):.0%} of the pixels count as lesion."

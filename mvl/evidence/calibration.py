@@ -8,21 +8,20 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
 from mvl.core.config import ROOT
-from mvl.evidence import decision, stats
+from mvl.evidence import decision, run_pairs
 from mvl.evidence.arms import title
 from mvl.evidence.chapter import Chapter, planned_pairs
 from mvl.evidence.decision import LEVEL, MARGIN, MIN_FOLDS, TEST_OVER_TRAIN
 from mvl.evidence.resampling import resample_weights
-from mvl.evidence.stats import Pairs
+from mvl.evidence.run_pairs import Pairs
 from mvl.evidence.topics import TOPICS
-from mvl.study.grid import load_study
+from mvl.study.grid import Study
 
 STUDIES, RESAMPLES, SEED = 4000, 1000, 0
 "Simulated studies of each design, bootstrap resamples in each, and the seed of both."
@@ -117,28 +116,18 @@ def _excess(groups: Sequence[np.ndarray], known: Sequence[float]) -> float:
 
 
 def pool(found: Sequence[Components]) -> Components | None:
-    """Mean of the components over contrasts, of those only that tell most apart; None without any."""
+    """Average the components over contrasts, those only that tell most apart; None without any."""
     if not found:
         return None
 
-    def order(c):
-        return (min(c.folds, 2) + min(c.seeds, 2), c.folds * c.seeds)
-
-    best = [c for c in found if order(c) == max(map(order, found))]
-
-    def mean(name):
-        return float(np.mean([getattr(c, name) for c in best]))
-
-    cases = int(np.median([c.cases for c in best]))
-    return Components(
-        mean("fold"),
-        mean("run"),
-        mean("case"),
-        mean("residual"),
-        best[0].folds,
-        best[0].seeds,
-        cases,
+    orders = [(min(c.folds, 2) + min(c.seeds, 2), c.folds * c.seeds) for c in found]
+    best = [c for c, order in zip(found, orders) if order == max(orders)]
+    fold, run, case, residual = (
+        float(np.mean([getattr(c, name) for c in best]))
+        for name in ("fold", "run", "case", "residual")
     )
+    cases = int(np.median([c.cases for c in best]))
+    return Components(fold, run, case, residual, best[0].folds, best[0].seeds, cases)
 
 
 def simulate(
@@ -152,7 +141,7 @@ def simulate(
     """Differences (studies, folds, seeds, cases) with no true difference; `shared` is the
     correlation of two folds' means."""
 
-    def draw(variance, *shape):
+    def draw(variance: float, *shape: int) -> np.ndarray:
         return rng.normal(0, math.sqrt(variance), (studies, *shape))
 
     n = variances.cases
@@ -181,19 +170,13 @@ def decisions(
     several runs or folds is left out where there is one.
     """
     studies, folds, seeds, _ = differences.shape
-    flat, runs, means = (
-        differences.reshape(studies, -1),
-        differences.mean(-1).reshape(studies, -1),
-        differences.mean((2, 3)),
-    )
+    flat = differences.reshape(studies, -1)
+    runs = differences.mean(-1).reshape(studies, -1)
+    means = differences.mean((2, 3))
     low, high = np.quantile(weights @ flat.T, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
-
-    def wilcoxon(values):
-        return scipy_stats.wilcoxon(values, axis=1, method="asymptotic").pvalue < LEVEL
-
     out = {
-        ONE: wilcoxon(differences[:, 0, 0]),
-        POOLED: wilcoxon(flat),
+        ONE: _wilcoxon(differences[:, 0, 0]),
+        POOLED: _wilcoxon(flat),
         INTERVAL: (low > 0) | (high < 0),
     }
     if folds * seeds > 1:
@@ -212,6 +195,10 @@ def decisions(
     return out | {
         name: np.isin(word, (decision.HIGHER, decision.LOWER)) for name, word in said.items()
     }
+
+
+def _wilcoxon(values: np.ndarray) -> np.ndarray:
+    return scipy_stats.wilcoxon(values, axis=1, method="asymptotic").pvalue < LEVEL
 
 
 def _two_sided(units: np.ndarray, test_over_train: float) -> np.ndarray:
@@ -266,16 +253,16 @@ def recorded(chapter: Chapter) -> dict[str, Pairs]:
         words = f"{title(system)} minus {title(reference)}" + (
             f", {task}" if len(chapter.tasks) > 1 else ""
         )
-        planned = planned_pairs(chapter.study, TOPICS[chapter.topic], system, reference, task, 1.0)
-        with contextlib.suppress(stats.StatsError):
-            out[words] = stats.pair(chapter.cases, system, reference, task, planned=planned)
+        planned = planned_pairs(chapter.plan, TOPICS[chapter.topic], system, reference, task, 1.0)
+        with contextlib.suppress(run_pairs.StatsError):
+            out[words] = run_pairs.pair(chapter.cases, system, reference, task, planned=planned)
     return out
 
 
-def designs(study: str) -> dict[tuple[int, int], list[str]]:
+def designs(plan: Study) -> dict[tuple[int, int], list[str]]:
     """(folds, seeds) of the study's blocks, largest first, with the blocks' names."""
     out: dict[tuple[int, int], list[str]] = {}
-    for block in load_study(study).grid:
+    for block in plan.grid:
         out.setdefault((len(block.get("folds", [0])), len(block.get("seeds", [0]))), []).append(
             str(block["name"])
         )
@@ -292,228 +279,3 @@ def shared_training(task: str, fraction: float, folds: Sequence[int]) -> float |
         return None
     trained = [set(select(read_split(path), fold, fraction, path).train) for fold in folds]
     return float(np.mean([len(a & b) / len(a) for a, b in itertools.permutations(trained, 2)]))
-
-
-def page(chapter: Chapter) -> str:
-    """Markdown: what single runs would say, the variances of a chapter's runs, each procedure's
-    rates at them, or what is missing for that."""
-    pairs = recorded(chapter)
-    found = {words: c for words, p in pairs.items() if (c := components(p))}
-    variances, missing = pool(list(found.values())), "; ".join(chapter.holes)
-    data = (
-        "Phantom data: "
-        if chapter.smoke and "phantoms" in chapter.tasks
-        else "Generated data: "
-        if chapter.smoke
-        else ""
-    )
-    parts = [
-        f"### Study `{chapter.study}`",
-        f"{data}{', '.join(chapter.tasks)}.{_overlaps(chapter)}",
-    ]
-    parts += [
-        f"*Not yet recorded: {missing}. What follows is from the runs that are there.*"
-    ] * bool(missing)
-    parts += [single_runs(pairs)] * bool(pairs)
-    if (
-        variances is None
-        or not variances.fold + variances.run + variances.case + variances.residual
-    ):
-        return "\n\n".join(
-            [
-                *parts,
-                (
-                    "No two arms of this chapter have two pairs of finished runs in common whose"
-                    " difference varies: what varies between runs is not known, and nothing is"
-                    " simulated."
-                ),
-            ]
-        )
-    parts += [variance_table(found, variances), *[f"*{variances.lumped}*"] * bool(variances.lumped)]
-    family, blocks = max(1, len(chapter.contrasts) * len(chapter.tasks)), designs(chapter.study)
-    results = {design: rates(variances, *design, family) for design in blocks}
-    return "\n\n".join([*parts, rate_tables(results, blocks), sentence(variances, results, family)])
-
-
-def single_runs(pairs: dict[str, Pairs]) -> str:
-    """Markdown: what a Wilcoxon test over the cases of each pair of runs alone says, counted."""
-    lines = [
-        "| difference | pairs of runs | higher | lower | neither |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for words, p in pairs.items():
-        called = [
-            d.mean() for d in p.differences if d.any() and scipy_stats.wilcoxon(d).pvalue < LEVEL
-        ]
-        higher = sum(mean > 0 for mean in called)
-        lines.append(
-            f"| {words} | {len(p.units)} | {higher} | {len(called) - higher} |"
-            f" {len(p.units) - len(called)} |"
-        )
-    return (
-        "The papers' way, on these records: what a Wilcoxon test over the cases of each pair of"
-        " runs alone says at 5 %.\n\n" + "\n".join(lines)
-    )
-
-
-def tests_table(differences: pd.DataFrame) -> str:
-    """Markdown: every planned contrast with its tests and verdict
-    (`mvl.evidence.differences.all_differences`); a hole keeps its row."""
-    head = (
-        "question",
-        "difference",
-        "pairs of runs",
-        "points (95 % interval)",
-        "p",
-        "p, Holm",
-        "p, equivalence",
-        "Cohen's dz",
-        "Wilcoxon, one run",
-        "verdict",
-    )
-    rows = [_test_cells(row) for row in differences[differences["planned"] > 0].to_dict("records")]
-    return "\n".join(
-        f"| {' | '.join(cells)} |" for cells in (head, ("---", "---", *["---:"] * 7, "---"), *rows)
-    )
-
-
-def _test_cells(row: dict[Any, Any]) -> list[str]:
-    from mvl.evidence.decision import verdict
-
-    def number(key, shape=".2g"):
-        return "–" if pd.isna(row[key]) else f"{row[key]:{shape}}"
-
-    points = (
-        "–"
-        if row["hole"]
-        else (
-            f"{100 * row['difference']:+z.2f} ({100 * row['low']:+z.2f} to"
-            f" {100 * row['high']:+z.2f})"
-        )
-    )
-    word = "" if row["hole"] else verdict(row, "IoU" if row["metric"] == "jaccard" else "Dice")
-    return [
-        row["question"],
-        " ".join(row["comparison"].split("\n")),
-        f"{row['n_runs']} of {row['planned']}",
-        points,
-        *map(number, ("p_t", "p_holm", "p_equivalence")),
-        number("dz", "+z.2f"),
-        number("p_wilcoxon"),
-        word or "not yet recorded",
-    ]
-
-
-def _overlaps(chapter: Chapter) -> str:
-    """` Two folds have ... of their training cases in common ...` by share of the data; nothing
-    where there is one fold."""
-    blocks = load_study(chapter.study).grid
-    folds = sorted({fold for block in blocks for fold in block.get("folds", [0])})
-    fractions = sorted(
-        {float(share) for block in blocks for share in block.get("fractions", [1.0])}, reverse=True
-    )
-    shares = {f: shared_training(chapter.tasks[0], f, folds) for f in fractions}
-    words = [
-        f"{share:.0%} with {f:.0%} of the data" for f, share in shares.items() if share is not None
-    ]
-    return (
-        f" Of a fold's training cases another fold trains, on average, on {', '.join(words)}."
-        if words
-        else ""
-    )
-
-
-def variance_table(found: dict[str, Components], variances: Components) -> str:
-    """Markdown: standard deviation of each component in Dice points, by contrast and pooled."""
-    lines = [
-        "| difference | fold | run in fold | case | case by seed | folds x seeds |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for words, c in {**found, "**pooled, used below**": variances}.items():
-        numbers = [100 * math.sqrt(v) for v in (c.fold, c.run, c.case, c.residual)]
-        lines.append(
-            f"| {words} | {' | '.join(f'{n:.2f}' for n in numbers)} | {c.folds} x {c.seeds} |"
-        )
-    return "Standard deviation of a difference of Dice by source, in Dice points:\n\n" + "\n".join(
-        lines
-    )
-
-
-def rate_tables(
-    results: dict[tuple[int, int], pd.DataFrame], blocks: dict[tuple[int, int], list[str]]
-) -> str:
-    """Markdown: the share of studies of each design in which each procedure says "different", or
-    "equivalent"."""
-    head = [f"{folds} x {seeds}: {', '.join(blocks[folds, seeds])}" for folds, seeds in results]
-    top = f"| procedure | {' | '.join(head)} |\n|---|{'---:|' * len(head)}"
-    told = (
-        (
-            (
-                'Says "different" where there is **no difference**; folds independent / correlated'
-                " as the test assumes:"
-            ),
-            DIFFERENT,
-            ("independent", "correlated"),
-        ),
-        (
-            (
-                f'Says "different" where the difference is **{100 * MARGIN:g} point** (folds'
-                " correlated):"
-            ),
-            DIFFERENT,
-            ("one_point",),
-        ),
-        (
-            (
-                'Says "equivalent" where there is no difference / where it is exactly'
-                f" {100 * MARGIN:g} point (folds correlated):"
-            ),
-            EQUIVALENT,
-            ("correlated", "one_point"),
-        ),
-    )
-    parts = [
-        f"Columns: folds x seeds, and the blocks of the study that have them; {STUDIES} simulated"
-        " studies each. A dash: it cannot be taken."
-    ]
-    for words, names, columns in told:
-        lines = [
-            f"| {name} | {' | '.join(_cell(found, name, columns) for found in results.values())} |"
-            for name in names
-        ]
-        parts.append("\n".join([words, "", top, *lines]))
-    return "\n\n".join(parts)
-
-
-def _cell(found: pd.DataFrame, name: str, columns: Sequence[str]) -> str:
-    return (
-        " / ".join(f"{found.loc[name, column]:.1%}" for column in columns)
-        if name in found.index
-        else "–"
-    )
-
-
-def sentence(
-    variances: Components, results: dict[tuple[int, int], pd.DataFrame], family: int
-) -> str:
-    """What the tables come to, in words; the rates are those with folds correlated."""
-    folds, seeds = largest = max(results)
-
-    def rate(name, column):
-        return f"{results[largest].loc[name, column]:.0%}"
-
-    words = (
-        f"In words: at these variances a Wilcoxon test over the {variances.cases} cases of one run,"
-        f" as the papers would do it, finds a difference in **{rate(ONE, 'correlated')}** of"
-        f" studies that have none ({rate(ONE, 'independent')} with independent folds). "
-    )
-    if folds < MIN_FOLDS:
-        return words + f"With fewer than {MIN_FOLDS} folds our rule decides nothing."
-    return (
-        words + f"Over {folds} folds and {seeds} seed{'s' * (seeds > 1)} our rule does so in"
-        f" **{rate(RULE, 'correlated')}**, and sees a true difference of one point in"
-        f" {rate(RULE, 'one_point')} ({rate(FAMILY, 'one_point')} at the hardest step of Holm in"
-        f" a family of {family}). It calls two arms that differ by exactly one point equivalent"
-        f" in {rate(RULE_SAME, 'one_point')}, and two that do not differ in"
-        f" {rate(RULE_SAME, 'correlated')}."
-    )

@@ -1,22 +1,26 @@
-"""A chapter: the runs of a study that it reads, what it trains of them, and which arms it compares."""
+"""A chapter: the runs of a study that it reads, those that it trains, and the arms it compares."""
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from mvl.core import run_folder
+from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
 from mvl.core.config import ROOT
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
 from mvl.evidence.arms import title
 from mvl.evidence.topics import TOPICS, Topic
-from mvl.study.grid import load_study, study_runs
+from mvl.study import tables
+from mvl.study.grid import Study, load_study, study_runs
 from mvl.study.launch import ensure_runs
 
 
@@ -44,14 +48,19 @@ class Chapter:
         """Folder of the study's tables."""
         return self.results_dir / Path(self.study).stem
 
+    @cached_property
+    def plan(self) -> Study:
+        """The study, read once."""
+        return load_study(self.study)
+
     @property
     def tasks(self) -> list[str]:
         """Tasks of the chapter's blocks."""
-        study = load_study(self.study)
-        blocks = [block for block in study.grid if block["name"] in TOPICS[self.topic].blocks]
-        return list(
-            dict.fromkeys(task for block in blocks for task in block.get("tasks", study.tasks))
-        ) or list(study.tasks)
+        found: list[str] = []
+        for block in self.plan.grid:
+            if block["name"] in TOPICS[self.topic].blocks:
+                found += block.get("tasks", self.plan.tasks)
+        return list(dict.fromkeys(found)) or list(self.plan.tasks)
 
     @property
     def smoke(self) -> bool:
@@ -67,7 +76,7 @@ class Chapter:
     @property
     def contrasts(self) -> list[tuple[str, str]]:
         """The topic's contrasts of which the study plans both systems."""
-        planned = systems_of(self.study, TOPICS[self.topic])
+        planned = systems_of(self.plan, TOPICS[self.topic])
         return [pair for pair in TOPICS[self.topic].contrasts if set(pair) <= set(planned)]
 
     @property
@@ -81,51 +90,47 @@ class Chapter:
         return self.runs[self.runs["state"] == "done"]
 
 
-def open_chapter(
+def train_chapter(
     topic: str, study: str, results_dir: str | Path, allow_drift: bool = False
-) -> Chapter:
-    """Train what the chapter lacks (never into the published records), collect, and read its
-    tables.
+) -> None:
+    """Train what the chapter lacks, never into the published records, and collect its tables.
 
     A relative `results_dir` starts at the clone's top folder. With `allow_drift`, runs that another
     machine began go on here, marked.
     """
-    from mvl.study import tables
-
     folder = ROOT / results_dir
-    for block in used_blocks(study, TOPICS[topic]):
+    if folder.resolve() == run_folder.records_dir().resolve():
+        return
+    for block in used_blocks(load_study(study), TOPICS[topic]):
         ensure_runs(study, block, folder, allow_drift=allow_drift)
-    if folder.resolve() != run_folder.records_dir().resolve():
-        tables.collect(study, folder)
-    return read_chapter(topic, study, folder)
+    tables.collect(study, folder)
 
 
-def read_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
-    """The chapter from the study's tables as they are; trains and writes nothing."""
-    from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
-    from mvl.study import tables
-
-    folder, spec = ROOT / results_dir, TOPICS[topic]
-    recorded = (folder / Path(study).stem / "runs.csv").is_file()
-
-    def read(reader, columns):
-        return reader(study, folder) if recorded else pd.DataFrame(columns=columns)
-
-    frames = (
-        read(tables.read_runs, tables.RUN_COLUMNS),
-        read(tables.read_cases, CASE_COLUMNS),
-        read(tables.read_history, [*RUN_KEYS, *tables.HISTORY_COLUMNS]),
+def open_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
+    """Read the chapter from the study's tables as they are; this trains and writes nothing."""
+    folder, spec, plan = ROOT / results_dir, TOPICS[topic], load_study(study)
+    systems, units = systems_of(plan, spec), units_of(plan, spec)
+    runs, cases, history = (
+        _restricted(frame, systems, spec, units) for frame in read_tables(study, folder)
     )
-    systems = systems_of(study, spec)
-    kept = [_restricted(frame, systems, spec, units_of(study, spec)) for frame in frames]
-    return Chapter(
-        topic,
-        study,
-        folder,
-        kept[0],
-        _foreground(kept[1]),
-        kept[2],
-        tuple(_holes(study, spec, systems, kept[0])),
+    holes = _holes(study, plan, spec, runs)
+    return Chapter(topic, study, folder, runs, _foreground(cases), history, tuple(holes))
+
+
+def read_tables(study: str, results_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Read a study's runs, cases and history; empty tables where nothing is recorded."""
+    if not (results_dir / Path(study).stem / "runs.csv").is_file():
+        columns = (
+            tables.RUN_COLUMNS,
+            CASE_COLUMNS,
+            [*RUN_KEYS, *tables.HISTORY_COLUMNS],
+        )
+        runs, cases, history = (pd.DataFrame(columns=names) for names in columns)
+        return runs, cases, history
+    return (
+        tables.read_runs(study, results_dir),
+        tables.read_cases(study, results_dir),
+        tables.read_history(study, results_dir),
     )
 
 
@@ -135,60 +140,55 @@ def covered(study: str) -> list[str]:
     return [topic for topic, spec in TOPICS.items() if spec.blocks[0] in known]
 
 
-def used_blocks(study: str, spec: Topic) -> list[str]:
-    """Blocks of the study's grid that the topic reads."""
-    known = [str(block["name"]) for block in load_study(study).grid]
-    return [
-        b for b in dict.fromkeys([*spec.blocks, *(spec.beside if spec.extra else ())]) if b in known
-    ]
+def used_blocks(plan: Study, spec: Topic) -> list[str]:
+    """Name the blocks of the study's grid that the topic reads."""
+    known = [str(block["name"]) for block in plan.grid]
+    wanted = [*spec.blocks, *(spec.beside if spec.extra else ())]
+    return [name for name in dict.fromkeys(wanted) if name in known]
 
 
-def systems_of(study: str, spec: Topic) -> list[str]:
-    """Systems of the chapter that the study plans, those of the topic's own blocks first."""
-    plan, used = load_study(study), used_blocks(study, spec)
-    own, beside = (
-        [str(s) for b in used if (b in spec.blocks) == mine for s in plan.block(b)["systems"]]
-        for mine in (True, False)
-    )
-    return [
-        s
-        for s in dict.fromkeys([*own, *(s for s in spec.extra if s in (*own, *beside))])
-        if not spec.only or s in spec.only
-    ]
+def systems_of(plan: Study, spec: Topic) -> list[str]:
+    """Name the chapter's systems that the study plans, those of the topic's own blocks first."""
+    own: list[str] = []
+    beside: list[str] = []
+    for name in used_blocks(plan, spec):
+        into = own if name in spec.blocks else beside
+        into += map(str, plan.block(name)["systems"])
+
+    further = [system for system in spec.extra if system in (*own, *beside)]
+    systems = list(dict.fromkeys([*own, *further]))
+    return [system for system in systems if system in spec.only] if spec.only else systems
 
 
-def units_of(study: str, spec: Topic) -> set[tuple[str, int, int]]:
-    """(task, fold, seed) of the topic's own blocks, over which its systems are compared; empty
+def units_of(plan: Study, spec: Topic) -> set[tuple[str, int, int]]:
+    """List (task, fold, seed) of the topic's own blocks, over which its systems are compared; none
     where the study has none of the blocks."""
-    plan = load_study(study)
-    blocks = [block for block in plan.grid if block["name"] in spec.blocks]
-    return {
-        unit
-        for b in blocks
-        for unit in itertools.product(
-            b.get("tasks", plan.tasks), b.get("folds", [0]), b.get("seeds", [0])
-        )
-    }
+    units: set[tuple[str, int, int]] = set()
+    for block in plan.grid:
+        if block["name"] in spec.blocks:
+            tasks = block.get("tasks", plan.tasks)
+            units |= set(itertools.product(tasks, block.get("folds", [0]), block.get("seeds", [0])))
+    return units
 
 
 def planned_pairs(
-    study: str, spec: Topic, system: str, reference: str, task: str, fraction: float
+    plan: Study, spec: Topic, system: str, reference: str, task: str, fraction: float
 ) -> tuple[tuple[int, int], ...]:
-    """(fold, seed) at which the study's grid has both systems on the task and share, among those
-    that the topic compares."""
-    plan, units = load_study(study), units_of(study, spec)
+    """List (fold, seed) at which the study's grid has both systems on the task and share, among
+    those that the topic compares."""
     have: dict[str, set[tuple[int, int]]] = {system: set(), reference: set()}
     for block in plan.grid:
-        if task in block.get("tasks", plan.tasks) and fraction in map(
-            float, block.get("fractions", [1.0])
-        ):
-            for name in {system, reference} & set(block["systems"]):
-                have[name] |= set(
-                    itertools.product(block.get("folds", [0]), block.get("seeds", [0]))
-                )
-    return tuple(
-        sorted(u for u in have[system] & have[reference] if not units or (task, *u) in units)
-    )
+        shares = [float(share) for share in block.get("fractions", [1.0])]
+        if task not in block.get("tasks", plan.tasks) or fraction not in shares:
+            continue
+        units = set(itertools.product(block.get("folds", [0]), block.get("seeds", [0])))
+        for name in {system, reference} & set(block["systems"]):
+            have[name] |= units
+
+    both = have[system] & have[reference]
+    if compared := units_of(plan, spec):
+        both = {unit for unit in both if (task, *unit) in compared}
+    return tuple(sorted(both))
 
 
 def _restricted(
@@ -200,49 +200,35 @@ def _restricted(
     return rows[np.array(inside, dtype=bool)].reset_index(drop=True)
 
 
-def _holes(study: str, spec: Topic, systems: Sequence[str], table: pd.DataFrame) -> list[str]:
-    """One line for a block that the study has not, and one per arm with planned runs that are not
-    done."""
-    used = used_blocks(study, spec)
-    absent = [
-        f"block `{b}` is not in the grid of study `{study}`"
-        for b in spec.blocks[:1]
-        if b not in used
-    ]
-    done = set(
-        map(
-            tuple,
-            table.loc[table["state"] == "done", ["system", "fraction", "fold", "seed"]].itertuples(
-                index=False
-            ),
-        )
-    )
-    units = units_of(study, spec)
-    planned = {
-        (r.task, r.system, r.fraction, r.fold, r.seed) for b in used for r in study_runs(study, b)
-    }
-    wanted = {
-        p[1:]
-        for p in planned
-        if p[1] in systems and p[2] in spec.fractions and (not units or (p[0], *p[3:]) in units)
-    }
-    arms: dict[tuple[str, float], int] = {}
-    for system, fraction, *_ in sorted(wanted - done):
-        arms[system, fraction] = arms.get((system, fraction), 0) + 1
-    return absent + [
-        f"{title(s)} at {f:.0%} of the data: {n} run{'s' if n > 1 else ''}"
-        for (s, f), n in arms.items()
-    ]
+def _holes(study: str, plan: Study, spec: Topic, table: pd.DataFrame) -> list[str]:
+    """Write one line for a block that the study has not, and one for each arm with planned runs
+    that are not done."""
+    used, systems, units = used_blocks(plan, spec), systems_of(plan, spec), units_of(plan, spec)
+    lines = []
+    if spec.blocks[0] not in used:
+        lines.append(f"block `{spec.blocks[0]}` is not in the grid of study `{study}`")
+
+    wanted = set()
+    for block in used:
+        for run in study_runs(study, block):
+            compared = not units or (run.task, run.fold, run.seed) in units
+            if run.system in systems and run.fraction in spec.fractions and compared:
+                wanted.add((run.system, run.fraction, run.fold, run.seed))
+
+    keys = ["system", "fraction", "fold", "seed"]
+    done = table.loc[table["state"] == "done", keys].itertuples(index=False, name=None)
+    arms = Counter((system, fraction) for system, fraction, *_ in sorted(wanted - set(done)))
+    for (system, fraction), count in arms.items():
+        runs = "1 run" if count == 1 else f"{count} runs"
+        lines.append(f"{title(system)} at {fraction:.0%} of the data: {runs}")
+    return lines
 
 
 def unplanned(chapter: Chapter) -> Sequence[str]:
     """Systems of the topic's contrasts that the study does not plan."""
-    planned = systems_of(chapter.study, TOPICS[chapter.topic])
-    return list(
-        dict.fromkeys(
-            s for pair in TOPICS[chapter.topic].contrasts for s in pair if s not in planned
-        )
-    )
+    spec = TOPICS[chapter.topic]
+    compared = dict.fromkeys(itertools.chain.from_iterable(spec.contrasts))
+    return [name for name in compared if name not in systems_of(chapter.plan, spec)]
 
 
 def _foreground(cases: pd.DataFrame) -> pd.DataFrame:

@@ -14,17 +14,17 @@ import pandas as pd
 
 from mvl.core.config import ROOT, load_config
 from mvl.datasets.task import MADE
-from mvl.evidence.chapter import _foreground
-from mvl.evidence.claims_rules import (
+from mvl.evidence.chapter import _foreground, read_tables
+from mvl.evidence.claims_evidence import UNITS, Claim, ClaimError, Evidence, Found
+from mvl.evidence.claims_rules import RULES
+from mvl.evidence.claims_verdicts import (
     CONTRADICTED,
     MOOT,
     NOT_REPRODUCED,
-    RULES,
     UNTESTABLE,
     WORDS,
     Verdict,
 )
-from mvl.evidence.claims_tests import UNITS, Claim, ClaimError, Evidence, Found
 from mvl.study.grid import load_study
 
 LEDGER = ROOT / "data" / "claims.toml"
@@ -134,30 +134,17 @@ def planned_runs(study: str) -> pd.DataFrame:
 
 def read_evidence(study: str, results_dir: Path) -> Evidence:
     """The study's plan and tables, empty where nothing is recorded; trains and writes nothing."""
-    from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
-    from mvl.study import tables
+    plan = planned_runs(study)
+    runs, cases, history = read_tables(study, Path(results_dir))
 
-    folder, plan = Path(results_dir) / Path(study).stem, planned_runs(study)
-    recorded = (folder / "runs.csv").is_file()
+    further = {}
+    for name in FURTHER:
+        path = Path(results_dir) / Path(study).stem / f"{name}.csv"
+        if path.is_file():
+            further[name] = pd.read_csv(path, dtype={"case": str})
 
-    def read(reader, columns):
-        return reader(study, results_dir) if recorded else pd.DataFrame(columns=columns)
-
-    cases = _foreground(read(tables.read_cases, CASE_COLUMNS))
-    further = {
-        name: pd.read_csv(path, dtype={"case": str})
-        for name in FURTHER
-        if (path := folder / f"{name}.csv").is_file()
-    }
-    return Evidence(
-        study,
-        plan,
-        read(tables.read_runs, tables.RUN_COLUMNS),
-        cases,
-        read(tables.read_history, [*RUN_KEYS, *tables.HISTORY_COLUMNS]),
-        further,
-        stand_in(study, plan),
-    )
+    limit = stand_in(study, plan)
+    return Evidence(study, plan, runs, _foreground(cases), history, further, limit)
 
 
 def stand_in(study: str, plan: pd.DataFrame) -> str:
@@ -238,12 +225,11 @@ def totals(entries: Sequence[Entry]) -> str:
     sentence each."""
     own, implied = ([e for e in entries if e.claim.implied == kind] for kind in (False, True))
 
-    def said(rows):
-        return ", ".join(f"{n} {word}" for word, n in counts(rows).items())
-
-    lines = [f"{len(own)} claims of the papers: {said(own) or 'none'}."]
-    lines += [f"{len(implied)} implied and tested by us: {said(implied)}."] if implied else []
-    return " ".join(lines)
+    first, second = (
+        ", ".join(f"{n} {word}" for word, n in counts(rows).items()) for rows in (own, implied)
+    )
+    said = f"{len(own)} claims of the papers: {first or 'none'}."
+    return f"{said} {len(implied)} implied and tested by us: {second}." if implied else said
 
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:
@@ -315,20 +301,18 @@ def as_json(entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
-    def clean(value):
-        return (
-            {k: clean(v) for k, v in value.items()}
-            if isinstance(value, dict)
-            else (
-                [clean(v) for v in value]
-                if isinstance(value, list | tuple)
-                else None
-                if isinstance(value, float) and not math.isfinite(value)
-                else value
-            )
-        )
+def _finite(value: Any) -> Any:
+    """The value as JSON can hold it: a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
+
+def _plain(entry: Entry) -> dict[str, Any]:
     verdict = asdict(entry.verdict) if entry.verdict else None
     claim = entry.claim
     kept = {
@@ -347,7 +331,7 @@ def _plain(entry: Entry) -> dict[str, Any]:
         )
     }
     kept |= {"implied": claim.implied, "margin": claim.margin}
-    return clean(
+    return _finite(
         {
             **kept,
             "reported": reported_numbers(claim),

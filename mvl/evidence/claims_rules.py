@@ -5,171 +5,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from mvl.evidence import stats
-from mvl.evidence.claims_tests import (
-    UNITS,
+from mvl.evidence.claims_differences import (
+    at_stages,
+    by_hand,
+    change_of,
+    minus,
+    per_case,
+    to_share,
+    validated_every,
+)
+from mvl.evidence.claims_evidence import (
     Claim,
-    Difference,
     Evidence,
     Found,
-    family,
     name,
-    of_cases,
-    own,
     planned_units,
     tasks,
-    with_tests,
     within,
 )
-from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED, WITHDRAWN
+from mvl.evidence.claims_tests import family, own, with_tests
+from mvl.evidence.claims_verdicts import (
+    CONTRADICTED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    SHARED,
+    UNTESTABLE,
+    Verdict,
+    as_gain,
+    as_same,
+    combined,
+    left_open,
+    number,
+    unrecorded,
+    withheld,
+)
+from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 
-REPRODUCED, NOT_REPRODUCED, CONTRADICTED = "reproduced", "not reproduced", "contradicted"
-SHARED, MOOT, UNTESTABLE = "shared by controls", "moot", "not testable here"
-WORDS = (REPRODUCED, SHARED, NOT_REPRODUCED, CONTRADICTED, MOOT, UNDECIDED, WITHDRAWN, UNTESTABLE)
-"Every word that a claim can have; the last two words of a difference stand for a claim too."
-Said = tuple[str, str]
-"A word, and why."
 EMPTY = pd.DataFrame()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A word, the sentence behind it, and what it was computed from."""
-
-    word: str
-    sentence: str
-    "All of it in words: every difference, n, the study, and what limits it."
-    numbers: tuple[Found, ...] = ()
-    n: int = 0
-    "Pairs of runs of the difference that has fewest."
-    runs: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ()
-    "The sentence's differences one by one."
-
-
-def withheld(found: Found) -> Said | None:
-    """Why a difference has no verdict whatever its numbers say; None where they can be asked."""
-    decision = found.decision()
-    return (decision.word, decision.why) if decision.why else None
-
-
-def left_open(found: Found) -> str:
-    """Why a difference is not called, in the decision's word."""
-    return (
-        f"{UNDECIDED},"
-        f" {'the interval holds 0' if found.low <= 0 <= found.high else 'the test over folds leaves it open'}"
-    )
-
-
-def as_gain(found: Found, claim: Claim) -> Said:
-    """A claimed gain: higher (or lower where that is better) than the reference by more than the
-    margin."""
-    if (early := withheld(found)) is not None:
-        return early
-    way, better = found.decision(claim.margin).word, LOWER if claim.lower else HIGHER
-    if way == EQUIVALENT:
-        return NOT_REPRODUCED, f"{way} {within(claim.margin, found.metric)}"
-    smaller = excludes(found, claim)
-    if way == better:
-        return REPRODUCED, f"{way}{', by less than reported' if smaller else ''}"
-    if way != UNDECIDED:
-        return CONTRADICTED, way
-    return (
-        (NOT_REPRODUCED, f"{way}, and a gain of the reported size is excluded")
-        if smaller
-        else (UNDECIDED, left_open(found))
-    )
-
-
-def excludes(found: Found, claim: Claim) -> bool:
-    """True when both intervals end below the reported gain, weighed as the claim's `size` says."""
-    if not claim.size or math.isnan(claim.reported_gain):
-        return False
-    whole = (1 - found.base) if claim.size == "error" else found.base
-    best = max(-found.low, -found.boot_low) if claim.lower else max(found.high, found.boot_high)
-    return best < claim.reported_gain * whole
-
-
-def as_same(found: Found, claim: Claim) -> Said:
-    """A claimed equivalence within the margin."""
-    if (early := withheld(found)) is not None:
-        return early
-    way = found.decision(claim.margin).word
-    if way == EQUIVALENT:
-        return REPRODUCED, f"{way} {within(claim.margin, found.metric)}"
-    if way == UNDECIDED:
-        return way, left_open(found)
-    beyond = min(abs(found.low), abs(found.high)) > claim.margin
-    return (
-        (CONTRADICTED, f"{way} beyond the margin")
-        if beyond
-        else (NOT_REPRODUCED, f"{way}, not shown to be {within(claim.margin, found.metric)}")
-    )
-
-
-def combined(
-    claim: Claim,
-    evidence: Evidence,
-    found: Sequence[Found],
-    decisions: Sequence[Said],
-    also: str = "",
-) -> Verdict:
-    """The verdict where every one of the differences has to hold; one that is incomplete or
-    withdrawn withholds it."""
-    words = [word for word, _ in decisions]
-    held = [early[0] for f in found if (early := withheld(f)) is not None]
-    order = (CONTRADICTED, NOT_REPRODUCED, UNDECIDED, REPRODUCED)
-    word = (
-        (WITHDRAWN if WITHDRAWN in held else UNDECIDED)
-        if held or not words
-        else next(w for w in order if w in words)
-    )
-    parts = [f"{number(f)}: {why}" for f, (_, why) in zip(found, decisions)]
-
-    def gather(key: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(item for f in found for item in getattr(f, key)))
-
-    sentence = f"{'; '.join(parts)}{also}. Study `{evidence.study}`; {evidence.limit}."
-    return Verdict(
-        word,
-        sentence,
-        tuple(found),
-        min((f.n_runs for f in found), default=0),
-        gather("runs"),
-        gather("missing"),
-        tuple(parts),
-    )
-
-
-def number(found: Found) -> str:
-    """A difference with its interval, p and n."""
-    if not found.n_runs:
-        return f"{found.words}: no pair of runs of {found.n_planned} planned"
-    scale, unit, digits = UNITS[found.metric]
-    mid, low, high = (
-        f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high)
-    )
-    p = (
-        ""
-        if math.isnan(found.p)
-        else f", p = {found.p:.2g} after Holm, {found.p_equivalence:.2g} for equivalence"
-    )
-    n = (
-        f"{found.n_runs} of {found.n_planned} pairs of runs in {found.n_folds}"
-        f" fold{'s' * (found.n_folds != 1)}"
-    )
-    cases = (
-        ""
-        if found.metric == "epochs"
-        else f", {stats.cases_and_seeds(found.n_distinct, found.n_cases)}"
-    )
-    return f"{found.words}: {mid} {unit} (95 % interval {low} to {high}{p}; {n}{cases})"
 
 
 def gain(claim: Claim, evidence: Evidence) -> Verdict:
@@ -255,20 +132,16 @@ def every_metric(claim: Claim, evidence: Evidence) -> Verdict:
         return combined(claim, evidence, found, [e or (UNDECIDED, "") for e in early])
     signs = [(-1 if f.metric == "hd95_mm" else 1) * f.difference for f in found]
     clear = [sign for f, sign in zip(found, signs) if f.decision(1e-9).word in (HIGHER, LOWER)]
-    better, worse, needed = (
-        sum(s > 0 for s in clear),
-        sum(s < 0 for s in clear),
-        math.ceil(claim.reported_share * len(found)),
-    )
-    word = (
-        CONTRADICTED
-        if worse
-        else NOT_REPRODUCED
-        if min(signs) <= 0
-        else REPRODUCED
-        if better >= needed
-        else UNDECIDED
-    )
+    better = sum(s > 0 for s in clear)
+    worse = sum(s < 0 for s in clear)
+    needed = math.ceil(claim.reported_share * len(found))
+
+    if worse:
+        word = CONTRADICTED
+    elif min(signs) <= 0:
+        word = NOT_REPRODUCED
+    else:
+        word = REPRODUCED if better >= needed else UNDECIDED
     words = [(word, "better" if sign > 0 else "not better") for sign in signs]
     return combined(
         claim,
@@ -290,17 +163,13 @@ def trade_off(claim: Claim, evidence: Evidence) -> Verdict:
     )
     early = [withheld(f) for f in found]
     ways = [f.decision(claim.margin).word for f in found]
-    word = (
-        CONTRADICTED
-        if LOWER in ways
-        else (
-            REPRODUCED
-            if HIGHER in ways
-            else NOT_REPRODUCED
-            if set(ways) == {EQUIVALENT}
-            else UNDECIDED
-        )
-    )
+    if LOWER in ways:
+        word = CONTRADICTED
+    elif HIGHER in ways:
+        word = REPRODUCED
+    else:
+        word = NOT_REPRODUCED if set(ways) == {EQUIVALENT} else UNDECIDED
+
     alike = f"{EQUIVALENT} {within(claim.margin, claim.metric)}"
     says = [
         {EQUIVALENT: alike, UNDECIDED: left_open(f)}.get(way, way) for f, way in zip(found, ways)
@@ -340,86 +209,6 @@ def faster(claim: Claim, evidence: Evidence) -> Verdict:
     return replace(verdict, word=UNTESTABLE, sentence=why + verdict.sentence)
 
 
-def validated_every(evidence: Evidence, fraction: float) -> int:
-    """Epochs from one validation to the next at a share of the data, the largest of any run; 0
-    where that is not recorded."""
-    rows = evidence.history[evidence.history["fraction"] == fraction].dropna(subset=["val_dice"])
-    steps = [
-        run["epoch"].sort_values().diff().max()
-        for _, run in rows.groupby(["system", "fold", "seed"])
-    ]
-    return int(np.nanmax(steps)) if len(steps) and not np.isnan(steps).all() else 0
-
-
-def to_share(
-    evidence: Evidence, system: str, reference: str, task: str, fraction: float, share: float
-) -> Difference:
-    """Difference in epochs to `share` of the reference's last validation Dice, one value per (fold,
-    seed)."""
-    planned = planned_units(evidence, (system, reference), task, fraction)
-    rows = evidence.history[
-        (evidence.history["task"] == task) & (evidence.history["fraction"] == fraction)
-    ]
-    ours, theirs = (
-        {
-            (int(f), int(s)): run.sort_values("epoch")
-            for (f, s), run in rows[rows["system"] == arm].groupby(["fold", "seed"])
-        }
-        for arm in (system, reference)
-    )
-    goals = {
-        u: share * float(theirs[u]["val_dice"].dropna().iloc[-1])
-        for u in planned
-        if u in ours and u in theirs
-    }
-    values = {
-        u: np.array([float(epochs_to(ours[u], goal) - epochs_to(theirs[u], goal))])
-        for u, goal in goals.items()
-    }
-    words = (
-        f"{name(system)} minus {name(reference)}, epochs to {share:.0%} of the latter's last"
-        f" validation Dice, at {fraction:.0%} of the data"
-    )
-    return by_hand(words, values, (system, reference), task, fraction, "epochs", planned)
-
-
-def epochs_to(run: pd.DataFrame, goal: float) -> int:
-    """First validated epoch at which a run's validation Dice reaches the goal; one more than its
-    last if it never does."""
-    reached = run.loc[run["val_dice"] >= goal, "epoch"]
-    return int(reached.min()) if len(reached) else int(run["epoch"].max()) + 1
-
-
-def by_hand(
-    words: str,
-    values: dict[tuple[int, int], np.ndarray],
-    systems: tuple[str, ...],
-    task: str,
-    fraction: float,
-    metric: str,
-    planned: tuple[tuple[int, int], ...],
-    base: float = math.nan,
-) -> Difference:
-    """A difference from values that are already one array per (fold, seed)."""
-    units = tuple(sorted(values))
-    pairs = (
-        stats.Pairs(
-            systems[0],
-            systems[-1],
-            task,
-            fraction,
-            metric,
-            units,
-            tuple(values[u] for u in units),
-            (),
-            planned,
-        )
-        if units
-        else None
-    )
-    return Difference(words, pairs, systems, task, fraction, metric, planned, base)
-
-
 def smaller_loss(claim: Claim, evidence: Evidence) -> Verdict:
     """From clean to damaged labels the system loses less than the reference, for every kind of
     damage."""
@@ -431,28 +220,6 @@ def smaller_loss(claim: Claim, evidence: Evidence) -> Verdict:
     ]
     found = with_tests(evidence, differences, claim.margin)
     return combined(claim, evidence, found, [as_gain(f, claim) for f in found])
-
-
-def change_of(
-    evidence: Evidence, system: str, reference: str, noise: str, task: str, metric: str
-) -> Difference:
-    """(system with damage - clean) - (reference with damage - clean), case by case."""
-    systems = (f"{system}_{noise}", f"{reference}_{noise}", system, reference)
-    planned = planned_units(evidence, systems, task, 1.0)
-    damaged, clean = (
-        of_cases(evidence, *pair, task, 1.0, metric).pairs for pair in (systems[:2], systems[2:])
-    )
-    values = (
-        {}
-        if damaged is None or clean is None
-        else {
-            u: d - dict(zip(clean.units, clean.differences))[u]
-            for u, d in zip(damaged.units, damaged.differences)
-            if u in clean.units and u in planned
-        }
-    )
-    words = f"change by damage ({noise}) of {name(system)} minus that of {name(reference)}"
-    return by_hand(words, values, systems, task, 1.0, metric, planned)
 
 
 def activation(claim: Claim, evidence: Evidence) -> Verdict:
@@ -512,108 +279,22 @@ def beside_controls(
     )
 
 
-def first_seed(
-    evidence: Evidence, systems: Sequence[str], task: str
-) -> tuple[tuple[int, int], ...]:
-    """(fold, seed) at which activations are planned: those of the systems on all the data, at the
-    first seed."""
-    planned = planned_units(evidence, systems, task, 1.0)
-    return tuple(unit for unit in planned if unit[1] == min(seed for _, seed in planned))
-
-
-def at_stages(
-    evidence: Evidence, system: str, reference: str, stages: Sequence[str], metric: str
-) -> Difference:
-    """The difference of a contrast of activations, over the (fold, seed) that are planned.
-
-    One system twice: last stage to first; the same stage twice: system minus reference; else the
-    system's change minus the reference's.
-    """
-    late, early = stages
-
-    def take(arm, stage):
-        return stage_values(evidence, arm, stage, metric)
-
-    if system == reference:
-        words, values = (
-            f"{name(system)}, {late} minus {early}",
-            minus(take(system, late), take(system, early)),
-        )
-    elif late == early:
-        words, values = (
-            f"{name(system)} minus {name(reference)}, {late}",
-            minus(take(system, late), take(reference, late)),
-        )
-    else:
-        words = f"change from {early} to {late} in {name(system)} minus that in {name(reference)}"
-        values = minus(
-            minus(take(system, late), take(system, early)),
-            minus(take(reference, late), take(reference, early)),
-        )
-    planned = first_seed(evidence, (system, reference), tasks(evidence, (system,))[0])
-    arrays = {u: v.to_numpy(dtype=np.float64) for u, v in values.items() if u in planned}
-    return by_hand(
-        words,
-        arrays,
-        tuple(dict.fromkeys((system, reference))),
-        tasks(evidence, (system,))[0],
-        1.0,
-        metric,
-        planned,
-    )
-
-
-def stage_values(
-    evidence: Evidence, system: str, stage: str, metric: str
-) -> dict[tuple[int, int], pd.Series]:
-    """Per (fold, seed), the quantity of each case at one stage; of `a/b` the first that the system
-    has."""
-    rows = evidence.further["activations"]
-    rows = rows[(rows["system"] == system) & (rows["fraction"] == 1.0)]
-    return per_case(
-        next((found for s in stage.split("/") if len(found := rows[rows["stage"] == s])), rows[:0]),
-        metric,
-    )
-
-
-def per_case(rows: pd.DataFrame, metric: str) -> dict[tuple[int, int], pd.Series]:
-    """Per (fold, seed), a quantity of each case."""
-    rows = rows.dropna(subset=[metric])
-    return {
-        (int(f), int(s)): run.groupby("case")[metric].mean().sort_index()
-        for (f, s), run in rows.groupby(["fold", "seed"])
-    }
-
-
-def minus(
-    ours: dict[tuple[int, int], pd.Series], theirs: dict[tuple[int, int], pd.Series]
-) -> dict[tuple[int, int], pd.Series]:
-    """Case by case over the (fold, seed) that both have with the same cases."""
-    return {
-        u: ours[u] - theirs[u]
-        for u in ours
-        if u in theirs and ours[u].index.equals(theirs[u].index)
-    }
-
-
 def masks(claim: Claim, evidence: Evidence) -> Verdict:
     """Every contrast of a quantity of the predicted masks is a gain, over the (fold, seed) that are
     planned."""
     rows = evidence.further.get("masks", EMPTY)
     if rows.empty:
         return unrecorded("Measures of the masks", evidence)
-
-    def take(arm):
-        return per_case(rows[(rows["system"] == arm) & (rows["fraction"] == 1.0)], claim.metric)
-
+    rows = rows[rows["fraction"] == 1.0]
     differences = []
     for system, reference in claim.contrasts:
         task = tasks(evidence, (system,))[0]
         units = planned_units(evidence, (system, reference), task, 1.0)
+        ours, theirs = (
+            per_case(rows[rows["system"] == arm], claim.metric) for arm in (system, reference)
+        )
         values = {
-            u: v.to_numpy(dtype=np.float64)
-            for u, v in minus(take(system), take(reference)).items()
-            if u in units
+            u: v.to_numpy(dtype=np.float64) for u, v in minus(ours, theirs).items() if u in units
         }
         differences.append(
             by_hand(
@@ -628,13 +309,6 @@ def masks(claim: Claim, evidence: Evidence) -> Verdict:
         )
     found = with_tests(evidence, differences, claim.margin)
     return combined(claim, evidence, found, [as_gain(f, claim) for f in found])
-
-
-def unrecorded(what: str, evidence: Evidence) -> Verdict:
-    """The verdict where a table that is measured from weights is not there."""
-    return Verdict(
-        UNDECIDED, f"{what} are not recorded. Study `{evidence.study}`; {evidence.limit}."
-    )
 
 
 RULES: dict[str, Callable[[Claim, Evidence], Verdict]] = {

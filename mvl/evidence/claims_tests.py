@@ -5,214 +5,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from mvl.core.errors import MvlError
-from mvl.evidence import stats
-from mvl.evidence.arms import title
+from mvl.evidence import run_pairs, stats
 from mvl.evidence.chapter import units_of
-from mvl.evidence.decision import MARGINS, Decision, Numbers, decide
-from mvl.evidence.decision import within as in_words
+from mvl.evidence.claims_evidence import (
+    Claim,
+    Difference,
+    Evidence,
+    Found,
+    name,
+    planned_units,
+    tasks,
+)
 from mvl.evidence.topics import TOPICS
-
-OVERLAP = {
-    "dice": "Dice",
-    "jaccard": "IoU",
-    "nsd": "NSD",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "activation_iou": "activation IoU",
-}
-UNITS = {
-    **{metric: (100.0, f"{word} points", 2) for metric, word in OVERLAP.items()},
-    "hd95_mm": (1.0, "mm of HD95", 3),
-    "epochs": (1.0, "epochs", 1),
-    "effective_rank": (1.0, "of effective rank", 2),
-    "roughness": (1.0, "of roughness", 3),
-}
-"By metric: what a value is multiplied with, the unit then, and digits shown."
-
-
-class ClaimError(MvlError, ValueError):
-    """A claim names what there is not; the message says which claim and what."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim of `data/claims.toml`; the keys are explained there."""
-
-    id: str
-    paper: str
-    place: str
-    confidence: str
-    short: str
-    claim: str
-    reported: tuple[tuple[str, ...], ...]
-    chapter: str
-    study: str
-    rule: str
-    contrasts: tuple[tuple[str, str], ...]
-    support: str
-    takes: str
-    main: bool = False
-    block: str = ""
-    metric: str = "dice"
-    metrics: tuple[str, ...] = ()
-    lower: bool = False
-    fractions: tuple[float, ...] = (1.0,)
-    size: str = ""
-    shares: tuple[float, ...] = ()
-    stages: tuple[str, ...] = ()
-    noises: tuple[str, ...] = ()
-    cheaper_than: str = ""
-    why: str = ""
-    "Why no record decides it, or what a conjunction's members that were not run are."
-    explains: str = ""
-    "Id of the claim whose gain this one explains; moot where that gain is not there."
-    controls: tuple[str, ...] = ()
-    "Systems without the language model that a gain has to exceed, to be the language model's."
-    weak: str = ""
-    "Why the measure cannot carry a contradiction: then the word is *not reproduced* at most."
-    topic: str = ""
-    "Key of `mvl.evidence.topics.TOPICS` whose contrasts are the family; empty: the chapter's."
-    reported_gain: float = math.nan
-    """From the reported rows where `size` is given: share of what the baseline leaves, or of its
-    own value."""
-    reported_share: float = math.nan
-    "Second reported row over the first (the rule `every_metric`)."
-
-    @property
-    def implied(self) -> bool:
-        """True where no paper states the claim in this form: it is implied, and tested by us."""
-        return self.confidence == "none"
-
-    @property
-    def measured_in(self) -> str:
-        """The metric whose margin it has."""
-        return "epochs" if self.rule == "faster" else self.metric
-
-    @property
-    def margin(self) -> float:
-        """The metric's margin (`mvl.evidence.decision.MARGINS`)."""
-        return MARGINS[self.measured_in].value
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """A study's plan and tables, as far as they are recorded."""
-
-    study: str
-    plan: pd.DataFrame
-    "task, system, fraction, fold, seed of every planned run."
-    runs: pd.DataFrame
-    cases: pd.DataFrame
-    "One row per done run and case, whole foreground."
-    history: pd.DataFrame
-    further: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """What was measured from weights, where it is recorded: activations (by case and stage) and
-    masks (by case)."""
-    limit: str = ""
-    "What the study's language model stands in for."
-    memo: dict[Any, Any] = field(default_factory=dict)
-    """What was computed from it once: differences by what they compare, intervals by their pairs
-    (kept, so that no other has their id)."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """One difference that a rule looked at; numbers are NaN where no pair of runs is done."""
-
-    words: str
-    metric: str
-    n_planned: int
-    missing: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    n_runs: int = 0
-    n_folds: int = 0
-    n_cases: int = 0
-    n_distinct: int = 0
-    "Cases, each counted once whatever the number of seeds."
-    difference: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    boot_low: float = math.nan
-    """Ends of the bootstrap interval, which the rule asks too; low and high are the corrected
-    t-interval's over folds."""
-    boot_high: float = math.nan
-    p: float = math.nan
-    "Corrected t-test over folds, after Holm within the family."
-    p_equivalence: float = math.nan
-    "Two one-sided tests over folds."
-    base: float = math.nan
-    "Mean of the reference over the same runs."
-    systems: tuple[str, ...] = ()
-    "What is compared."
-
-    def decision(self, margin: float | None = None) -> Decision:
-        """The word for it by the one rule, at the metric's margin if no other is given."""
-        numbers = Numbers(
-            self.boot_low,
-            self.boot_high,
-            self.p,
-            self.p_equivalence,
-            self.n_planned,
-            self.n_runs,
-            self.n_folds,
-            len(self.missing),
-        )
-        return decide(
-            numbers, MARGINS[self.metric].value if margin is None else margin, self.systems
-        )
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What is to be compared, before any test: the pairs of runs if there are any."""
-
-    words: str
-    pairs: stats.Pairs | None
-    systems: tuple[str, ...]
-    task: str
-    fraction: float
-    metric: str
-    planned: tuple[tuple[int, int], ...]
-    base: float = math.nan
-
-
-def planned_units(
-    evidence: Evidence, systems: Sequence[str], task: str, fraction: float
-) -> tuple[tuple[int, int], ...]:
-    """(fold, seed) at which the study plans every one of the systems."""
-    plan = evidence.plan[(evidence.plan["task"] == task) & (evidence.plan["fraction"] == fraction)]
-    units = [
-        set(zip(rows["fold"].tolist(), rows["seed"].tolist()))
-        for rows in (plan[plan["system"] == s] for s in systems)
-    ]
-    return tuple(sorted(set.intersection(*units)))
-
-
-def tasks(evidence: Evidence, systems: Sequence[str]) -> list[str]:
-    """Tasks for which the study plans the first of the systems; all of them where it plans it
-    nowhere."""
-    found = evidence.plan.loc[evidence.plan["system"] == systems[0], "task"]
-    return list(dict.fromkeys(found)) or list(dict.fromkeys(evidence.plan["task"]))
-
-
-def within(margin: float, metric: str) -> str:
-    """The margin in the metric's unit: `within 1 Dice point`."""
-    scale, unit, _ = UNITS[metric]
-    return in_words(margin, scale, unit)
-
-
-@cache
-def name(system: str) -> str:
-    """The system's title, read once."""
-    return title(system)
+from mvl.study.grid import load_study
 
 
 def of_cases(
@@ -252,10 +61,9 @@ def _of_cases(
     ]
     if planned:
         try:
-            pairs = stats.pair(scores, system, reference, task, fraction, metric, planned)
-        except stats.StatsError as error:
-            if "share no finished" not in str(error):
-                raise
+            pairs = run_pairs.pair(scores, system, reference, task, fraction, metric, planned)
+        except run_pairs.NoPairs:
+            pass
         else:
             used = np.array(
                 [unit in pairs.units for unit in zip(scores["fold"], scores["seed"])], dtype=bool
@@ -289,7 +97,7 @@ def with_tests(
     """Interval and tests of each difference; the test of a difference is Holm-adjusted over them
     and the rest of the family."""
 
-    def equivalent(pairs: stats.Pairs) -> stats.Test:
+    def equivalent(pairs: run_pairs.Pairs) -> stats.Test:
         return stats.tost(pairs, margin)
 
     adjusted = holm(
@@ -312,7 +120,7 @@ def holm(values: tuple[float, ...]) -> list[float]:
 
 
 def p_value(
-    evidence: Evidence, difference: Difference, test: Callable[[stats.Pairs], stats.Test]
+    evidence: Evidence, difference: Difference, test: Callable[[run_pairs.Pairs], stats.Test]
 ) -> float:
     """A test's p; NaN where there is none, or where a planned run is missing: an interim value
     decides nothing."""
@@ -402,7 +210,7 @@ def family(claim: Claim, evidence: Evidence, metric: str) -> list[Difference]:
         for f in (topic.fractions if topic else ())
         if (frozenset(pair), f) not in own
     ]
-    units = units_of(evidence.study, topic) if topic else set()
+    units = units_of(load_study(evidence.study), topic) if topic else set()
     found = [
         of_cases(evidence, *pair, task, f, metric, units)
         for pair, f in rest

@@ -131,7 +131,7 @@ def words(
 
 
 def decide(found: Numbers, margin: float = MARGIN, systems: Iterable[str] = ()) -> Decision:
-    """The word for one difference of the systems: the only place where a difference gets its word."""
+    """Decide the word for one difference of systems: the only place where one gets its word."""
     if reason := withdrawn(systems):
         return Decision(WITHDRAWN, reason)
     if not found.planned:
@@ -180,8 +180,7 @@ def decided(row: dict[Any, Any]) -> Decision:
 def verdict(row: dict[Any, Any], metric: str) -> str:
     """`decided` in words, with the margin where it is an equivalence."""
     found = decided(row)
-    return (
-        f"{found.word} {within(MARGIN, 100.0, f'{metric} points')}"
-        if found.word == EQUIVALENT
-        else str(found)
-    )
+    if found.word != EQUIVALENT:
+        return str(found)
+    unit = f"{metric} points"
+    return f"{found.word} {within(MARGIN, 100.0, unit)}"

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from mvl.evidence import run_pairs
 from mvl.evidence.arms import title
-from mvl.evidence.chapter import Chapter, covered, planned_pairs, read_chapter
+from mvl.evidence.chapter import Chapter, covered, open_chapter, planned_pairs
 from mvl.evidence.topics import TOPICS
 
 OVERLAPS = {"jaccard": "IoU", "dice": "F1"}
@@ -35,16 +36,12 @@ def differences(chapter: Chapter) -> pd.DataFrame:
     ]
     table = stats.adjust(pd.DataFrame(rows, columns=[*stats.table([]).columns, "hole"]))
 
-    def share(row):
-        return f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
-
-    def what(row):
-        return f"{OVERLAPS[row.metric]}: " if len(spec.metrics) > 1 else ""
-
-    table["comparison"] = [
-        f"{what(row)}{minus(row.system, row.reference)}{share(row)}" for row in table.itertuples()
-    ]
-    return table
+    words = []
+    for row in table.itertuples():
+        what = f"{OVERLAPS[row.metric]}: " if len(spec.metrics) > 1 else ""
+        share = f"\nat {row.fraction:.0%} of the data" if len(spec.fractions) > 1 else ""
+        words.append(f"{what}{minus(row.system, row.reference)}{share}")
+    return table.assign(comparison=words)
 
 
 def minus(system: str, reference: str) -> str:
@@ -66,7 +63,7 @@ def all_differences(study: str, results_dir: str | Path) -> pd.DataFrame:
     """`differences` of every chapter that the study covers, with its question in words as
     `question`; nothing is trained."""
     chapters = [
-        read_chapter(topic, study, results_dir)
+        open_chapter(topic, study, results_dir)
         for topic in covered(study)
         if TOPICS[topic].contrasts
     ]
@@ -81,15 +78,15 @@ def _difference(
 ) -> dict[str, Any]:
     from mvl.evidence import stats
 
-    planned = planned_pairs(chapter.study, TOPICS[chapter.topic], system, reference, task, fraction)
+    planned = planned_pairs(chapter.plan, TOPICS[chapter.topic], system, reference, task, fraction)
     try:
         if not planned:
-            raise stats.StatsError(f"not planned in the study `{chapter.study}`")
+            raise run_pairs.StatsError(f"not planned in the study `{chapter.study}`")
         found = stats.compare(
             chapter.cases, system, reference, task, fraction, metric, planned=planned
         )
         return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
-    except stats.StatsError as error:
+    except run_pairs.StatsError as error:
         return {
             "task": task,
             "system": system,

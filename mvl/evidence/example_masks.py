@@ -173,7 +173,7 @@ def example(drawn: Drawn, data_dir: Path | None = None) -> Example:
     """
     scan, label, _ = read_volume(drawn.task, drawn.case, data_dir)
 
-    def flat(array):
+    def flat(array: np.ndarray) -> np.ndarray:
         return view(array, drawn.z, drawn.task, data_dir)
 
     shown = {system: flat(mask) for system, mask in drawn.predictions.items()}
@@ -196,9 +196,6 @@ def packed(drawn: Sequence[Drawn], chosen: pd.DataFrame) -> bytes:
         for system, mask in one.predictions.items()
     }
 
-    def shape(one):
-        return list(next(iter(one.predictions.values())).shape)
-
     facts = {
         "weights": dict(zip(chosen["run"], chosen["weights_sha256"])),
         "ranked_by": str(chosen["system"].iloc[0]),
@@ -210,7 +207,7 @@ def packed(drawn: Sequence[Drawn], chosen: pd.DataFrame) -> bytes:
                 "z": e.z,
                 "affine": e.affine,
                 "dice": e.dice,
-                "shape": shape(e),
+                "shape": list(next(iter(e.predictions.values())).shape),
             }
             for e in drawn
         ],
@@ -218,6 +215,11 @@ def packed(drawn: Sequence[Drawn], chosen: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def _unpacked(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The mask of this shape in the bits of `packed`, whose last byte is padded."""
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
 def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
@@ -233,9 +235,6 @@ def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
         if others or facts.get("ranked_by") != chosen["system"].iloc[0]:
             return []
 
-        def bits(name, shape):
-            return np.unpackbits(kept[name], count=int(np.prod(shape))).reshape(shape).astype(bool)
-
         systems = [str(s) for s in chosen["system"]]
         return [
             Drawn(
@@ -244,7 +243,7 @@ def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
                 e["rank"],
                 e["z"],
                 tuple(map(tuple, e["affine"])),
-                {s: bits(f"{i}_bits_{s}", e["shape"]) for s in systems},
+                {s: _unpacked(kept[f"{i}_bits_{s}"], e["shape"]) for s in systems},
                 {s: e["dice"][s] for s in systems},
             )
             for i, e in enumerate(facts["examples"])

@@ -130,13 +130,9 @@ def facts(path: Path = RECORD) -> dict[str, str]:
     """What `book/reliability.md` shows."""
     figures = read_figures(path)
     days = sorted({row["measured"][:10] for row in figures.values()})
-    when = (
-        f", between {days[0]} and {days[-1]}"
-        if len(days) > 1
-        else f", on {days[0]}"
-        if days
-        else ""
-    )
+    when = f", on {days[0]}" if days else ""
+    if len(days) > 1:
+        when = f", between {days[0]} and {days[-1]}"
     return {
         "faults_table": table(path),
         "faults_measured": f"{len(figures)} of {len(FIGURES)} figures are measured{when}",

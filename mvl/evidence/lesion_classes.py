@@ -65,10 +65,12 @@ def class_table(chapter: Chapter) -> str:
 
 
 def _row(kind: str, system: str, rows: pd.DataFrame) -> str:
-    def count(status):
-        return int((rows["status"] == status).sum())
+    """One line of the table; a count that this kind of picture cannot have stays empty."""
+    status = rows["status"]
+    without = status.isin(EMPTY)
 
-    numbers = [f"{rows[m].mean():.3f}" for m in ("jaccard", "dice")]
-    has, lacks = not rows["status"].isin(EMPTY).all(), rows["status"].isin(EMPTY).any()
-    cells = [str(count("missed")) if has else "", *(str(count(s)) if lacks else "" for s in EMPTY)]
-    return f"| {kind} | {title(system)} | {len(rows)} | {' | '.join([*numbers, *cells])} |"
+    cells = [f"{rows[m].mean():.3f}" for m in ("jaccard", "dice")]
+    cells.append("" if without.all() else str((status == "missed").sum()))
+    for word in EMPTY:
+        cells.append(str((status == word).sum()) if without.any() else "")
+    return f"| {kind} | {title(system)} | {len(rows)} | {' | '.join(cells)} |"

@@ -37,17 +37,17 @@ def contrasts(chapter: Chapter, both: pd.DataFrame) -> dict[tuple[str, str], tup
     brackets."""
     found = {}
     for ours, theirs in chapter.contrasts:
-        if {ours, theirs} <= set(both["dice"]):
-            points = [
-                100 * (both[length][ours] - both[length][theirs]).dropna()
-                for length in ("dice_own", "dice")
-            ]
-            found[ours, theirs] = tuple(
-                f"{p.mean():+z.2f} ({', '.join(f'{value:+z.2f}' for value in p)})"
-                for p in points
-                if len(p)
-            )
-    return {pair: (words[0], words[1]) for pair, words in found.items() if len(words) == 2}
+        if not {ours, theirs} <= set(both["dice"]):
+            continue
+        words = []
+        for length in ("dice_own", "dice"):
+            points = 100 * (both[length][ours] - both[length][theirs]).dropna()
+            folds = ", ".join(f"{value:+z.2f}" for value in points)
+            if len(points):
+                words.append(f"{points.mean():+z.2f} ({folds})")
+        if len(words) == 2:
+            found[ours, theirs] = (words[0], words[1])
+    return found
 
 
 def table(chapter: Chapter) -> str:
@@ -122,18 +122,16 @@ def spikes(results_dir: Path, systems: Sequence[str]) -> str:
         return ""
     rises = largest_rises(pd.read_csv(path)).unstack("fold").groupby("system").max()
     folds = list(rises.columns)
+    heads = " | ".join(f"fold {fold}" for fold in folds)
     lines = [
-        (
-            "| largest rise of training loss within a run |"
-            f" {' | '.join(f'fold {fold}' for fold in folds)} |"
-        ),
+        f"| largest rise of training loss within a run | {heads} |",
         f"|---|{'---:|' * len(folds)}",
     ]
-    lines += [
-        f"| {title(s)} | {' | '.join(f'{rises.loc[s, fold]:.2f}' for fold in folds)} |"
-        for s in systems
-        if s in rises.index
-    ]
+    for system in systems:
+        if system in rises.index:
+            numbers = " | ".join(f"{rises.loc[system, fold]:.2f}" for fold in folds)
+            lines.append(f"| {title(system)} | {numbers} |")
+
     words = (
         "At this rate training is not stable. A run whose loss jumps loses what it had learnt, and"
         " a difference of two arms then has the sign of who jumped: the table of differences is to"

@@ -17,7 +17,7 @@ import pandas as pd
 from mvl.core import files, run_folder
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
-from mvl.evidence import stats
+from mvl.evidence import run_pairs, stats
 from mvl.evidence.arms import generated, ordered, title
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative
@@ -128,7 +128,8 @@ def load_masks(
     at these folds (none of published records unless asked for, and then not kept), measured where
     weights (in `home`, the results' or the clone's own runs) and scans are.
     """
-    folds = (() if chapter.published else FOLDS) if folds is None else folds
+    if folds is None:
+        folds = () if chapter.published else FOLDS
     found: list[pd.DataFrame] = []
     holes: list[str] = []
     kept = read_masks(chapter.folder / FILE)
@@ -137,11 +138,8 @@ def load_masks(
             continue
         try:
             rows = of_run(kept, run)
-            rows = (
-                measured_run(chapter, run, home, data_dir)
-                if rows.empty and run["fold"] in folds
-                else rows
-            )
+            if rows.empty and run["fold"] in folds:
+                rows = measured_run(chapter, run, home, data_dir)
         except TaskError as error:
             return pd.DataFrame(columns=COLUMNS), [f"roughness needs the scans: {relative(error)}"]
         found += [rows] if len(rows) else []
@@ -254,7 +252,7 @@ def _line(whole: pd.DataFrame, system: str, first: str) -> str:
                 )
             ]
         ).iloc[0]
-    except stats.StatsError as error:
+    except run_pairs.StatsError as error:
         return f"{shown} {error} | |"
     over = "" if found["n_runs"] > 1 else " over cases alone"
     return (

@@ -68,7 +68,7 @@ def measure(data_dir: Path | None = None) -> dict[str, Any]:
 
 
 def other_side_trained(fold: int) -> dict[str, bool]:
-    """For each test case of a fold of the committed split, whether the other side is in training."""
+    """Say of each test case of a fold of the committed split if its other side is in training."""
     from mvl.datasets.splits import read_split, select
 
     path = ROOT / "data" / "splits" / f"{TASK}.json"

@@ -20,12 +20,12 @@ from mvl.core import run_folder
 from mvl.core.config import ConfigError
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import NUM_FOLDS
-from mvl.evidence import power, stats
+from mvl.evidence import power, run_pairs
 from mvl.evidence.calibration import Components, components
 from mvl.evidence.chapter import _foreground, covered, planned_pairs, systems_of
 from mvl.evidence.decision import MARGIN
 from mvl.evidence.power import Design
-from mvl.evidence.stats import Pairs
+from mvl.evidence.run_pairs import Pairs
 from mvl.evidence.topics import TOPICS, Topic
 from mvl.study import tables
 from mvl.study.grid import load_study
@@ -73,16 +73,16 @@ def contrasts(study: str, against: str | None = None) -> list[Contrast]:
 
 def _of_topic(study: str, topic: Topic) -> list[Contrast]:
     """Return a chapter's contrasts; those of one metric are its family, over tasks and shares."""
-    planned = set(systems_of(study, topic))
-    pairs = [pair for pair in topic.contrasts if set(pair) <= planned]
     plan = load_study(study)
+    planned = set(systems_of(plan, topic))
+    pairs = [pair for pair in topic.contrasts if set(pair) <= planned]
     tasks = dict.fromkeys([*plan.tasks, *(t for b in plan.grid for t in b.get("tasks", ()))])
     shares = topic.compared or topic.fractions
     axes = list(itertools.product(pairs, tasks, shares))
     places = {
         (pair, task, share): units
         for pair, task, share in axes
-        if (units := planned_pairs(study, topic, *pair, task, share))
+        if (units := planned_pairs(plan, topic, *pair, task, share))
     }
     return [
         Contrast(*pair, task, share, metric, len(places), units)
@@ -120,8 +120,8 @@ def recorded_pairs(contrast: Contrast, cases: pd.DataFrame) -> Pairs | None:
     for task in dict.fromkeys([contrast.task, *cases["task"]]):
         arms = (contrast.system, contrast.reference)
         try:
-            return stats.pair(cases, *arms, task, contrast.fraction, contrast.metric)
-        except stats.StatsError:
+            return run_pairs.pair(cases, *arms, task, contrast.fraction, contrast.metric)
+        except run_pairs.StatsError:
             continue
     return None
 

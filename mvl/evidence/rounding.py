@@ -101,7 +101,7 @@ def whole_model(path: Path) -> LlamaForCausalLM:
 
 
 def changed(model: LlamaForCausalLM, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """A copy of the model's tensors with every matrix of every layer changed; the rest is as it is."""
+    """Copy the model's tensors with every matrix of every layer changed and the rest as it is."""
     return {
         name: change(value) if is_matrix(name, value) else value.clone()
         for name, value in model.state_dict().items()

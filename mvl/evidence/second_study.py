@@ -1,5 +1,5 @@
-"""The second study (book/protocol_2.md): its planned contrasts by question, and how far each trained
-network uses its block."""
+"""The second study (book/protocol_2.md): its planned contrasts by question, and how far each
+trained network uses its block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.core.run_folder import records_dir
-from mvl.evidence import stats
+from mvl.evidence import run_pairs, stats
 from mvl.study.grid import load_study, study_runs
 from mvl.study.tables import read_cases, read_runs
 from mvl.training.usage import FILE, read_usage
@@ -92,7 +92,7 @@ def differences(question: Question, results: Path) -> pd.DataFrame:
         planned = planned_pairs(question.study, system, reference)
         try:
             found = stats.compare(cases, system, reference, task, planned=planned)
-        except stats.StatsError as error:
+        except run_pairs.StatsError as error:
             empty = {"task": task, "system": system, "reference": reference, "metric": "dice"}
             counts = dict.fromkeys(("n_cases", "n_distinct", "n_runs", "n_folds", "unpaired"), 0)
             row = {**empty, **counts, "planned": len(planned), "complete": False}

@@ -105,19 +105,16 @@ def power_table(differences: pd.DataFrame) -> str:
     ]
     ten = 100 * (power.largest_sd(10) or 0.0)
     for row in rows.to_dict("records"):
-        spread, most = (
-            100 * abs(row["difference"] / row["dz"]),
-            100 * (power.largest_sd(int(row["n_folds"])) or 0.0),
-        )
-        word = (
-            "yes"
-            if spread <= most
-            else "with ten folds"
-            if spread <= ten
-            else "no, not with ten folds"
-        )
+        spread = 100 * abs(row["difference"] / row["dz"])
+        most = 100 * (power.largest_sd(int(row["n_folds"])) or 0.0)
+
+        if spread <= most:
+            word = "yes"
+        else:
+            word = "with ten folds" if spread <= ten else "no, not with ten folds"
+
+        comparison = row["comparison"].replace("\n", " ")
         lines.append(
-            f"| {' '.join(row['comparison'].split(chr(10)))} | {row['n_folds']} | {spread:.2f} |"
-            f" {most:.2f} | {ten:.2f} | {word} |"
+            f"| {comparison} | {row['n_folds']} | {spread:.2f} | {most:.2f} | {ten:.2f} | {word} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The audit's pages: each finding with its evidence, and what each fault is worth in our pipeline."""
+"""The audit's pages: each finding with its evidence, and what each fault is worth here."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def worth_table(results_dir: Path) -> str:
 
 
 def _line(row: dict[str, Any], results_dir: Path) -> str:
-    def number(value, form):
+    def number(value: float, form: str) -> str:
         return format(value, form) if math.isfinite(value) else "–"
 
-    def points(value):
+    def points(value: float) -> str:
         return number(100 * value, "+z.2f")
 
     difference = "" if row["reference"] == row["system"] else "not yet recorded"
@@ -77,22 +77,22 @@ def facts(studies: Sequence[str], results_dir: Path, repository: str) -> dict[st
     """What `book/audit.md` shows; the table is of the study that has the clean arm."""
     papers, found = read_findings()["papers"], load_findings()
 
-    def page(paper):
-        return "\n".join(
-            finding_page(f).replace("REPOSITORY", repository) for f in found if f.paper == paper
-        )
+    table = "The study `audit` is on scans: its table is in the published book."
+    short = ""
+    if "hippocampus" in studies:
+        table = worth_table(results_dir)
+        short = answer(results_dir)
 
-    table = (
-        worth_table(results_dir)
-        if "hippocampus" in studies
-        else "The study `audit` is on scans: its table is in the published book."
-    )
+    pages = {}
+    for paper in papers:
+        parts = [finding_page(f) for f in found if f.paper == paper]
+        pages[paper] = "\n".join(parts).replace("REPOSITORY", repository)
+
     numbers = {kind: sum(finding.known == kind for finding in found) for kind in KNOWN}
-    short = answer(results_dir) if "hippocampus" in studies else ""
     return {
         "audit_worth": table,
         "audit_answer": short,
-        "audit_pages": {paper: page(paper) for paper in papers},
+        "audit_pages": pages,
         "audit_papers": papers,
         "audit_count": len(found),
         "audit_known": numbers,

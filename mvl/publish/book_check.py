@@ -62,11 +62,16 @@ UNSPELT = ("script", "style", "code", "pre", "kbd", "svg", "cite", "head")
 "Text in these elements is code, or the title of somebody's work."
 AXE_RUN = """axe.run(document, {resultTypes: ['violations']}).then(found => found.violations
   .filter(v => ['serious', 'critical'].includes(v.impact))
-  .map(v => `${v.id} (${v.impact}): ${v.nodes.length} of ${v.nodes[0].target.join(' ')}: ${v.help}`))"""
+  .map(v => `${v.id} (${v.impact}): ${v.nodes.length} of `
+    + `${v.nodes[0].target.join(' ')}: ${v.help}`))"""
 THEME = "document.documentElement.dataset.theme"
-WIDEST = """(() => { const wide = document.scrollingElement.scrollWidth, out = [...document.querySelectorAll('body *')].filter(
-  e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className).slice(0, 3);
-  return wide > innerWidth ? `${wide} px wide: ${out.join(', ')}` : ''; })()"""
+WIDEST = """(() => {
+  const wide = document.scrollingElement.scrollWidth;
+  const out = [...document.querySelectorAll('body *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+    .map(e => e.tagName + '.' + e.className).slice(0, 3);
+  return wide > innerWidth ? `${wide} px wide: ${out.join(', ')}` : '';
+})()"""
 
 
 class Page(HTMLParser):
@@ -316,7 +321,7 @@ def check_book(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    """Check the published book, or the one in the folder that is given; 1 when something is wrong."""
+    """Check the published book, or that in the folder given; return 1 when something is wrong."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "book" / "_build" / "html"
     begun, faults = time.monotonic(), check_book(folder)
     print("\n".join(faults))

@@ -54,15 +54,9 @@ class BrowserError(MvlError, RuntimeError):
 
 
 def find_browser() -> str | None:
-    """Path of a Chromium: `$CHROMIUM`, else the first of the usual names; None where there is none."""
-    return next(
-        (
-            found
-            for name in (os.environ.get("CHROMIUM", ""), *NAMES)
-            if name and (found := shutil.which(name))
-        ),
-        None,
-    )
+    """Find a Chromium: `$CHROMIUM`, else the first of the usual names; None where there is none."""
+    names = (os.environ.get("CHROMIUM", ""), *NAMES)
+    return next(filter(None, map(shutil.which, filter(None, names))), None)
 
 
 class Browser:
@@ -228,10 +222,8 @@ class Browser:
                         f" {details.get('exception', {}).get('description', details['text'])}"
                     )
                 case "Runtime.consoleAPICalled", {"type": "error" | "assert", "args": words}:
-                    out.append(
-                        "console:"
-                        f" {' '.join(str(word.get('value', word.get('description'))) for word in words)}"
-                    )
+                    said = [str(word.get("value", word.get("description"))) for word in words]
+                    out.append(f"console: {' '.join(said)}")
                 case "Log.entryAdded", {"entry": {"level": "error", "text": text} as entry}:
                     out.append(f"console: {text} {entry.get('url', '')}".strip())
                 case "Network.requestWillBeSent", {"request": {"url": address}} if leaves(address):

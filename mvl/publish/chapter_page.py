@@ -46,7 +46,8 @@ def answer(chapter: Chapter) -> str:
 
 
 def _sentence(row: dict[str, Any], metric: str) -> str:
-    from mvl.evidence.stats import ONE_FOLD, ONE_PAIR, cases_and_seeds
+    from mvl.evidence.run_pairs import cases_and_seeds
+    from mvl.evidence.stats import ONE_FOLD, ONE_PAIR
 
     words = " ".join(str(row["comparison"]).removeprefix(f"{metric}: ").split("\n"))
     if row["hole"]:
@@ -79,17 +80,20 @@ def _sentence(row: dict[str, Any], metric: str) -> str:
 
 
 def _means(chapter: Chapter) -> str:
-    arms = chapter.done.groupby("system", sort=False)
-    return " ".join(
-        f"{title(str(s))} reaches a test Dice of **{rows['dice'].mean():.3f}** on the native grid"
-        f" ({f'mean of {len(rows)} runs' if len(rows) > 1 else 'one run; run-to-run variation not measured'},"
-        f" n = {int(rows['n_test'].max())} test cases each)."
-        for s, rows in arms
-    )
+    parts = []
+    for system, rows in chapter.done.groupby("system", sort=False):
+        runs = "one run; run-to-run variation not measured"
+        if len(rows) > 1:
+            runs = f"mean of {len(rows)} runs"
+        parts.append(
+            f"{title(str(system))} reaches a test Dice of **{rows['dice'].mean():.3f}** on the"
+            f" native grid ({runs}, n = {int(rows['n_test'].max())} test cases each)."
+        )
+    return " ".join(parts)
 
 
 def results_table(chapter: Chapter) -> str:
-    """Markdown table: each arm's means over its done runs, how many of the planned are done, and n."""
+    """Table, in Markdown, each arm's means over its done runs, how many are done, and n."""
     head = (
         f"| system | data | runs done | test cases | Dice | NSD | HD95, {chapter.unit} | IoU"
         " (Jaccard) | trainable parameters |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
@@ -99,18 +103,14 @@ def results_table(chapter: Chapter) -> str:
         ["system", "fraction"], sort=False
     ):
         done = arm[arm["state"] == "done"]
-        numbers = (
-            ["not yet recorded", "", "", "", "", ""]
-            if done.empty
-            else [
+        numbers = ["not yet recorded", "", "", "", "", ""]
+        if not done.empty:
+            shown = (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("jaccard", 3))
+            numbers = [
                 str(int(done["n_test"].max())),
-                *(
-                    _mean_sd(done[m], d)
-                    for m, d in (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("jaccard", 3))
-                ),
+                *(_mean_sd(done[metric], digits) for metric, digits in shown),
                 f"{int(done['trainable'].iloc[0]):,}",
             ]
-        )
         lines.append(
             f"| {title(str(system))} | {fraction:.0%} | {_runs_done(chapter, arm)} |"
             f" {' | '.join(numbers)} |"
@@ -188,7 +188,8 @@ def last_quarter_gain(run: pd.DataFrame) -> float:
 def _runs_done(chapter: Chapter, arm: pd.DataFrame) -> str:
     """`3 of 5`, linked to the arm's runs."""
     first, done = arm.iloc[0], (arm["state"] == "done").sum()
-    place = f"{Path(chapter.study).stem}/runs/{first['task']}/{first['system']}#fraction-{first['fraction']}"
+    runs = f"{Path(chapter.study).stem}/runs/{first['task']}/{first['system']}"
+    place = f"{runs}#fraction-{first['fraction']}"
     return f"[{done} of {len(arm)}]({run_address(chapter.results_dir, place)})"
 
 
@@ -197,13 +198,10 @@ def arm_links(chapter: Chapter) -> str:
     them."""
     arms = chapter.runs.groupby(["system", "fraction"], sort=False)
 
-    def share(f):
-        return "" if f == 1 else f" at {f:.0%} of the data"
-
-    listed = [
-        f"{title(str(system))}{share(fraction)} {_runs_done(chapter, arm)}"
-        for (system, fraction), arm in arms
-    ]
+    listed = []
+    for (system, fraction), arm in arms:
+        share = "" if fraction == 1 else f" at {fraction:.0%} of the data"
+        listed.append(f"{title(str(system))}{share} {_runs_done(chapter, arm)}")
     return f"The runs behind it: {'; '.join(listed)}." if listed else ""
 
 
@@ -248,12 +246,12 @@ def inputs(chapter: Chapter) -> str:
     names = [folder / name for name in ("runs.csv", "cases.csv", "history.csv", *drawn)]
     tables = [path for path in (*names, PAPER_TABLE) if path.is_file()]
 
-    def name(path):
-        return (
-            path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(chapter.study) / path.name
-        )
-
-    return "\n".join(f"{sha256_file(path)}  {name(path)}" for path in tables)
+    lines = []
+    for path in tables:
+        inside = path.is_relative_to(ROOT)
+        name = path.relative_to(ROOT) if inside else Path(chapter.study) / path.name
+        lines.append(f"{sha256_file(path)}  {name}")
+    return "\n".join(lines)
 
 
 def repeat(chapter: Chapter, notebook: str) -> str:

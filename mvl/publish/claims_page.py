@@ -10,20 +10,20 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.evidence import claims_ledger, stats
+from mvl.evidence import claims_ledger, run_pairs
 from mvl.evidence.arms import title
+from mvl.evidence.claims_evidence import within
 from mvl.evidence.claims_ledger import PAPERS, Entry
-from mvl.evidence.claims_rules import (
+from mvl.evidence.claims_rules import RULES
+from mvl.evidence.claims_verdicts import (
     CONTRADICTED,
     NOT_REPRODUCED,
     REPRODUCED,
-    RULES,
     SHARED,
     UNTESTABLE,
     number,
 )
-from mvl.evidence.claims_tests import within
-from mvl.evidence.decision import MARGINS
+from mvl.evidence.decision import MARGINS, UNDECIDED, WITHDRAWN
 from mvl.publish import reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
 from mvl.study.links import run_address
@@ -60,8 +60,8 @@ MEANINGS = {
     ),
     "contradicted": "the test says the opposite",
     "moot": "it explains a gain that is not there",
-    "not decided": "runs are missing or too few, or interval or test leaves it open",
-    "withdrawn": "an arm was trained at a rate that does not suit it; it waits for tuned runs",
+    UNDECIDED: "runs are missing or too few, or interval or test leaves it open",
+    WITHDRAWN: "an arm was trained at a rate that does not suit it; it waits for tuned runs",
     "not testable here": "no record of this study could decide it",
 }
 
@@ -129,15 +129,13 @@ def summary(entries: Sequence[Entry]) -> str:
 def headline(entries: Sequence[Entry]) -> str:
     """A Markdown table of the main claims: claim, verdict, and each difference behind it with
     interval, n and what it means."""
-
-    def whose(e):
-        return f"{PAPERS[e.claim.paper].split(',')[0]}{', implied' if e.claim.implied else ''}"
-
-    rows = [
-        f"| {whose(e)}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |"
-        for e in entries
-        if e.claim.main and e.verdict
-    ]
+    rows = []
+    for e in entries:
+        if not (e.claim.main and e.verdict):
+            continue
+        paper = PAPERS[e.claim.paper].split(",")[0]
+        whose = f"{paper}, implied" if e.claim.implied else paper
+        rows.append(f"| {whose}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |")
     return (
         "\n".join(
             ["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]
@@ -156,7 +154,7 @@ def differences(entry: Entry) -> list[str]:
         means = part.removeprefix(number(found)).lstrip(": ")
         lines.append(
             f"**{value or 'no run'}**, {found.words}: {means} ({pairs};"
-            f" {stats.cases_and_seeds(found.n_distinct, found.n_cases)})"
+            f" {run_pairs.cases_and_seeds(found.n_distinct, found.n_cases)})"
         )
     return lines
 

@@ -54,13 +54,11 @@ def set_up() -> None:
         )
     print(f"installed; kept: {', '.join(kept_versions())}")
     for what in ("weights", "Task04_Hippocampus"):
-        fetched = (
-            subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT).returncode == 0
-        )
-        print(
-            f"{what}:"
-            f" {'fetched' if fetched else 'NOT fetched; the study quick needs no scans, run this cell again for the others'}"
-        )
+        done = subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT)
+        word = "fetched"
+        if done.returncode:
+            word = "NOT fetched; the study quick needs no scans, run this cell again for the others"
+        print(f"{what}: {word}")
     subprocess.run(
         [sys.executable, "-c", "from mvl.publish import colab; print(colab.device_text())"],
         cwd=ROOT,
@@ -144,12 +142,13 @@ def plan_text(notebook: str, study: str, results_dir: Path, gpu: str) -> str:
     from mvl.core.run_folder import run_name
     from mvl.evidence.chapter import used_blocks
     from mvl.evidence.topics import TOPICS
+    from mvl.study.grid import load_study
     from mvl.study.status import missing_runs
 
     topic = TOPICS[notebook[3:]]
     missing = {
         run_name(run): run
-        for block in used_blocks(study, topic)
+        for block in used_blocks(load_study(study), topic)
         for run in missing_runs(study, results_dir, block)
     }
     if not missing:

@@ -16,7 +16,8 @@ from torch import nn
 
 from mvl.core.config import Config
 from mvl.evidence.arms import title
-from mvl.publish.network_parts import Part, Plan, make_network, plan
+from mvl.publish.network_parts import Part, Plan, plan
+from mvl.publish.network_shapes import make_network
 from mvl.publish.style import FROZEN, INK, MIXED, NEUTRAL, TRAINED, finish, styled
 
 WIDTH, LEFT, RIGHT = 4.8, 0.5, 4.3
@@ -84,7 +85,9 @@ def _lines(part: Part) -> list[str]:
 def _look(part: Part) -> tuple[str, str]:
     if part.trained and part.frozen:
         return MIXED
-    return TRAINED if part.trained else FROZEN if part.frozen else NEUTRAL
+    if part.trained:
+        return TRAINED
+    return FROZEN if part.frozen else NEUTRAL
 
 
 def _boxes(axis: Axes, found: Plan, heights: Sequence[float]) -> dict[str, tuple[float, float]]:
@@ -167,14 +170,14 @@ def _snowflake(axis: Axes, x: float, y: float, size: float = 0.125) -> None:
     points: list[tuple[float, float]] = []
     for turn in range(6):
         angle = math.pi * (turn / 3 + 1 / 6)
-
-        def at(far, off, angle=angle):
-            return (
-                x + size * (far * math.cos(angle) - off * math.sin(angle)),
-                y + size * (far * math.sin(angle) + off * math.cos(angle)),
+        points.append((x, y))
+        for far, off in ((1, 0), (0.55, 0), (0.85, 0.3), (0.55, 0), (0.85, -0.3)):
+            points.append(
+                (
+                    x + size * (far * math.cos(angle) - off * math.sin(angle)),
+                    y + size * (far * math.sin(angle) + off * math.cos(angle)),
+                )
             )
-
-        points += [(x, y), at(1, 0), at(0.55, 0), at(0.85, 0.3), at(0.55, 0), at(0.85, -0.3)]
     outline = Path(points, [Path.MOVETO, Path.LINETO] * (len(points) // 2))
     axis.add_patch(
         PathPatch(
@@ -229,7 +232,7 @@ def _flow(axis: Axes, start: Part, top: float, bottom: float, letter: str) -> No
 
 
 def _residual(axis: Axes, places: dict[str, tuple[float, float]], first: str, last: str) -> None:
-    """From the arrow that enters `first` around the left to a plus on the arrow that leaves `last`."""
+    """Draw from the arrow into `first` around the left to a plus on the arrow out of `last`."""
     middle, x = (LEFT + RIGHT) / 2, LEFT - 0.22
     begin, end = places[first][0] + GAP * 0.5, places[last][1] - GAP * 0.42
     _arrow(axis, [(middle, begin), (x, begin), (x, end), (middle - 0.085, end)], "residual")

@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.evidence.activation_records import PLACES, Maps, before_after
+from mvl.evidence.activation_maps import Maps
+from mvl.evidence.activation_records import PLACES, before_after
 from mvl.evidence.arms import colour, generated, marker, ordered, title
 from mvl.publish.style import INK, SEQUENTIAL, finish, hole, styled
 
@@ -239,18 +240,13 @@ def _place(axis: Axes, table: pd.DataFrame, systems: Sequence[str]) -> None:
                 linewidth=2.6,
             )
         cases = int(runs["n_cases"].sum())
-        size = (
-            f"{len(runs)} run{'s' if len(runs) != 1 else ''}, {cases} cases"
-            if len(runs)
-            else "no block"
-        )
-        words.append(
-            f"before  →  after\n{size}"
-            if runs["after"].notna().any()
-            else f"no block\n{size}"
-            if len(runs)
-            else size
-        )
+        if runs.empty:
+            words.append("no block")
+            continue
+
+        head = "before  →  after" if runs["after"].notna().any() else "no block"
+        count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+        words.append(f"{head}\n{count}, {cases} cases")
     axis.set_xticks(range(len(systems)), words, fontsize=9.5)
     axis.set_xlim(-0.5, len(systems) - 0.5)
     axis.xaxis.grid(False)

@@ -94,6 +94,6 @@ def _cost_panel(axis: Axes, arms: pd.DataFrame, column: str) -> None:
 
 
 def pareto(costs: pd.Series, scores: pd.Series) -> pd.Series:
-    """Score by cost of the arms that no other arm beats at the same cost or less, cheapest first."""
+    """Score by cost the arms that no other beats at the same cost or less, cheapest first."""
     best = pd.Series(scores.to_numpy(), index=costs.to_numpy()).groupby(level=0).max().sort_index()
     return best[best > best.cummax().shift(fill_value=-math.inf)]

@@ -155,7 +155,7 @@ def band(axis: Axes, runs: pd.DataFrame, column: str, **line: Any) -> pd.DataFra
 
 
 def selected_epochs(history: pd.DataFrame) -> pd.DataFrame:
-    """The row of each run's history whose weights were kept: the first of highest validation Dice."""
+    """Take the epoch of each run whose weights were kept: the first of highest validation Dice."""
     validated = history.dropna(subset=["val_dice"])
     return validated.loc[
         validated.groupby(["task", "system", "fraction", "fold", "seed"])["val_dice"].idxmax()

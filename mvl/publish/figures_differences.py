@@ -15,7 +15,8 @@ from matplotlib.transforms import blended_transform_factory
 
 from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.decision import EQUIVALENCE_POINTS
-from mvl.evidence.stats import ONE_PAIR, cases_and_seeds
+from mvl.evidence.run_pairs import cases_and_seeds
+from mvl.evidence.stats import ONE_PAIR
 from mvl.publish.style import MUTED, WARN, finish, hole, styled
 
 WIDEST_POINTS = 6.0
@@ -177,17 +178,13 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
 def _points(rows: pd.DataFrame) -> str:
     """What the axis of a forest plot counts."""
     found = set(rows.get("metric", ["dice"]))
-    return (
-        "Dice points"
-        if found == {"dice"}
-        else "IoU points"
-        if found == {"jaccard"}
-        else "points of IoU or F1, 0 to 100"
-    )
+    if found == {"dice"}:
+        return "Dice points"
+    return "IoU points" if found == {"jaccard"} else "points of IoU or F1, 0 to 100"
 
 
 def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
-    """One row of the forest plot: its words, n, and its interval, or that it is not yet recorded."""
+    """Draw one row of the forest plot: words, n and interval, or that it is not yet recorded."""
     side: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
     words = str(row["comparison"]).replace("\n", " ")
     axis.text(0, y - 0.42, words, ha="left", fontsize=min(11, 11 * 62 / len(words)), **side)
@@ -205,13 +202,9 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     axis.plot([low, high], [y, y], color=colour(row["system"]), linewidth=2.4, **look)
     axis.plot(mid, y, marker=marker(row["system"]), color=colour(row["system"]), markersize=8)
     there, planned = row["n_runs"], row.get("planned", row["n_runs"])
-    runs = (
-        f"{there} of {planned} planned pairs of runs"
-        if planned > there
-        else "1 pair of runs"
-        if one
-        else f"{there} pairs of runs"
-    )
+    runs = "1 pair of runs" if one else f"{there} pairs of runs"
+    if planned > there:
+        runs = f"{there} of {planned} planned pairs of runs"
     runs += " (interval over its cases)" if one else ""
     cases = cases_and_seeds(row.get("n_distinct", row["n_cases"]), row["n_cases"])
     axis.text(0, y - 0.16, f"n = {cases}, {runs}", ha="left", fontsize=9, color="#57606A", **side)

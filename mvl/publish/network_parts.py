@@ -9,20 +9,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.models.adapters import Mapper
 from mvl.models.cnn import UShape
 from mvl.models.control_blocks import Nothing
-from mvl.models.describe import without_files
 from mvl.models.llm4seg import LLM4Seg
 from mvl.models.medvisionllama_v1 import MedVisionLlamaV1
 from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
 from mvl.models.token_blocks import LanguageLayer
 from mvl.models.vit import ViTBaseline
+from mvl.publish.network_shapes import stage_shapes
 
 KINDS = {
     "pretrained": "pretrained",
@@ -79,40 +78,6 @@ class Plan:
     def keys(self) -> list[str]:
         """Names of the parts in order."""
         return [part.key for part in self.parts]
-
-
-def make_network(config: Config) -> nn.Module:
-    """The config's network without its memory and without its source's file: shapes, names and what
-    is frozen are the real ones, values are not."""
-    from mvl.datasets.registry import find_task
-    from mvl.models.build import SYSTEMS
-    from mvl.training.objective import num_classes
-
-    task = find_task(config.task)
-    with torch.device("meta"):
-        return SYSTEMS[config.model.architecture](
-            without_files(config), len(task.channels), num_classes(config, task)
-        )
-
-
-class _Stages(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.network.stages(image)  # type: ignore[operator]
-
-
-@torch.no_grad()
-def stage_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shape of every named intermediate of one case, from a forward pass that computes no values;
-    the network stays as it is."""
-    named = itertools.chain(network.named_parameters(), network.named_buffers())
-    shadow = {f"network.{name}": torch.empty_like(tensor, device="meta") for name, tensor in named}
-    image = torch.empty(2, *image_shape, device="meta")
-    out = torch.func.functional_call(_Stages(network), shadow, (image,))
-    return {"input": image_shape, **{name: tuple(tensor.shape[1:]) for name, tensor in out.items()}}
 
 
 def plan(network: nn.Module, img_size: tuple[int, ...] = (), config: Config | None = None) -> Plan:
@@ -190,12 +155,10 @@ def _vit_ends(
     """Sections up to the encoder, and from the decoder on."""
     patch, width, local = "×".join(map(str, vit.patch_size)), vit.embed.out_features, list(hybrid)
 
-    def blocks(part):
-        return (
-            f"{len(part)} blocks, width {width}, {part[0].num_heads} heads"
-            if len(part)
-            else "no blocks"
-        )
+    def blocks(part: Any) -> str:
+        if not len(part):
+            return "no blocks"
+        return f"{len(part)} blocks, width {width}, {part[0].num_heads} heads"
 
     name = "ViT encoder, hybrid attention" if local else "ViT encoder"
     start: list[Section] = [
@@ -346,11 +309,8 @@ def _count(modules: Iterable[nn.Module | nn.Parameter]) -> tuple[int, int]:
     """Trained and frozen parameters, each once."""
     lists = ([m] if isinstance(m, nn.Parameter) else list(m.parameters()) for m in modules)
     owned = {id(p): p for p in itertools.chain.from_iterable(lists)}
-
-    def count(trained):
-        return sum(p.numel() for p in owned.values() if p.requires_grad is trained)
-
-    return count(True), count(False)
+    trained = sum(p.numel() for p in owned.values() if p.requires_grad)
+    return trained, sum(p.numel() for p in owned.values()) - trained
 
 
 def _times(shape: Sequence[int]) -> str:

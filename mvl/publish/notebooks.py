@@ -287,7 +287,7 @@ def unplaced(cell: dict[str, Any]) -> None:
     parameters."""
     from mvl.core.privacy import redact
 
-    def clean(text):
+    def clean(text: Any) -> Any:
         return [redact(line) for line in text] if isinstance(text, list) else redact(text)
 
     if "injected-parameters" in cell["metadata"].get("tags", ()):

@@ -55,13 +55,11 @@ def _claim_llm4seg() -> str:
 
 def _claim_comparators() -> str:
     peers = ("UNETR", "UNet++", "nnU-Net", "Swin-UNet")
-    ours, numbers = (
-        paper_value("comparators", "MedVisionLlama"),
-        {peer: paper_value("comparators", peer) for peer in peers},
-    )
+    ours = paper_value("comparators", "MedVisionLlama")
+    theirs = ", ".join(f"{paper_value('comparators', peer):.2f} ({peer})" for peer in peers)
     return (
         f"MedVisionLlama v3 reports a mean test Dice of **{ours:.2f}** against"
-        f" {', '.join(f'{n:.2f} ({p})' for p, n in numbers.items())}, over the ten Decathlon tasks."
+        f" {theirs}, over the ten Decathlon tasks."
         " How the other networks were trained is not stated."
     )
 

@@ -25,10 +25,9 @@ def record(
     plans = {
         name: plan.price(configs, plan.find_device(name), data_dir=ROOT / "book") for name in SHOWN
     }
-    words = (
-        "mvl plan"
-        f" {study}{f' --epochs {epochs}' if epochs else ''}{' --every-system' if every_system else ''}"
-    )
+    words = f"mvl plan {study}"
+    words += f" --epochs {epochs}" if epochs else ""
+    words += " --every-system" if every_system else ""
     shown = {
         name: {key: fact for key, fact in p.items() if key not in HERE} for name, p in plans.items()
     }
@@ -53,15 +52,14 @@ def page(path: Path = RECORD) -> dict[str, str]:
         " keep, GB |\n|---|--:|--:|--:|--:|---|--:|--:|"
     )
 
-    def fits(p):
-        return "yes" if p["memory_fits"] else "no: raise `train.accumulate`"
-
-    rows = [
-        f"| {p['devices']} x {p['device'].upper()} | {p['runs']:,} | {p['hours']:,.0f} |"
-        f" {p['wall_hours']:,.0f} | {p['peak_memory_mb'] / 1e3:.1f} | {fits(p)} |"
-        f" {p['download_bytes'] / 1e9:.1f} | {p['keep_bytes'] / 1e9:.1f} |"
-        for p in plans
-    ]
+    rows = []
+    for p in plans:
+        fits = "yes" if p["memory_fits"] else "no: raise `train.accumulate`"
+        rows.append(
+            f"| {p['devices']} x {p['device'].upper()} | {p['runs']:,} | {p['hours']:,.0f} |"
+            f" {p['wall_hours']:,.0f} | {p['peak_memory_mb'] / 1e3:.1f} | {fits} |"
+            f" {p['download_bytes'] / 1e9:.1f} | {p['keep_bytes'] / 1e9:.1f} |"
+        )
     first = made["plans"][SHOWN[0]]
     each = [
         f"| `{row['system']}` | {row['runs']} | {row['hours']:,.1f} |"

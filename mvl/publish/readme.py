@@ -17,7 +17,7 @@ from mvl.evidence import claims_ledger
 from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.lesion_classes import EMPTY
 from mvl.publish import second_study_page
-from mvl.publish.book import PUBLISHED
+from mvl.publish.book_facts import PUBLISHED
 from mvl.study.tables import TableError, read_cases, read_rows, read_runs, summary
 
 PAPER_COLUMNS = [
@@ -196,20 +196,12 @@ def readme_row(
 ) -> str:
     """One arm as a row of the README's table: mean over runs ± sd over runs (where there are
     several), cases and a link to its runs."""
-
-    def show(m, digits):
-        return f"{arm[m]:.{digits}f}" + (
-            "" if math.isnan(arm[f"{m}_sd"]) else f" ± {arm[f'{m}_sd']:.{digits}f}"
-        )
-
-    cells = [
-        f"`{arm['system']}`",
-        f"{100 * arm['fraction']:g} %",
-        *(show(m, digits) for m, (_, digits) in metrics.items()),
-        f"[{arm['done']} of {arm['planned']}]({folder})",
-        cases,
-        *paper,
-    ]
+    cells = [f"`{arm['system']}`", f"{100 * arm['fraction']:g} %"]
+    for metric, (_, digits) in metrics.items():
+        sd = arm[f"{metric}_sd"]
+        spread = "" if math.isnan(sd) else f" ± {sd:.{digits}f}"
+        cells.append(f"{arm[metric]:.{digits}f}{spread}")
+    cells += [f"[{arm['done']} of {arm['planned']}]({folder})", cases, *paper]
     return f"| {' | '.join(cells)} |"
 
 

@@ -20,6 +20,7 @@ from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
 from mvl.evidence.arms import title
 from mvl.publish.notebooks import write_notebook
+from mvl.publish.run_links import SUFFIX, anchor, book_links, copied, link, link_outputs, page_name
 from mvl.study.grid import load_study, study_runs
 
 NUMBERED = ("intro", "claims", "audit", "statistics", "reproduce", "model_card")
@@ -28,17 +29,6 @@ does."""
 FILES = (*run_folder.RECORD_FILES, "status.json")
 TABLES = ("runs.csv", "cases.csv", "history.csv", "tuning.csv", "activations.csv")
 "Tables of a study; the last two where there are trials, or activations were measured."
-SUFFIX = ".txt"
-"Added to every copy: browsers show text, but save a .yaml or .csv."
-RUN = re.compile(
-    r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/runs/([\w.%-]+)/([\w.%-]+?)"
-    r"(?:/(fraction-[\w.]+_fold-\d+_seed-\d+)(?:/([\w.]+))?|#fraction-([\w.]+))\)"
-)
-TABLE = re.compile(
-    r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/((?:runs|cases|history|tuning|activations)\.csv)\)"
-)
-"""Markdown links whose address ends in a run, a run's file or an arm of a study; or in a study's
-table."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +50,13 @@ class Row:
     @property
     def name(self) -> str:
         """`<task>/<system>/fraction-<f>_fold-<k>_seed-<n>`."""
-        return f"{self.task}/{self.system}/fraction-{self.fraction!r}_fold-{self.fold}_seed-{self.seed}"
+        place = f"fraction-{self.fraction!r}_fold-{self.fold}_seed-{self.seed}"
+        return f"{self.task}/{self.system}/{place}"
 
     @property
     def arm(self) -> tuple[str, str, str, float]:
         """What the rows of one arm share."""
         return self.block, self.task, self.system, self.fraction
-
-
-def anchor(task: str, system: str, fraction: float | str, place: str = "") -> str:
-    """The id of an arm's rows, or with `place` (`fold-0_seed-1`) of a run's row, on its study's
-    page."""
-    return re.sub(
-        r"[^\w-]+", "-", f"{task}-{system}-{float(fraction):g}{'-' + place if place else ''}"
-    )
-
-
-def page_name(study: str) -> str:
-    """Name of a study's page."""
-    return f"runs_{Path(study).stem}"
 
 
 def shown_studies(studies: Sequence[str], results: Path) -> list[str]:
@@ -172,23 +150,24 @@ def study_page(study: str, rows: Sequence[Row], results: Path) -> str:
         f'<a href="{quote(place)}">{html.escape(task)}</a>'
         for task, place in split_files(rows).items()
     )
-    made = (
-        "**Generated data, a smoke study: no evidence about scans.** "
-        if set(plan.tasks) <= set(MADE)
-        else ""
-    )
+    made = ""
+    if set(plan.tasks) <= set(MADE):
+        made = "**Generated data, a smoke study: no evidence about scans.** "
     tables = ", ".join(
         f"[{name}]({plan.name}/{name})" for name in TABLES if (results / plan.name / name).is_file()
     )
     units = " and ".join(dict.fromkeys(find_task(row.task).unit for row in rows))
     return f"""# Runs: {plan.title}
 
-{made}Study `{plan.name}`: {done} of {len(rows)} runs are recorded; a run that is not there keeps its row. Each row leads to the run's settings
-(*config*), its machine, code and versions (*environment*), its scores by case, its training history, and the sha256 of each (*status*); the last
-column repeats it and prints its folder. Dice and HD95 ({units}) are means over the test cases on the native grid.
+{made}Study `{plan.name}`: {done} of {len(rows)} runs are recorded; a run that is not there keeps
+its row. Each row leads to the run's settings (*config*), its machine, code and versions
+(*environment*), its scores by case, its training history, and the sha256 of each (*status*); the
+last column repeats it and prints its folder. Dice and HD95 ({units}) are means over the test cases
+on the native grid.
 
-Splits: {splits or "made on demand"}. Fold *k* tests block *k*, validates on the next two and trains on the other seven; a share of the data is a
-prefix of each training set. Tables of the study: {tables or "none yet"}.
+Splits: {splits or "made on demand"}. Fold *k* tests block *k*, validates on the next two and trains
+on the other seven; a share of the data is a prefix of each training set. Tables of the study:
+{tables or "none yet"}.
 
 ```{{raw}} html
 {runs_table(plan.name, rows, results)}
@@ -233,36 +212,30 @@ def run_row(study: str, row: Row, results: Path) -> str:
         if (folder / name).is_file()
     )
 
-    def number(key, digits):
+    def number(key: str, digits: int) -> str:
         return f"{float(row.facts[key]):.{digits}f}" if row.facts.get(key) else ""
 
-    command = (
-        f"<code>{html.escape(run_folder.command(row.config, run_folder.default_results_dir()))}</code>"
-        if row.config
-        else ""
-    )
-    cells = [
-        (
-            f'<th scope="row"><code>{html.escape(row.system)}</code><br><small>{html.escape(title(row.system))}</small></th>'
-        ),
-        *(
-            f"<td>{text}</td>"
-            for text in (
-                f"{row.fraction:.0%}",
-                row.fold,
-                row.seed,
-                links or row.facts["state"],
-                number("dice", 3),
-                number("hd95_mm", 2),
-                code_version(folder),
-                command,
-            )
-        ),
-    ]
-    return (
-        f'<tr id="{anchor(row.task, row.system, row.fraction, place)}"'
-        f' class="{row.facts["state"]}">{"".join(cells)}</tr>'
-    )
+    command = ""
+    if row.config:
+        words = run_folder.command(row.config, run_folder.default_results_dir())
+        command = f"<code>{html.escape(words)}</code>"
+
+    system, name = html.escape(row.system), html.escape(title(row.system))
+    cells = [f'<th scope="row"><code>{system}</code><br><small>{name}</small></th>']
+    for text in (
+        f"{row.fraction:.0%}",
+        row.fold,
+        row.seed,
+        links or row.facts["state"],
+        number("dice", 3),
+        number("hd95_mm", 2),
+        code_version(folder),
+        command,
+    ):
+        cells.append(f"<td>{text}</td>")
+
+    where = anchor(row.task, row.system, row.fraction, place)
+    return f'<tr id="{where}" class="{row.facts["state"]}">{"".join(cells)}</tr>'
 
 
 def code_version(folder: Path) -> str:
@@ -270,20 +243,13 @@ def code_version(folder: Path) -> str:
     if not (folder / "environment.json").is_file():
         return ""
     made = json.loads((folder / "environment.json").read_text()).get("mvl", {})
-    return (
-        f"{made['commit'][:7]}{'+' if made.get('dirty') else ''}"
-        if made.get("commit")
-        else "not known"
-    )
-
-
-def copied(study: str, run: str, name: str) -> str:
-    """Address, from the book's top, of the copy of a run's file."""
-    return f"records/{study}/runs/{run}/{name}{SUFFIX}"
+    if not made.get("commit"):
+        return "not known"
+    return made["commit"][:7] + ("+" if made.get("dirty") else "")
 
 
 def split_files(rows: Sequence[Row]) -> dict[str, str]:
-    """Name of a split -> address of its file's copy, for each split of the rows that is committed."""
+    """Map the name of each committed split of the rows to the address of its file's copy."""
     names = dict.fromkeys(split_name(row) for row in rows)
     return {
         name: f"records/splits/{name}.json{SUFFIX}"
@@ -322,42 +288,3 @@ def copy_files(wanted: dict[Path, Path]) -> None:
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-
-
-def book_links(text: str, studies: Sequence[str], up: str = "") -> str:
-    """Markdown with each link to a run, arm or table of these studies turned to its place in the
-    book; `up` leads to the book's top."""
-    known = {Path(study).stem for study in studies}
-
-    def run(found: re.Match[str]) -> str:
-        words, study, task, system, place, name, fraction = found.groups()
-        if study not in known:
-            return found[0]
-        if name:
-            return link(words, f"{up}{copied(study, f'{task}/{system}/{place}', name)}")
-        share, where = place.removeprefix("fraction-").split("_", 1) if place else (fraction, "")
-        return link(words, f"{up}{page_name(study)}.html#{anchor(task, system, share, where)}")
-
-    def table(found: re.Match[str]) -> str:
-        return (
-            link(found[1], f"{up}records/{found[2]}/{found[3]}{SUFFIX}")
-            if found[2] in known
-            else found[0]
-        )
-
-    return TABLE.sub(table, RUN.sub(run, text))
-
-
-def link(words: str, address: str) -> str:
-    """An HTML link: Markdown's own are looked up among the book's sources, where these pages and
-    files are not."""
-    words = re.sub(r"`([^`]*)`", lambda code: f"<code>{html.escape(code[1])}</code>", words)
-    return f'<a href="{address}">{words}</a>'
-
-
-def link_outputs(notebook: dict[str, Any], studies: Sequence[str]) -> None:
-    """`book_links` on every Markdown output of an executed notebook, in place."""
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            if text := output.get("data", {}).get("text/markdown"):
-                output["data"]["text/markdown"] = book_links("".join(text), studies, "../")

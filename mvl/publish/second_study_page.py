@@ -177,7 +177,7 @@ def progress_table(results: Path) -> str:
 
 @styled
 def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
-    """Draw each hybrid run's Dice minus the ViT's beside what it loses when its block is silenced."""
+    """Draw each hybrid run's Dice minus the ViT's beside what it loses with a silenced block."""
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axis = figure.subplots()
     for study, rows in use.items():

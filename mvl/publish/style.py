@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from mvl.evidence.arms import generated
+from mvl.evidence.decision import UNDECIDED, WITHDRAWN
 
 FRACTION_COLOURS = {0.1: "#3B5BDB", 0.3: "#5C940D", 1.0: "#495057"}
 """Blue 10 %, green 30 %, as in MedVisionLlama's figure; for the one figure where colour tells the
@@ -34,8 +35,8 @@ VERDICTS = {
     "not reproduced": ("#8A5A00", "s"),
     "contradicted": ("#A4133C", "X"),
     "moot": ("#57606A", "v"),
-    "not decided": ("#57606A", "D"),
-    "withdrawn": ("#57606A", "x"),
+    UNDECIDED: ("#57606A", "D"),
+    WITHDRAWN: ("#57606A", "x"),
     "not testable here": ("#57606A", "_"),
 }
 """Ink and marker of a verdict's word; those that decide nothing are drawn hollow, so that neither

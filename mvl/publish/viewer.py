@@ -254,13 +254,11 @@ def case_table(drawn: Sequence[Drawn], holes: Sequence[str] = ()) -> str:
         f"| case | rank | {' | '.join(map(title, systems))} |",
         f"|---|---|{'---:|' * len(systems)}",
     ]
-    rows = [
-        f"| {one.case} | {one.rank} | {' | '.join(f'{one.dice[s]:.3f}' for s in systems)} |"
-        for one in drawn
-    ]
+    lines = head
+    for one in drawn:
+        numbers = " | ".join(f"{one.dice[s]:.3f}" for s in systems)
+        lines.append(f"| {one.case} | {one.rank} | {numbers} |")
+
     label = generated([one.task for one in drawn])
-    return (
-        "\n".join([*head, *rows])
-        + f"\n\n{label.capitalize() + ' data. ' if label else ''}Dice of the whole case on its own"
-        " grid."
-    )
+    made = f"{label.capitalize()} data. " if label else ""
+    return "\n".join([*lines, "", f"{made}Dice of the whole case on its own grid."])

@@ -29,7 +29,7 @@ def run_address(results_dir: Path, place: str) -> str:
     (`<study>/runs/<task>/<system>#fraction-<f>`): on the repository where it is published.
 
     Else relative to the notebooks. The book turns either into its own page or copy
-    (`mvl.publish.run_pages.book_links`).
+    (`mvl.publish.run_links.book_links`).
     """
     if results_dir.resolve() != run_folder.records_dir().resolve():
         return quote(f"{os.path.relpath(results_dir, ROOT / 'notebooks')}/{place}", safe="/#")

@@ -3,7 +3,7 @@
 import pytest
 
 from mvl.bench import systems
-from mvl.cli.main import parser
+from mvl.cli.parser import parser
 from mvl.core import run_folder
 from mvl.core.config import CONFIG_DIR, load_config, named, system_names
 from mvl.models import describe

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mvl.cli import main
+from mvl.cli import main, parser
 from mvl.core.config import ROOT, ConfigError
 from mvl.core.errors import MvlError
 
@@ -73,7 +73,7 @@ def test_unknown_names_end_with_2_and_one_message(argv, capsys):
 
 @pytest.mark.parametrize("name", ["hippocampus", "Task04_Hippocampus", "task04_hippocampus"])
 def test_both_names_of_a_task_mean_the_same_run(name):
-    assert main.parser().parse_args(["verify", name]).task == "Task04_Hippocampus"
+    assert parser.parser().parse_args(["verify", name]).task == "Task04_Hippocampus"
 
 
 def test_your_own_data_are_given_by_path_or_name_and_named_when_broken(
@@ -119,8 +119,8 @@ def test_every_command_of_the_contract_is_there():
         "audit --json",
         "audit --released clone --measure",
     ):
-        assert callable(main.parser().parse_args(line.split()).handler)
-    args = main.parser().parse_args(
+        assert callable(parser.parser().parse_args(line.split()).handler)
+    args = parser.parser().parse_args(
         [
             *TRAIN,
             "--fraction",

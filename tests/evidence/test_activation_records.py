@@ -18,7 +18,7 @@ from mvl.datasets import loaders
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
 from mvl.datasets.task import TaskError
-from mvl.evidence import activation_records
+from mvl.evidence import activation_maps, activation_records
 from mvl.evidence.activations import COLUMNS, MEASURES
 from mvl.evidence.chapter import Chapter
 from mvl.models.build import build_system, own_state
@@ -31,7 +31,9 @@ tasks: [phantoms]
 grid:
   - {name: main, systems: [vit_baseline, medvisionllama_v3, unet], folds: [0, 1], seeds: [0, 1]}
 data: {img_size: [16, 16, 16]}
-model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64, token_block: {kind: mlp, source: SOURCE}}
+model:
+  {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64,
+   token_block: {kind: mlp, source: SOURCE}}
 """
 LLAMA = {
     "model_type": "llama",
@@ -249,10 +251,10 @@ def test_a_chapter_of_own_runs_makes_its_files_once(
 
 def test_pictures_come_back_within_a_step() -> None:
     values = np.random.default_rng(0).normal(size=(9, 7))
-    steps, (low, high) = activation_records.squeezed(values)
+    steps, (low, high) = activation_maps.squeezed(values)
     assert np.abs(low + (high - low) * steps / 255 - values).max() < (high - low) / 255
-    assert activation_records.squeezed(np.ones((2, 2)))[0].max() == 0
-    assert activation_records.packed({"a": steps}, {"x": 1}) == activation_records.packed(
+    assert activation_maps.squeezed(np.ones((2, 2)))[0].max() == 0
+    assert activation_maps.packed({"a": steps}, {"x": 1}) == activation_maps.packed(
         {"a": steps}, {"x": 1}
     )
 

@@ -185,7 +185,7 @@ def test_the_terminal_shows_findings_table_and_clone(tmp_path: Path) -> None:
         (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clone" / name).write_text(words)
     found = audit_findings.report(tmp_path / "clone", tmp_path)
-    said = audit_findings.show(found)
+    said = audit_findings.report_as_text(found)
     assert (
         "P2 layer-ignored" in said
         and "shown     does-not-parse: src/models/medvisionllama.py:1" in said

@@ -94,8 +94,5 @@ def test_a_layer_without_a_mask_is_causal() -> None:
     assert not audit_measures.sees_later_tokens()[1]
 
 
-def test_reported_values_are_those_of_the_file() -> None:
-    assert audit_measures.reported(
-        paper="P1", table="average", system="ViT-Baseline", metric="dice"
-    ) == [0.74]
+def test_the_odd_numbers_are_those_of_the_file() -> None:
     assert "+0.13" in audit_measures.odd_examples() and "+0.045" in audit_measures.odd_fraction()

@@ -13,17 +13,19 @@ from mvl.evidence import chapter as chapter_module
 from mvl.evidence import differences
 from mvl.evidence.arms import title
 from mvl.evidence.chapter import (
+    Chapter,
     _foreground,
     covered,
     open_chapter,
     planned_pairs,
+    train_chapter,
     units_of,
     unplanned,
 )
 from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, LLM4SEG_RANDOM, MLP, RANDOM, TOPICS, V1, VIT
 from mvl.publish import chapter_page
 from mvl.study import tables
-from mvl.study.grid import study_runs
+from mvl.study.grid import load_study, study_runs
 
 
 def write_run(results: Path, config: Config) -> None:
@@ -70,14 +72,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return blocks
 
 
+def trained_chapter(topic: str, study: str, results: Path) -> Chapter:
+    """A chapter as a notebook opens it: what it lacks is asked for, the tables are collected."""
+    train_chapter(topic, study, results)
+    return open_chapter(topic, study, results)
+
+
 def test_a_chapter_reads_its_own_runs_and_names_its_holes(asked: list[str], tmp_path: Path) -> None:
     for config in study_runs("quick"):
         if config.system in (VIT, "medvisionllama_v3_r2") or (
             config.system == HYBRID and config.seed == 0
         ):
             write_run(tmp_path, config)
-    chapter = open_chapter("llm_hybrid", "quick", tmp_path)
+    train_chapter("llm_hybrid", "quick", tmp_path)
     assert asked == ["main"]
+    chapter = open_chapter("llm_hybrid", "quick", tmp_path)
     assert set(chapter.runs["system"]) == {VIT, HYBRID, RANDOM} and set(
         chapter.runs["fraction"]
     ) == {1.0}
@@ -96,8 +105,9 @@ def test_records_are_read_and_never_written(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "records_dir", lambda: tmp_path)
+    train_chapter("baseline", "quick", tmp_path)
     chapter = open_chapter("baseline", "quick", tmp_path)
-    assert list(tmp_path.iterdir()) == [] and chapter.published
+    assert not asked and list(tmp_path.iterdir()) == [] and chapter.published
     assert chapter.holes == (f"{title(VIT)} at 100% of the data: 3 runs",)
     assert "no answer" in chapter_page.answer(chapter)
     assert chapter_page.run_links(chapter) == "No run is recorded yet."
@@ -109,7 +119,7 @@ def test_a_study_without_the_chapters_block_is_a_hole(
     monkeypatch.setattr(tables, "collect", lambda study, folder: folder)
     study = tmp_path / "small.yaml"
     study.write_text("title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline]}]")
-    chapter = open_chapter("lora_ablation", str(study), tmp_path / "runs")
+    chapter = trained_chapter("lora_ablation", str(study), tmp_path / "runs")
     assert "block `lora` is not in the grid" in chapter.holes[0]
 
 
@@ -155,11 +165,11 @@ def test_only_planned_contrasts_are_taken_and_the_others_are_named(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
-    chapter = open_chapter("version_1", str(tmp_path / "small.yaml"), tmp_path)
+    chapter = trained_chapter("version_1", str(tmp_path / "small.yaml"), tmp_path)
     assert chapter.contrasts == [(V1, VIT), (V1, HYBRID)]
     assert set(unplanned(chapter)) == {f"{V1}_{part}" for part in ("plain", "hybrid", "fusion")}
     assert set(chapter.runs["system"]) == {V1, VIT, HYBRID}
-    controls = open_chapter("controls", str(tmp_path / "small.yaml"), tmp_path)
+    controls = trained_chapter("controls", str(tmp_path / "small.yaml"), tmp_path)
     assert controls.contrasts == [] and controls.holes[0].startswith(
         "block `controls` is not in the grid"
     )
@@ -170,7 +180,7 @@ def test_a_chapter_has_the_tasks_and_the_unit_of_its_blocks(
 ) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     study = str(tmp_path / "small.yaml")
-    flat, deep = (open_chapter(topic, study, tmp_path) for topic in ("llm4seg", "llm_hybrid"))
+    flat, deep = (trained_chapter(topic, study, tmp_path) for topic in ("llm4seg", "llm_hybrid"))
     assert (flat.tasks, flat.unit, flat.smoke) == (["shapes"], "px", True)
     assert (deep.tasks, deep.unit, deep.smoke) == (["phantoms"], "mm", True)
     assert flat.contrasts == [
@@ -186,13 +196,20 @@ GRID = """
 title: t
 tasks: [phantoms]
 grid:
-  - {name: main, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random, medvisionllama_v3_mlp], folds: [0, 1, 2], seeds: [0, 1]}
-  - {name: few_shot, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random], fractions: [0.1, 0.3], folds: [0, 1, 2], seeds: [0]}
-  - {name: lora, systems: [medvisionllama_v3_r2, medvisionllama_v3_lora_block], folds: [0, 1], seeds: [0]}
+  - {name: main, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random,
+     medvisionllama_v3_mlp],
+     folds: [0, 1, 2], seeds: [0, 1]}
+  - {name: few_shot, systems: [vit_baseline, medvisionllama_v3, medvisionllama_v3_random],
+     fractions: [0.1, 0.3], folds: [0, 1, 2], seeds: [0]}
+  - {name: lora, systems: [medvisionllama_v3_r2, medvisionllama_v3_lora_block],
+     folds: [0, 1], seeds: [0]}
   - {name: peers, systems: [unet, unetr], folds: [0, 1], seeds: [0]}
   - {name: peers_large, systems: [unetpp], folds: [0], seeds: [0]}
-  - {name: llm4seg, tasks: [shapes], systems: [cmunext, llm4seg, llm4seg_random, llm4seg_t], folds: [0, 1], seeds: [0]}
-  - {name: label_noise, tasks: [shapes], systems: [cmunext_boundary50, llm4seg_boundary50, llm4seg_random_boundary50], folds: [0], seeds: [0]}
+  - {name: llm4seg, tasks: [shapes], systems: [cmunext, llm4seg, llm4seg_random, llm4seg_t],
+     folds: [0, 1], seeds: [0]}
+  - {name: label_noise, tasks: [shapes], systems: [cmunext_boundary50, llm4seg_boundary50,
+     llm4seg_random_boundary50],
+     folds: [0], seeds: [0]}
 task_overrides: {shapes: {data: {img_size: [32, 32]}}}
 """
 
@@ -211,7 +228,7 @@ def test_arms_that_stand_beside_have_the_folds_and_seeds_of_the_topics_own(
     asked: list[str], grid: Path
 ) -> None:
     lora, few, peers = (
-        open_chapter(topic, str(grid / "grid.yaml"), grid)
+        trained_chapter(topic, str(grid / "grid.yaml"), grid)
         for topic in ("lora_ablation", "few_shot", "comparators")
     )
     at = ["fraction", "fold", "seed"]
@@ -254,7 +271,7 @@ def test_a_run_that_is_planned_beside_and_not_there_is_a_hole(
     (tmp_path / "grid.yaml").write_text(GRID)
     for config in study_runs(str(tmp_path / "grid.yaml"), "lora"):
         write_run(tmp_path, config)
-    lora = open_chapter("lora_ablation", str(tmp_path / "grid.yaml"), tmp_path)
+    lora = trained_chapter("lora_ablation", str(tmp_path / "grid.yaml"), tmp_path)
     assert lora.holes == (
         f"{title(HYBRID)} at 100% of the data: 2 runs",
         f"{title(VIT)} at 100% of the data: 2 runs",
@@ -264,7 +281,7 @@ def test_a_run_that_is_planned_beside_and_not_there_is_a_hole(
 def test_noise_is_compared_at_each_rate_with_the_clean_arms_beside(
     asked: list[str], grid: Path
 ) -> None:
-    noise = open_chapter("label_noise", str(grid / "grid.yaml"), grid)
+    noise = trained_chapter("label_noise", str(grid / "grid.yaml"), grid)
     assert noise.contrasts == [
         ("llm4seg_boundary50", "cmunext_boundary50"),
         ("llm4seg_random_boundary50", "cmunext_boundary50"),
@@ -280,7 +297,7 @@ def test_noise_is_compared_at_each_rate_with_the_clean_arms_beside(
 def test_the_hybrid_stands_against_baseline_random_block_and_matched_mlp(
     asked: list[str], grid: Path
 ) -> None:
-    main = open_chapter("llm_hybrid", str(grid / "grid.yaml"), grid)
+    main = trained_chapter("llm_hybrid", str(grid / "grid.yaml"), grid)
     assert main.contrasts == [
         (HYBRID, VIT),
         (RANDOM, VIT),
@@ -303,18 +320,15 @@ def test_the_hybrid_stands_against_baseline_random_block_and_matched_mlp(
 def test_planned_pairs_are_those_of_the_grid(
     topic: str, pair: tuple[str, str], fraction: float
 ) -> None:
-    grid = study_runs("hippocampus")
+    grid, plan = study_runs("hippocampus"), load_study("hippocampus")
     of_arm = [
         {(r.fold, r.seed) for r in grid if (r.system, r.fraction) == (system, fraction)}
         for system in pair
     ]
-    own = {(fold, seed) for _, fold, seed in units_of("hippocampus", TOPICS[topic])}
-    found = planned_pairs("hippocampus", TOPICS[topic], *pair, "Task04_Hippocampus", fraction)
+    own = {(fold, seed) for _, fold, seed in units_of(plan, TOPICS[topic])}
+    found = planned_pairs(plan, TOPICS[topic], *pair, "Task04_Hippocampus", fraction)
     assert found == tuple(sorted(of_arm[0] & of_arm[1] & own)) and found
-    assert planned_pairs("hippocampus", TOPICS[topic], *pair, "phantoms", fraction) == ()
+    assert planned_pairs(plan, TOPICS[topic], *pair, "phantoms", fraction) == ()
     assert (
-        planned_pairs(
-            "hippocampus", TOPICS[topic], pair[0], "nobody", "Task04_Hippocampus", fraction
-        )
-        == ()
+        planned_pairs(plan, TOPICS[topic], pair[0], "nobody", "Task04_Hippocampus", fraction) == ()
     )

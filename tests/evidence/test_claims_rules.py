@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mvl.evidence import claims_rules, stats
-from mvl.evidence.claims_rules import (
+from mvl.evidence import claims_differences, claims_rules, stats
+from mvl.evidence.claims_evidence import Claim
+from mvl.evidence.claims_rules import RULES
+from mvl.evidence.claims_verdicts import (
     CONTRADICTED,
     NOT_REPRODUCED,
     REPRODUCED,
-    RULES,
     SHARED,
     UNTESTABLE,
 )
-from mvl.evidence.claims_tests import Claim
 from mvl.evidence.decision import UNDECIDED, WITHDRAWN
 
 VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
@@ -237,7 +237,7 @@ def test_convergence_counts_epochs_to_a_share_of_the_references_last_dice(
 
 def test_epochs_that_were_not_validated_are_passed_over():
     run = pd.DataFrame({"epoch": [0, 1, 2, 3], "val_dice": [np.nan, 0.4, np.nan, 0.8]})
-    assert [claims_rules.epochs_to(run, goal) for goal in (0.3, 0.5, 0.9)] == [1, 3, 4]
+    assert [claims_differences.epochs_to(run, goal) for goal in (0.3, 0.5, 0.9)] == [1, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from functools import partial
 
 import pytest
 
-from mvl.evidence import claims_tests, stats
+from mvl.evidence import claims_evidence, claims_tests, run_pairs, stats
 
 VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
 TASK = "Task04_Hippocampus"
 ARMS = {VIT: [0.5, 0.52, 0.49], HYBRID: [0.6, 0.61, 0.6], RANDOM: [0.55, 0.53, 0.56]}
-CLAIM = claims_tests.Claim(
+CLAIM = claims_evidence.Claim(
     "a",
     "P1",
     "somewhere",
@@ -45,11 +45,15 @@ def test_planned_units_are_those_of_every_system(evidence):
         records.plan[(records.plan["system"] == HYBRID) & (records.plan["fold"] == 2)].index,
         inplace=True,
     )
-    assert claims_tests.planned_units(records, (HYBRID, VIT), TASK, 1.0) == ((0, 0), (1, 0))
-    assert claims_tests.planned_units(records, (VIT, RANDOM), TASK, 1.0) == ((0, 0), (1, 0), (2, 0))
+    assert claims_evidence.planned_units(records, (HYBRID, VIT), TASK, 1.0) == ((0, 0), (1, 0))
+    assert claims_evidence.planned_units(records, (VIT, RANDOM), TASK, 1.0) == (
+        (0, 0),
+        (1, 0),
+        (2, 0),
+    )
     assert (
-        claims_tests.planned_units(records, (VIT, "unet"), TASK, 1.0)
-        == claims_tests.planned_units(records, (VIT, HYBRID), TASK, 0.1)
+        claims_evidence.planned_units(records, (VIT, "unet"), TASK, 1.0)
+        == claims_evidence.planned_units(records, (VIT, HYBRID), TASK, 0.1)
         == ()
     )
 
@@ -57,7 +61,7 @@ def test_planned_units_are_those_of_every_system(evidence):
 def test_the_difference_is_that_of_the_statistics(evidence):
     records = evidence(ARMS, folds=3)
     found = claims_tests.of_cases(records, HYBRID, VIT, TASK, 1.0, "dice")
-    direct = stats.pair(records.cases, HYBRID, VIT, TASK)
+    direct = run_pairs.pair(records.cases, HYBRID, VIT, TASK)
     assert found.pairs is not None and found.pairs.fold_means.tolist() == direct.fold_means.tolist()
     assert found.base == pytest.approx(sum(ARMS[VIT]) / 3 + 0.015)
     assert claims_tests.of_cases(records, HYBRID, VIT, TASK, 1.0, "dice") is found
@@ -66,7 +70,7 @@ def test_the_difference_is_that_of_the_statistics(evidence):
 def test_scores_on_other_cases_are_an_error_and_not_a_hole(evidence):
     records = evidence(ARMS, folds=3)
     records.cases.loc[0, "case"] = "case_of_nobody"
-    with pytest.raises(stats.StatsError, match="not scored on the same cases"):
+    with pytest.raises(run_pairs.StatsError, match="not scored on the same cases"):
         claims_tests.of_cases(records, HYBRID, VIT, TASK, 1.0, "dice")
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mvl.core.config import ROOT
-from mvl.evidence import calibration, decision, resampling, stats
-from mvl.evidence.claims_rules import as_gain
-from mvl.evidence.claims_tests import UNITS, Found
+from mvl.evidence import calibration, decision, resampling, run_pairs, stats
+from mvl.evidence.claims_evidence import UNITS, Found
+from mvl.evidence.claims_verdicts import as_gain
 from mvl.evidence.decision import Numbers, decide
 
 DONE = {"planned": 5, "done": 5, "folds": 5}
@@ -56,7 +56,7 @@ def test_chapter_ledger_and_calibration_say_the_same(folds, seeds, effect):
         0, 0.003, (1, folds, 1, 1)
     )
     units = tuple((f, s) for f in range(folds) for s in range(seeds))
-    pairs = stats.Pairs(
+    pairs = run_pairs.Pairs(
         "new", "old", "task", 1.0, "dice", units, tuple(shown[0, f, s] for f, s in units), (), units
     )
     # The calibration's weights are those that the bootstrap of these shapes draws.
@@ -132,7 +132,7 @@ def test_every_metric_has_a_margin_with_its_reason_and_no_other_place_has_one():
 
 
 def test_the_printed_interval_is_the_tests():
-    pairs = stats.Pairs(
+    pairs = run_pairs.Pairs(
         "a",
         "b",
         "t",

@@ -13,7 +13,7 @@ from mvl.evidence import calibration, power, stats
 from mvl.evidence.calibration import Components
 from mvl.evidence.decision import LEVEL, MARGIN, TEST_OVER_TRAIN
 from mvl.evidence.power import Design
-from mvl.evidence.stats import Pairs
+from mvl.evidence.run_pairs import Pairs
 
 PLANTED = Components(4e-6, 3e-6, 2e-5, 4e-5, folds=5, seeds=2, cases=26)
 

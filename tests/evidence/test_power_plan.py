@@ -11,7 +11,7 @@ from mvl.cli import main as main_module
 from mvl.core import run_folder
 from mvl.core.config import ConfigError
 from mvl.core.errors import USAGE
-from mvl.evidence import power, power_plan, stats
+from mvl.evidence import power, power_plan, run_pairs
 from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, RANDOM, VIT
 
 RECORDS = run_folder.records_dir()
@@ -61,7 +61,7 @@ def test_variances_are_those_of_the_records():
     value = power_plan.power_plan("hippocampus", designs=["5x1"], families=[1, 3])
     (row,) = found(value, HYBRID, VIT, fraction=0.1)
     cases = pd.read_csv(RECORDS / "hippocampus" / "cases.csv")
-    pairs = stats.pair(cases, HYBRID, VIT, "Task04_Hippocampus", 0.1)
+    pairs = run_pairs.pair(cases, HYBRID, VIT, "Task04_Hippocampus", 0.1)
     # one seed: what varies between folds is the fold's own share and the cases', together
     assert row["sd"] == pytest.approx(100 * pairs.fold_means.std(ddof=1))
     assert row["sd_upper"] == pytest.approx(row["sd"] * power.upper_factor(5))

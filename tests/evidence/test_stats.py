@@ -11,18 +11,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from mvl.evidence import resampling, stats
-from mvl.evidence.stats import (
-    Pairs,
-    StatsError,
-    bootstrap,
-    cohens_dz,
-    compare,
-    corrected_t,
-    holm,
-    pair,
-    tost,
-    wilcoxon,
-)
+from mvl.evidence.run_pairs import Pairs, StatsError, pair
+from mvl.evidence.stats import bootstrap, cohens_dz, compare, corrected_t, holm, tost, wilcoxon
 
 ONE = (0, 0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mvl.core import run_folder
-from mvl.evidence import differences, stats, yardsticks
+from mvl.evidence import differences, run_pairs, stats, yardsticks
 from mvl.evidence.chapter import Chapter, open_chapter
 from mvl.evidence.decision import EQUIVALENT, UNDECIDED, Numbers, decide
 
@@ -20,7 +20,7 @@ def chapter() -> Chapter:
 
 def test_the_word_turns_at_the_smallest_margin(chapter: Chapter) -> None:
     row = differences.differences(chapter).iloc[0].to_dict()
-    pairs = stats.pair(chapter.cases, row["system"], row["reference"], row["task"])
+    pairs = run_pairs.pair(chapter.cases, row["system"], row["reference"], row["task"])
     least = yardsticks.smallest_margin(row)
     said = []
     for margin in (1.001 * least, 0.999 * least):
@@ -65,7 +65,7 @@ def test_the_worst_case_is_that_of_all_runs(chapter: Chapter) -> None:
 def test_power_is_said_of_the_measured_spread(chapter: Chapter) -> None:
     table = differences.differences(chapter).iloc[:1]
     row = table.iloc[0]
-    spread = 100 * stats.pair(
+    spread = 100 * run_pairs.pair(
         chapter.cases, row["system"], row["reference"], row["task"]
     ).fold_means.std(ddof=1)
     [line] = yardsticks.power_table(table).splitlines()[2:]

@@ -16,8 +16,8 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from mvl.core import columns, files, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import CONFIG_DIR, ROOT, Config, ConfigError, load_config
-from mvl.evidence import calibration, stats
-from mvl.evidence.stats import StatsError
+from mvl.evidence import calibration, run_pairs, stats
+from mvl.evidence.run_pairs import StatsError
 from mvl.publish import readme
 from mvl.study import tables, tuning
 from mvl.study.tables import TableError
@@ -258,10 +258,10 @@ def test_an_arm_is_the_mean_of_all_its_seeds(row: str, grid: list[Config], tmp_p
     assert tables.summary("hippocampus", tmp_path)["dice"].tolist() == pytest.approx([0.7, 0.6])
 
 
-def folds(*means: float) -> stats.Pairs:
+def folds(*means: float) -> run_pairs.Pairs:
     """One seed and twenty cases a fold."""
     noise = np.linspace(-0.01, 0.01, 20)
-    return stats.Pairs(
+    return run_pairs.Pairs(
         "new",
         "old",
         "t",
@@ -305,7 +305,7 @@ def test_arms_that_were_scored_on_other_cases_are_not_compared(row: str) -> None
         StatsError,
         match=r"t fold 0 seed 0: a and b were not scored on the same cases: \['y', 'z'\]",
     ):
-        stats.pair(table, "a", "b", "t")
+        run_pairs.pair(table, "a", "b", "t")
 
 
 @pytest.mark.parametrize("row", ["M9"])

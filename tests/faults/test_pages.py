@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mvl.publish import book, notebooks
+from mvl.publish import book, book_facts, notebooks
 from mvl.publish.notebooks import (
     LAST_WORDS,
     NotebookError,
@@ -197,9 +197,9 @@ def test_pages_ask_the_network_for_nothing(row: str, html: str, found: str, tmp_
 
 @pytest.mark.parametrize("row", ["L6-own"])
 def test_the_book_executes_only_notebooks_of_this_clone(row: str) -> None:
-    assert {name for study in book.PUBLISHED for name in book.owned_notebooks(study)} <= set(
-        list_notebooks()
-    )
+    assert {
+        name for study in book_facts.PUBLISHED for name in book_facts.owned_notebooks(study)
+    } <= set(list_notebooks())
     with pytest.raises(NotebookError, match="no notebook 'elsewhere'"):
         book.execute_one("elsewhere", Path("nowhere"), "quick", Path("nowhere"))
 

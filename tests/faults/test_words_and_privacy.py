@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvl.cli import main
+from mvl.cli import main, parser
 from mvl.core import files, machine
 from mvl.core.config import ROOT, Config, ConfigError, build, load_config, read_yaml
 
@@ -66,7 +66,7 @@ def switches(place: Any) -> None:
     usage(place, ["doctor", "--json", "False"], "unrecognized arguments: False")
     with pytest.raises(ConfigError, match="x.yaml.train.compile: expected bool, got 'False'"):
         build(Config, {"train": {"compile": "False"}}, "x.yaml")
-    parsers, switch = [main.parser()], 0
+    parsers, switch = [parser.parser()], 0
     while parsers:
         for action in parsers.pop()._actions:
             parsers += list(action.choices.values()) if isinstance(action.choices, dict) else []

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mvl.core.config import ROOT
-from mvl.publish import book
+from mvl.publish import book, book_facts
 from mvl.publish.notebooks import list_notebooks
 from mvl.study.links import colab_url
 
@@ -48,7 +48,7 @@ def test_contents_list_every_notebook_and_page():
 
 
 def test_the_address_stands_in_pyproject_alone():
-    assert book.repository_url() == ADDRESS
+    assert book_facts.repository_url() == ADDRESS
     for path in [
         *book.SOURCES.glob("*.md"),
         *book.SOURCES.glob("*.yml"),
@@ -112,7 +112,7 @@ def test_the_badge_becomes_a_link_in_the_book():
 
 def test_a_page_that_asks_for_an_unknown_fact_is_an_error(tmp_path):
     (tmp_path / "page.md").write_text("Dice {{ dice }}, study {{ study }}")
-    with pytest.raises(book.BookError, match=r"page\.md.*dice"):
+    with pytest.raises(book_facts.BookError, match=r"page\.md.*dice"):
         book.fill_pages(tmp_path, {"study": "quick"})
     book.fill_pages(tmp_path, {"study": "quick", "dice": 1})
     assert (tmp_path / "page.md").read_text() == "Dice 1, study quick"
@@ -126,7 +126,7 @@ def quiet(monkeypatch):
 
 def test_pages_of_an_unrecorded_study_show_holes_and_no_other_study(tmp_path, monkeypatch, quiet):
     monkeypatch.setattr("mvl.core.run_folder.records_dir", lambda: tmp_path / "results")
-    values = book.facts(tmp_path, ("hippocampus", "busi"), tmp_path / "results")
+    values = book_facts.facts(tmp_path, ("hippocampus", "busi"), tmp_path / "results")
     assert values["study"] == "hippocampus" and values["published"] and not values["smoke"]
     assert "not yet" in (values["answer"] + values["results"]) or "No run" in values["answer"]
     assert values["holes"] and (tmp_path / "landing.svg").is_file() and values["others"] == []
@@ -137,13 +137,13 @@ def test_pages_of_an_unrecorded_study_show_holes_and_no_other_study(tmp_path, mo
 
 
 def test_each_published_notebook_has_one_study_that_owns_it():
-    owners = [name for study in book.PUBLISHED for name in book.owned_notebooks(study)]
-    assert sorted(owners) == list_notebooks() == list(book.plan(book.PUBLISHED))
+    owners = [name for study in book_facts.PUBLISHED for name in book_facts.owned_notebooks(study)]
+    assert sorted(owners) == list_notebooks() == list(book_facts.plan(book_facts.PUBLISHED))
     assert (
-        book.plan(book.PUBLISHED)["06_llm4seg"] == "busi"
-        and book.plan(book.PUBLISHED)["01_baseline"] == "hippocampus"
+        book_facts.plan(book_facts.PUBLISHED)["06_llm4seg"] == "busi"
+        and book_facts.plan(book_facts.PUBLISHED)["01_baseline"] == "hippocampus"
     )
-    assert list(book.plan(("quick",))) == [*list_notebooks()[:4], "08_qualitative"]
+    assert list(book_facts.plan(("quick",))) == [*list_notebooks()[:4], "08_qualitative"]
 
 
 def test_a_study_that_names_no_notebook_shows_those_of_its_blocks(tmp_path):
@@ -151,12 +151,12 @@ def test_a_study_that_names_no_notebook_shows_those_of_its_blocks(tmp_path):
         "title: t\ntasks: [shapes]\ngrid: [{name: llm4seg, systems: [cmunext]}]\ndata: {img_size:"
         " [32, 32]}\n"
     )
-    assert book.owned_notebooks(str(tmp_path / "own.yaml")) == ["06_llm4seg"]
-    assert book.main_notebook(str(tmp_path / "own.yaml")) == "06_llm4seg"
+    assert book_facts.owned_notebooks(str(tmp_path / "own.yaml")) == ["06_llm4seg"]
+    assert book_facts.main_notebook(str(tmp_path / "own.yaml")) == "06_llm4seg"
     with open(tmp_path / "own.yaml", "a") as file:
         file.write("notebooks: [06_lm4seg]")
-    with pytest.raises(book.BookError, match="06_lm4seg"):
-        book.owned_notebooks(str(tmp_path / "own.yaml"))
+    with pytest.raises(book_facts.BookError, match="06_lm4seg"):
+        book_facts.owned_notebooks(str(tmp_path / "own.yaml"))
 
 
 def test_contents_keep_only_what_is_executed(tmp_path):
@@ -233,7 +233,7 @@ def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, other
 
 def test_the_machine_of_the_bench_is_named_only_where_there_is_a_bench(tmp_path, monkeypatch):
     monkeypatch.setattr("mvl.bench.systems.BENCH", tmp_path / "bench.json")
-    assert book.bench_machine() == ""
+    assert book_facts.bench_machine() == ""
     row = {
         "machine": {
             "processor": "p",
@@ -245,4 +245,7 @@ def test_the_machine_of_the_bench_is_named_only_where_there_is_a_bench(tmp_path,
     }
     (tmp_path / "bench.json").write_text(json.dumps({"bars": [row], "systems": {}}))
     words = "a cpu, AVX2, a matrix product of 50 GFLOP/s in fp32"
-    assert book.bench_machine() == f", on {words} (each row of data/bench.json names its machine)"
+    assert (
+        book_facts.bench_machine()
+        == f", on {words} (each row of data/bench.json names its machine)"
+    )

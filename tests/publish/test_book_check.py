@@ -1,4 +1,4 @@
-"""Each check of the book finds the fault that it is there for, and nothing in a page without one."""
+"""Each check of the book finds the fault that it is there for, and nothing in a sound page."""
 
 from __future__ import annotations
 

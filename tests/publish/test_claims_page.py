@@ -10,9 +10,9 @@ import pytest
 
 from mvl.core import run_folder
 from mvl.evidence import claims_ledger
+from mvl.evidence.claims_evidence import Found
 from mvl.evidence.claims_ledger import Entry, load_claims
-from mvl.evidence.claims_rules import WORDS, Verdict
-from mvl.evidence.claims_tests import Found
+from mvl.evidence.claims_verdicts import WORDS, Verdict
 from mvl.publish import claims_page
 from mvl.publish.style import VERDICTS
 

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from mvl.core.config import Config, load_config
 from mvl.models.build import parameter_counts
 from mvl.publish.figure_architecture import draw
-from mvl.publish.network_parts import make_network
+from mvl.publish.network_shapes import make_network
 
 
 def small(**block: object) -> Config:

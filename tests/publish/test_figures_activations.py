@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from mvl.evidence.activation_records import Maps
+from mvl.evidence.activation_maps import Maps
 from mvl.publish import figures_activations
 
 ARMS = ("vit_baseline", "medvisionllama_v3")

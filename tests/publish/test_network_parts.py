@@ -13,7 +13,8 @@ from mvl.core.config import Config, load_config
 from mvl.models.build import parameter_counts
 from mvl.models.describe import listed_parameters, system_config
 from mvl.models.vit import ViTBaseline
-from mvl.publish.network_parts import PartsError, make_network, plan, stage_shapes
+from mvl.publish.network_parts import PartsError, plan
+from mvl.publish.network_shapes import make_network, stage_shapes
 
 
 def with_block(config: Config, **changes: object) -> Config:

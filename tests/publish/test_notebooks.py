@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_no_outputs_and_stable_ids(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_cells_are_short_and_only_show(name):
     for _, source in code(load(name)):
-        assert len(source.splitlines()) <= 10
+        assert len(ast.parse(source).body) <= 8
         tree = list(ast.walk(ast.parse(source)))
         assert not any(
             isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda))
@@ -114,6 +115,7 @@ def test_one_setup_and_one_parameters_cell(name):
         "results_dir": ("str", "data/runs"),
         "drive": ("bool", False),
         "allow_drift": ("bool", False),
+        "run": ("bool", True),
     }
     assert name in load_study(own_study(name)).notebooks, (
         "the study that a notebook shows by itself owns it"
@@ -123,10 +125,30 @@ def test_one_setup_and_one_parameters_cell(name):
         f'study, results_dir = colab.ready("{name}", study, results_dir, drive, allow_drift)'
         in opened
     )
-    assert (
-        len(re.findall(r"open_chapter\(", opened))
-        == len(re.findall(r", allow_drift\)\n?", opened)) - 1
-    )
+    asked = re.findall(r'\n    train_chapter\("(\w+)", study, results_dir, allow_drift\)', opened)
+    assert asked == re.findall(r'open_chapter\("(\w+)", study, results_dir\)', opened)
+    assert opened.index("\nif run:\n") < opened.index("train_chapter(") < opened.index("= open_")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_that_a_notebook_asks_of_the_package_is_there(name):
+    cells = [source for _, source in code(load(name))]
+    tree = ast.walk(ast.parse("\n".join(cells)))
+    known: dict[str, object] = {}
+    for node in tree:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("mvl"):
+            exec(ast.unparse(node), known)
+    used = [
+        (node.value.id, node.attr)
+        for source in cells
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
+    asked = {pair for pair in used if isinstance(known.get(pair[0]), types.ModuleType)}
+    assert not [f"{module}.{attr}" for module, attr in asked if not hasattr(known[module], attr)]
+    assert {module for module, _ in asked} == {
+        word for word, value in known.items() if isinstance(value, types.ModuleType)
+    }, "a module is imported that no cell uses"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from mvl.core import run_folder
-from mvl.publish import run_pages
+from mvl.publish import run_links, run_pages
 from mvl.study.grid import study_runs
 
 RECORDS = run_folder.records_dir()
@@ -55,7 +55,7 @@ def test_every_planned_run_has_a_row_and_what_it_links_to_is_there(tmp_path, res
         link for link in links if not (staging / link).is_file()
     ] == [] and "records/splits/phantoms.json.txt" in links
     assert "no evidence about scans" in text
-    copy = staging / run_pages.copied("quick", RUN, "config.yaml")
+    copy = staging / run_links.copied("quick", RUN, "config.yaml")
     assert copy.read_bytes() == (RECORDS / "quick" / "runs" / RUN / "config.yaml").read_bytes()
 
 
@@ -99,10 +99,10 @@ def test_a_recorded_run_outside_the_grid_keeps_a_row(results):
 def test_links_lead_into_the_book(address, place):
     text = f"a [`x` y]({address}), [z](https://x.example)"
     assert (
-        run_pages.book_links(text, ["quick"], "../")
+        run_links.book_links(text, ["quick"], "../")
         == f'a <a href="../{place}"><code>x</code> y</a>, [z](https://x.example)'
     )
-    assert run_pages.book_links(text, ["busi"]) == text
+    assert run_links.book_links(text, ["busi"]) == text
 
 
 def test_the_place_of_a_link_has_an_anchor(tmp_path, results):
@@ -113,7 +113,7 @@ def test_the_place_of_a_link_has_an_anchor(tmp_path, results):
         "quick/runs/phantoms/vit_baseline#fraction-0.1",
         "quick/runs/phantoms/vit_baseline#fraction-1.0",
     ):
-        assert run_pages.book_links(f"[x]({address})", ["quick"]).split("#")[1].split('"')[0] in ids
+        assert run_links.book_links(f"[x]({address})", ["quick"]).split("#")[1].split('"')[0] in ids
 
 
 def test_notebooks_and_pages_are_linked_on_the_way(tmp_path, results):

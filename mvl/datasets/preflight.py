@@ -51,7 +51,7 @@ def check_inputs(
         scans = sound_voxels(task, cases, folder, manifest, hashes, keep=True)
     else:
         scans = known_voxels(task, cases, folder, hashes)
-    keys = patients(folder)
+    keys = patients(folder, list(sides))
     where = split_path(task, data_dir, kind)
     check_sides(
         sides,

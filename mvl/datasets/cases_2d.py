@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from mvl.datasets import pictures, slices
+from mvl.datasets import masks, slices
 from mvl.datasets.task import Case, Task
 
 
@@ -19,7 +19,7 @@ def read_plane(task: Task, case: Case) -> tuple[np.ndarray, np.ndarray, tuple[fl
     """
     if task.layout == "slices":
         return slices.read_slice(case)
-    image, label = pictures.read_case(case, len(task.channels), max(task.labels))
+    image, label = masks.read_case(case, len(task.channels), max(task.labels))
     return image, label, (1.0, 1.0)
 
 

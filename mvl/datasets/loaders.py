@@ -21,7 +21,7 @@ import nibabel
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from monai.data import MetaTensor
+from monai.data import MetaTensor, NibabelReader
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -35,6 +35,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 from monai.transforms.utils import allow_missing_keys_mode
+from monai.utils import ensure_tuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,7 +44,7 @@ from mvl.core.files import atomic_write, sha256_file
 from mvl.core.seeds import draw_seed
 from mvl.datasets import cases_2d, decoded_cache
 from mvl.datasets.augment import Mask, Volume, augmentation
-from mvl.datasets.nifti import nifti_bytes
+from mvl.datasets.nifti import FileFault, nifti_bytes, read_scan
 from mvl.datasets.pictures import png_bytes
 from mvl.datasets.preflight import files_of, refuse_closed, sound_voxels
 from mvl.datasets.registry import list_cases, read_manifest, task_dir
@@ -87,7 +88,7 @@ def preprocessing(data: DataConfig, crop: bool = True) -> Compose:
         []
         if flat
         else [
-            LoadImaged(KEYS, reader="NibabelReader", image_only=True),
+            LoadImaged(KEYS, reader=ScanReader, image_only=True),
             EnsureChannelFirstd(KEYS),
             Orientationd(KEYS, axcodes="RAS", labels=None),
         ]
@@ -115,6 +116,20 @@ def preprocessing(data: DataConfig, crop: bool = True) -> Compose:
     return Compose(
         [*steps, spacing, (ResizeWithPadOrCropd if crop else SpatialPadd)(KEYS, spatial_size=size)]
     )
+
+
+class ScanReader(NibabelReader):
+    """MONAI's reader of NIfTI files, which gets every file through `nifti.read_scan`."""
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Return one nibabel image for each file name, with its affine in mm."""
+        self.filenames = ensure_tuple(data)
+        images = []
+        for name in self.filenames:
+            scan = read_scan(Path(name))
+            kind = scan.voxels.dtype.newbyteorder("=")
+            images.append(nibabel.Nifti1Image(scan.voxels, scan.affine, dtype=kind))
+        return images if len(images) > 1 else images[0]
 
 
 def foreground(label: Tensor) -> Tensor:
@@ -208,15 +223,14 @@ class CaseStore:
             return NativeCase(flat, np.diag([*unit, 1.0, 1.0]), unit)
         path = self.cases[index].label
         self._check_bytes(path)
-        file = nibabel.nifti1.load(path)
-        voxels = np.asarray(file.dataobj)
-        label = voxels.astype(np.uint8)
-        if not np.array_equal(label, voxels):
+        try:
+            scan = read_scan(path, 1)
+        except FileFault as fault:
+            raise TaskError(f"{path}: {fault}; {self._remedy()}") from fault
+        label = scan.voxels.astype(np.uint8)
+        if not np.array_equal(label, scan.voxels):
             raise TaskError(f"{path}: holds values that are not labels; {self._remedy()}")
-        spacing = nibabel.affines.voxel_sizes(file.affine)[: label.ndim]
-        return NativeCase(
-            label, np.asarray(file.affine, dtype=np.float64), tuple(float(s) for s in spacing)
-        )
+        return NativeCase(label, scan.affine, scan.spacing_mm)
 
     def to_native(self, index: int, prediction: Probabilities) -> NativeProbabilities:
         """Probabilities from the network's grid to the scan's own, trilinear, by the inverse of

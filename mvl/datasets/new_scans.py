@@ -11,11 +11,13 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from mvl.datasets.checks import check_image
 from mvl.datasets.dicom import is_dicom, read_series
-from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm, decode, read_whole
+from mvl.datasets.nifti import FileFault, Scan, apart_mm, read_scan
 from mvl.datasets.own_data import ENDINGS
+from mvl.datasets.pictures import SUFFIXES
 from mvl.datasets.task import Task, case_name, is_stray
 
 GEOMETRY = (
@@ -34,7 +36,6 @@ GEOMETRY = (
 )
 """Header fields that a mask takes over from its scan, beside the grid and the spacing; no text is
 among them."""
-PICTURES = (".png", ".jpg", ".jpeg")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -97,8 +98,9 @@ def _scans_at(path: Path, task: Task) -> list[NewScan]:
         ]
         if not inner and takes_pictures(task):
             raise FileFault(
-                f"{path}: no picture in this folder; this run takes {', '.join(PICTURES)}"
+                f"{path}: no picture in this folder; this run takes {', '.join(SUFFIXES)}"
             )
+        _refuse_channels(inner, task)
         return [_scan(file, task) for file in inner] or [
             NewScan(path.resolve().name, (path,), "dicom")
         ]
@@ -111,14 +113,38 @@ def _scans_at(path: Path, task: Task) -> list[NewScan]:
         hint = (
             "give the folder of its series"
             if is_dicom(path)
-            else f"this run takes {', '.join(PICTURES if takes_pictures(task) else ENDINGS)}"
+            else f"this run takes {', '.join(SUFFIXES if takes_pictures(task) else ENDINGS)}"
         )
         raise FileFault(f"{path}: not a scan that this run can segment; {hint}")
     return [_scan(path, task)]
 
 
+def _refuse_channels(files: list[Path], task: Task) -> None:
+    """Nothing unless a folder holds CASE_0000 and CASE_0001 for a run with one channel.
+
+    In nnU-Net's naming these are two channels of one case, of which only the user knows the right
+    one; as scans of their own, each would get a mask that means nothing.
+
+    Raises:
+        FileFault: names the files and the way on.
+    """
+    if takes_pictures(task) or len(task.channels) > 1:
+        return
+    held: dict[str, list[Path]] = {}
+    for file in files:
+        if match := CHANNEL.fullmatch(case_name(file.name)):
+            held.setdefault(match[1], []).append(file)
+    for case, several in held.items():
+        if len(several) > 1 and any(case_name(file.name).endswith("_0000") for file in several):
+            raise FileFault(
+                f"{several[0].parent}: {', '.join(file.name for file in several[:4])} are channels of"
+                f" {case} by their names, the run takes one ({task.channels[0]}); give the files of"
+                " that channel one by one, or rename scans that are no channels"
+            )
+
+
 def _kind(path: Path, task: Task) -> str:
-    endings, kind = (PICTURES, "picture") if takes_pictures(task) else (ENDINGS, "nifti")
+    endings, kind = (SUFFIXES, "picture") if takes_pictures(task) else (ENDINGS, "nifti")
     return kind if path.name.lower().endswith(endings) and not path.is_dir() else ""
 
 
@@ -152,15 +178,10 @@ def check_scan(files: tuple[Path, ...], task: Task) -> None:
     first: Scan | None = None
     for path in files:
         try:
-            raw = read_whole(path)
-            check_bytes(raw)
-            scan = decode(raw, len(task.channels) if len(files) == 1 else 1)
+            scan = read_scan(path, len(task.channels) if len(files) == 1 else 1)
             check_image(scan.voxels, task)
             first = first or scan
-            if (
-                scan.voxels.shape != first.voxels.shape
-                or not corner_distance_mm(scan.affine, first.affine, scan.voxels.shape) <= 1e-3
-            ):
+            if scan.voxels.shape != first.voxels.shape or apart_mm(first, scan):
                 raise FileFault(f"its grid differs from that of {files[0].name}")
         except FileFault as fault:
             wanted = (
@@ -176,8 +197,9 @@ def series_as_nifti(folder: Path, series: str | None, target: Path) -> Path:
     but voxels and geometry."""
     voxels, affine = read_series(folder, series)
     image = nibabel.Nifti1Image(voxels, affine)
+    # One form alone: a qform would round the rotation, and a tilted series would contradict itself.
     image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
     target.write_bytes(image.to_bytes())
     return target
@@ -186,9 +208,13 @@ def series_as_nifti(folder: Path, series: str | None, target: Path) -> Path:
 def nifti_like(voxels: np.ndarray, scan: Path) -> bytes:
     """A gzipped NIfTI-1 file of `voxels` with the geometry of `scan` (grid, spacing, sform, qform,
     codes, units) and no text of its header."""
-    source, header = nibabel.nifti1.load(scan).header, nibabel.Nifti1Header()
+    source, header = read_scan(scan).header, nibabel.Nifti1Header()
     for field in GEOMETRY:
         header[field] = source[field]
+    try:
+        header.get_qform()
+    except (HeaderDataError, ValueError):
+        header["qform_code"] = 0  # not readable, so it must not be passed on
     header.set_data_dtype(voxels.dtype)
     header.set_data_shape(voxels.shape)
     header["pixdim"][:4] = source["pixdim"][:4]

@@ -203,7 +203,9 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
 def _deal(task: Task, cases: list[Case], path: Path, data_dir: Path | None, kind: str) -> Path:
     """Write the split that does not exist yet, and return where it lies."""
     case_ids, folder = [case.case_id for case in cases], task_dir(task, data_dir)
-    num_folds = split_groups.stated_folds(folder, NUM_FOLDS, FEWEST_FOLDS) if task.own else NUM_FOLDS
+    num_folds = (
+        split_groups.stated_folds(folder, NUM_FOLDS, FEWEST_FOLDS) if task.own else NUM_FOLDS
+    )
     groups: list[list[str]] | None
     if kind == "persons":
         groups, rule = split_groups.person_groups(task, case_ids), split_groups.PERSON_RULE

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -31,7 +30,7 @@ from mvl.core.files import RunError, atomic_write
 from mvl.datasets import sandbox
 from mvl.datasets.loaders import NativeProbabilities, preprocessing, to_scan_grid
 from mvl.datasets.new_scans import Failure, NewScan, find_scans, nifti_like, series_as_nifti
-from mvl.datasets.nifti import FileFault
+from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.pictures import png_bytes, read_image
 from mvl.datasets.registry import task_of_run
 from mvl.datasets.slices import load_volume
@@ -139,7 +138,7 @@ class Predictor:
             self.of_source(flat(np.moveaxis(volume[:, :, z], -1, 0), spacing), path)
             for z in range(volume.shape[2])
         ]
-        turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(nibabel.nifti1.load(path).affine))
+        turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(read_scan(path).affine))
         return torch.as_tensor(
             np.stack(
                 [
@@ -288,9 +287,14 @@ def segment(
         check_target(path, sources, options.overwrite)
     with tempfile.TemporaryDirectory() as folder:
         files = as_nifti(scan, predictor, Path(folder))
-        if scan.kind != "picture":
-            sandbox.check_scan(files, predictor.task)
-        probabilities = predictor.probabilities(files)
+        try:
+            if scan.kind != "picture":
+                sandbox.check_scan(files, predictor.task)
+            probabilities = predictor.probabilities(files)
+        except FileFault as fault:
+            # A series was written into a file of our own, of which its owner knows nothing.
+            told = str(fault).replace(str(files[0]), str(scan.files[0]))
+            raise FileFault(told) from fault
         mask = predictor.mask(probabilities)
         if options.probabilities:
             atomic_write(

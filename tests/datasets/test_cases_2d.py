@@ -12,7 +12,7 @@ from PIL import Image
 from mvl.core.config import DataConfig
 from mvl.datasets.cases_2d import read_plane, tensors
 from mvl.datasets.loaders import CaseStore
-from mvl.datasets.pictures import read_mask
+from mvl.datasets.masks import read_mask
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.task import TaskError
 

@@ -22,13 +22,13 @@ def read_cases(folder: Path) -> list[Case]:
     try:
         described = json.loads(path.read_text())
         rows = [(_listed(row["image"]), str(row["label"])) for row in described["training"]]
-        modality = described.get("modality")
+        named = described.get("channel_names", described.get("modality"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TaskError(
             f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}); list each case"
             ' as {"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}'
         ) from error
-    channels = len(modality) if isinstance(modality, dict) else 1
+    channels = len(named) if isinstance(named, dict) else 1
     cases = []
     for images, label in rows:
         if is_stray(Path(images[0]).name):
@@ -36,6 +36,11 @@ def read_cases(folder: Path) -> list[Case]:
         files = [_inside(folder, image) for image in images]
         name = case_name(images[0])
         if len(files) > 1:
+            if len(files) != channels:
+                raise TaskError(
+                    f"{path}: case {name} lists {len(files)} images for {channels} channels; list"
+                    " one file for each channel, in order"
+                )
             name = re.sub(r"_\d{4}$", "", name)
         elif not files[0].is_file():
             files = _channel_files(files[0], channels) or files

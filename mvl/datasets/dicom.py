@@ -44,10 +44,14 @@ def find_series(folder: Path) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for path, header in _headers(folder):
-        if "Rows" in header or "PixelData" in header:
+        if "Rows" in header:
             found.setdefault(
                 str(header.get("SeriesInstanceUID", "no SeriesInstanceUID")), []
             ).append(path)
+        elif _was_an_image(header):
+            raise DicomFault(
+                f"{path}: ends before its pixels; copy the series again from where it came"
+            )
     return found
 
 
@@ -69,13 +73,19 @@ def _headers(folder: Path) -> Iterator[tuple[Path, Any]]:
         )
     for path in files if not odd else []:
         try:
-            tags = ["SeriesInstanceUID", "Rows"]
+            tags = ["SeriesInstanceUID", "SOPClassUID", "Rows"]
             yield path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except Exception as error:
             raise DicomFault(
                 f"{path}: cannot be read ({type(error).__name__}); copy the series again from where"
                 " it came"
             ) from error
+
+
+def _was_an_image(header: Any) -> bool:
+    """Return whether a file without rows was cut short, and is no report, plan or DICOMDIR."""
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    return kind is None or "Image Storage" in kind.name
 
 
 def is_dicom(path: Path) -> bool:

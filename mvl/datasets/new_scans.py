@@ -71,10 +71,10 @@ def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[F
     it has one, `_0000` is dropped from the mask's name if every file ends in it.
     """
     scans: list[NewScan] = []
-    failures = []
+    failures: list[Failure] = []
     for path in paths:
         try:
-            scans += _scans_at(path, task)
+            scans += _scans_at(path, task, failures)
         except FileFault as fault:
             failures.append(Failure(str(path), str(fault)))
     scans = list(dict.fromkeys(scans))
@@ -91,7 +91,7 @@ def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[F
     return list(firsts.values()), failures
 
 
-def _scans_at(path: Path, task: Task) -> list[NewScan]:
+def _scans_at(path: Path, task: Task, failures: list[Failure]) -> list[NewScan]:
     if path.is_dir():
         inner = [
             file for file in sorted(path.iterdir()) if not is_stray(file.name) and _kind(file, task)
@@ -100,7 +100,11 @@ def _scans_at(path: Path, task: Task) -> list[NewScan]:
             raise FileFault(
                 f"{path}: no picture in this folder; this run takes {', '.join(SUFFIXES)}"
             )
-        _refuse_channels(inner, task)
+        clashes = _channels_of_one_case(inner, task)
+        failures += [Failure(str(file), told) for file, told in clashes.items()]
+        inner = [file for file in inner if file not in clashes]
+        if clashes and not inner:
+            return []
         return [_scan(file, task) for file in inner] or [
             NewScan(path.resolve().name, (path,), "dicom")
         ]
@@ -119,28 +123,30 @@ def _scans_at(path: Path, task: Task) -> list[NewScan]:
     return [_scan(path, task)]
 
 
-def _refuse_channels(files: list[Path], task: Task) -> None:
-    """Nothing unless a folder holds CASE_0000 and CASE_0001 for a run with one channel.
+def _channels_of_one_case(files: list[Path], task: Task) -> dict[Path, str]:
+    """Return why the files CASE_0000, CASE_0001, ... of a folder are not segmented where the run has
+    one channel.
 
-    In nnU-Net's naming these are two channels of one case, of which only the user knows the right
+    In nnU-Net's naming they are the channels of one case, of which only the user knows the right
     one; as scans of their own, each would get a mask that means nothing.
-
-    Raises:
-        FileFault: names the files and the way on.
     """
     if takes_pictures(task) or len(task.channels) > 1:
-        return
+        return {}
     held: dict[str, list[Path]] = {}
     for file in files:
         if match := CHANNEL.fullmatch(case_name(file.name)):
             held.setdefault(match[1], []).append(file)
-    for case, several in held.items():
-        if len(several) > 1 and any(case_name(file.name).endswith("_0000") for file in several):
-            raise FileFault(
-                f"{several[0].parent}: {', '.join(file.name for file in several[:4])} are channels of"
-                f" {case} by their names, the run takes one ({task.channels[0]}); give the files of"
-                " that channel one by one, or rename scans that are no channels"
-            )
+    told = (
+        f"is a channel of its case by its name, beside others; the run takes one"
+        f" ({task.channels[0]}): give the file of that channel itself, or rename what is a scan of"
+        " its own"
+    )
+    return {
+        file: f"{file}: {told}"
+        for several in held.values()
+        if len(several) > 1 and any(case_name(file.name).endswith("_0000") for file in several)
+        for file in several
+    }
 
 
 def _kind(path: Path, task: Task) -> str:

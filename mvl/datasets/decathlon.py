@@ -25,8 +25,8 @@ def read_cases(folder: Path) -> list[Case]:
         named = described.get("channel_names", described.get("modality"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TaskError(
-            f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}); list each case"
-            ' as {"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}'
+            f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}); list each"
+            ' case as {"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}'
         ) from error
     channels = len(named) if isinstance(named, dict) else 1
     cases = []
@@ -54,9 +54,10 @@ def read_cases(folder: Path) -> list[Case]:
 def _listed(image: object) -> list[str]:
     """Return the image files that a row lists: one, or one for each channel."""
     files = image if isinstance(image, list) else [image]
-    if not files or not all(isinstance(file, str) for file in files):
+    names = [file for file in files if isinstance(file, str)]
+    if not names or len(names) < len(files):
         raise TypeError(f"image is {image!r}, neither a file nor a list of files")
-    return files
+    return names
 
 
 def _channel_files(image: Path, channels: int) -> list[Path]:

@@ -36,8 +36,8 @@ class DicomFault(FileFault):
 
 
 def find_series(folder: Path) -> dict[str, list[Path]]:
-    """Files of each series in `folder` and below, by SeriesInstanceUID; notes and the like, which are
-    not DICOM by name or content, are passed over.
+    """Files of each series in `folder` and below, by SeriesInstanceUID; notes and the like, which
+    are not DICOM by name or content, are passed over.
 
     Raises:
         DicomFault: pydicom is not installed, or a file may be a slice and cannot be read as one.

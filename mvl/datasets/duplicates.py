@@ -25,9 +25,9 @@ Chosen by looking at BUSI: every pair up to 78 shows one lesion and the first th
 BUSI has none, and the nearest of them, at 78, is another lesion."""
 LEAST_BEYOND_COMMON = 0.8
 """Two pictures that belong together correlate at least so much once what the set has in common is
-taken out. Eye grounds and endoscopes share a bright disc on black, which alone correlates by .96 and
-more: of 30 such pictures with unlike insides none reaches .2, while every pair that is grouped in
-Kvasir-SEG, ISIC 2017 and PH2 reaches .85."""
+taken out. Eye grounds and endoscopes share a bright disc on black, which alone correlates by .96
+and more: of 30 such pictures with unlike insides none reaches .2, while every pair that is grouped
+in Kvasir-SEG, ISIC 2017 and PH2 reaches .85."""
 Thumbnails = Float32[np.ndarray, "n side side"]
 Hashes = Bool[np.ndarray, "n bits"]
 

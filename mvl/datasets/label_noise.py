@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mvl.core.config import Config
 from mvl.core.seeds import draw_seed
-from mvl.datasets.loaders import Damage
+from mvl.datasets.case_store import Damage
 
 SHIFT = (0.2, 0.4)
 """Erosion and dilation move the whole boundary by so many radii, drawn uniformly per case; never

@@ -23,8 +23,8 @@ REMEDY = "write the one structure in white on black"
 
 
 def read_mask(path: Path, top: int = 1) -> PictureMask:
-    """Return a mask as label values: as stored where none is above `top`, else 1 where at least half
-    as bright as white.
+    """Return a mask as label values: as stored where none is above `top`, else 1 where at least
+    half as bright as white.
 
     Raises:
         FileFault: the values are neither labels up to `top` nor black and white, or their meaning
@@ -158,7 +158,7 @@ def check_upright(image: Path, mask: Path) -> None:
     if turned == other:
         return
     one, two = open_picture(image).size, open_picture(mask).size
-    # Orientations from 5 on swap the sides: equal upright sides that are not a square prove the way.
+    # Orientations from 5 on swap the sides: equal upright sides, not of a square, prove the way.
     if (turned >= 5) != (other >= 5) and one == two and one[0] != one[1]:
         return
     raise FileFault(

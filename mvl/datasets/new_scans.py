@@ -59,7 +59,8 @@ class Failure:
 
 
 def takes_pictures(task: Task) -> bool:
-    """True where a run on `task` segments pictures; runs on slices segment volumes, slice by slice."""
+    """True where a run on `task` segments pictures; runs on slices segment volumes, slice by
+    slice."""
     return task.dims == 2 and task.layout != "slices"
 
 
@@ -124,8 +125,8 @@ def _scans_at(path: Path, task: Task, failures: list[Failure]) -> list[NewScan]:
 
 
 def _channels_of_one_case(files: list[Path], task: Task) -> dict[Path, str]:
-    """Return why the files CASE_0000, CASE_0001, ... of a folder are not segmented where the run has
-    one channel.
+    """Return why the files CASE_0000, CASE_0001, ... of a folder are not segmented where the run
+    has one channel.
 
     In nnU-Net's naming they are the channels of one case, of which only the user knows the right
     one; as scans of their own, each would get a mask that means nothing.

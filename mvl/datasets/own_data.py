@@ -128,7 +128,8 @@ def read_channels(described: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def read_labels(described: dict[str, Any], path: Path) -> dict[int, str]:
-    """Foreground values and their names, from name: value (nnU-Net v2) or value: name (Decathlon)."""
+    """Foreground values and their names, from name: value (nnU-Net v2) or value: name
+    (Decathlon)."""
     rows = described.get("labels")
     if not isinstance(rows, dict) or not rows:
         raise TaskError(

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from mvl.core.files import sha256_bytes, sha256_file
 from mvl.datasets.masks import check_upright, read_mask
 from mvl.datasets.nifti import FileFault
-from mvl.datasets.pictures import list_busi, list_pairs, read_image
+from mvl.datasets.pictures import check_pixels, list_busi, list_pairs, read_image
 from mvl.datasets.registry import MANIFESTS, read_manifest
 from mvl.datasets.splits import read_split, split_path
 from mvl.datasets.task import Case, Task, TaskError
@@ -76,7 +74,7 @@ def case_faults(
                     pixels.shape[1:],
                     sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes()),
                 )
-                _check_image(pixels)
+                check_pixels(pixels)
             else:
                 # The same three looks that `masks.read_case` takes when it trains.
                 if shape is not None:
@@ -97,17 +95,6 @@ def _check_bytes(path: Path, folder: Path, manifest: dict[str, str]) -> None:
         raise FileFault(
             f"its bytes differ from the manifest (sha256 {found[:12]}..., expected"
             f" {wanted[:12]}...)"
-        )
-
-
-def _check_image(pixels: np.ndarray) -> None:
-    values = np.unique(pixels)
-    if len(values) == 1:
-        raise FileFault(f"constant image: every pixel is {values[0]:g}")
-    if len(values) == 2:
-        raise FileFault(
-            f"two values only ({values[0]:g} and {values[1]:g}), as in a mask: image and mask"
-            " swapped?"
         )
 
 

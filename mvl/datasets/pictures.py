@@ -228,6 +228,22 @@ def read_image(path: Path, channels: int) -> Picture:
     return np.ascontiguousarray(values)
 
 
+def check_pixels(pixels: Picture) -> None:
+    """Nothing for a picture that shows something, and is no mask.
+
+    Raises:
+        FileFault: one value alone, or two.
+    """
+    values = np.unique(pixels)
+    if len(values) == 1:
+        raise FileFault(f"constant image: every pixel is {values[0]:g}")
+    if len(values) == 2:
+        raise FileFault(
+            f"two values only ({values[0]:g} and {values[1]:g}), as in a mask: image and mask"
+            " swapped?"
+        )
+
+
 def png_bytes(mask: UInt8[np.ndarray, "rows columns"]) -> bytes:
     """A mask as a PNG, white where it is above 0."""
     out = io.BytesIO()

@@ -2,8 +2,8 @@
 nothing leaks through, test cases closed.
 
 Every file of the split has the sha256 of its manifest. A file that no publisher's manifest vouches
-for is looked at whole, scans in a bounded process (see sandbox.py), once: its verdict is kept by sha256
-in `checked/` beside the data.
+for is looked at whole, scans in a bounded process (see sandbox.py), once: its verdict is kept by
+sha256 in `checked/` beside the data.
 """
 
 from __future__ import annotations
@@ -212,7 +212,8 @@ def _look_at(
 
 
 def _keep(path: Path, fresh: dict[str, str]) -> None:
-    """Add verdicts to those kept; where nothing can be written, they hold for this process alone."""
+    """Add verdicts to those kept; where nothing can be written, they hold for this process
+    alone."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads(path.read_text())["sound"] if path.is_file() else {}
         if not fresh.keys() <= old.keys():

@@ -69,7 +69,8 @@ def read_slice(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]
 
 @lru_cache(maxsize=2 * KEPT_VOLUMES)
 def load_volume(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """Voxels with axes turned to right, anterior, superior, and the spacing in mm of the first two."""
+    """Voxels with axes turned to right, anterior, superior, and the spacing in mm of the first
+    two."""
     try:
         scan = read_scan(path)
     except FileFault as fault:

@@ -147,8 +147,8 @@ def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
         isinstance(key, str) and key for key in stated.values()
     ):
         raise TaskError(
-            f"{path}: `patients` is neither a mapping of cases to patients nor a pattern; write e.g."
-            ' "patients": {"case_a_0": "a", "case_a_1": "a"}, or "patients": "case_(.+)_[0-9]+"'
+            f"{path}: `patients` is neither a mapping of cases to patients nor a pattern; write"
+            ' e.g. "patients": {"a_0": "a", "a_1": "a"}, or "patients": "case_(.+)_[0-9]+"'
         )
     return {case: key for case, key in stated.items() if case in known}
 

@@ -20,12 +20,16 @@ from mvl.core.run_folder import default_results_dir
 from mvl.core.seeds import draw_seed
 from mvl.datasets import split_groups
 from mvl.datasets.registry import list_cases, task_dir, whole_task
+from mvl.datasets.split_files import (
+    FEWEST_FOLDS,
+    NUM_FOLDS,
+    check_cases,
+    check_groups,
+    read_split,
+    roles,
+)
 from mvl.datasets.task import Case, Task, TaskError, data_root
 
-NUM_FOLDS = 10
-"Blocks of a split, unless `folds` in the dataset.json of your own data asks for fewer."
-FEWEST_FOLDS = 4
-"One block to test, two to validate on and one to train on."
 RULE = (
     "cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; "
     "a fold's training list ordered by sha256 of (seed, 'train', task, fold, case)"
@@ -114,11 +118,11 @@ def uneven(blocks: list[list[str]]) -> bool:
 def _uneven_groups(
     task_name: str, blocks: list[list[str]], units: list[tuple[str, ...]], possible: list[int]
 ) -> str:
-    largest = max(units, key=len)
+    largest, sizes = max(units, key=len), ", ".join(str(len(block)) for block in blocks)
     told = (
-        f"{task_name}: {sum(map(len, units))} cases in {len(units)} groups cannot be dealt evenly to"
-        f" {len(blocks)} blocks: they would hold {', '.join(str(len(block)) for block in blocks)}"
-        f" cases, the largest group ({largest[0]} ... {largest[-1]}) has {len(largest)}; "
+        f"{task_name}: {sum(map(len, units))} cases in {len(units)} groups cannot be dealt evenly"
+        f" to {len(blocks)} blocks: they would hold {sizes} cases,"
+        f" the largest group ({largest[0]} ... {largest[-1]}) has {len(largest)}; "
     )
     if possible:
         return told + (
@@ -139,11 +143,6 @@ def _fold(task_name: str, blocks: list[list[str]], fold: int, seed: int) -> dict
         "val": val,
         "train": sorted(cases, key=lambda case: draw_seed(seed, "train", task_name, fold, case)),
     }
-
-
-def roles(fold: int, num_folds: int = NUM_FOLDS) -> tuple[int, int, int]:
-    """Test block and the two validation blocks of a fold."""
-    return fold, (fold + 1) % num_folds, (fold + 2) % num_folds
 
 
 def load_split(
@@ -193,10 +192,10 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
         path = _deal(task, cases, path, data_dir, kind)
     split = read_split(path)
     check_cases(split, case_ids, path)
-    _check_groups(split_groups.known_groups(task, case_ids), split["blocks"], path)
+    check_groups(split_groups.known_groups(task, case_ids), split["blocks"], path)
     if kind == "persons":
         # A file without its groups would pass every other check and leak a person into the test.
-        _check_groups(split_groups.person_groups(task, case_ids), split["blocks"], path)
+        check_groups(split_groups.person_groups(task, case_ids), split["blocks"], path)
     return path
 
 
@@ -219,7 +218,7 @@ def _deal(task: Task, cases: list[Case], path: Path, data_dir: Path | None, kind
             task.name, case_ids, path, groups=groups, rule=rule, num_folds=num_folds
         )
     except OSError:
-        # Data are often kept on a store that nobody may write to: the split then lies with the runs.
+        # Data are often kept where nobody may write: the split then lies with the runs.
         aside = path_beside_runs(path)
         if path == aside:
             raise
@@ -275,105 +274,6 @@ def write_split_file(
     return path
 
 
-def read_split(path: Path) -> dict[str, Any]:
-    """The split in `path`, with ten disjoint blocks and folds that follow from them.
-
-    Raises:
-        TaskError: unreadable, a block or fold missing, a case twice, or a training list that is not
-            the other seven blocks.
-    """
-    try:
-        split = json.loads(path.read_text())
-        blocks, folds = split["blocks"], split["folds"]
-        facts = [(row["test"], row["val"], row["train"]) for row in folds]
-        num_folds = int(split.get("num_folds", NUM_FOLDS))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TaskError(
-            f"{path}: not a split file ({type(error).__name__}: {error}); {_remedy(path)}"
-        ) from error
-    _check_blocks(blocks, num_folds, path)
-    _check_groups(split.get("groups", []), blocks, path)
-    if len(facts) != num_folds:
-        raise TaskError(
-            f"{path}: {len(facts)} folds, expected {num_folds} (fold {len(facts)} is missing);"
-            f" {_remedy(path)}"
-        )
-    for fold, (test, val, train) in enumerate(facts):
-        _check_fold(blocks, fold, (test, *val), train, path)
-    return split
-
-
-def _check_blocks(blocks: list[list[str]], num_folds: int, path: Path) -> None:
-    if len(blocks) != num_folds or num_folds < FEWEST_FOLDS:
-        raise TaskError(f"{path}: {len(blocks)} blocks, expected {num_folds}; {_remedy(path)}")
-    home: dict[str, int] = {}
-    for k, block in enumerate(blocks):
-        for case in block:
-            if case in home:
-                raise TaskError(
-                    f"{path}: case {case} is in block {home[case]} and again in block {k};"
-                    f" {_remedy(path)}"
-                )
-            home[case] = k
-
-
-def _check_groups(groups: list[list[str]], blocks: list[list[str]], path: Path) -> None:
-    home = {case: k for k, block in enumerate(blocks) for case in block}
-    for group in groups:
-        if len({home.get(case) for case in group}) > 1:
-            raise TaskError(
-                f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks (or"
-                f" scans of one person); {_remedy(path)}"
-            )
-
-
-def _check_fold(
-    blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path
-) -> None:
-    wanted_out = roles(fold, len(blocks))
-    if held_out != wanted_out:
-        raise TaskError(
-            f"{path}: fold {fold} holds out blocks {held_out}, expected {wanted_out};"
-            f" {_remedy(path)}"
-        )
-    known = {case: k for k, block in enumerate(blocks) for case in block}
-    for case in train:
-        if train.count(case) > 1:
-            raise TaskError(
-                f"{path}: case {case} is twice in the training list of fold {fold}; {_remedy(path)}"
-            )
-        if known.get(case) in held_out:
-            raise TaskError(
-                f"{path}: case {case} is both trained on and held out in fold {fold};"
-                f" {_remedy(path)}"
-            )
-    wanted = {case for case, k in known.items() if k not in held_out}
-    if odd := sorted(wanted.symmetric_difference(train)):
-        raise TaskError(
-            f"{path}: case {odd[0]} and the training list of fold {fold} do not belong together;"
-            f" {_remedy(path)}"
-        )
-
-
-def check_cases(split: dict[str, Any], case_ids: list[str], path: Path) -> None:
-    """Nothing when the split and the disk hold the same cases.
-
-    Raises:
-        TaskError: names the first case that only one of them has.
-    """
-    known = {case for block in split["blocks"] for case in block}
-    if extra := sorted(set(case_ids) - known):
-        raise TaskError(
-            f"{path}: case {extra[0]} is on disk but in no block ({len(extra)} such); "
-            "remove it from the data folder, or, for your own data, delete this file to deal anew"
-        )
-    if absent := sorted(known - set(case_ids)):
-        raise TaskError(
-            f"{path}: case {absent[0]} is in the split but not on disk ({len(absent)} such); "
-            "fetch the task again, or, for your own data, delete this file to deal anew"
-        )
-
-
 def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Split:
     """The three lists of one fold and fraction out of a checked split."""
     if fold not in range(len(split["folds"])):
@@ -393,10 +293,3 @@ def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Spl
             )
     digest = sha256_bytes(json.dumps([split["task"], train, val, test]).encode())
     return Split(train, val, test, digest)
-
-
-def _remedy(path: Path) -> str:
-    return (
-        f"restore {path.name} with `git checkout data/splits`, or delete it if it was written on"
-        " this machine"
-    )

@@ -123,5 +123,6 @@ def case_name(path: str) -> str:
 
 
 def is_stray(name: str) -> bool:
-    """True for files that desktops leave behind (`._x`, `.DS_Store`, ...), which are never cases."""
+    """True for files that desktops leave behind (`._x`, `.DS_Store`, ...), which are never
+    cases."""
     return name.startswith("._") or name in IGNORED_NAMES

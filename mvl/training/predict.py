@@ -28,10 +28,10 @@ from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.files import RunError, atomic_write
 from mvl.datasets import sandbox
-from mvl.datasets.loaders import NativeProbabilities, preprocessing, to_scan_grid
 from mvl.datasets.new_scans import Failure, NewScan, find_scans, nifti_like, series_as_nifti
 from mvl.datasets.nifti import FileFault, read_scan
-from mvl.datasets.pictures import png_bytes, read_image
+from mvl.datasets.pictures import check_pixels, png_bytes, read_image
+from mvl.datasets.preprocessing import NativeProbabilities, preprocessing, to_scan_grid
 from mvl.datasets.registry import task_of_run
 from mvl.datasets.slices import load_volume
 from mvl.training.metrics import MetricError, class_masks
@@ -77,9 +77,10 @@ class Predictor:
         """
         self.config, status = run_folder.read_config(run_dir), run_folder.read_status(run_dir)
         if status["state"] != "done":
+            again = run_folder.results_dir_of(run_dir, self.config)
             raise PredictError(
                 f"{run_dir} is not a finished run (state {status['state']}); finish it with "
-                f"`{run_folder.command(self.config, run_folder.default_results_dir())}`"
+                f"`{run_folder.command(self.config, again)}`"
             )
         torch.set_num_threads(self.config.train.num_threads)
         self.options, self.task = options, task_of_run(self.config, status)
@@ -109,7 +110,9 @@ class Predictor:
             return self.by_slice(path)
         if self.task.dims == 2:
             try:
-                return self.of_source(flat(read_image(path, len(self.task.channels))), path)
+                pixels = read_image(path, len(self.task.channels))
+                check_pixels(pixels)
+                return self.of_source(flat(pixels), path)
             except FileFault as fault:
                 raise FileFault(f"{path}: {fault}; put the file right and try again") from fault
         return self.of_source([str(path) for path in files] if len(files) > 1 else str(path), path)

@@ -16,7 +16,8 @@ from mvl.cli import main
 from mvl.core import files as files_module
 from mvl.core.config import Config, DataConfig, ModelConfig, TrainConfig
 from mvl.datasets import decoded_cache, preflight
-from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.datasets.case_store import CaseStore
+from mvl.datasets.loaders import training_loader
 from mvl.datasets.registry import list_cases
 from mvl.datasets.task import TaskError
 from mvl.training import run

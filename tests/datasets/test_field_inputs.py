@@ -19,10 +19,10 @@ from PIL import Image
 from mvl.core import machine
 from mvl.core.config import Config, DataConfig
 from mvl.datasets import checks, nifti, splits
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.dicom import DicomFault, read_series
 from mvl.datasets.duplicates import duplicate_groups
 from mvl.datasets.label_noise import label_damage
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.masks import check_upright, read_mask
 from mvl.datasets.new_scans import check_scan, find_scans, series_as_nifti
 from mvl.datasets.nifti import FileFault
@@ -459,7 +459,7 @@ def test_channels_of_one_case_are_no_scans_of_their_own(files, scans, refused, t
     assert find_scans([tmp_path / files[0]], find_task("phantoms"))[1] == []
 
 
-# --- a foreign commit ------------------------------------------------------------------------------
+# --- a foreign commit ----------------------------------------------------------------------------
 
 
 def git(folder, *words):

@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 
 from mvl.core.config import Config, DataConfig
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.label_noise import (
     boundary_noise,
     damaged_cases,
@@ -18,7 +19,6 @@ from mvl.datasets.label_noise import (
     radius_of,
     region_noise,
 )
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import list_cases
 
 CASES = [f"c{i:02d}" for i in range(30)]

@@ -1,5 +1,5 @@
-"""One reader, one verdict: what `mvl verify` passes, training, evaluation and prediction accept, and
-the reverse, over NIfTI files made at random; the values are nibabel's."""
+"""One reader, one verdict: what `mvl verify` passes, training, evaluation and prediction accept,
+and the reverse, over NIfTI files made at random; the values are nibabel's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from monai.transforms.utils import allow_missing_keys_mode
 
 from mvl.core.config import DataConfig
 from mvl.datasets import checks, preflight, sandbox
-from mvl.datasets.loaders import CaseStore, ScanReader, preprocessing
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.new_scans import check_scan, find_scans
 from mvl.datasets.nifti import FileFault, read_scan
+from mvl.datasets.preprocessing import ScanReader, preprocessing
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.task import TaskError
 
@@ -107,7 +108,8 @@ def accepted(action):
 
 
 def verdicts(folder, monkeypatch):
-    """What verify, training, evaluation and prediction say about one case: (image and label, image)."""
+    """What verify, training, evaluation and prediction say about one case: (image and label,
+    image)."""
     task = find_task(folder.name, folder.parent)
     case = list_cases(task, folder.parent)[0]
     preflight._SOUND.clear()

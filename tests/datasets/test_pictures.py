@@ -1,4 +1,5 @@
-"""Pictures: which files belong together, and pixels of every mode, orientation and kind of damage."""
+"""Pictures: which files belong together, and pixels of every mode, orientation and kind of
+damage."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ HIPPOCAMPUS = Path(os.environ.get("MVL_DATA", "")) / "Task04_Hippocampus"
 
 
 def unhashed(toy):
-    """The toy task without its manifest, so that only the checks of content can find what is wrong."""
+    """The toy task without its manifest, so that only the checks of content can find what is
+    wrong."""
     task, root = toy
     (root / "Toy" / "manifest.json").unlink()
     return (

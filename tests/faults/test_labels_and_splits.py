@@ -17,8 +17,8 @@ from mvl.core import files, run_folder
 from mvl.core.config import Config, DataConfig
 from mvl.core.progress import Interrupted
 from mvl.datasets import preflight
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import Split, load_split, make_split, read_split, select, split_path
 from mvl.datasets.task import TaskError

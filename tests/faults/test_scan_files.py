@@ -19,8 +19,8 @@ import pytest
 from mvl.core import files
 from mvl.core.config import DataConfig
 from mvl.datasets import sandbox
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import find_task, read_manifest
 from mvl.datasets.task import TaskError
 from mvl.datasets.verify import verify

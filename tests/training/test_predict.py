@@ -21,7 +21,7 @@ from mvl.cli import main
 from mvl.core import run_folder
 from mvl.core.config import ROOT, load_config
 from mvl.core.files import sha256_file, write_json
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task, list_cases, task_facts
 from mvl.datasets.splits import load_split
 from mvl.models.build import build_system, own_state

@@ -25,10 +25,11 @@ from mvl.datasets.duplicates import duplicate_groups
 from mvl.datasets.label_noise import label_damage
 from mvl.datasets.masks import check_upright, read_mask
 from mvl.datasets.new_scans import check_scan, find_scans, series_as_nifti
-from mvl.datasets.nifti import FileFault
+from mvl.datasets.nifti_geometry import TOLERANCE_VOXELS, FileFault
 from mvl.datasets.preflight import check_inputs
 from mvl.datasets.registry import find_task, list_cases
-from mvl.datasets.splits import load_split, make_split, read_split, uneven
+from mvl.datasets.split_files import read_split
+from mvl.datasets.splits import load_split, make_split, uneven
 from mvl.datasets.task import TaskError
 from mvl.datasets.verify import verify
 
@@ -377,7 +378,9 @@ def test_float32_forms_of_a_tilted_scan_mean_one_place(degrees, spacing, tmp_pat
     assert checks.pair_fault(both, qform) is None
 
 
-@pytest.mark.parametrize(("shift", "fine"), [(0.004, True), (0.5, False), (3.0, False)])
+@pytest.mark.parametrize(
+    ("shift", "fine"), [(0.4 * TOLERANCE_VOXELS, True), (0.5, False), (3.0, False)]
+)
 def test_a_shift_is_judged_in_voxels(shift, fine, tmp_path):
     for spacing in (0.3, 1.0, 6.0):
         affine = np.diag([spacing] * 3 + [1.0])
@@ -397,7 +400,7 @@ def test_a_shift_is_judged_in_voxels(shift, fine, tmp_path):
 def ruin(path, how):
     raw = path.read_bytes()
     if how == "no mark":
-        path.write_bytes(raw[:128] + b"XXXX" + raw[132:])
+        path.write_bytes(raw[:128] + b"DICX" + raw[132:])
     if how == "no preamble":
         path.write_bytes(raw[132:])
     if how == "empty":

@@ -229,7 +229,7 @@ def test_an_interrupted_write_leaves_nothing(root, resized, tmp_path, monkeypatc
     def broken(*_):
         raise end
 
-    monkeypatch.setattr(run_folder.os, "replace", broken)
+    monkeypatch.setattr("mvl.core.files.os.replace", broken)
     if isinstance(end, OSError):
         (fault,) = quiet(resized, [scan_of(root, "case_01")], tmp_path)["failures"]
         assert "case_01.nii.gz: No space left" in fault["fault"]

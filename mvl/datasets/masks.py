@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import minimum_filter
 
 from mvl.datasets.nifti import FileFault
-from mvl.datasets.pictures import Picture, exif_orientation, open_picture, read_image
+from mvl.datasets.pictures import Picture, check_pixels, exif_orientation, open_picture, read_image
 from mvl.datasets.task import Case, TaskError
 
 PictureMask = UInt8[np.ndarray, "rows columns"]
@@ -176,6 +176,7 @@ def read_case(case: Case, channels: int, top: int = 1) -> tuple[Picture, Picture
     path = case.image
     try:
         image = read_image(path, channels)
+        check_pixels(image)
         label = np.zeros(image.shape[1:], np.uint8)
         for path in (case.label, *case.more_labels):
             check_upright(case.image, path)

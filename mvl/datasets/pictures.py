@@ -234,13 +234,12 @@ def check_pixels(pixels: Picture) -> None:
     Raises:
         FileFault: one value alone, or two.
     """
-    values = np.unique(pixels)
-    if len(values) == 1:
-        raise FileFault(f"constant image: every pixel is {values[0]:g}")
-    if len(values) == 2:
+    low, high = pixels.min(), pixels.max()
+    if low == high:
+        raise FileFault(f"constant image: every pixel is {low:g}")
+    if ((pixels == low) | (pixels == high)).all():
         raise FileFault(
-            f"two values only ({values[0]:g} and {values[1]:g}), as in a mask: image and mask"
-            " swapped?"
+            f"two values only ({low:g} and {high:g}), as in a mask: image and mask swapped?"
         )
 
 

@@ -181,6 +181,16 @@ def _patients_by_pattern(pattern: str, case_ids: Sequence[str], path: Path) -> d
     return found
 
 
+def shared_stems(case_ids: Sequence[str]) -> list[str]:
+    """Return the beginnings that several cases share and that look like a patient's number.
+
+    `p01_t1` and `p01_t2` share `p01`; `case_01` and `case_02` share `case`, which holds no number.
+    """
+    stems = Counter(case.rpartition("_")[0] or case.rpartition("-")[0] for case in case_ids)
+    found = sorted(stem for stem, count in stems.items() if count > 1 and re.search(r"\d", stem))
+    return found if len(stems) > 1 else []
+
+
 def stated_folds(folder: Path, most: int, fewest: int) -> int:
     """Return how many folds the folder's dataset.json asks for under `folds`, or `most`.
 

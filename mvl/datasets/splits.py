@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,15 @@ def _deal(task: Task, cases: list[Case], path: Path, data_dir: Path | None, kind
         rule = split_groups.rule_of(task)
         if not groups and task.layout not in ("busi", "pairs"):
             groups = None
+    stems = split_groups.shared_stems(case_ids)
+    if task.own and stems and not split_groups.patients(folder, case_ids):
+        # Scans of one patient on two sides of a split flatter every score.
+        print(
+            f"{folder}: {len(stems)} beginnings of names are shared by several cases (e.g."
+            f" {stems[0]}); if these are of one patient, state it (see `patients` in the book, Your"
+            f" own data) and delete {path}",
+            file=sys.stderr,
+        )
     try:
         return write_split_file(
             task.name, case_ids, path, groups=groups, rule=rule, num_folds=num_folds

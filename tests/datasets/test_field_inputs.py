@@ -29,8 +29,9 @@ from mvl.datasets.nifti_geometry import TOLERANCE_VOXELS, FileFault
 from mvl.datasets.preflight import check_inputs
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.split_files import read_split
+from mvl.datasets.split_groups import shared_stems
 from mvl.datasets.splits import load_split, make_split, uneven
-from mvl.datasets.task import TaskError
+from mvl.datasets.task import TaskError, case_name
 from mvl.datasets.verify import verify
 
 ROWS, COLUMNS = np.mgrid[:64, :64]
@@ -150,6 +151,35 @@ def test_patients_that_leave_cases_out_are_refused(patients, table, told, own_da
         (folder / "groups.csv").write_text(table)
     with pytest.raises(TaskError, match=told):
         load_split(find_task("Boxes", tmp_path), 0, 1.0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "stems"),
+    [
+        (["p01_t1", "p01_t2", "p02_t1", "p02_t2"], ["p01", "p02"]),
+        (["12-left", "12-right", "13-left"], ["12"]),
+        (["case_01", "case_02"], []),
+        (["2021_01", "2021_02"], []),
+        (["p01", "p02"], []),
+    ],
+)
+def test_names_that_share_a_patients_number_are_noticed(names, stems):
+    assert shared_stems(names) == stems
+
+
+def test_shared_names_are_said_when_a_split_is_dealt(own_data, tmp_path, capsys):
+    folder = own_data(tmp_path / "Boxes", shape=(16, 16, 16))
+    for sub in ("imagesTr", "labelsTr"):
+        for path in sorted((folder / sub).iterdir()):
+            number = int(path.name[5:7])
+            path.rename(path.with_name(f"p{number // 2}_{number % 2}{path.name[7:]}"))
+    load_split(find_task("Boxes", tmp_path), 0, 1.0, tmp_path)
+    assert "6 beginnings of names are shared by several cases (e.g. p0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.NII.GZ", "a.nii", "a.Nii", "./x/a.nii.gz"])
+def test_a_case_is_named_without_its_ending(name):
+    assert case_name(name) == "a"
 
 
 def test_a_fold_without_test_cases_does_not_run(tmp_path):

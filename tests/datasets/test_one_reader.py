@@ -3,23 +3,28 @@ and the reverse, over NIfTI files made at random; the values are nibabel's."""
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from monai.transforms.utils import allow_missing_keys_mode
+from PIL import Image
 
 from mvl.core.config import DataConfig
-from mvl.datasets import checks, preflight, sandbox
+from mvl.datasets import checks, picture_faults, preflight, sandbox
 from mvl.datasets.case_store import CaseStore
+from mvl.datasets.masks import read_case
 from mvl.datasets.new_scans import check_scan, find_scans
 from mvl.datasets.nifti import FileFault, read_scan
+from mvl.datasets.pictures import check_pixels, read_image
 from mvl.datasets.preprocessing import ScanReader, preprocessing
 from mvl.datasets.registry import find_task, list_cases
-from mvl.datasets.task import TaskError
+from mvl.datasets.task import Case, TaskError
 
 SHAPE = (12, 11, 10)
 DATA = DataConfig(img_size=(8, 8, 8))
@@ -183,3 +188,53 @@ def test_real_scans_are_read_as_nibabel_reads_them(name):
             scan, file = read_scan(path), nibabel.load(path)
             assert np.array_equal(scan.voxels, np.asanyarray(file.dataobj))
             assert np.array_equal(scan.affine, file.affine)
+
+
+MODES = ["L", "RGB", "P", "LA", "RGBA", "1", "I;16", "CMYK"]
+
+
+def picture_at_random(values, rng):
+    """A picture of a random mode, that means the values or does not, with or without a turn."""
+    mode = MODES[rng.integers(len(MODES))]
+    exif = Image.Exif()
+    if rng.random() < 0.15:
+        exif[0x0112] = int(rng.integers(2, 9))
+    if mode == "I;16":
+        return Image.fromarray(values.astype(np.uint16) * 257), "png", exif
+    picture = Image.fromarray(values).convert(mode)
+    if mode == "P" and rng.random() < 0.5:
+        picture.putpalette(rng.integers(0, 256, 768).tolist())
+    if mode in ("LA", "RGBA") and rng.random() < 0.5:
+        picture.putalpha(Image.fromarray(rng.integers(0, 256, values.shape).astype(np.uint8)))
+    if mode == "CMYK":
+        return picture, str(rng.choice(["tif", "jpg"])), exif
+    endings = {"L": ["png", "jpg", "tif", "bmp"], "RGB": ["png", "jpg", "tif"], "1": ["png", "bmp"]}
+    return picture, str(rng.choice(endings.get(mode, ["png"]))), exif
+
+
+def predicted(path):
+    check_pixels(read_image(path, 1))
+
+
+@pytest.mark.parametrize("start", [0, pytest.param(50, marks=pytest.mark.faults)])
+def test_pictures_get_one_verdict(start, tmp_path):
+    task = dataclasses.replace(find_task("shapes"), name="Any", layout="pairs", channels=("grey",))
+    passed, count = 0, 50 if start == 0 else 500
+    for seed in range(start, start + count):
+        rng = np.random.default_rng(seed)
+        shown = rng.integers(0, 256, (24, 20) if rng.random() < 0.7 else (24, 24)).astype(np.uint8)
+        drawn = np.zeros_like(shown)
+        drawn[5:15, 4:13] = rng.choice([1, 100, 200, 255])
+        if rng.random() < 0.2:
+            drawn[16:20, 4:13] = rng.choice([1, 128])
+        paths = {}
+        for name, values in (("image", shown), ("mask", drawn)):
+            picture, ending, exif = picture_at_random(values, rng)
+            paths[name] = tmp_path / f"{seed}_{name}.{ending}"
+            picture.save(paths[name], exif=exif)
+        case = Case(str(seed), paths["image"], paths["mask"])
+        faults = dict(picture_faults.case_faults(task, case, tmp_path, {})[0])
+        assert accepted(partial(read_case, case, 1)) == (not faults), (seed, faults)
+        assert accepted(partial(predicted, case.image)) == (case.image not in faults), seed
+        passed += not faults
+    assert 0.1 < passed / count < 0.9

@@ -27,6 +27,10 @@ def tensors(task: Task, case: Case) -> dict[str, MetaTensor]:
     """`image` (C, rows, columns) and `label` (1, rows, columns) with their affine, for MONAI's
     transforms."""
     image, label, spacing = read_plane(task, case)
+    return {"image": flat(image, spacing), "label": flat(label[None], spacing)}
+
+
+def flat(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> MetaTensor:
+    """Pixels (C, rows, columns) with their affine."""
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
-    pair = {"image": torch.as_tensor(image), "label": torch.as_tensor(label)[None]}
-    return {key: MetaTensor(value, affine=affine) for key, value in pair.items()}
+    return MetaTensor(torch.as_tensor(np.ascontiguousarray(pixels)), affine=affine)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from monai.data import MetaTensor
 from monai.inferers.utils import sliding_window_inference
 from monai.transforms.utils import allow_missing_keys_mode
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
@@ -28,6 +27,7 @@ from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.files import RunError, atomic_write
 from mvl.datasets import sandbox
+from mvl.datasets.cases_2d import flat
 from mvl.datasets.new_scans import Failure, NewScan, find_scans, nifti_like, series_as_nifti
 from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.pictures import check_pixels, png_bytes, read_image
@@ -175,14 +175,6 @@ class Predictor:
         for value, found in zip(self.values, class_masks(probabilities.numpy())):
             out[found] = value
         return out
-
-
-def flat(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> MetaTensor:
-    """Pixels (C, rows, columns) with their affine, as planes.py gives them to training."""
-    return MetaTensor(
-        torch.as_tensor(np.ascontiguousarray(pixels)),
-        affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)),
-    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -138,7 +138,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "C9-extension": (extension, "header extension of 4000 bytes"),
     "C10-intercept": (header(112, "2f", 2.0, float("nan")), "intensity scale"),
     "C10-infinite": (header(112, "2f", float("inf"), 0.0), "intensity scale"),
-    "C11-slope": (header(112, "2f", 1e38, 0.0), "NaN or infinite"),
+    "C11-slope": (header(112, "2f", 1e38, 0.0), "beyond float32"),
     "C11-float64": (voxels(lambda v: v.astype(np.float64) * 1e300), "beyond float32"),
     "C12-nan": (one(np.nan), "1 voxels are NaN"),
     "C12-infinite": (one(np.inf), "1 voxels are NaN or infinite"),

@@ -13,7 +13,8 @@ from PIL import Image
 
 from mvl.core.config import ROOT
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.pictures import read_case, read_pairs
+from mvl.datasets.masks import read_case
+from mvl.datasets.pictures import read_pairs
 from mvl.datasets.registry import find_task
 
 SPEC = importlib.util.spec_from_file_location("reduce_data", ROOT / "workflow" / "reduce_data.py")

@@ -239,7 +239,7 @@ def large_scan(config: Config, shape: tuple[int, ...]) -> float:
     hippocampus scans are small, most others are not."""
     import numpy as np
 
-    from mvl.datasets.loaders import preprocessing
+    from mvl.datasets.preprocessing import preprocessing
     from mvl.datasets.nifti import nifti_bytes
 
     rng, paths = np.random.default_rng(0), {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -64,12 +65,18 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> dict[str, Any]:
-    def ask(*words) -> str:
+    # GIT_DIR and its like would answer for whatever repository a calling hook works on.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def ask(*words: str) -> str:
         return subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", *words], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
+        # A copy without git may lie inside another project's repository, whose commit is not ours.
+        if not os.path.samefile(ask("rev-parse", "--show-toplevel"), ROOT):
+            return _bundled()
         return {
             "commit": ask("rev-parse", "HEAD"),
             "dirty": bool(ask("status", "--porcelain", "--", "mvl")),

@@ -4,6 +4,8 @@ written last."""
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 working copy."""
 EXTRA_FILES = ("usage.csv",)
 "What the record of some runs holds besides: how a hybrid uses its block."
+NEUTRAL = ("data.cache_gb", "data.num_workers")
+"Settings that change no result: a run made with others is still the run that was asked for."
 EXTERNAL = "cases_on_"
 "Beginning of the names of external tests' rows, which a record holds too."
 
 
 def run_name(config: Config) -> str:
     """`<task>/<system>/fraction-<f>_fold-<k>_seed-<n>`: differs between any two runs of a study."""
-    return f"{config.task}/{config.system}/fraction-{config.fraction!r}_fold-{config.fold}_seed-{config.seed}"
+    place = f"fraction-{config.fraction!r}_fold-{config.fold}_seed-{config.seed}"
+    return f"{config.task}/{config.system}/{place}"
 
 
 def run_dir(results_dir: Path, config: Config) -> Path:
@@ -31,14 +36,30 @@ def run_dir(results_dir: Path, config: Config) -> Path:
     return Path(results_dir) / config.study / "runs" / run_name(config)
 
 
-def command(config: Config, results_dir: Path, data_dir: Path | None = None) -> str:
-    """The command that trains, or goes on with, this run."""
-    where = "" if Path(results_dir) == default_results_dir() else f" --results-dir {results_dir}"
-    where += f" --data-dir {data_dir}" if data_dir else ""
-    return (
-        f"mvl train --study {config.study} --task {config.task} --system {config.system} "
-        f"--fraction {config.fraction!r} --fold {config.fold} --seed {config.seed}{where}"
-    )
+def command(
+    config: Config, results_dir: Path, data_dir: Path | None = None, study: str = ""
+) -> str:
+    """The command that trains, or goes on with, this run, quoted for a shell.
+
+    `study` is the study as it was given, which is a path where it is not one of the package's.
+    """
+    words = ["mvl", "train", "--study", study or config.study]
+    words += ["--task", config.task, "--system", config.system]
+    words += ["--fraction", repr(config.fraction), "--fold", str(config.fold)]
+    words += ["--seed", str(config.seed)]
+    if Path(results_dir) != default_results_dir():
+        words += ["--results-dir", str(results_dir)]
+    if data_dir:
+        words += ["--data-dir", str(data_dir)]
+    return shlex.join(words)
+
+
+def results_dir_of(folder: Path, config: Config) -> Path:
+    """Return the results folder that a run's folder lies in, as `run_dir` lays it out."""
+    parents = Path(os.path.abspath(folder)).parents
+    depth = len(run_dir(Path(), config).parts) - 1
+    home = parents[depth] if len(parents) > depth else default_results_dir()
+    return home if run_dir(home, config) == Path(os.path.abspath(folder)) else default_results_dir()
 
 
 def default_results_dir() -> Path:
@@ -126,6 +147,21 @@ def write_config(folder: Path, config: Config) -> None:
             f" {folder} to start anew"
         )
     atomic_write(path, yaml.safe_dump(wanted, sort_keys=False))
+
+
+def changed_settings(folder: Path, config: Config) -> list[str]:
+    """Return `key: old -> new` for each setting of a run's folder that is not the config's and can
+    change a result; nothing where the folder has no config yet.
+
+    A run is done only for the settings that it was made with: whoever asks whether it is done asks
+    this too.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return []
+    made_with = merge(to_dict(Config()), read_yaml(path) or {})
+    lines = differences(made_with, to_dict(config))
+    return [line for line in lines if not line.startswith(NEUTRAL)]
 
 
 def read_config(folder: Path) -> Config:

@@ -43,7 +43,8 @@ class Change:
 
 
 class Changes:
-    """What was drawn for many cases, as tensors on a device, ready to be applied to slices of them."""
+    """What was drawn for many cases, as tensors on a device, ready to be applied to slices of
+    them."""
 
     def __init__(
         self, drawn: Sequence[Change], size: tuple[int, ...], device: torch.device
@@ -61,7 +62,8 @@ class Changes:
         self.intensity = values.reshape(len(drawn), 2, *[1] * (len(size) + 1)).to(device)
 
     def apply(self, image: Tensor, label: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Changed copies of images (B, C, *S) and labels (B, 1, *S), whose draws stand in `rows`."""
+        """Changed copies of images (B, C, *S) and labels (B, 1, *S), whose draws stand in
+        `rows`."""
         drawn, given = self.drawn[rows], image
         if any(c.turn is not None for c in drawn):
             image, label = self.turned(image, label, rows)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from mvl.datasets import pictures, slices
+from mvl.datasets import masks, slices
 from mvl.datasets.task import Case, Task
 
 
@@ -19,7 +19,7 @@ def read_plane(task: Task, case: Case) -> tuple[np.ndarray, np.ndarray, tuple[fl
     """
     if task.layout == "slices":
         return slices.read_slice(case)
-    image, label = pictures.read_case(case, len(task.channels), max(task.labels))
+    image, label = masks.read_case(case, len(task.channels), max(task.labels))
     return image, label, (1.0, 1.0)
 
 
@@ -27,6 +27,10 @@ def tensors(task: Task, case: Case) -> dict[str, MetaTensor]:
     """`image` (C, rows, columns) and `label` (1, rows, columns) with their affine, for MONAI's
     transforms."""
     image, label, spacing = read_plane(task, case)
+    return {"image": flat(image, spacing), "label": flat(label[None], spacing)}
+
+
+def flat(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> MetaTensor:
+    """Pixels (C, rows, columns) with their affine."""
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
-    pair = {"image": torch.as_tensor(image), "label": torch.as_tensor(label)[None]}
-    return {key: MetaTensor(value, affine=affine) for key, value in pair.items()}
+    return MetaTensor(torch.as_tensor(np.ascontiguousarray(pixels)), affine=affine)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mvl.core.files import sha256_bytes
-from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm, decode, read_whole
+from mvl.datasets.nifti import FileFault, Scan, apart_mm, check_bytes, decode, read_whole
 from mvl.datasets.task import Case, Task
 
 
@@ -115,9 +115,5 @@ def pair_fault(image: Scan, label: Scan, what: str = "label") -> str | None:
     """What keeps an image and its label (or a further channel) from lying on one grid."""
     if image.voxels.shape[:3] != label.voxels.shape:
         return f"{what} grid {label.voxels.shape} differs from the image's {image.voxels.shape[:3]}"
-    far = corner_distance_mm(image.affine, label.affine, label.voxels.shape)
-    return (
-        f"{what} lies up to {far:.3g} mm away from its image (affines differ)"
-        if not far <= 1e-3
-        else None
-    )
+    far = apart_mm(image, label)
+    return f"{what} lies up to {far:.3g} mm away from its image (affines differ)" if far else None

@@ -52,7 +52,10 @@ AFTERWARDS = {
 }
 """Settings of data that act on decoded cases, or not on cases at all; every other one is part of
 the key."""
-CODE = ("decoded_cache.py", "loaders.py", "pictures.py", "cases_2d.py", "slices.py")
+CODE = (
+    *("decoded_cache.py", "preprocessing.py", "case_store.py", "cases_2d.py", "slices.py"),
+    *("nifti.py", "nifti_geometry.py", "pictures.py", "masks.py"),
+)
 """Modules whose text is part of the key: an edit of any of them makes every entry one that is not
 found again."""
 PACKAGES = ("torch", "monai", "numpy", "nibabel", "pillow", "scipy")

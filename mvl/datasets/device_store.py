@@ -17,7 +17,8 @@ from torch import Tensor
 from mvl.core.config import Config
 from mvl.core.seeds import draw_seed
 from mvl.datasets.augment import Changes, augmentation
-from mvl.datasets.loaders import CaseStore, batch_loader, batch_rows, epoch_order, read_case
+from mvl.datasets.case_store import CaseStore, read_case
+from mvl.datasets.loaders import batch_loader, batch_rows, epoch_order
 
 GPU_SHARE = 0.5
 "Share of a GPU's free memory that cases may take."

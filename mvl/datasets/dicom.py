@@ -22,6 +22,11 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 CONVERT = "convert it to NIfTI with dcm2niix and give that"
 TOLERANCE = 0.01
 "Share of the slice distance by which slices may lie off their even places."
+PASSED_OVER = (
+    *(".txt", ".md", ".pdf", ".html", ".xml", ".json", ".csv", ".tsv", ".log", ".ini", ".inf"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".exe", ".zip", ".yaml", ".yml", ".doc", ".docx", ".rtf"),
+)
+"Endings of what lies beside the slices of a series and is none of them."
 NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 
 
@@ -31,37 +36,65 @@ class DicomFault(FileFault):
 
 
 def find_series(folder: Path) -> dict[str, list[Path]]:
-    """Files of each series in `folder` and below, by SeriesInstanceUID; files that are not DICOM
-    images are passed over.
+    """Files of each series in `folder` and below, by SeriesInstanceUID; notes and the like, which
+    are not DICOM by name or content, are passed over.
 
     Raises:
-        DicomFault: pydicom is not installed.
+        DicomFault: pydicom is not installed, or a file may be a slice and cannot be read as one.
     """
     found: dict[str, list[Path]] = {}
     for path, header in _headers(folder):
-        if "Rows" in header or "PixelData" in header:
+        if "Rows" in header:
             found.setdefault(
                 str(header.get("SeriesInstanceUID", "no SeriesInstanceUID")), []
             ).append(path)
+        elif _was_an_image(header):
+            raise DicomFault(
+                f"{path}: ends before its pixels; copy the series again from where it came"
+            )
     return found
 
 
 def _headers(folder: Path) -> Iterator[tuple[Path, Any]]:
     pydicom = _pydicom()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not is_stray(path.name) and is_dicom(path):
-            yield (
-                path,
-                pydicom.dcmread(
-                    path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "Rows"]
-                ),
-            )
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() and not is_stray(path.name) and path.suffix.lower() not in PASSED_OVER
+    ]
+    # A slice that is left out silently is missing from the mask: a series without its first or
+    # last slices looks whole. So whatever may be one is read, or named.
+    odd = [path for path in files if not is_dicom(path)]
+    if odd and len(odd) < len(files):
+        raise DicomFault(
+            f"{odd[0]}: not a DICOM file (no DICM mark, or it cannot be read), beside"
+            f" {len(files) - len(odd)} that are ({len(odd)} such files); copy the series again, or"
+            " take out what does not belong to it"
+        )
+    for path in files if not odd else []:
+        try:
+            tags = ["SeriesInstanceUID", "SOPClassUID", "Rows"]
+            yield path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        except Exception as error:
+            raise DicomFault(
+                f"{path}: cannot be read ({type(error).__name__}); copy the series again from where"
+                " it came"
+            ) from error
+
+
+def _was_an_image(header: Any) -> bool:
+    """Return whether a file without rows was cut short, and is no report, plan or DICOMDIR."""
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    return kind is None or "Image Storage" in kind.name
 
 
 def is_dicom(path: Path) -> bool:
     """True for a file with DICOM's mark after its preamble."""
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _pydicom() -> Any:

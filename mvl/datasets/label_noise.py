@@ -8,6 +8,7 @@ the same for a small and a large lesion, and on any grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mvl.core.config import Config
 from mvl.core.seeds import draw_seed
-from mvl.datasets.loaders import Damage
+from mvl.datasets.case_store import Damage
 
 SHIFT = (0.2, 0.4)
 """Erosion and dilation move the whole boundary by so many radii, drawn uniformly per case; never
@@ -49,19 +50,24 @@ def label_damage(config: Config, case_ids: Sequence[str]) -> Damage | None:
     once, not anew in each epoch.
     """
     chosen = damaged_cases(config, case_ids)
-    if not chosen:
-        return None
+    return LabelDamage(config.seed, config.data.label_noise, chosen) if chosen else None
 
-    def damage(case: str, label: Tensor) -> Tensor:
-        if case not in chosen:
+
+@dataclass(frozen=True)
+class LabelDamage:
+    """The damage of one run; a class, since loader processes that are not forked get it pickled."""
+
+    seed: int
+    noise: str
+    chosen: frozenset[str]
+
+    def __call__(self, case: str, label: Tensor) -> Tensor:
+        """Return the case's label, damaged where the case is chosen."""
+        if case not in self.chosen:
             return label
-        rng = np.random.default_rng(
-            draw_seed(config.seed, "label_noise", config.data.label_noise, case)
-        )
-        noise = boundary_noise if config.data.label_noise == "boundary" else region_noise
+        rng = np.random.default_rng(draw_seed(self.seed, "label_noise", self.noise, case))
+        noise = boundary_noise if self.noise == "boundary" else region_noise
         return torch.as_tensor(np.ascontiguousarray(noise(label[0].numpy(), rng)))[None]
-
-    return damage
 
 
 def radius_of(label: np.ndarray) -> float:

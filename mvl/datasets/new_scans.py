@@ -11,11 +11,13 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from mvl.datasets.checks import check_image
 from mvl.datasets.dicom import is_dicom, read_series
-from mvl.datasets.nifti import FileFault, Scan, check_bytes, corner_distance_mm, decode, read_whole
+from mvl.datasets.nifti import FileFault, Scan, apart_mm, read_scan
 from mvl.datasets.own_data import ENDINGS
+from mvl.datasets.pictures import SUFFIXES
 from mvl.datasets.task import Task, case_name, is_stray
 
 GEOMETRY = (
@@ -34,7 +36,6 @@ GEOMETRY = (
 )
 """Header fields that a mask takes over from its scan, beside the grid and the spacing; no text is
 among them."""
-PICTURES = (".png", ".jpg", ".jpeg")
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -58,7 +59,8 @@ class Failure:
 
 
 def takes_pictures(task: Task) -> bool:
-    """True where a run on `task` segments pictures; runs on slices segment volumes, slice by slice."""
+    """True where a run on `task` segments pictures; runs on slices segment volumes, slice by
+    slice."""
     return task.dims == 2 and task.layout != "slices"
 
 
@@ -70,10 +72,10 @@ def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[F
     it has one, `_0000` is dropped from the mask's name if every file ends in it.
     """
     scans: list[NewScan] = []
-    failures = []
+    failures: list[Failure] = []
     for path in paths:
         try:
-            scans += _scans_at(path, task)
+            scans += _scans_at(path, task, failures)
         except FileFault as fault:
             failures.append(Failure(str(path), str(fault)))
     scans = list(dict.fromkeys(scans))
@@ -90,15 +92,20 @@ def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[F
     return list(firsts.values()), failures
 
 
-def _scans_at(path: Path, task: Task) -> list[NewScan]:
+def _scans_at(path: Path, task: Task, failures: list[Failure]) -> list[NewScan]:
     if path.is_dir():
         inner = [
             file for file in sorted(path.iterdir()) if not is_stray(file.name) and _kind(file, task)
         ]
         if not inner and takes_pictures(task):
             raise FileFault(
-                f"{path}: no picture in this folder; this run takes {', '.join(PICTURES)}"
+                f"{path}: no picture in this folder; this run takes {', '.join(SUFFIXES)}"
             )
+        clashes = _channels_of_one_case(inner, task)
+        failures += [Failure(str(file), told) for file, told in clashes.items()]
+        inner = [file for file in inner if file not in clashes]
+        if clashes and not inner:
+            return []
         return [_scan(file, task) for file in inner] or [
             NewScan(path.resolve().name, (path,), "dicom")
         ]
@@ -111,14 +118,40 @@ def _scans_at(path: Path, task: Task) -> list[NewScan]:
         hint = (
             "give the folder of its series"
             if is_dicom(path)
-            else f"this run takes {', '.join(PICTURES if takes_pictures(task) else ENDINGS)}"
+            else f"this run takes {', '.join(SUFFIXES if takes_pictures(task) else ENDINGS)}"
         )
         raise FileFault(f"{path}: not a scan that this run can segment; {hint}")
     return [_scan(path, task)]
 
 
+def _channels_of_one_case(files: list[Path], task: Task) -> dict[Path, str]:
+    """Return why the files CASE_0000, CASE_0001, ... of a folder are not segmented where the run
+    has one channel.
+
+    In nnU-Net's naming they are the channels of one case, of which only the user knows the right
+    one; as scans of their own, each would get a mask that means nothing.
+    """
+    if takes_pictures(task) or len(task.channels) > 1:
+        return {}
+    held: dict[str, list[Path]] = {}
+    for file in files:
+        if match := CHANNEL.fullmatch(case_name(file.name)):
+            held.setdefault(match[1], []).append(file)
+    told = (
+        f"is a channel of its case by its name, beside others; the run takes one"
+        f" ({task.channels[0]}): give the file of that channel itself, or rename what is a scan of"
+        " its own"
+    )
+    return {
+        file: f"{file}: {told}"
+        for several in held.values()
+        if len(several) > 1 and any(case_name(file.name).endswith("_0000") for file in several)
+        for file in several
+    }
+
+
 def _kind(path: Path, task: Task) -> str:
-    endings, kind = (PICTURES, "picture") if takes_pictures(task) else (ENDINGS, "nifti")
+    endings, kind = (SUFFIXES, "picture") if takes_pictures(task) else (ENDINGS, "nifti")
     return kind if path.name.lower().endswith(endings) and not path.is_dir() else ""
 
 
@@ -152,15 +185,10 @@ def check_scan(files: tuple[Path, ...], task: Task) -> None:
     first: Scan | None = None
     for path in files:
         try:
-            raw = read_whole(path)
-            check_bytes(raw)
-            scan = decode(raw, len(task.channels) if len(files) == 1 else 1)
+            scan = read_scan(path, len(task.channels) if len(files) == 1 else 1)
             check_image(scan.voxels, task)
             first = first or scan
-            if (
-                scan.voxels.shape != first.voxels.shape
-                or not corner_distance_mm(scan.affine, first.affine, scan.voxels.shape) <= 1e-3
-            ):
+            if scan.voxels.shape != first.voxels.shape or apart_mm(first, scan):
                 raise FileFault(f"its grid differs from that of {files[0].name}")
         except FileFault as fault:
             wanted = (
@@ -176,8 +204,9 @@ def series_as_nifti(folder: Path, series: str | None, target: Path) -> Path:
     but voxels and geometry."""
     voxels, affine = read_series(folder, series)
     image = nibabel.Nifti1Image(voxels, affine)
+    # One form alone: a qform would round the rotation, and a tilted series would contradict itself.
     image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
     target.write_bytes(image.to_bytes())
     return target
@@ -186,9 +215,13 @@ def series_as_nifti(folder: Path, series: str | None, target: Path) -> Path:
 def nifti_like(voxels: np.ndarray, scan: Path) -> bytes:
     """A gzipped NIfTI-1 file of `voxels` with the geometry of `scan` (grid, spacing, sform, qform,
     codes, units) and no text of its header."""
-    source, header = nibabel.nifti1.load(scan).header, nibabel.Nifti1Header()
+    source, header = read_scan(scan).header, nibabel.Nifti1Header()
     for field in GEOMETRY:
         header[field] = source[field]
+    try:
+        header.get_qform()
+    except (HeaderDataError, ValueError):
+        header["qform_code"] = 0  # not readable, so it must not be passed on
     header.set_data_dtype(voxels.dtype)
     header.set_data_shape(voxels.shape)
     header["pixdim"][:4] = source["pixdim"][:4]

@@ -1,9 +1,14 @@
-"""Read a NIfTI-1 file that may be anything: sanity before allocation, then every byte to the end."""
+"""The one reader of NIfTI-1 files, which may be anything: sanity before allocation, then every byte
+to the end.
+
+Checks, training, evaluation and prediction all see a scan through `decode`, by its content and
+never by its name, so that what one of them accepts the others accept.
+"""
 
 from __future__ import annotations
 
 import gzip
-import itertools
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -11,29 +16,40 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from jaxtyping import Float
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
-from mvl.core.errors import MvlError
+from mvl.datasets.nifti_geometry import (
+    QUATERNION_ERROR,
+    TOLERANCE_VOXELS,
+    Affine,
+    FileFault,
+    check_geometry,
+    corner_distance_mm,
+    distance_voxels,
+    extent,
+)
 
 MAX_VOXELS = 10**9
 "The largest Decathlon scan has 0.3e9 voxels (all channels)."
 SLACK = 2**16
 "Bytes after the last voxel that are forgiven."
-SPACING_MM = (0.05, 20.0)
-Affine = Float[np.ndarray, "4 4"]
-
-
-class FileFault(MvlError, ValueError):
-    """What is wrong with one file, without its name."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Voxels (as stored, scaled where the header says so) and affine (mm)."""
+    """Voxels (as stored, scaled where the header says so), affine (mm) and header."""
 
     voxels: np.ndarray
     affine: Affine
+    header: nibabel.Nifti1Header
+    from_qform: bool = False
+    "True where the affine is a qform's, for want of an sform."
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance of neighbouring voxels along each of the three axes."""
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
 
 
 def read_whole(path: Path) -> bytes:
@@ -66,8 +82,20 @@ def check_bytes(raw: bytes) -> None:
         raise FileFault(f"neither gzip nor NIfTI: begins with {raw[:16]!r}")
 
 
-def decode(raw: bytes, channels: int) -> Scan:
-    """The scan in `raw` (.nii.gz or .nii bytes), read to the end, its gzip checksum checked.
+def read_scan(path: Path, channels: int | None = None) -> Scan:
+    """The scan in a file, see `decode`.
+
+    Raises:
+        FileFault: says what is wrong, without the file's name.
+    """
+    raw = read_whole(Path(path))
+    check_bytes(raw)
+    return decode(raw, channels)
+
+
+def decode(raw: bytes, channels: int | None) -> Scan:
+    """The scan in `raw` (.nii.gz or .nii bytes), read to the end, its gzip checksum checked;
+    without a number of `channels`, any that three or four axes hold.
 
     Raises:
         FileFault: says what is wrong; nothing larger than the header announces, and nothing above
@@ -79,7 +107,7 @@ def decode(raw: bytes, channels: int) -> Scan:
     header = parse_header(head)
     shape = check_shape(header, channels)
     start, size = check_offset(header, head), int(np.prod(shape)) * header.get_data_dtype().itemsize
-    affine = check_geometry(header, shape)
+    affine, from_qform = check_geometry(header, shape)
     if start + size > 1032 * len(raw):
         raise FileFault(
             f"{len(raw)} bytes cannot hold the {size} bytes of voxels that its header announces"
@@ -90,10 +118,7 @@ def decode(raw: bytes, channels: int) -> Scan:
     if len(body) > start + size + SLACK:
         raise FileFault(f"holds more than the {start + size} bytes that its header announces")
     check_extensions(header, body, start)
-    voxels = np.frombuffer(body, header.get_data_dtype(), int(np.prod(shape)), start).reshape(
-        shape, order="F"
-    )
-    return Scan(_scaled(header, voxels), affine)
+    return Scan(_scaled(header, body).reshape(shape, order="F"), affine, header, from_qform)
 
 
 def _inflate(raw: bytes, limit: int) -> bytes:
@@ -140,25 +165,32 @@ def parse_header(head: bytes) -> nibabel.Nifti1Header:
     return header
 
 
-def check_shape(header: nibabel.Nifti1Header, channels: int) -> tuple[int, ...]:
-    """Voxels per axis, with a last axis of `channels` where there is more than one.
+def check_shape(header: nibabel.Nifti1Header, channels: int | None) -> tuple[int, ...]:
+    """Voxels per axis, with a last axis of the channels where there is more than one.
+
+    Axes of one voxel behind the third say nothing (ANTs writes them) and are left out.
 
     Raises:
         FileFault: other dimensions, a slice, or too many voxels.
     """
     dim = [int(n) for n in header["dim"]]
-    wanted = 3 if channels == 1 else 4
     if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]):
         raise FileFault(f"impossible dimensions {dim}")
-    shape = tuple(dim[1 : dim[0] + 1])
-    if dim[0] != wanted or (channels > 1 and shape[3] != channels):
-        raise FileFault(
-            f"shape {shape}; expected 3 axes{f' and {channels} channels' if channels > 1 else ''}"
-        )
+    stored = tuple(dim[1 : dim[0] + 1])
+    shape = stored[:3] + tuple(n for n in stored[3:] if n > 1)
+    if channels is None:
+        fits = len(shape) in (3, 4)
+    elif channels == 1:
+        fits = len(shape) == 3
+    else:
+        fits = len(shape) == 4 and shape[3] == channels
+    if not fits:
+        several = f" and {channels} channels" if (channels or 1) > 1 else ""
+        raise FileFault(f"shape {stored}; expected 3 axes{several}")
     if min(shape[:3]) < 2:
-        raise FileFault(f"shape {shape}: a slice, not a volume")
+        raise FileFault(f"shape {stored}: a slice, not a volume")
     if (count := int(np.prod([float(n) for n in shape]))) > MAX_VOXELS:
-        raise FileFault(f"shape {shape}: {count} voxels, the cap is {MAX_VOXELS}")
+        raise FileFault(f"shape {stored}: {count} voxels, the cap is {MAX_VOXELS}")
     return shape
 
 
@@ -196,83 +228,25 @@ def check_extensions(header: nibabel.Nifti1Header, body: bytes, start: int) -> N
         place += size
 
 
-def check_geometry(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> Affine:
-    """Affine in mm.
-
-    Raises:
-        FileFault: spacing out of range, no orientation, sform and qform apart, or axes that are not
-            orthogonal.
-    """
-    spacing = [float(s) for s in header["pixdim"][1:4]]
-    if not all(np.isfinite(s) and SPACING_MM[0] <= s <= SPACING_MM[1] for s in spacing):
-        raise FileFault(
-            f"spacing {spacing} mm; expected {SPACING_MM[0]} to {SPACING_MM[1]} on each axis"
-        )
-    forms = _forms(header)
-    if not forms:
-        raise FileFault("orientation unknown: neither sform nor qform is set")
-    for name, form in forms.items():
-        _check_form(name, form, spacing)
-    if (
-        len(forms) == 2
-        and not (far := corner_distance_mm(forms["sform"], forms["qform"], shape)) <= 1e-3
-    ):
-        raise FileFault(
-            f"sform and qform disagree by up to {far:.3g} mm: {_short(forms['sform'])} and"
-            f" {_short(forms['qform'])}"
-        )
-    return next(iter(forms.values()))
+def apart_mm(a: Scan, b: Scan) -> float:
+    """Largest distance in mm between where two scans of one grid put a voxel; 0 where they mean one
+    place (see `TOLERANCE_VOXELS`)."""
+    shape = a.voxels.shape[:3]
+    rounded = QUATERNION_ERROR * (a.from_qform + b.from_qform)
+    if distance_voxels(a.affine, b.affine, shape) <= TOLERANCE_VOXELS + rounded * extent(shape):
+        return 0.0
+    return corner_distance_mm(a.affine, b.affine, shape)
 
 
-def _forms(header: nibabel.Nifti1Header) -> dict[str, Affine]:
-    forms = {}
-    if int(header["sform_code"]) > 0:
-        forms["sform"] = np.asarray(header.get_sform(), dtype=np.float64)
-    if int(header["qform_code"]) > 0:
-        try:
-            forms["qform"] = np.asarray(header.get_qform(), dtype=np.float64)
-        except (HeaderDataError, ValueError) as error:
-            raise FileFault(f"qform cannot be read ({error})") from error
-    return forms
-
-
-def _check_form(name: str, form: Affine, spacing: list[float]) -> None:
-    axes = form[:3, :3]
-    if not np.isfinite(form).all() or abs(np.linalg.det(axes)) < 1e-9:
-        raise FileFault(f"{name} is singular or not finite: {_short(form)}")
-    lengths = np.linalg.norm(axes, axis=0)
-    if np.abs(lengths - spacing).max() > 1e-3:
-        raise FileFault(
-            f"{name} has spacing {lengths.round(4).tolist()} mm, pixdim says"
-            f" {np.round(spacing, 4).tolist()}"
-        )
-    cosines = (axes / lengths).T @ (axes / lengths)
-    if np.abs(cosines - np.eye(3)).max() > 1e-3:
-        raise FileFault(f"{name} is sheared: {_short(form)}")
-
-
-def corner_distance_mm(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
-    """Largest distance in mm between where two affines put a corner voxel of a grid."""
-    corners = np.array(
-        [[*corner, 1.0] for corner in itertools.product(*[(0, n - 1) for n in shape[:3]])]
-    )
-    return float(np.linalg.norm((corners @ (a - b).T)[:, :3], axis=1).max())
-
-
-def _short(form: Affine) -> str:
-    return str(form[:3].round(3).tolist())
-
-
-def _scaled(header: nibabel.Nifti1Header, voxels: np.ndarray) -> np.ndarray:
-    """Voxels times slope plus intercept, as float32; as stored where the slope is 0 or NaN
-    (unscaled, by the standard)."""
+def _scaled(header: nibabel.Nifti1Header, body: bytes) -> np.ndarray:
+    """Voxels times slope plus intercept, exactly as nibabel gives them; as stored where the slope
+    is 0 or NaN (unscaled, by the standard)."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if np.isnan(slope) or slope == 0 or (slope, inter) == (1, 0):
-        return voxels
-    if not np.isfinite(slope) or not np.isfinite(inter):
+    unscaled = np.isnan(slope) or slope == 0
+    if not unscaled and not (np.isfinite(slope) and np.isfinite(inter)):
         raise FileFault(f"intensity scale {slope:g} with intercept {inter:g} is not finite")
     with np.errstate(over="ignore", invalid="ignore"):
-        return (voxels * slope + inter).astype(np.float32)
+        return np.asanyarray(ArrayProxy(io.BytesIO(body), header)).ravel("F")
 
 
 def nifti_bytes(voxels: np.ndarray, affine: Affine) -> bytes:

@@ -34,9 +34,10 @@ def own_task(name: str, data_dir: Path | None = None) -> Task | None:
             " and `.` alone"
         )
     path = folder / "dataset.json"
-    if not path.exists() and (pairs := _pairs(folder)):
+    described = read_description(path) if path.exists() else {}
+    if not described.keys() & {"labels", "channel_names", "modality"} and (pairs := _pairs(folder)):
         return pairs
-    described = read_description(path)
+    described = described or read_description(path)
     channels, labels = read_channels(described, path), read_labels(described, path)
     cases = (read_nnunet if is_nnunet(described) else read_cases)(folder)
     return Task(
@@ -127,7 +128,8 @@ def read_channels(described: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def read_labels(described: dict[str, Any], path: Path) -> dict[int, str]:
-    """Foreground values and their names, from name: value (nnU-Net v2) or value: name (Decathlon)."""
+    """Foreground values and their names, from name: value (nnU-Net v2) or value: name
+    (Decathlon)."""
     rows = described.get("labels")
     if not isinstance(rows, dict) or not rows:
         raise TaskError(

@@ -140,7 +140,8 @@ def make_phantom(seed: int, index: int) -> tuple[np.ndarray, UInt8[np.ndarray, "
 
 
 def _grid(shape: np.ndarray, spacing: np.ndarray, shift: np.ndarray) -> Points:
-    """Positions in mm of voxel centres (moved by `shift` voxels), origin at the middle of the scan."""
+    """Positions in mm of voxel centres (moved by `shift` voxels), origin at the middle of the
+    scan."""
     axes = [(np.arange(n) - (n - 1) / 2 + d) * s for n, s, d in zip(shape, spacing, shift)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
 

@@ -4,13 +4,14 @@ strays, one picture on both sides of a split."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from mvl.core.files import sha256_bytes, sha256_file
+from mvl.datasets.masks import check_upright, read_mask
 from mvl.datasets.nifti import FileFault
-from mvl.datasets.pictures import list_busi, list_pairs, mask_values, read_image, read_mask
+from mvl.datasets.pictures import check_pixels, list_busi, list_pairs, read_image
 from mvl.datasets.registry import MANIFESTS, read_manifest
 from mvl.datasets.splits import read_split, split_path
 from mvl.datasets.task import Case, Task, TaskError
@@ -53,6 +54,8 @@ def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> li
         out += faults
         seen.setdefault(digest, []).append(case.case_id)
     seen.pop("", None)
+    if text := same_everywhere(task, listing.cases):
+        out.append((folder, text))
     paths = {case.case_id: case.image for case in listing.cases}
     return out + [(paths[case], text) for case, text in _leaks(task, seen, data_dir)]
 
@@ -71,8 +74,11 @@ def case_faults(
                     pixels.shape[1:],
                     sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes()),
                 )
-                _check_image(pixels)
+                check_pixels(pixels)
             else:
+                # The same three looks that `masks.read_case` takes when it trains.
+                if shape is not None:
+                    check_upright(case.image, path)
                 _check_mask(path, shape, max(task.labels))
         except FileFault as fault:
             out.append((path, str(fault)))
@@ -92,30 +98,11 @@ def _check_bytes(path: Path, folder: Path, manifest: dict[str, str]) -> None:
         )
 
 
-def _check_image(pixels: np.ndarray) -> None:
-    values = np.unique(pixels)
-    if len(values) == 1:
-        raise FileFault(f"constant image: every pixel is {values[0]:g}")
-    if len(values) == 2:
-        raise FileFault(
-            f"two values only ({values[0]:g} and {values[1]:g}), as in a mask: image and mask"
-            " swapped?"
-        )
-
-
 def _check_mask(path: Path, shape: tuple[int, ...] | None, top: int) -> None:
     mask = read_mask(path, top)
     if shape is not None and mask.shape != shape:
         raise FileFault(
             f"{mask.shape[0]} x {mask.shape[1]} pixels, its image has {shape[0]} x {shape[1]}"
-        )
-    values, counts = np.unique(mask_values(path), return_counts=True)
-    white = 255 if values.max() <= 255 else 65535
-    odd = int(counts[(values > 0) & (values < white)].sum()) if values.max() > top else 0
-    if odd:
-        raise FileFault(
-            f"{odd} pixels are neither black nor white (a JPEG, or resized smoothly?); they are"
-            " read as foreground from half white on"
         )
 
 
@@ -132,6 +119,24 @@ def _class_fault(task: Task, case: Case) -> str:
             else "no foreground in the mask of a lesion"
         )
     return ""
+
+
+def same_everywhere(task: Task, cases: Sequence[Case]) -> str:
+    """Return what is wrong where every mask of your own task is empty, or every one is full."""
+    if not task.own or task.dims != 2 or not cases:
+        return ""
+    shares = []
+    for case in cases:
+        for path in (case.label, *case.more_labels):
+            with suppress(FileFault):
+                shares.append(float((read_mask(path, max(task.labels)) > 0).mean()))
+        if len(set(shares)) > 1 or shares[:1] not in ([0.0], [1.0]):
+            return ""
+    kind = "empty" if shares[0] == 0 else "full"
+    return (
+        f"every mask of {task.name} is {kind}: there is nothing to learn, and the masks may mean"
+        " something else than their grey levels; write each structure in white on black"
+    )
 
 
 def _leaks(task: Task, seen: dict[str, list[str]], data_dir: Path | None) -> list[tuple[str, str]]:

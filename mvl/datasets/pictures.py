@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from mvl.datasets.nifti import FileFault, read_whole
 from mvl.datasets.task import Case, TaskError, is_stray
@@ -21,10 +21,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 "Endings of pictures, in any case."
 MAX_PIXELS = 64 * 10**6
 "Larger pictures are refused before their pixels are read."
+DESCRIPTIONS = ("dataset.json", "groups.csv", "manifest.json")
+"Files that describe a folder of pictures, and are none of its pictures."
 BUSI_NAME = re.compile(r"(benign|malignant|normal) \((\d+)\)")
 MASK_END = re.compile(r"_mask(_\d+)?$", re.IGNORECASE)
 Picture = Float32[np.ndarray, "C rows columns"]
-PictureMask = UInt8[np.ndarray, "rows columns"]
 
 
 @dataclass
@@ -99,7 +100,11 @@ def _busi_case(path: Path, stem: str) -> str | None:
 
 def _files(folder: Path) -> list[Path]:
     return (
-        sorted(path for path in folder.iterdir() if path.is_file() and not is_stray(path.name))
+        sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_file() and not is_stray(path.name) and path.name not in DESCRIPTIONS
+        )
         if folder.is_dir()
         else []
     )
@@ -112,12 +117,9 @@ def _paired(
     masks_apart: bool = False,
 ) -> Listing:
     """Images and masks matched by the case that `name(path, stem)` gives, or None for a stray."""
-    out, found, labels, may_mask = (
-        Listing(),
-        {},
-        {},
-        set(masks),
-    )  # type: Listing, dict[str, Path], dict[str, list[Path]], set[Path]
+    out, may_mask = Listing(), set(masks)
+    found: dict[str, Path] = {}
+    labels: dict[str, list[Path]] = {}
     for path in dict.fromkeys([*images, *masks]):
         is_mask = path in may_mask and (masks_apart or MASK_END.search(path.stem) is not None)
         case = (
@@ -128,6 +130,9 @@ def _paired(
         if case is None:
             out.strays.append(path)
         elif is_mask:
+            # Two files of one stem are two versions of a mask, not two structures to be united.
+            if twin := next((one for one in labels.get(case, []) if one.stem == path.stem), None):
+                out.broken.append((path, f"a second mask of case {case}, beside {twin.name}"))
             labels.setdefault(case, []).append(path)
         elif case in found:
             out.broken.append((path, f"a second image of case {case}, beside {found[case].name}"))
@@ -180,6 +185,20 @@ def open_picture(path: Path) -> Image.Image:
     return ImageOps.exif_transpose(picture)
 
 
+def exif_orientation(path: Path) -> int:
+    """Return how the picture in a file is to be turned for display, 1 (as it is) to 8.
+
+    Raises:
+        FileFault: the picture cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise FileFault(f"not a whole picture ({error})") from error
+    return found if found in range(1, 9) else 1
+
+
 def read_image(path: Path, channels: int) -> Picture:
     """An image as float32 (channels, rows, columns): grey (ITU-R 601 luma) for one channel, red,
     green and blue for three.
@@ -209,69 +228,22 @@ def read_image(path: Path, channels: int) -> Picture:
     return np.ascontiguousarray(values)
 
 
-def read_mask(path: Path, top: int = 1) -> PictureMask:
-    """A mask as label values: as stored where none is above `top`, else 1 where at least half as
-    bright as white.
+def check_pixels(pixels: Picture) -> None:
+    """Nothing for a picture that shows something, and is no mask.
 
     Raises:
-        FileFault: coloured, or values that are neither labels up to `top` nor black and white.
+        FileFault: one value alone, or two.
     """
-    values = mask_values(path)
-    high = int(values.max())
-    if high <= top:
-        return values.astype(np.uint8)
-    white = 255 if high <= 255 else 65535
-    if top > 1 or high < white / 2:
-        raise FileFault(f"values up to {high}; a mask holds 0 to {top}, or black and white")
-    return (values > white / 2).astype(np.uint8)
+    low, high = pixels.min(), pixels.max()
+    if low == high:
+        raise FileFault(f"constant image: every pixel is {low:g}")
+    if ((pixels == low) | (pixels == high)).all():
+        raise FileFault(
+            f"two values only ({low:g} and {high:g}), as in a mask: image and mask swapped?"
+        )
 
 
-def mask_values(path: Path) -> np.ndarray:
-    """A mask's values as stored (rows, columns), whole numbers; a palette's indices, the one value
-    of a grey RGB picture.
-
-    Raises:
-        FileFault: coloured or not whole numbers.
-    """
-    picture = open_picture(path)
-    values = np.asarray(picture)
-    if picture.mode in ("RGB", "RGBA", "LA"):
-        colours = values[..., :3] if picture.mode != "LA" else values[..., :1]
-        if (colours != colours[..., :1]).any():
-            raise FileFault("a coloured picture, not a mask: its red, green and blue differ")
-        values = colours[..., 0]
-    if values.ndim != 2 or values.dtype.kind not in "bui":
-        raise FileFault(f"a picture of mode {picture.mode}, not a mask")
-    return values.astype(np.int64)
-
-
-def read_case(case: Case, channels: int, top: int = 1) -> tuple[Picture, PictureMask]:
-    """Image and label (the union of the case's masks) on the picture's own grid.
-
-    Raises:
-        TaskError: names the file, what is wrong and the remedy.
-    """
-    path = case.image
-    try:
-        image = read_image(path, channels)
-        label = np.zeros(image.shape[1:], np.uint8)
-        for path in (case.label, *case.more_labels):
-            mask = read_mask(path, top)
-            if mask.shape != label.shape:
-                raise FileFault(
-                    f"{' x '.join(map(str, mask.shape))} pixels, its image has"
-                    f" {' x '.join(map(str, label.shape))}"
-                )
-            label = np.maximum(label, mask)
-    except FileFault as fault:
-        raise TaskError(
-            f"{path}: {fault}; get the file again, or remove the case; `mvl verify` lists every"
-            " such file"
-        ) from fault
-    return image, label
-
-
-def png_bytes(mask: PictureMask) -> bytes:
+def png_bytes(mask: UInt8[np.ndarray, "rows columns"]) -> bytes:
     """A mask as a PNG, white where it is above 0."""
     out = io.BytesIO()
     Image.fromarray((mask > 0).astype(np.uint8) * 255).save(out, format="PNG")

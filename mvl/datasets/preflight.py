@@ -2,8 +2,8 @@
 nothing leaks through, test cases closed.
 
 Every file of the split has the sha256 of its manifest. A file that no publisher's manifest vouches
-for is looked at whole, in a bounded process (see limited.py), once: its verdict is kept by sha256
-in `checked/` beside the data.
+for is looked at whole, scans in a bounded process (see sandbox.py), once: its verdict is kept by
+sha256 in `checked/` beside the data.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mvl.core.files import RunError, sha256_bytes, sha256_file, write_json
-from mvl.datasets import sandbox
+from mvl.datasets import picture_faults, sandbox
 from mvl.datasets.registry import MANIFESTS, list_cases, read_manifest, task_dir, whole_task
 from mvl.datasets.split_groups import patients
 from mvl.datasets.splits import Split, split_name, split_path
 from mvl.datasets.task import Case, Task, TaskError
 
-RULES = 1
+RULES = 2
 """Number of the rules that a kept verdict follows; raise it when the checks of nifti.py or
 verify.py become stricter."""
 _CLOSED: set[Path] = set()
@@ -41,17 +41,20 @@ def check_inputs(
     sides = case_sides(task, split, kind)
     task = whole_task(task)
     folder = task_dir(task, data_dir)
-    cases = [case for case in list_cases(task, data_dir) if case.case_id in sides]
+    everything = list_cases(task, data_dir)
+    cases = [case for case in everything if case.case_id in sides]
     manifest, hashes = (
         read_manifest(task, folder),
         {path: sha256_file(path) for case in cases for path in files_of(case)},
     )
     check_hashes(task, folder, hashes, manifest)
-    if task.own and task.dims == 3:
+    if task.own:
         scans = sound_voxels(task, cases, folder, manifest, hashes, keep=True)
     else:
         scans = known_voxels(task, cases, folder, hashes)
-    keys = patients(folder)
+    if fault := picture_faults.same_everywhere(task, cases):
+        raise TaskError(f"{folder}: {fault}")
+    keys = patients(folder, [case.case_id for case in everything])
     where = split_path(task, data_dir, kind)
     check_sides(
         sides,
@@ -149,20 +152,15 @@ def known_voxels(
     record = json.loads(path.read_text()) if path.is_file() else {}
     voxels, files = record.get("voxels", {}), record.get("files", {})
 
-    def same(case):
-        return all(
+    out = {}
+    for case in cases:
+        same = all(
             files.get(image.relative_to(folder).as_posix()) == hashes[image]
             for image in case.images
         )
-
-    return {
-        case.case_id: (
-            voxels[case.case_id]
-            if case.case_id in voxels and same(case)
-            else " ".join(hashes[image] for image in case.images)
-        )
-        for case in cases
-    }
+        whole = " ".join(hashes[image] for image in case.images)
+        out[case.case_id] = voxels.get(case.case_id, whole) if same else whole
+    return out
 
 
 def sound_voxels(
@@ -190,7 +188,7 @@ def sound_voxels(
             _SOUND.update(json.loads(kept.read_text())["sound"])
     for case, key in keys.items():
         if key not in _SOUND:
-            faults, digest = sandbox.check_case(task, case, folder, manifest)
+            faults, digest = _look_at(task, case, folder, manifest)
             for path, fault in faults.items():
                 raise TaskError(
                     f"{path}: {fault}; put the file right, or take its case out of the folder "
@@ -203,8 +201,19 @@ def sound_voxels(
     return {case.case_id: _SOUND[key] for case, key in keys.items()}
 
 
+def _look_at(
+    task: Task, case: Case, folder: Path, manifest: dict[str, str]
+) -> tuple[dict[Path, str], str | None]:
+    """The faults that `mvl verify` would find in a case, and the sha256 of what its image shows."""
+    if task.dims == 3:
+        return sandbox.check_case(task, case, folder, manifest)
+    faults, digest = picture_faults.case_faults(task, case, folder, manifest)
+    return dict(faults), digest
+
+
 def _keep(path: Path, fresh: dict[str, str]) -> None:
-    """Add verdicts to those kept; where nothing can be written, they hold for this process alone."""
+    """Add verdicts to those kept; where nothing can be written, they hold for this process
+    alone."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads(path.read_text())["sound"] if path.is_file() else {}
         if not fresh.keys() <= old.keys():

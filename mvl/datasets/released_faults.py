@@ -14,7 +14,7 @@ from mvl.core.config import Config, ConfigError
 from mvl.core.files import sha256_bytes
 from mvl.core.seeds import draw_seed
 from mvl.datasets.augment import Mask, Versions, Volume
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.splits import Split
 
 TRAIN_SHARE = 0.8

@@ -9,10 +9,11 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-import nibabel
 import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
 
 from mvl.datasets.decathlon import read_cases
+from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.task import Case, TaskError
 
 EMPTY_STEP = 4
@@ -68,13 +69,13 @@ def read_slice(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]
 
 @lru_cache(maxsize=2 * KEPT_VOLUMES)
 def load_volume(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
-    """Voxels with axes turned to right, anterior, superior, and the spacing in mm of the first two."""
+    """Voxels with axes turned to right, anterior, superior, and the spacing in mm of the first
+    two."""
     try:
-        file = nibabel.funcs.as_closest_canonical(nibabel.nifti1.load(path))
-        voxels = np.asarray(file.dataobj)
-    except Exception as error:
-        raise TaskError(
-            f"{path}: cannot be decoded ({type(error).__name__}); run `mvl verify`"
-        ) from error
-    right, anterior = nibabel.affines.voxel_sizes(file.affine)[:2]
-    return voxels, (float(right), float(anterior))
+        scan = read_scan(path)
+    except FileFault as fault:
+        raise TaskError(f"{path}: {fault}; run `mvl verify`") from fault
+    turn = io_orientation(scan.affine)
+    voxels = apply_orientation(scan.voxels, turn)
+    along = {int(axis): scan.spacing_mm[place] for place, axis in enumerate(turn[:, 0])}
+    return voxels, (along[0], along[1])

@@ -3,7 +3,9 @@ in size and kind."""
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -89,23 +91,25 @@ def person_groups(task: Task, case_ids: Sequence[str]) -> list[list[str]]:
 def find_groups(task: Task, cases: Sequence[Case], folder: Path) -> list[list[str]]:
     """Return the groups of two and more cases that must stay in one block.
 
-    Those are the groups that the registry knows, else near duplicates among pictures, else scans of
-    one patient.
+    Those are the groups that the registry knows, else scans of one patient, joined with near
+    duplicates among pictures.
     """
+    case_ids = [case.case_id for case in cases]
     if task.together or task.sequence_ends:
-        return known_groups(task, [case.case_id for case in cases])
+        return known_groups(task, case_ids)
+    held: dict[str, list[str]] = {}
+    for case, key in patients(folder, case_ids).items():
+        held.setdefault(key, []).append(case)
+    stated = [group for names in held.values() if len(group := sorted(names)) > 1]
     if task.layout not in ("busi", "pairs"):
-        held: dict[str, list[str]] = {}
-        for case, key in patients(folder).items():
-            held.setdefault(key, []).append(case)
-        known = {case.case_id for case in cases}
-        return sorted(
-            group for names in held.values() if len(group := sorted(known.intersection(names))) > 1
-        )
-    from mvl.datasets.duplicates import duplicate_groups
+        return sorted(stated)
+    from mvl.datasets.duplicates import duplicate_groups, joined
 
-    names, paths = [case.case_id for case in cases], [case.image for case in cases]
-    return duplicate_groups(names, paths, task.least_correlation)
+    alike = duplicate_groups(case_ids, [case.image for case in cases], task.least_correlation)
+    if not stated:
+        return alike
+    pairs = [(group[0], case) for group in (*stated, *alike) for case in group[1:]]
+    return joined(case_ids, pairs)
 
 
 def rule_of(task: Task) -> str:
@@ -115,20 +119,89 @@ def rule_of(task: Task) -> str:
     return RULE if task.layout in ("busi", "pairs") else PATIENT_RULE
 
 
-def patients(folder: Path) -> dict[str, str]:
-    """Case id -> patient, from `patients` in the folder's dataset.json; nothing where it says none.
+def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
+    """Return the patient (or sequence) of each case of which the folder says it.
+
+    It says so in `groups.csv`, whose columns are case and patient, or under `patients` in
+    dataset.json: a mapping of cases to patients, or a regular expression for the case's name whose
+    first group is the patient.
 
     Raises:
-        TaskError: it is not a mapping of words to words.
+        TaskError: what is said there cannot be used; names the file and the remedy.
+    """
+    known, table = set(case_ids), folder / "groups.csv"
+    if table.is_file():
+        found = _patients_by_column(table)
+        # A name that does not match would leave its patient on two sides without a word.
+        if odd := sorted(known ^ found.keys()):
+            raise TaskError(
+                f"{table}: {odd[0]} is in the table or among the cases, but not in both ({len(odd)}"
+                " such); give each case one row"
+            )
+        return found
+    path = folder / "dataset.json"
+    stated = json.loads(path.read_text()).get("patients", {}) if path.is_file() else {}
+    if isinstance(stated, str):
+        return _patients_by_pattern(stated, case_ids, path)
+    if not isinstance(stated, dict) or not all(
+        isinstance(key, str) and key for key in stated.values()
+    ):
+        raise TaskError(
+            f"{path}: `patients` is neither a mapping of cases to patients nor a pattern; write"
+            ' e.g. "patients": {"a_0": "a", "a_1": "a"}, or "patients": "case_(.+)_[0-9]+"'
+        )
+    return {case: key for case, key in stated.items() if case in known}
+
+
+def _patients_by_column(path: Path) -> dict[str, str]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    found = {str(row.get("case") or "").strip(): str(row.get("patient") or "") for row in rows}
+    if not rows or len(found) < len(rows) or not all(found) or not all(found.values()):
+        raise TaskError(
+            f"{path}: needs the columns case and patient, with both filled and each case once"
+        )
+    return found
+
+
+def _patients_by_pattern(pattern: str, case_ids: Sequence[str], path: Path) -> dict[str, str]:
+    try:
+        form = re.compile(pattern)
+    except re.error as error:
+        raise TaskError(f"{path}: `patients` is no regular expression ({error})") from error
+    found = {}
+    for case in case_ids:
+        match = form.fullmatch(case)
+        if form.groups < 1 or not match or not match[1]:
+            raise TaskError(
+                f"{path}: `patients` is {pattern!r}, which gives case {case} no patient; write a"
+                " pattern that fits every case's whole name, its first group the patient"
+            )
+        found[case] = match[1]
+    return found
+
+
+def shared_stems(case_ids: Sequence[str]) -> list[str]:
+    """Return the beginnings that several cases share and that look like a patient's number.
+
+    `p01_t1` and `p01_t2` share `p01`; `case_01` and `case_02` share `case`, which holds no number.
+    """
+    stems = Counter(case.rpartition("_")[0] or case.rpartition("-")[0] for case in case_ids)
+    found = sorted(stem for stem, count in stems.items() if count > 1 and re.search(r"\d", stem))
+    return found if len(stems) > 1 else []
+
+
+def stated_folds(folder: Path, most: int, fewest: int) -> int:
+    """Return how many folds the folder's dataset.json asks for under `folds`, or `most`.
+
+    Raises:
+        TaskError: it is no whole number from `fewest` to `most`.
     """
     path = folder / "dataset.json"
-    keys = json.loads(path.read_text()).get("patients", {}) if path.is_file() else {}
-    if not isinstance(keys, dict) or not all(isinstance(key, str) and key for key in keys.values()):
-        raise TaskError(
-            f'{path}: `patients` is not a mapping of cases to patients; write e.g. "patients":'
-            ' {"case_a_0": "a", "case_a_1": "a"}'
-        )
-    return keys
+    folds = json.loads(path.read_text()).get("folds", most) if path.is_file() else most
+    if isinstance(folds, bool) or not isinstance(folds, int) or not fewest <= folds <= most:
+        raise TaskError(f"{path}: folds is {folds!r}; write a number from {fewest} to {most}")
+    return folds
 
 
 def kind_of(case_id: str) -> str:

@@ -10,18 +10,27 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mvl.core.config import ROOT, Config
 from mvl.core.files import sha256_bytes, waiting_lock, write_json
+from mvl.core.run_folder import default_results_dir
 from mvl.core.seeds import draw_seed
 from mvl.datasets import split_groups
 from mvl.datasets.registry import list_cases, task_dir, whole_task
-from mvl.datasets.task import Task, TaskError, data_root
+from mvl.datasets.split_files import (
+    FEWEST_FOLDS,
+    NUM_FOLDS,
+    check_cases,
+    check_groups,
+    read_split,
+    roles,
+)
+from mvl.datasets.task import Case, Task, TaskError, data_root
 
-NUM_FOLDS = 10
 RULE = (
     "cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; "
     "a fold's training list ordered by sha256 of (seed, 'train', task, fold, case)"
@@ -44,34 +53,47 @@ def make_split(
     seed: int = 0,
     groups: list[list[str]] | None = None,
     rule: str = split_groups.RULE,
+    num_folds: int = NUM_FOLDS,
 ) -> dict[str, Any]:
     """The whole split of a task, a function of the case ids, the seed and the groups that must stay
     together, which `rule` describes.
 
     Raises:
-        TaskError: fewer cases than blocks, or a case given twice.
+        TaskError: fewer cases than blocks, a case given twice, or groups so few or so large that a
+            block would be empty or hold several times its share.
     """
-    if len(case_ids) < NUM_FOLDS or len(set(case_ids)) < len(case_ids):
+    if len(case_ids) < num_folds or len(set(case_ids)) < len(case_ids):
         raise TaskError(
             f"{task_name}: {len(case_ids)} cases ({len(set(case_ids))} distinct) cannot be dealt to"
-            f" {NUM_FOLDS} blocks; add cases until there are {NUM_FOLDS}, each under one name"
+            f" {num_folds} blocks; add cases until there are {num_folds}, each under one name"
         )
+    head = {"task": task_name, "seed": seed}
+    if num_folds != NUM_FOLDS:
+        head["num_folds"] = num_folds
     if groups is not None:
-        return {**_make_grouped(task_name, case_ids, groups, seed), "rule": rule}
+        made = _make_grouped(task_name, case_ids, groups, seed, num_folds)
+        return {**head, **made, "rule": rule}
     order = sorted(case_ids, key=lambda case: draw_seed(seed, "blocks", task_name, case))
-    blocks = [sorted(order[k::NUM_FOLDS]) for k in range(NUM_FOLDS)]
-    folds = [_fold(task_name, blocks, fold, seed) for fold in range(NUM_FOLDS)]
-    return {"task": task_name, "seed": seed, "rule": RULE, "blocks": blocks, "folds": folds}
+    blocks = [sorted(order[k::num_folds]) for k in range(num_folds)]
+    folds = [_fold(task_name, blocks, fold, seed) for fold in range(num_folds)]
+    return {**head, "rule": RULE, "blocks": blocks, "folds": folds}
 
 
 def _make_grouped(
-    task_name: str, case_ids: list[str], groups: list[list[str]], seed: int
+    task_name: str, case_ids: list[str], groups: list[list[str]], seed: int, num_folds: int
 ) -> dict[str, Any]:
     units = split_groups.units(case_ids, groups)
-    blocks = split_groups.deal(task_name, units, seed, NUM_FOLDS)
+    blocks = split_groups.deal(task_name, units, seed, num_folds)
+    if uneven(blocks):
+        possible = [
+            number
+            for number in range(num_folds - 1, FEWEST_FOLDS - 1, -1)
+            if not uneven(split_groups.deal(task_name, units, seed, number))
+        ]
+        raise TaskError(_uneven_groups(task_name, blocks, units, possible))
     folds = []
-    for fold in range(NUM_FOLDS):
-        test, *val = roles(fold)
+    for fold in range(num_folds):
+        test, *val = roles(fold, num_folds)
         members = [
             case for k, block in enumerate(blocks) if k not in (test, *val) for case in block
         ]
@@ -82,22 +104,46 @@ def _make_grouped(
                 "train": split_groups.training_order(task_name, members, units, fold, seed),
             }
         )
-    return {"task": task_name, "seed": seed, "groups": groups, "blocks": blocks, "folds": folds}
+    return {"groups": groups, "blocks": blocks, "folds": folds}
+
+
+def uneven(blocks: list[list[str]]) -> bool:
+    """Return whether a block is empty, or holds more than three times its share and one case.
+
+    A fold that tests such a block trains on too little, or scores nothing and would still be done.
+    """
+    sizes = [len(block) for block in blocks]
+    return min(sizes) == 0 or max(sizes) > 3 * sum(sizes) / len(sizes) + 1
+
+
+def _uneven_groups(
+    task_name: str, blocks: list[list[str]], units: list[tuple[str, ...]], possible: list[int]
+) -> str:
+    largest, sizes = max(units, key=len), ", ".join(str(len(block)) for block in blocks)
+    told = (
+        f"{task_name}: {sum(map(len, units))} cases in {len(units)} groups cannot be dealt evenly"
+        f" to {len(blocks)} blocks: they would hold {sizes} cases,"
+        f" the largest group ({largest[0]} ... {largest[-1]}) has {len(largest)}; "
+    )
+    if possible:
+        return told + (
+            f'{possible[0]} folds are possible: write "folds": {possible[0]} into the dataset.json'
+            " of your own data, or add cases of other patients"
+        )
+    return told + (
+        f"not even {FEWEST_FOLDS} folds are possible: add cases of other patients, or state in"
+        " groups.csv (columns case, patient) which cases belong together"
+    )
 
 
 def _fold(task_name: str, blocks: list[list[str]], fold: int, seed: int) -> dict[str, Any]:
-    test, *val = roles(fold)
+    test, *val = roles(fold, len(blocks))
     cases = [case for k, block in enumerate(blocks) if k not in (test, *val) for case in block]
     return {
         "test": test,
         "val": val,
         "train": sorted(cases, key=lambda case: draw_seed(seed, "train", task_name, fold, case)),
     }
-
-
-def roles(fold: int) -> tuple[int, int, int]:
-    """Test block and the two validation blocks of a fold."""
-    return fold, (fold + 1) % NUM_FOLDS, (fold + 2) % NUM_FOLDS
 
 
 def load_split(
@@ -143,28 +189,58 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
     cases = list_cases(task, data_dir)
     case_ids = [case.case_id for case in cases]
     path = split_path(task, data_dir, kind)
-    if not path.is_file() and kind == "persons":
-        persons = split_groups.person_groups(task, case_ids)
-        write_split_file(task.name, case_ids, path, groups=persons, rule=split_groups.PERSON_RULE)
-    elif not path.is_file():
-        together, pictures = (
-            split_groups.find_groups(task, cases, task_dir(task, data_dir)),
-            task.layout in ("busi", "pairs"),
-        )
-        write_split_file(
-            task.name,
-            case_ids,
-            path,
-            groups=together if together or pictures else None,
-            rule=split_groups.rule_of(task),
-        )
+    if not path.is_file():
+        path = _deal(task, cases, path, data_dir, kind)
     split = read_split(path)
     check_cases(split, case_ids, path)
-    _check_groups(split_groups.known_groups(task, case_ids), split["blocks"], path)
+    check_groups(split_groups.known_groups(task, case_ids), split["blocks"], path)
     if kind == "persons":
         # A file without its groups would pass every other check and leak a person into the test.
-        _check_groups(split_groups.person_groups(task, case_ids), split["blocks"], path)
+        check_groups(split_groups.person_groups(task, case_ids), split["blocks"], path)
     return path
+
+
+def _deal(task: Task, cases: list[Case], path: Path, data_dir: Path | None, kind: str) -> Path:
+    """Write the split that does not exist yet, and return where it lies."""
+    case_ids, folder = [case.case_id for case in cases], task_dir(task, data_dir)
+    num_folds = (
+        split_groups.stated_folds(folder, NUM_FOLDS, FEWEST_FOLDS) if task.own else NUM_FOLDS
+    )
+    groups: list[list[str]] | None
+    if kind == "persons":
+        groups, rule = split_groups.person_groups(task, case_ids), split_groups.PERSON_RULE
+    else:
+        groups = split_groups.find_groups(task, cases, folder)
+        rule = split_groups.rule_of(task)
+        if not groups and task.layout not in ("busi", "pairs"):
+            groups = None
+    stems = split_groups.shared_stems(case_ids)
+    if task.own and stems and not split_groups.patients(folder, case_ids):
+        # Scans of one patient on two sides of a split flatter every score.
+        print(
+            f"{folder}: {len(stems)} beginnings of names are shared by several cases (e.g."
+            f" {stems[0]}); if these are of one patient, state it (see `patients` in the book, Your"
+            f" own data) and delete {path}",
+            file=sys.stderr,
+        )
+    try:
+        return write_split_file(
+            task.name, case_ids, path, groups=groups, rule=rule, num_folds=num_folds
+        )
+    except OSError:
+        # Data are often kept where nobody may write: the split then lies with the runs.
+        aside = path_beside_runs(path)
+        if path == aside:
+            raise
+        return write_split_file(
+            task.name, case_ids, aside, groups=groups, rule=rule, num_folds=num_folds
+        )
+
+
+def path_beside_runs(path: Path) -> Path:
+    """Return where the split of a data folder that cannot be written to is kept."""
+    digest = sha256_bytes(os.path.abspath(path).encode())[:8]
+    return default_results_dir() / "splits" / f"{path.stem}-{digest}.json"
 
 
 def split_name(task_name: str, kind: str = "folds") -> str:
@@ -176,18 +252,19 @@ def split_name(task_name: str, kind: str = "folds") -> str:
 
 def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
     """`data/splits/<task>.json` of this clone; `splits/` beside the data for your own, or where the
-    former is absent and cannot be written.
+    former is absent and cannot be written; `splits/` beside the runs, where the data cannot be
+    written to either.
 
     For `kind` persons the name ends in `_persons.json`; every other kind starts from the one file
     of the task.
     """
     ours = ROOT / split_name(task.name, kind)
     writable = os.access(ours.parent if ours.parent.is_dir() else ROOT, os.W_OK)
-    return (
-        ours
-        if not task.own and (ours.is_file() or writable)
-        else data_root(data_dir) / "splits" / ours.name
-    )
+    if not task.own and (ours.is_file() or writable):
+        return ours
+    beside = data_root(data_dir) / "splits" / ours.name
+    aside = path_beside_runs(beside)
+    return aside if aside.is_file() and not beside.is_file() else beside
 
 
 def write_split_file(
@@ -197,128 +274,32 @@ def write_split_file(
     seed: int = 0,
     groups: list[list[str]] | None = None,
     rule: str = split_groups.RULE,
+    num_folds: int = NUM_FOLDS,
 ) -> Path:
     """Write the split once; a file that another process wrote meanwhile stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(path.parent):
         if not path.is_file():
-            write_json(path, make_split(task_name, case_ids, seed, groups, rule))
+            write_json(path, make_split(task_name, case_ids, seed, groups, rule, num_folds))
     return path
-
-
-def read_split(path: Path) -> dict[str, Any]:
-    """The split in `path`, with ten disjoint blocks and folds that follow from them.
-
-    Raises:
-        TaskError: unreadable, a block or fold missing, a case twice, or a training list that is not
-            the other seven blocks.
-    """
-    try:
-        split = json.loads(path.read_text())
-        blocks, folds = split["blocks"], split["folds"]
-        facts = [(row["test"], row["val"], row["train"]) for row in folds]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TaskError(
-            f"{path}: not a split file ({type(error).__name__}: {error}); {_remedy(path)}"
-        ) from error
-    _check_blocks(blocks, path)
-    _check_groups(split.get("groups", []), blocks, path)
-    if len(facts) != NUM_FOLDS:
-        raise TaskError(
-            f"{path}: {len(facts)} folds, expected {NUM_FOLDS} (fold {len(facts)} is missing);"
-            f" {_remedy(path)}"
-        )
-    for fold, (test, val, train) in enumerate(facts):
-        _check_fold(blocks, fold, (test, *val), train, path)
-    return split
-
-
-def _check_blocks(blocks: list[list[str]], path: Path) -> None:
-    if len(blocks) != NUM_FOLDS:
-        raise TaskError(f"{path}: {len(blocks)} blocks, expected {NUM_FOLDS}; {_remedy(path)}")
-    home: dict[str, int] = {}
-    for k, block in enumerate(blocks):
-        for case in block:
-            if case in home:
-                raise TaskError(
-                    f"{path}: case {case} is in block {home[case]} and again in block {k};"
-                    f" {_remedy(path)}"
-                )
-            home[case] = k
-
-
-def _check_groups(groups: list[list[str]], blocks: list[list[str]], path: Path) -> None:
-    home = {case: k for k, block in enumerate(blocks) for case in block}
-    for group in groups:
-        if len({home.get(case) for case in group}) > 1:
-            raise TaskError(
-                f"{path}: near duplicates {group[0]} and {group[-1]} lie in different blocks (or"
-                f" scans of one person); {_remedy(path)}"
-            )
-
-
-def _check_fold(
-    blocks: list[list[str]], fold: int, held_out: tuple[int, ...], train: list[str], path: Path
-) -> None:
-    if held_out != roles(fold):
-        raise TaskError(
-            f"{path}: fold {fold} holds out blocks {held_out}, expected {roles(fold)};"
-            f" {_remedy(path)}"
-        )
-    known = {case: k for k, block in enumerate(blocks) for case in block}
-    for case in train:
-        if train.count(case) > 1:
-            raise TaskError(
-                f"{path}: case {case} is twice in the training list of fold {fold}; {_remedy(path)}"
-            )
-        if known.get(case) in held_out:
-            raise TaskError(
-                f"{path}: case {case} is both trained on and held out in fold {fold};"
-                f" {_remedy(path)}"
-            )
-    wanted = {case for case, k in known.items() if k not in held_out}
-    if odd := sorted(wanted.symmetric_difference(train)):
-        raise TaskError(
-            f"{path}: case {odd[0]} and the training list of fold {fold} do not belong together;"
-            f" {_remedy(path)}"
-        )
-
-
-def check_cases(split: dict[str, Any], case_ids: list[str], path: Path) -> None:
-    """Nothing when the split and the disk hold the same cases.
-
-    Raises:
-        TaskError: names the first case that only one of them has.
-    """
-    known = {case for block in split["blocks"] for case in block}
-    if extra := sorted(set(case_ids) - known):
-        raise TaskError(
-            f"{path}: case {extra[0]} is on disk but in no block ({len(extra)} such); "
-            "remove it from the data folder, or, for your own data, delete this file to deal anew"
-        )
-    if absent := sorted(known - set(case_ids)):
-        raise TaskError(
-            f"{path}: case {absent[0]} is in the split but not on disk ({len(absent)} such); "
-            "fetch the task again, or, for your own data, delete this file to deal anew"
-        )
 
 
 def select(split: dict[str, Any], fold: int, fraction: float, path: Path) -> Split:
     """The three lists of one fold and fraction out of a checked split."""
-    if fold not in range(NUM_FOLDS):
-        raise TaskError(f"{path}: no fold {fold}; folds are 0-{NUM_FOLDS - 1}")
+    if fold not in range(len(split["folds"])):
+        raise TaskError(f"{path}: no fold {fold}; folds are 0-{len(split['folds']) - 1}")
     if not 0 < fraction <= 1:
         raise TaskError(f"{path}: fraction {fraction} is not in (0, 1]")
     row, blocks = split["folds"][fold], split["blocks"]
     train = tuple(row["train"][: max(1, round(fraction * len(row["train"])))])
     val = tuple(case for k in row["val"] for case in blocks[k])
     test = tuple(blocks[row["test"]])
+    for side, listed in (("trains on", train), ("validates on", val), ("tests", test)):
+        if not listed:
+            sizes = ", ".join(str(len(block)) for block in blocks)
+            raise TaskError(
+                f"{path}: fold {fold} {side} no case (its blocks hold {sizes}); take another fold,"
+                " or, for your own data, delete this file to deal anew"
+            )
     digest = sha256_bytes(json.dumps([split["task"], train, val, test]).encode())
     return Split(train, val, test, digest)
-
-
-def _remedy(path: Path) -> str:
-    return (
-        f"restore {path.name} with `git checkout data/splits`, or delete it if it was written on"
-        " this machine"
-    )

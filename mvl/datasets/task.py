@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,9 +120,10 @@ def data_root(data_dir: Path | None = None) -> Path:
 
 def case_name(path: str) -> str:
     """`./imagesTr/a_001.nii.gz` -> `a_001`."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"(\.nii)?(\.gz)?$", "", Path(path).name, count=1, flags=re.IGNORECASE)
 
 
 def is_stray(name: str) -> bool:
-    """True for files that desktops leave behind (`._x`, `.DS_Store`, ...), which are never cases."""
+    """True for files that desktops leave behind (`._x`, `.DS_Store`, ...), which are never
+    cases."""
     return name.startswith("._") or name in IGNORED_NAMES

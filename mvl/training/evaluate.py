@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, run_columns
 from mvl.core.config import Config
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import run_split
 from mvl.datasets.task import Task

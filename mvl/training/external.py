@@ -13,8 +13,8 @@ from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
-from mvl.datasets.loaders import CaseStore
-from mvl.datasets.pictures import read_case
+from mvl.datasets.case_store import CaseStore
+from mvl.datasets.masks import read_case
 from mvl.datasets.preflight import files_of, known_voxels
 from mvl.datasets.registry import find_task, list_cases, task_dir, whole_task
 from mvl.datasets.task import Task

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.training import precision
 
 CASES = 16

@@ -14,11 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from monai.data import MetaTensor
 from monai.inferers.utils import sliding_window_inference
 from monai.transforms.utils import allow_missing_keys_mode
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
@@ -29,10 +27,11 @@ from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.files import RunError, atomic_write
 from mvl.datasets import sandbox
-from mvl.datasets.loaders import NativeProbabilities, preprocessing, to_scan_grid
+from mvl.datasets.cases_2d import flat
 from mvl.datasets.new_scans import Failure, NewScan, find_scans, nifti_like, series_as_nifti
-from mvl.datasets.nifti import FileFault
-from mvl.datasets.pictures import png_bytes, read_image
+from mvl.datasets.nifti import FileFault, read_scan
+from mvl.datasets.pictures import check_pixels, png_bytes, read_image
+from mvl.datasets.preprocessing import NativeProbabilities, preprocessing, to_scan_grid
 from mvl.datasets.registry import task_of_run
 from mvl.datasets.slices import load_volume
 from mvl.training.metrics import MetricError, class_masks
@@ -78,9 +77,10 @@ class Predictor:
         """
         self.config, status = run_folder.read_config(run_dir), run_folder.read_status(run_dir)
         if status["state"] != "done":
+            again = run_folder.results_dir_of(run_dir, self.config)
             raise PredictError(
                 f"{run_dir} is not a finished run (state {status['state']}); finish it with "
-                f"`{run_folder.command(self.config, run_folder.default_results_dir())}`"
+                f"`{run_folder.command(self.config, again)}`"
             )
         torch.set_num_threads(self.config.train.num_threads)
         self.options, self.task = options, task_of_run(self.config, status)
@@ -110,7 +110,9 @@ class Predictor:
             return self.by_slice(path)
         if self.task.dims == 2:
             try:
-                return self.of_source(flat(read_image(path, len(self.task.channels))), path)
+                pixels = read_image(path, len(self.task.channels))
+                check_pixels(pixels)
+                return self.of_source(flat(pixels), path)
             except FileFault as fault:
                 raise FileFault(f"{path}: {fault}; put the file right and try again") from fault
         return self.of_source([str(path) for path in files] if len(files) > 1 else str(path), path)
@@ -139,7 +141,7 @@ class Predictor:
             self.of_source(flat(np.moveaxis(volume[:, :, z], -1, 0), spacing), path)
             for z in range(volume.shape[2])
         ]
-        turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(nibabel.nifti1.load(path).affine))
+        turn = ornt_transform(axcodes2ornt("RAS"), io_orientation(read_scan(path).affine))
         return torch.as_tensor(
             np.stack(
                 [
@@ -173,14 +175,6 @@ class Predictor:
         for value, found in zip(self.values, class_masks(probabilities.numpy())):
             out[found] = value
         return out
-
-
-def flat(pixels: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> MetaTensor:
-    """Pixels (C, rows, columns) with their affine, as planes.py gives them to training."""
-    return MetaTensor(
-        torch.as_tensor(np.ascontiguousarray(pixels)),
-        affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)),
-    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -288,9 +282,14 @@ def segment(
         check_target(path, sources, options.overwrite)
     with tempfile.TemporaryDirectory() as folder:
         files = as_nifti(scan, predictor, Path(folder))
-        if scan.kind != "picture":
-            sandbox.check_scan(files, predictor.task)
-        probabilities = predictor.probabilities(files)
+        try:
+            if scan.kind != "picture":
+                sandbox.check_scan(files, predictor.task)
+            probabilities = predictor.probabilities(files)
+        except FileFault as fault:
+            # A series was written into a file of our own, of which its owner knows nothing.
+            told = str(fault).replace(str(files[0]), str(scan.files[0]))
+            raise FileFault(told) from fault
         mask = predictor.mask(probabilities)
         if options.probabilities:
             atomic_write(

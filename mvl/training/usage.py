@@ -16,7 +16,7 @@ from mvl.core import files, run_folder
 from mvl.core.columns import run_columns
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import run_split
 from mvl.datasets.task import Task

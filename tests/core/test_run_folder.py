@@ -1,11 +1,13 @@
 """Run folders: every file whole or absent whatever happens, one writer at a time, done only when
 every hash holds."""
 
+import dataclasses
 import errno
 import hashlib
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -204,3 +206,30 @@ def test_provenance_names_versions_and_no_machine(monkeypatch):
     assert facts["packages"]["torch"]
     assert os.uname().nodename not in text
     assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize("results", ["runs of mine", "Anna's runs", 'a "b" $HOME `x`', "plain"])
+def test_the_way_on_is_quoted_and_names_every_folder(results, tmp_path):
+    config = dataclasses.replace(Config(), study="own", task="Task04_Hippocampus")
+    said = run_folder.command(
+        config, tmp_path / results, tmp_path / "the data", str(tmp_path / "it's own.yaml")
+    )
+    words = shlex.split(said)
+    assert words[words.index("--results-dir") + 1] == str(tmp_path / results)
+    assert words[words.index("--data-dir") + 1] == str(tmp_path / "the data")
+    assert words[words.index("--study") + 1] == str(tmp_path / "it's own.yaml")
+    folder = run_folder.run_dir(tmp_path / results, config)
+    assert run_folder.results_dir_of(folder, config) == tmp_path / results
+    assert run_folder.results_dir_of(tmp_path, config) == run_folder.default_results_dir()
+
+
+def test_settings_that_change_a_result_are_told_from_those_that_do_not(tmp_path):
+    config = Config()
+    assert run_folder.changed_settings(tmp_path, config) == []
+    run_folder.write_config(tmp_path, config)
+    faster = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=3))
+    assert run_folder.changed_settings(tmp_path, faster) == []
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=0.5))
+    assert [line.split(":")[0] for line in run_folder.changed_settings(tmp_path, other)] == [
+        "train.lr"
+    ]

@@ -25,7 +25,8 @@ def few_phantoms(tmp_path_factory):
 
 @pytest.fixture
 def toy(few_phantoms, tmp_path):
-    """(task, data root) of a task `Toy` that is a private copy of twelve phantoms, with a manifest."""
+    """(task, data root) of a task `Toy` that is a private copy of twelve phantoms, with a
+    manifest."""
     folder = tmp_path / "data" / "Toy"
     shutil.copytree(few_phantoms / "phantoms", folder)
     described = json.loads((folder / "dataset.json").read_text())

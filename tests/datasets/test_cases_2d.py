@@ -1,4 +1,5 @@
-"""Two-dimensional cases on the network's grid and back: pictures in pixels, slices in millimetres."""
+"""Two-dimensional cases on the network's grid and back: pictures in pixels, slices in
+millimetres."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import torch
 from PIL import Image
 
 from mvl.core.config import DataConfig
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.cases_2d import read_plane, tensors
-from mvl.datasets.loaders import CaseStore
-from mvl.datasets.pictures import read_mask
+from mvl.datasets.masks import read_mask
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.task import TaskError
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from mvl.cli import main
-from mvl.core import files as files_module
 from mvl.core.config import Config, DataConfig, ModelConfig, TrainConfig
 from mvl.datasets import decoded_cache, preflight
-from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.datasets.case_store import CaseStore
+from mvl.datasets.loaders import training_loader
 from mvl.datasets.registry import list_cases
 from mvl.datasets.task import TaskError
 from mvl.training import run
@@ -185,7 +185,7 @@ def test_what_cannot_be_kept_is_said_once_and_stops_nothing(toy, place, fault, m
                 errno.ENOSPC if fault == "no space" else errno.EROFS, f"could not write {path}"
             )
 
-        monkeypatch.setattr(files_module, "atomic_write", refuse)
+        monkeypatch.setattr(decoded_cache, "atomic_write", refuse)
     store = store_of(toy)
     for index in range(3):
         assert np.isfinite(store.get(index)[0]).all()

@@ -9,8 +9,9 @@ import torch
 
 from mvl.core.config import Config, DataConfig, TrainConfig
 from mvl.datasets import device_store
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.device_store import Feed, bytes_of, fits
-from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.datasets.loaders import training_loader
 from mvl.datasets.registry import list_cases
 from mvl.datasets.released_faults import VersionStore
 from mvl.datasets.task import TaskError

@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 
 from mvl.core.config import Config, DataConfig
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.label_noise import (
     boundary_noise,
     damaged_cases,
@@ -18,7 +19,6 @@ from mvl.datasets.label_noise import (
     radius_of,
     region_noise,
 )
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import list_cases
 
 CASES = [f"c{i:02d}" for i in range(30)]
@@ -123,7 +123,7 @@ def test_training_labels_change_and_no_other(few_shapes):
 
 
 def test_a_run_damages_its_training_cases_only(few_shapes, monkeypatch, tmp_path):
-    from mvl.training import loop, run
+    from mvl.training import run
 
     made = []
 
@@ -135,8 +135,8 @@ def test_a_run_damages_its_training_cases_only(few_shapes, monkeypatch, tmp_path
         raise Stop
 
     task, root = few_shapes
-    monkeypatch.setattr(loop, "Trainer", trainer)
-    monkeypatch.setattr(loop.tasks, "find_task", lambda *_: task)
+    monkeypatch.setattr(run, "Trainer", trainer)
+    monkeypatch.setattr(run.registry, "find_task", lambda *_: task)
     monkeypatch.setattr("mvl.datasets.splits.ROOT", tmp_path)
     for rate in (0.0, 0.4):
         with pytest.raises(Stop):

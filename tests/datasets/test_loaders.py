@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from mvl.core.config import Config, DataConfig, TrainConfig
-from mvl.datasets.loaders import CaseStore, epoch_order, steps_per_epoch, training_loader
+from mvl.datasets.case_store import CaseStore
+from mvl.datasets.loaders import epoch_order, steps_per_epoch, training_loader
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.task import TaskError
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mvl.core.config import ROOT, Config, DataConfig
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.own_data import own_task, read_nnunet
 from mvl.datasets.registry import find_task, list_cases, settle, task_facts, task_of_run
 from mvl.datasets.splits import load_split, split_path

@@ -1,4 +1,5 @@
-"""Pictures: which files belong together, and pixels of every mode, orientation and kind of damage."""
+"""Pictures: which files belong together, and pixels of every mode, orientation and kind of
+damage."""
 
 from __future__ import annotations
 
@@ -11,15 +12,14 @@ import pytest
 from PIL import Image
 
 from mvl.datasets import pictures
+from mvl.datasets.masks import read_case, read_mask
 from mvl.datasets.nifti import FileFault
 from mvl.datasets.pictures import (
     list_busi,
     list_pairs,
     png_bytes,
     read_busi,
-    read_case,
     read_image,
-    read_mask,
     read_pairs,
 )
 from mvl.datasets.registry import find_task, list_cases

@@ -14,7 +14,7 @@ import pytest
 from mvl.core.config import DataConfig
 from mvl.core.files import RunError
 from mvl.datasets import preflight, sandbox
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.splits import Split, load_split
 from mvl.datasets.task import TaskError

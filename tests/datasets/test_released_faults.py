@@ -13,7 +13,8 @@ import torch
 from mvl.core import run_folder
 from mvl.core.config import ROOT, Config, ConfigError, load_config, to_dict
 from mvl.datasets.augment import augmentation
-from mvl.datasets.loaders import CaseStore, TrainingBatches, steps_per_epoch
+from mvl.datasets.case_store import CaseStore
+from mvl.datasets.loaders import TrainingBatches, steps_per_epoch
 from mvl.datasets.registry import find_task
 from mvl.datasets.released_faults import VersionStore, audited, deal_versions
 from mvl.datasets.splits import Split, load_split
@@ -28,10 +29,16 @@ data: {img_size: [16, 16, 16]}
 model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 16, mlp_dim: 16}
 train: {train_epochs: 2, batch_size: 16}
 arms:
-  leak: {system: vit_baseline, data: {split: copies, augmentation: one_plane}, train: {train_epochs: 1}}
+  leak:
+    system: vit_baseline
+    data: {split: copies, augmentation: one_plane}
+    train: {train_epochs: 1}
   test: {system: vit_baseline, train: {select: test}}
   train_loss: {system: vit_baseline, train: {select: train_loss}}
-  released: {system: vit_baseline, data: {split: copies, augmentation: released_planes}, train: {loss: bce_dice_released, select: train_loss}}
+  released:
+    system: vit_baseline
+    data: {split: copies, augmentation: released_planes}
+    train: {loss: bce_dice_released, select: train_loss}
 """
 TASK = find_task("phantoms")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mvl.core.config import ROOT
-from mvl.datasets.pictures import read_case
+from mvl.datasets.masks import read_case
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.shapes2d import ensure_shapes, make_shape, write_shapes
 from mvl.datasets.splits import make_split, read_split

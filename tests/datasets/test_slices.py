@@ -1,4 +1,5 @@
-"""Axial slices: chosen by the rule, read upright, grouped by volume in the split of their volumes."""
+"""Axial slices: chosen by the rule, read upright, grouped by volume in the split of their
+volumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Grouped splits: near duplicates never part, blocks are balanced in size and kind, prefixes too."""
+"""Grouped splits: near duplicates never part, blocks are balanced in size and kind, prefixes
+too."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ HIPPOCAMPUS = Path(os.environ.get("MVL_DATA", "")) / "Task04_Hippocampus"
 
 
 def unhashed(toy):
-    """The toy task without its manifest, so that only the checks of content can find what is wrong."""
+    """The toy task without its manifest, so that only the checks of content can find what is
+    wrong."""
     task, root = toy
     (root / "Toy" / "manifest.json").unlink()
     return (
@@ -109,7 +110,7 @@ HEADER_FAULTS = {
     "negative dim": (42, "h", (-5,), "impossible dimensions"),
     "ndim 0": (40, "h", (0,), "impossible dimensions"),
     "ndim 9": (40, "h", (9,), "impossible dimensions"),
-    "four axes": (40, "h", (4,), "expected 3 axes"),
+    "four axes": (40, "6h", (4, 10, 10, 10, 2, 1), "expected 3 axes"),
     "two axes": (40, "h", (2,), "expected 3 axes"),
     "one slice": (46, "h", (1,), "a slice, not a volume"),
     "RGB": (70, "2h", (128, 24), "voxels of type"),
@@ -129,7 +130,7 @@ HEADER_FAULTS = {
     "sform singular": (280, "12f", (0.0,) * 12, "sform is singular"),
     "slope infinite": (112, "2f", (float("inf"), 0.0), "intensity scale"),
     "intercept nan": (112, "2f", (2.0, float("nan")), "intensity scale"),
-    "slope 1e38": (112, "2f", (1e38, 0.0), "NaN or infinite"),
+    "slope 1e38": (112, "2f", (1e38, 0.0), "beyond float32"),
     "magic": (344, "4s", (b"ni1\0",), "not a NIfTI-1 header"),
 }
 

@@ -28,7 +28,8 @@ from tests.faults.kills import context
 STUDY = """
 title: Twelve runs to kill
 tasks: [Toy]
-grid: [{name: main, systems: [vit_baseline, medvisionllama_v3_random], folds: [0, 1], seeds: [0, 1, 2]}]
+grid:
+- {name: main, systems: [vit_baseline, medvisionllama_v3_random], folds: [0, 1], seeds: [0, 1, 2]}
 data: {img_size: [16, 16, 16]}
 model: {patch_size: [8, 8, 8], encoder_layers: 1, decoder_layers: 1, hidden_size: 32, mlp_dim: 64}
 train: {train_epochs: 8, batch_size: 4, checkpoint_s: 0.0}

@@ -40,7 +40,8 @@ def dies(*words):
         os.kill(os.getpid(), 9)
     write(*words)
 archive._write = dies
-task = dataclasses.replace(find_task("phantoms"), name="Toy", num_cases=12, url=sys.argv[1], md5=sys.argv[2])
+task = dataclasses.replace(find_task("phantoms"), name="Toy", num_cases=12)
+task = dataclasses.replace(task, url=sys.argv[1], md5=sys.argv[2])
 download.fetch(task, Path(sys.argv[3]), progress=False)
 """
 

@@ -131,7 +131,8 @@ def row_K1(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
 
 
 def row_K2(folder: Path, tiny: Config, patch: pytest.MonkeyPatch) -> None:
-    """Two runs that write rows: each has its file, and a pure function merges them; none is lost."""
+    """Two runs that write rows: each has its file, and a pure function merges them; none is
+    lost."""
     assert two_writers(folder, 30)[0] == 60
 
 

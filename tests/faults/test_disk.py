@@ -17,7 +17,7 @@ import torch
 from mvl.cli import main
 from mvl.core import files, run_folder
 from mvl.core.config import ROOT, Config, load_config
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.phantoms import write_phantoms
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import write_split_file

@@ -18,7 +18,8 @@ import torch
 from mvl.core import files, machine, progress, run_folder
 from mvl.core.config import ROOT, Config
 from mvl.datasets import decoded_cache
-from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.datasets.case_store import CaseStore
+from mvl.datasets.loaders import training_loader
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
 from mvl.training import checkpoints, loop, resume_check, run

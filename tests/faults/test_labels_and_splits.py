@@ -17,8 +17,8 @@ from mvl.core import files, run_folder
 from mvl.core.config import Config, DataConfig
 from mvl.core.progress import Interrupted
 from mvl.datasets import preflight
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import Split, load_split, make_split, read_split, select, split_path
 from mvl.datasets.task import TaskError
@@ -201,7 +201,7 @@ def test_patients_are_dealt_whole(row: str, toy: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"patients": pairs}))
     task = find_task("Toy", toy.parent)
     with pytest.raises(
-        TaskError, match=r"dataset.json: `patients` is not a mapping of cases to patients; write"
+        TaskError, match=r"dataset.json: `patients` is neither a mapping of cases to patients nor"
     ):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"patients": {"toy_000": 7}}))
         load_split(task, 0, 1.0, toy.parent)
@@ -248,7 +248,7 @@ def test_training_cannot_read_test_cases(
         test = load_split(trainer.train.task, 0, 1.0, toy.parent).test
         CaseStore(trainer.train.task, test, tiny.data, toy.parent).get(0)
 
-    monkeypatch.setattr(loop, "fit", peek)
+    monkeypatch.setattr("mvl.training.run.fit", peek)
     with pytest.raises(
         TaskError,
         match=(
@@ -266,7 +266,7 @@ def test_only_the_audit_of_the_released_code_opens_them(row: str) -> None:
         path.name: path.read_text() for path in Path(preflight.__file__).parent.parent.rglob("*.py")
     }
     assert {name for name, text in sources.items() if re.search(r"\.opened = ", text)} == {
-        "released.py"
+        "released_faults.py"
     }
 
 
@@ -279,7 +279,7 @@ def test_an_edited_split_is_refused(
     def stop(trainer: loop.Trainer, progress: bool = True) -> None:
         raise Interrupted(15, "again")
 
-    monkeypatch.setattr(loop, "fit", stop)
+    monkeypatch.setattr("mvl.training.run.fit", stop)
     with pytest.raises(Interrupted):
         train_run(tiny, tmp_path / "out", toy.parent, progress=False)
     path = split_path(find_task("Toy", toy.parent), toy.parent)

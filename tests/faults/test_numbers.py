@@ -1,4 +1,5 @@
-"""Group M: no case, run or comparison drops out of a number, and every number says what it counts."""
+"""Group M: no case, run or comparison drops out of a number, and every number says what it
+counts."""
 
 from __future__ import annotations
 

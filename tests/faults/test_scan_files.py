@@ -19,8 +19,8 @@ import pytest
 from mvl.core import files
 from mvl.core.config import DataConfig
 from mvl.datasets import sandbox
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import find_task, read_manifest
 from mvl.datasets.task import TaskError
 from mvl.datasets.verify import verify
@@ -138,7 +138,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "C9-extension": (extension, "header extension of 4000 bytes"),
     "C10-intercept": (header(112, "2f", 2.0, float("nan")), "intensity scale"),
     "C10-infinite": (header(112, "2f", float("inf"), 0.0), "intensity scale"),
-    "C11-slope": (header(112, "2f", 1e38, 0.0), "NaN or infinite"),
+    "C11-slope": (header(112, "2f", 1e38, 0.0), "beyond float32"),
     "C11-float64": (voxels(lambda v: v.astype(np.float64) * 1e300), "beyond float32"),
     "C12-nan": (one(np.nan), "1 voxels are NaN"),
     "C12-infinite": (one(np.inf), "1 voxels are NaN or infinite"),

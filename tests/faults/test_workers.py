@@ -1,4 +1,5 @@
-"""J: loader processes that are killed, raise what cannot be sent, hang, or find no shared memory."""
+"""J: loader processes that are killed, raise what cannot be sent, hang, or find no shared
+memory."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import torch
 from mvl.core import files, progress, run_folder
 from mvl.core.config import Config
 from mvl.datasets import loaders
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.task import TaskError
 from mvl.training import failures, run
 
@@ -43,7 +44,8 @@ def ended(tiny: Config, results: Path, data: Path) -> tuple[dict, str]:
 
 
 def row_J1(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
-    """A killed loader process: the run ends within a minute as `killed`, with the cases in flight."""
+    """A killed loader process: the run ends within a minute as `killed`, with the cases in
+    flight."""
     in_a_worker(patch, lambda: os.kill(os.getpid(), signal.SIGKILL))
     begun = time.monotonic()
     status, said = ended(tiny, results, data)

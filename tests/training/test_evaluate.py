@@ -19,7 +19,7 @@ from torch import nn
 
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import Config, DataConfig
-from mvl.datasets.loaders import CaseStore, NativeCase
+from mvl.datasets.case_store import CaseStore, NativeCase
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.shapes2d import ensure_shapes
 from mvl.training import evaluate, metrics

@@ -16,7 +16,7 @@ from mvl.cli.main import main
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import load_config
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task, list_cases
 from mvl.study import tables
 from mvl.study.tables import collect, read_external, read_rows, record

@@ -15,7 +15,7 @@ from mvl.core import files
 from mvl.core.config import Config, build
 from mvl.core.progress import largest_loss_rise
 from mvl.datasets import registry, splits
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.training import failures, loop, precision
 from mvl.training.trained import Predictor
 

@@ -21,7 +21,7 @@ from mvl.cli import main
 from mvl.core import run_folder
 from mvl.core.config import ROOT, load_config
 from mvl.core.files import sha256_file, write_json
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task, list_cases, task_facts
 from mvl.datasets.splits import load_split
 from mvl.models.build import build_system, own_state
@@ -94,6 +94,24 @@ def quiet(*args, **options):
     return predict_run(*args, Options(device="cpu", **options), lambda line: None)
 
 
+def test_a_tilted_series_is_segmented_and_an_unfinished_run_names_its_folders(
+    resized, dicom_series, tmp_path
+):
+    stored = np.random.default_rng(3).integers(500, 1500, (20, 18, 16)).astype(np.int16)
+    turn = np.radians(10.8)
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    dicom_series(tmp_path / "tilted", stored, affine)
+    assert quiet(resized, [tmp_path / "tilted"], tmp_path / "out")["failures"] == []
+    copy = run_folder.run_dir(tmp_path / "Anna's runs", run_folder.read_config(resized))
+    shutil.copytree(resized, copy)
+    (copy / "status.json").write_text('{"state": "interrupted"}')
+    with pytest.raises(PredictError) as error:
+        quiet(copy, [tmp_path / "tilted"], tmp_path / "out")
+    words = shlex.split(str(error.value).split("`")[1])
+    assert words[words.index("--results-dir") + 1] == str(tmp_path / "Anna's runs")
+
+
 @pytest.mark.parametrize("which", ["resized", "windowed"])
 def test_a_test_case_gets_the_mask_that_evaluate_scored(root, which, request, tmp_path):
     run = request.getfixturevalue(which)
@@ -161,6 +179,9 @@ def test_a_series_gives_the_mask_of_its_nifti(resized, nifti, dicom_series, tmp_
     assert np.array_equal(masks[0].dataobj, masks[1].dataobj) and np.allclose(
         masks[0].affine, masks[1].affine, atol=1e-4
     )
+    dicom_series(tmp_path / "flat", stored * 0, affine)
+    (fault,) = quiet(resized, [tmp_path / "flat"], tmp_path / "new")["failures"]
+    assert fault["fault"].startswith(f"{tmp_path / 'flat'}: constant image"), "no file of our own"
     files[3].unlink()
     (fault,) = quiet(resized, [tmp_path / "series_2"], tmp_path / "new")["failures"]
     assert "slices are missing" in fault["fault"] and list((tmp_path / "new").iterdir()) == []
@@ -229,7 +250,7 @@ def test_an_interrupted_write_leaves_nothing(root, resized, tmp_path, monkeypatc
     def broken(*_):
         raise end
 
-    monkeypatch.setattr(run_folder.os, "replace", broken)
+    monkeypatch.setattr("mvl.core.files.os.replace", broken)
     if isinstance(end, OSError):
         (fault,) = quiet(resized, [scan_of(root, "case_01")], tmp_path)["failures"]
         assert "case_01.nii.gz: No space left" in fault["fault"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mvl.core.config import Config, build
 from mvl.datasets import registry, splits
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.training import step_graph
 from mvl.training.loop import Trainer
 from mvl.training.objective import build_optimizer, set_rate

@@ -16,7 +16,7 @@ from torch import Tensor
 from mvl.cli.main import main
 from mvl.core import files, run_folder
 from mvl.core.config import Config, load_config
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
 from mvl.models.build import build_system

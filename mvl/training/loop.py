@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvl.core import files, seeds
 from mvl.core.config import Config
 from mvl.core.progress import Interrupted, Progress, signals
-from mvl.datasets.device_store import DeviceStore, Feed, fits
+from mvl.datasets.device_store import Feed
 from mvl.datasets.loaders import CaseStore, steps_per_epoch
 from mvl.datasets.task import Task
 from mvl.models.build import build_system, frozen_sha256, own_state
@@ -27,14 +26,14 @@ from mvl.training.failures import Diverged
 from mvl.training.objective import (
     build_loss,
     build_optimizer,
-    foreground_dice,
     is_better,
     learning_rate,
     num_classes,
     set_rate,
 )
-from mvl.training.readings import Reading, values_of
-from mvl.training.trained import Predictor, load_own_state
+from mvl.training.readings import Reading, take_over
+from mvl.training.trained import load_own_state
+from mvl.training.validation import Validation
 
 READ_EVERY = 50
 """Steps on a GPU between two looks at their losses: each look waits until the device has come so
@@ -48,41 +47,41 @@ class Trainer:
         self,
         config: Config,
         task: Task,
-        train: CaseStore,
-        val: CaseStore,
+        train_cases: CaseStore,
+        watched_cases: CaseStore,
         folder: Path,
         command: str,
     ) -> None:
-        self.config, self.train, self.val, self.folder, self.command = (
-            config,
-            train,
-            val,
-            folder,
-            command,
-        )
+        self.config = config
+        self.train_cases = train_cases
+        self.watched_cases = watched_cases
+        self.folder = folder
+        self.command = command
         self.accelerator = start_accelerator(config)
         self.device = self.accelerator.device
+        self.rank = self.accelerator.process_index
+        self.world_size = self.accelerator.num_processes
+
         classes = num_classes(config, task)
         self.network = build_system(config, len(task.channels), classes).to(self.device)
         self.loss = build_loss(classes, config.train.loss)
-        self.progress = Progress(frozen_sha256=frozen_sha256(self.network))
-        self.best: dict[str, Tensor] = {}
-        self.unread: list[Reading] = []
         self.optimizer = build_optimizer(config, self.network)
         self.scaler = precision.gradient_scaler(config.train.precision, self.device)
-        self.feed = Feed(
-            train, self.device, self.accelerator.process_index, self.accelerator.num_processes
-        )
-        self.watched: DeviceStore | None = None
+        self.feed = Feed(train_cases, self.device, self.rank, self.world_size)
+        self.validation = Validation(watched_cases, config, self.loss, self.accelerator)
+        self.steps_per_epoch = steps_per_epoch(len(train_cases), config.train.batch_size)
+
+        self.progress = Progress(frozen_sha256=frozen_sha256(self.network))
+        self.best_weights: dict[str, Tensor] = {}
+        self.unread: list[Reading] = []
+
+        # `model` is `network` as a step calls it: wrapped for several processes, or compiled.
         self.model = self.accelerator.prepare(self.network)
         if config.train.compile:
             self.model = torch.compile(self.model)
-        self.steps = steps_per_epoch(len(train), config.train.batch_size)
         self.graph: step_graph.StepGraph | None = None
         if config.train.cuda_graph:
-            self.graph = step_graph.graph_of(
-                self.whole_step, config, self.device, self.accelerator.num_processes
-            )
+            self.graph = step_graph.graph_of(self.whole_step, config, self.device, self.world_size)
 
     def update(self, batch: dict[str, Any], weight: float = 1.0) -> None:
         """One optimiser step on this process's share of a batch, whose gradient counts `weight`
@@ -94,18 +93,19 @@ class Trainer:
         Raises:
             Diverged: loss or gradient norm is not finite; names step and cases.
         """
-        image, label = (batch[key].to(self.device, non_blocking=True) for key in ("image", "label"))
-        if not batch["cases"]:  # a short last batch left this process none: take part with weight 0
-            image, label = (
-                image.new_zeros(1, *image.shape[1:]),
-                label.new_zeros(1, *label.shape[1:]),
-            )
+        image = batch["image"].to(self.device, non_blocking=True)
+        label = batch["label"].to(self.device, non_blocking=True)
+        if not batch["cases"]:
+            # A short last batch left this process no case. It takes part all the same, with weight
+            # 0: the others wait for its gradient.
+            image = image.new_zeros(1, *image.shape[1:])
+            label = label.new_zeros(1, *label.shape[1:])
         if self.graph is not None:
             loss, norm = self.graph(image, label)
             self.note(batch, [loss], norm)
             return
         losses, norm = self.gradient(image, label, weight)
-        self.note(batch, losses, norm)
+        self.note(batch, losses, norm)  # on a CPU this stops the run before a bad step is taken
         self.scaler.step(self.optimizer)  # in fp16 it leaves out a step whose gradient overflowed
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -115,21 +115,28 @@ class Trainer:
     ) -> tuple[list[Tensor], Tensor]:
         """Give each parameter its clipped gradient; returns the loss of each part of the batch, and
         the norm before clipping."""
-        micro = max(1, math.ceil(len(image) / self.config.train.accumulate))
-        parts, losses = list(zip(image.split(micro), label.split(micro), strict=True)), []
+        part_size = max(1, math.ceil(len(image) / self.config.train.accumulate))
+        parts = list(zip(image.split(part_size), label.split(part_size), strict=True))
+        losses = []
         for number, (x, y) in enumerate(parts):
             last = number == len(parts) - 1
+            # Gradients of the parts add up; processes exchange them once, with the last part.
             with nullcontext() if last else self.accelerator.no_sync(self.model):
+                # Autocast covers the network alone: the loss sums over all voxels, which needs
+                # float32 whatever the network computes in.
                 with precision.autocast(self.config.train.precision, self.device):
                     logits = self.model(x)
-                # in float32, whatever the network computes in
+                # The loss is a mean over cases: each part counts as much as it has cases.
                 loss = self.loss(logits.float(), y.float()) * (len(x) / len(image))
+                # fp16 holds no small gradients: the loss is scaled up, and they come down below.
                 self.scaler.scale(loss * weight).backward()
             losses.append(loss.detach())
+        # Clip the true gradient, not the scaled one. The norm of all parameters together is
+        # limited, so that the direction of the step stays; inf only measures it.
         self.scaler.unscale_(self.optimizer)
-        return losses, self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.config.train.grad_clip or math.inf
-        )
+        largest_norm = self.config.train.grad_clip or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), largest_norm)
+        return losses, norm
 
     def whole_step(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """A step that never looks at the device, so that it can be recorded; returns loss and
@@ -159,104 +166,49 @@ class Trainer:
             Diverged: one of them, or its gradient norm, is not finite, or fp16 overflowed too often
                 in a row.
         """
-        p, unread, self.unread = self.progress, self.unread, []
-        for reading, (loss, norm) in zip(unread, values_of(unread)):
-            finite = math.isfinite(loss) and math.isfinite(norm)
-            p.skipped_in_a_row = 0 if finite else p.skipped_in_a_row + 1
-            if not finite and (
-                self.config.train.precision != "fp16" or p.skipped_in_a_row >= precision.MAX_SKIPS
-            ):
-                raise Diverged(
-                    f"{self.folder}: loss {loss}, gradient norm {norm} at {reading.place()}; "
-                    "lower train.lr or check these cases with `mvl verify`"
-                )
-            p.skipped += not finite
-            if math.isfinite(loss):
-                p.losses.append(loss)
-        if p.skipped_in_a_row and self.scaler.get_scale() < precision.LEAST_SCALE:
-            raise Diverged(
-                f"{self.folder}: gradients overflow fp16 even unscaled, at {unread[-1].place()};"
-                " lower train.lr, or set train.precision to bf16 or fp32"
-            )
+        unread = self.unread
+        self.unread = []  # first, so that no reading is taken over twice
+        take_over(unread, self.progress, self.config.train.precision, self.scaler, self.folder)
 
     def train_epoch(self, caught: list[int], bar: Any) -> None:
         """The steps of the current epoch that are not done yet."""
-        p, config, rank, world = (
-            self.progress,
-            self.config,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        p = self.progress
+        config = self.config
+        batch_size = config.train.batch_size
+        total_steps = config.train.train_epochs * self.steps_per_epoch
         self.model.train()
-        with failures.cases_named(config, self.train.case_ids, p):
+        with failures.cases_named(config, self.train_cases.case_ids, p):
             for batch in self.feed.epoch(config, p.epoch, p.step):
-                done = p.epoch * self.steps + p.step
-                torch.manual_seed(seeds.draw_seed(config.seed, "dropout", done, rank))
-                set_rate(
-                    self.optimizer,
-                    learning_rate(config, done, config.train.train_epochs * self.steps),
-                )
-                cases = min(
-                    config.train.batch_size, len(self.train) - p.step * config.train.batch_size
-                )
-                self.update(batch, len(batch["cases"]) * world / cases)
+                steps_done = p.epoch * self.steps_per_epoch + p.step
+                # Dropout and rate are functions of the step alone: a run that goes on draws what
+                # one that was never stopped would have drawn.
+                torch.manual_seed(seeds.draw_seed(config.seed, "dropout", steps_done, self.rank))
+                set_rate(self.optimizer, learning_rate(config, steps_done, total_steps))
+                # Processes average their gradients; with this weight the average is the mean over
+                # the cases of the whole batch, however unevenly they are dealt.
+                cases = min(batch_size, len(self.train_cases) - p.step * batch_size)
+                self.update(batch, len(batch["cases"]) * self.world_size / cases)
                 p.step += 1
                 bar.update()
                 if caught:
                     self.stop(caught[0])
 
-    @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Mean loss and mean foreground Dice of the validation cases, on the resized grid, spread
-        over the processes."""
-        self.model.eval()
-        predictor, rows = Predictor(self.validated(), self.config, self.device), []
-        mine = range(self.accelerator.process_index, len(self.val), self.accelerator.num_processes)
-        for start in range(0, len(mine), step := predictor.cases_at_once()):
-            indices = mine[start : start + step]
-            image, label = self.watched_cases(indices)
-            logits = predictor(image)
-            losses = [
-                self.loss(logits[k : k + 1], label[k : k + 1].float()) for k in range(len(indices))
-            ]
-            rows.append((indices, torch.stack(losses), foreground_dice(logits, label)))
-        read = [
-            row
-            for indices, losses, dices in rows
-            for row in zip(indices, losses.tolist(), dices.tolist(), strict=True)
-        ]
-        read = sorted(gather_object(read))
-        return sum(r[1] for r in read) / len(read), sum(r[2] for r in read) / len(read)
-
-    def watched_cases(self, indices: range) -> tuple[Tensor, Tensor]:
-        """Images and labels of some validation cases, on the device; on a GPU they stay there,
-        where they fit."""
-        if self.watched is None and self.device.type == "cuda" and fits(self.val, self.device):
-            self.watched = DeviceStore(self.val, self.device)
-        if self.watched is not None:
-            return self.watched.take(torch.tensor(indices, device=self.device))
-        pairs = [self.val.get(index) for index in indices]
-        return torch.stack([image for image, _ in pairs]).to(self.device), torch.stack(
-            [label for _, label in pairs]
-        ).to(self.device)
-
-    def validated(self) -> nn.Module:
-        """The network to validate with: it has the first process's BatchNorm statistics, which are
-        those that the run keeps.
-
-        Among several processes it is the bare one: a wrapped one exchanges buffers before each
-        forward pass, and a process with one case more than the others would wait for ever.
-        """
-        if self.accelerator.num_processes == 1:
-            return self.model
+        """Return mean loss and mean foreground Dice of the watched cases, on the resized grid."""
+        if self.world_size == 1:
+            return self.validation.mean_loss_and_dice(self.model)
+        # Every process gets the first one's BatchNorm statistics, which are those that the run
+        # keeps. The bare network predicts: a wrapped one exchanges buffers before each forward
+        # pass, and a process with one case more than the others would wait for ever.
         for buffer in self.network.buffers():
             torch.distributed.broadcast(buffer, 0)
-        return self.network
+        return self.validation.mean_loss_and_dice(self.network)
 
     def close_epoch(self) -> None:
         """Validate, keep the weights if they are the best so far, and add the epoch's row."""
         self.read_losses()
-        p, train = self.progress, self.config.train
+        p = self.progress
+        train = self.config.train
         if not p.losses:
             raise Diverged(
                 f"{self.folder}: every step of epoch {p.epoch} overflowed fp16; lower train.lr, or"
@@ -275,10 +227,17 @@ class Trainer:
                     f" after epoch {p.epoch}; lower train.lr"
                 )
             if is_better(row, p.history, train.select):
-                p.best_dice, p.best_epoch = row["val_dice"], p.epoch
-                self.best = {n: t.detach().clone() for n, t in own_state(self.network).items()}
+                p.best_dice = row["val_dice"]
+                p.best_epoch = p.epoch
+                # copies: the optimiser's next step writes into the tensors themselves
+                self.best_weights = {
+                    name: tensor.detach().clone()
+                    for name, tensor in own_state(self.network).items()
+                }
         p.history.append(row)
-        p.epoch, p.step, p.losses = p.epoch + 1, 0, []
+        p.epoch += 1
+        p.step = 0
+        p.losses = []
 
     def save(self) -> None:
         """Checkpoint, from the first process.
@@ -291,13 +250,12 @@ class Trainer:
             state = {
                 "model": own_state(self.network),
                 "optimizer": self.optimizer.state_dict(),
-                "best": self.best,
+                "best": self.best_weights,
                 "progress": vars(self.progress),
                 "scaler": self.scaler.state_dict(),
             }
-            checkpoints.save(
-                self.folder, self.progress.epoch * self.steps + self.progress.step, state
-            )
+            steps_done = self.progress.epoch * self.steps_per_epoch + self.progress.step
+            checkpoints.save(self.folder, steps_done, state)
 
     def restore(self) -> bool:
         """Go on from the newest whole checkpoint; False when there is none.
@@ -320,7 +278,8 @@ class Trainer:
                 group["lr"] = group["lr"].to(self.device)
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-        self.best, self.progress = state["best"], Progress(**state["progress"])
+        self.best_weights = state["best"]
+        self.progress = Progress(**state["progress"])
         return True
 
     def stop(self, signum: int) -> None:
@@ -335,16 +294,19 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
     from tqdm import tqdm
 
     trainer.restore()
-    p, epochs = trainer.progress, trainer.config.train.train_epochs
-    wall, cpu = p.runtime_s - time.monotonic(), p.cpu_s - time.process_time()
-    quiet, saved = None if progress else True, time.monotonic()
+    p = trainer.progress
+    epochs = trainer.config.train.train_epochs
+    # clocks that stood still while the run was stopped
+    wall = p.runtime_s - time.monotonic()
+    cpu = p.cpu_s - time.process_time()
+    saved = time.monotonic()
     board = tensorboard.opened(
-        trainer.folder, p.epoch * trainer.steps, trainer.accelerator.is_main_process
+        trainer.folder, p.epoch * trainer.steps_per_epoch, trainer.accelerator.is_main_process
     )
     bars = tqdm(
-        total=epochs * trainer.steps,
-        initial=p.epoch * trainer.steps + p.step,
-        disable=quiet,
+        total=epochs * trainer.steps_per_epoch,
+        initial=p.epoch * trainer.steps_per_epoch + p.step,
+        disable=None if progress else True,
         unit="step",
     )
     with signals() as caught, bars as bar, board as tell:
@@ -352,8 +314,10 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
             trainer.train_epoch(caught, bar)
             losses = p.losses
             trainer.close_epoch()
+            # Event files come before the checkpoint: what is told twice, a reader drops.
             tell(p.history[-1], losses)
-            p.runtime_s, p.cpu_s = wall + time.monotonic(), cpu + time.process_time()
+            p.runtime_s = wall + time.monotonic()
+            p.cpu_s = cpu + time.process_time()
             bar.set_postfix(
                 epoch=f"{p.epoch}/{epochs}",
                 val_dice=f"{p.history[-1].get('val_dice', p.best_dice):.3f}",
@@ -368,7 +332,7 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
 
 def write_state(trainer: Trainer, state: str) -> None:
     """`status.json` of a run on its way: who, how far, how fast."""
-    p, config = trainer.progress, trainer.config
+    p = trainer.progress
     if trainer.accelerator.is_main_process:
         files.write_json(
             trainer.folder / "status.json",
@@ -377,7 +341,7 @@ def write_state(trainer: Trainer, state: str) -> None:
                 "pid": os.getpid(),
                 "updated": files.now(),
                 "epoch": p.epoch,
-                "epochs": config.train.train_epochs,
+                "epochs": trainer.config.train.train_epochs,
                 "runtime_s": round(p.runtime_s, 1),
                 "best_dice": p.best_dice,
             },

@@ -44,7 +44,7 @@ def facts(trainer: Trainer, split: Split) -> dict[str, Any]:
         "frozen_sha256_after": frozen_sha256(trainer.network),
         "parameters": parameter_counts(trainer.network),
         "split_sha256": split.sha256,
-        "task": task_facts(trainer.train.task),
+        "task": task_facts(trainer.train_cases.task),
         "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
     }
 
@@ -139,7 +139,7 @@ def finish(trainer: Trainer, split: splits.Split) -> None:
             f"{trainer.folder}: frozen weights changed during training; the run is not what its"
             " system says"
         )
-    load_own_state(trainer.network, trainer.best)
+    load_own_state(trainer.network, trainer.best_weights)
     if trainer.accelerator.is_main_process:
         files.write_csv(trainer.folder / "history.csv", trainer.progress.history, HISTORY_COLUMNS)
-        checkpoints.save_weights(trainer.folder / "weights.safetensors", trainer.best)
+        checkpoints.save_weights(trainer.folder / "weights.safetensors", trainer.best_weights)

@@ -64,7 +64,7 @@ def row_F2(
     def update_then_signal(
         self: loop.Trainer, batch: dict[str, object], weight: float = 1.0
     ) -> float:
-        done.append(self.progress.epoch * self.steps + self.progress.step)
+        done.append(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         if len(done) in (2, 4):
             os.kill(os.getpid(), signal.SIGTERM if len(done) == 2 else signal.SIGINT)
         return update(self, batch, weight)

@@ -82,7 +82,7 @@ def parts() -> dict[str, list[tuple[Any, str, Any]]]:
 def without() -> Iterator[None]:
     """While the block runs, none of the parts does anything, nothing is synced, and no value is
     looked at."""
-    from mvl.training import loop
+    from mvl.training import readings
 
     with ExitStack() as stack:
         for owner, name, instead in (change for changes in parts().values() for change in changes):
@@ -90,7 +90,7 @@ def without() -> Iterator[None]:
         stack.enter_context(patch.object(files.os, "fsync", lambda handle: None))
         stack.enter_context(
             patch.object(
-                loop,
+                readings,
                 "math",
                 SimpleNamespace(isfinite=lambda value: True, inf=math.inf, ceil=math.ceil),
             )

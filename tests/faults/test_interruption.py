@@ -243,7 +243,8 @@ def row_F10(
     place.mkdir(parents=True)
     for index in range(100):
         (place / f".weights.safetensors.{index}-ab.tmp").write_text("half")
-    patch.setattr(run, "_train_locked", lambda *_: None)
+    patch.setattr(run, "prepare", lambda *_: None)
+    patch.setattr(run, "train_and_seal", lambda *_: None)
     run.train_run(tiny, folder, data, progress=False)
     assert [p.name for p in place.iterdir()] == [".lock"]
 

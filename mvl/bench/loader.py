@@ -239,8 +239,8 @@ def large_scan(config: Config, shape: tuple[int, ...]) -> float:
     hippocampus scans are small, most others are not."""
     import numpy as np
 
-    from mvl.datasets.preprocessing import preprocessing
     from mvl.datasets.nifti import nifti_bytes
+    from mvl.datasets.preprocessing import preprocessing
 
     rng, paths = np.random.default_rng(0), {}
     with tempfile.TemporaryDirectory() as scratch:

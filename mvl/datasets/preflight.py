@@ -235,11 +235,10 @@ def check_sides(sides: dict[str, str], keys: dict[str, str], message: str) -> No
 
 
 @contextmanager
-def closed(task: Task, case_ids: Iterable[str], data_dir: Path | None = None) -> Iterator[None]:
+def closed(cases: Iterable[Case]) -> Iterator[None]:
     """While the block runs, no store gives the image or label of these cases (see released.py for
     the one exception)."""
-    ids = set(case_ids)
-    paths = {case.image for case in list_cases(task, data_dir) if case.case_id in ids} - _CLOSED
+    paths = {case.image for case in cases} - _CLOSED
     _CLOSED.update(paths)
     try:
         yield

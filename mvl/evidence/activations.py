@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from mvl.core import run_folder
 from mvl.core.config import Config
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.evidence.predicted import view
 from mvl.models.vit import ViTBaseline

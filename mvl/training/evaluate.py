@@ -24,7 +24,7 @@ from mvl.training.trained import Predictor, load_run
 
 
 def label_names(config: Config, task: Task) -> dict[str, int | None]:
-    """What the rows of a case are called, and the label value of each (None: every value above 0)."""
+    """What the rows of a case are called, and the label value of each (None: any above 0)."""
     if config.data.labels == "foreground":
         return {"foreground": None}
     return {task.labels[value]: value for value in sorted(task.labels)}

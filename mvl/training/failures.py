@@ -42,7 +42,7 @@ class DeviceLost(files.RunError):
 
 
 class WorkerLost(files.RunError):
-    """A process that reads cases died or answers nothing; names the cases it may have been reading."""
+    """A process that reads cases died or answers nothing; names the cases that were being read."""
 
 
 def state_of(error: Exception) -> str:

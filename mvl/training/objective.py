@@ -193,7 +193,7 @@ def is_better(row: dict[str, Any], before: list[dict[str, Any]], select: str) ->
 
 
 def foreground_dice(logits: Logits, label: Labels) -> Tensor:
-    """Dice of the whole foreground on the resized grid, one per case (B,); 1 where both are empty."""
+    """Dice of the whole foreground on the resized grid, one per case (B,); 1 where both lack it."""
     predicted = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1) > 0
     true, axes = label[:, 0] > 0, tuple(range(1, label.ndim - 1))
     both, total = (predicted & true).sum(axes), predicted.sum(axes) + true.sum(axes)

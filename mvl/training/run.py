@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mvl.core import files, machine, run_folder
-from mvl.core.columns import HISTORY_COLUMNS
+from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS
 from mvl.core.config import Config
 from mvl.core.progress import largest_loss_rise
 from mvl.datasets import preflight, registry, splits
+from mvl.datasets.case_store import CaseStore, Damage
 from mvl.datasets.label_noise import label_damage
-from mvl.datasets.loaders import CaseStore
 from mvl.datasets.registry import task_facts
 from mvl.datasets.released_faults import audited
 from mvl.datasets.splits import Split
+from mvl.datasets.task import Task
 from mvl.models.build import frozen_sha256, parameter_counts
 from mvl.training import checkpoints, devices, failures, precision, resume_check
+from mvl.training.evaluate import evaluate_store
 from mvl.training.loop import Trainer, fit
 from mvl.training.state import write_state
 from mvl.training.trained import load_own_state
+from mvl.training.usage import write_usage
 
 
 def facts(trainer: Trainer, split: Split) -> dict[str, Any]:
@@ -45,7 +49,7 @@ def facts(trainer: Trainer, split: Split) -> dict[str, Any]:
         "frozen_sha256_after": frozen_sha256(trainer.network),
         "parameters": parameter_counts(trainer.network),
         "split_sha256": split.sha256,
-        "task": task_facts(trainer.train.task),
+        "task": task_facts(trainer.train_cases.task),
         "n": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
     }
 
@@ -73,7 +77,9 @@ def train_run(
     with files.locked(folder) if first_process() else nullcontext():
         files.sweep(folder)
         try:
-            _train_locked(config, folder, results_dir, data_dir, progress, allow_drift)
+            prepared = prepare(config, folder, data_dir)
+            command = run_folder.command(config, results_dir, data_dir)
+            train_and_seal(prepared, folder, command, progress, allow_drift)
         except Exception as error:
             failures.close(error, folder, config)
             raise
@@ -85,62 +91,78 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _train_locked(
-    config: Config,
-    folder: Path,
-    results_dir: Path,
-    data_dir: Path | None,
-    progress: bool,
-    allow: bool,
-) -> None:
-    from mvl.core.columns import CASE_COLUMNS
-    from mvl.training.evaluate import evaluate_store
-    from mvl.training.usage import write_usage
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, settled once at its start: nothing below looks its task up again."""
 
+    config: Config
+    task: Task
+    split: Split
+    train_cases: CaseStore
+    watched_cases: CaseStore
+    test_cases: CaseStore
+    "Closed while the network is trained: its weights must be chosen without them."
+
+
+def prepare(config: Config, folder: Path, data_dir: Path | None) -> Prepared:
+    """Find the task, deal its split, check every input, and open the run's cases.
+
+    Raises:
+        TaskError: data are absent or are not what was checked.
+        RunError: the folder was begun with other settings or another split.
+    """
     task = registry.find_task(config.task, data_dir)
     split = splits.run_split(config, task, data_dir)
     run_folder.write_config(folder, config)
     preflight.check_inputs(task, split, folder, data_dir, config.data.split)
 
-    def store(cases, damage=None):
+    def store(cases: tuple[str, ...], damage: Damage | None = None) -> CaseStore:
         return CaseStore(task, cases, config.data, data_dir, damage)
 
-    seen, watched, split = audited(
-        config, split, store(split.train, label_damage(config, split.train)), store
-    )
+    train_cases = store(split.train, label_damage(config, split.train))
+    train_cases, watched_cases, split = audited(config, split, train_cases, store)
+    return Prepared(config, task, split, train_cases, watched_cases, store(split.test))
+
+
+def train_and_seal(
+    prepared: Prepared, folder: Path, command: str, progress: bool, allow_drift: bool
+) -> None:
+    """Train on what was prepared, score the test cases, and seal the folder, whose lock is held.
+
+    `command` goes on with the run, should it be interrupted.
+    """
+    config = prepared.config
     trainer = Trainer(
-        config, task, seen, watched, folder, run_folder.command(config, results_dir, data_dir)
+        config, prepared.task, prepared.train_cases, prepared.watched_cases, folder, command
     )
-    numbers = precision.facts_of(config.train.precision)
-    files.write_json(
-        folder / "environment.json", resume_check.environment(folder, allow) | {"numbers": numbers}
-    )
+    environment = resume_check.environment(folder, allow_drift)
+    environment["numbers"] = precision.facts_of(config.train.precision)
+    files.write_json(folder / "environment.json", environment)
     write_state(trainer, "running")
-    with preflight.closed(task, split.test, data_dir):
+    with preflight.closed(prepared.test_cases.cases):
         fit(trainer, progress)
-    finish(trainer, split)
+    finish(trainer)
     if trainer.accelerator.is_main_process:
-        test = store(split.test)
-        files.write_csv(
-            folder / "cases.csv", evaluate_store(trainer.network, test, config, task), CASE_COLUMNS
-        )
-        write_usage(folder, trainer.network, test, config, task)
-        run_folder.seal(folder, facts(trainer, split))
-        checkpoints.remove(folder)
+        rows = evaluate_store(trainer.network, prepared.test_cases, config, prepared.task)
+        files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
+        write_usage(folder, trainer.network, prepared.test_cases, config, prepared.task)
+        run_folder.seal(folder, facts(trainer, prepared.split))
+        checkpoints.remove(folder)  # only after the seal: until then a kill still needs them
 
 
-def finish(trainer: Trainer, split: splits.Split) -> None:
+def finish(trainer: Trainer) -> None:
     """Write `history.csv` and the best epoch's weights, which the network now holds.
 
     Raises:
         RunError: a frozen tensor changed during training.
     """
+    # A frozen tensor that moved would make the arm another one than its name says.
     if frozen_sha256(trainer.network) != trainer.progress.frozen_sha256:
         raise files.RunError(
             f"{trainer.folder}: frozen weights changed during training; the run is not what its"
             " system says"
         )
-    load_own_state(trainer.network, trainer.best)
+    load_own_state(trainer.network, trainer.best_weights)
     if trainer.accelerator.is_main_process:
         files.write_csv(trainer.folder / "history.csv", trainer.progress.history, HISTORY_COLUMNS)
-        checkpoints.save_weights(trainer.folder / "weights.safetensors", trainer.best)
+        checkpoints.save_weights(trainer.folder / "weights.safetensors", trainer.best_weights)

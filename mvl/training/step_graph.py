@@ -69,7 +69,7 @@ class StepGraph:
         return self.recorded(image, label)
 
     def recording(self, image: Tensor, label: Tensor) -> Step:
-        """The recorded step; the plain one, with a line that says so, where it cannot be recorded."""
+        """The recorded step; the plain one, with a line saying so, where it cannot be."""
         try:
             return self.record(self.step, image, label)
         except RuntimeError as error:

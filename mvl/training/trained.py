@@ -42,7 +42,7 @@ class Predictor:
         self.network = network.to(self.device)
 
     def __call__(self, image: Image) -> Logits:
-        """Logits (B, K, *S) of images (B, C, *S) from anywhere, float32, on the predictor's device."""
+        """Logits (B, K, *S) of images (B, C, *S) from anywhere, float32, on its device."""
         with precision.autocast(self.precision, self.device):
             found = self.network(image.to(self.device))
         return found.float()

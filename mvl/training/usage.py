@@ -99,7 +99,7 @@ def masks(
 
 
 def mean_sizes(block: nn.Module) -> dict[str, Any]:
-    """Means over cases of what a block noted; empty where it saw nothing or a size is not defined."""
+    """Means over cases of what a block noted; empty where a size is not defined."""
     noted = block.noted if isinstance(block, Intervened) else []
     out: dict[str, Any] = {}
     for size in SIZES:

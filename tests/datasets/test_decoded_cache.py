@@ -101,9 +101,8 @@ def test_label_noise_is_not_kept_and_test_cases_stay_closed(toy):
     clean = store_of(toy).get(0)[1]
     assert torch.equal(store_of(toy, damage=lambda case, label: 1 - label).get(0)[1], 1 - clean)
     assert torch.equal(store_of(toy).get(0)[1], clean)
-    task, root = toy
     with (
-        preflight.closed(task, [store_of(toy).case_ids[0]], root),
+        preflight.closed(store_of(toy).cases[:1]),
         pytest.raises(TaskError, match="a test case, closed"),
     ):
         store_of(toy).get(0)

@@ -97,7 +97,7 @@ def test_closed_cases_open_again_whatever_happens(toy):
     data = DataConfig(img_size=(8, 8, 8))
     store = CaseStore(task, ("phantom_000", "phantom_001"), data, root)
     store.get(0)
-    with pytest.raises(RuntimeError, match="stop"), preflight.closed(task, ("phantom_000",), root):
+    with pytest.raises(RuntimeError, match="stop"), preflight.closed(store.cases[:1]):
         for ask in (store.get, store.native):
             with pytest.raises(
                 TaskError,

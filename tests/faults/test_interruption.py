@@ -65,7 +65,7 @@ def row_F2(
     def update_then_signal(
         self: loop.Trainer, batch: dict[str, object], weight: float = 1.0
     ) -> float:
-        done.append(self.progress.epoch * self.steps + self.progress.step)
+        done.append(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         if len(done) in (2, 4):
             os.kill(os.getpid(), signal.SIGTERM if len(done) == 2 else signal.SIGINT)
         return update(self, batch, weight)
@@ -244,7 +244,8 @@ def row_F10(
     place.mkdir(parents=True)
     for index in range(100):
         (place / f".weights.safetensors.{index}-ab.tmp").write_text("half")
-    patch.setattr(run, "_train_locked", lambda *_: None)
+    patch.setattr(run, "prepare", lambda *_: None)
+    patch.setattr(run, "train_and_seal", lambda *_: None)
     run.train_run(tiny, folder, data, progress=False)
     assert [p.name for p in place.iterdir()] == [".lock"]
 

@@ -245,8 +245,8 @@ def test_training_cannot_read_test_cases(
     row: str, toy: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def peek(trainer: loop.Trainer, progress: bool = True) -> None:
-        test = load_split(trainer.train.task, 0, 1.0, toy.parent).test
-        CaseStore(trainer.train.task, test, tiny.data, toy.parent).get(0)
+        test = load_split(trainer.train_cases.task, 0, 1.0, toy.parent).test
+        CaseStore(trainer.train_cases.task, test, tiny.data, toy.parent).get(0)
 
     monkeypatch.setattr("mvl.training.run.fit", peek)
     with pytest.raises(

@@ -221,7 +221,7 @@ def private(place: Any) -> None:
     def fails(*_: Any) -> None:
         raise files.RunError(secret)
 
-    place.patch.setattr("mvl.training.run._train_locked", fails)
+    place.patch.setattr("mvl.training.run.prepare", fails)
     with pytest.raises(files.RunError):
         train_run(load_config("quick", "phantoms", "vit_baseline", 1.0, 0, 0), place.root)
     texts = {path.name: path.read_text() for path in place.root.rglob("status.json")}

@@ -271,7 +271,7 @@ def test_a_cuda_error_that_nothing_survives_ends_the_process_and_not_the_study(
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.undo()
-    monkeypatch.setattr(run, "_train_locked", dying)
+    monkeypatch.setattr(run, "prepare", dying)
     assert launch.run_study("quick", tmp_path, launch=Launch(engine="inline")) == inline.GPU_LOST
     assert "no longer answers; the same command goes on" in capsys.readouterr().err
     status = study_status("quick", tmp_path)

@@ -113,7 +113,7 @@ def test_bf16_computes_in_sixteen_bits_and_loses_in_thirty_two(
     trainer.validate()
     assert set(inside) == {torch.bfloat16} and set(given) == {(torch.float32, False)}
     assert {p.dtype for p in trainer.network.parameters()} == {torch.float32}
-    image = trainer.train.get(0)[0][None]
+    image = trainer.train_cases.get(0)[0][None]
     with torch.no_grad():
         assert torch.equal(
             Predictor(trainer.network, trainer.config)(image),
@@ -158,7 +158,12 @@ def test_an_overflow_skips_the_step_and_is_counted(fp16_trainer: loop.Trainer) -
     assert trainer.scaler.get_scale() == scale / 2
     trainer.save()
     other = loop.Trainer(
-        trainer.config, trainer.train.task, trainer.train, trainer.val, trainer.folder, ""
+        trainer.config,
+        trainer.train_cases.task,
+        trainer.train_cases,
+        trainer.watched_cases,
+        trainer.folder,
+        "",
     )
     assert other.restore() and other.scaler.get_scale() == scale / 2 and other.progress.skipped == 1
 

@@ -11,7 +11,7 @@ import torch
 from mvl.core import run_folder
 from mvl.core.config import Config, build
 from mvl.datasets import registry, splits
-from mvl.datasets.loaders import CaseStore
+from mvl.datasets.case_store import CaseStore
 from mvl.training import devices, run, state
 from mvl.training.loop import Trainer
 
@@ -53,7 +53,7 @@ def test_a_finished_run_says_how_it_computed(
     p = trainer.progress
     p.history = [{"train_loss": 0.5}, {"train_loss": 0.75}]
     p.runtime_s, p.skipped = 6.0, 3
-    split = splits.load_split(trainer.train.task, 0, 0.1)
+    split = splits.load_split(trainer.train_cases.task, 0, 0.1)
     said = run.facts(trainer, split)
     assert (
         said["deterministic"] == "strict"

@@ -175,7 +175,7 @@ def test_a_whole_step_lets_old_gradients_go_first(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
     for parameter in trainer.network.parameters():
         parameter.grad = torch.full_like(parameter, 1e6)
-    image, label = (part[None] for part in trainer.train.get(0))
+    image, label = (part[None] for part in trainer.train_cases.get(0))
     norms = []
     for either in (trainer, trainer_of(tmp_path)):
         torch.manual_seed(0)  # of dropout

@@ -16,8 +16,8 @@ import yaml
 from mvl.core.config import ROOT
 
 TOP = set(
-    "README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml constraints.txt"
-    " environment.yml Makefile".split()
+    "README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml"
+    " constraints.txt environment.yml Makefile".split()
 )
 TOP |= {
     "Snakefile",
@@ -32,8 +32,8 @@ TOP |= {
     ".gitignore",
 }
 OWN = set(
-    ".git .venv .snakemake .pytest_cache .mypy_cache .ruff_cache mvl_companion.egg-info build __pycache__"
-    " .ipynb_checkpoints".split()
+    ".git .venv .snakemake .pytest_cache .mypy_cache .ruff_cache mvl_companion.egg-info"
+    " build __pycache__ .ipynb_checkpoints".split()
 )
 MODULES = sorted((ROOT / "mvl").rglob("*.py"))
 TEXT = {

@@ -155,7 +155,7 @@ def finite_check_s() -> float:
 
     norm, number = torch.tensor(1.0), 10_000
 
-    def check():
+    def check() -> bool:
         return math.isfinite(1.0) and math.isfinite(float(norm))
 
     return timeit.timeit(check, timer=time.process_time, number=number) / number

@@ -181,7 +181,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")
+        lock = open(folder / ".lock", "a+")  # noqa: SIM115  (closed by the `with` below)
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}); choose a writable folder with"

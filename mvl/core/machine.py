@@ -100,11 +100,9 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
 
-    def pick(key):
-        return next(
-            (line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key)),
-            "",
-        )
+    def pick(key: str) -> str:
+        found = (line for line in text.splitlines() if line.startswith(key))
+        return next(found, ":").split(":", 1)[1].strip()
 
     return (
         f"{pick('model name') or platform.processor()}"

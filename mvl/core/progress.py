@@ -12,7 +12,8 @@ from typing import Any
 
 
 class Interrupted(SystemExit):
-    """SIGINT or SIGTERM arrived; the run is checkpointed. `code` is 130 or 143, `command` goes on."""
+    """SIGINT or SIGTERM arrived; the run is checkpointed. `code` is 130 or 143, `command` goes
+    on."""
 
     def __init__(self, signum: int, command: str) -> None:
         super().__init__(128 + signum)

@@ -22,7 +22,7 @@ from mvl.evidence import predicted
 from mvl.evidence.activation_maps import ROWS, Maps, draw_maps, run_table, seen
 from mvl.evidence.arms import title
 from mvl.evidence.chapter import Chapter
-from mvl.study import tables
+from mvl.study import status
 from mvl.study.grid import load_study, study_runs
 
 TABLE, PICTURES = "activations.csv", "activations.npz"
@@ -54,7 +54,7 @@ def planned(study: str) -> list[Config]:
 def absent(config: Config, results_dir: Path) -> str:
     """Why a run cannot be looked at; empty where it can."""
     folder = run_folder.run_dir(results_dir, config)
-    state = tables.run_state(folder, config)
+    state = status.state_of(folder, config)
     if state != "done":
         return state
     return (

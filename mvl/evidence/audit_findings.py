@@ -20,7 +20,8 @@ from mvl.core.errors import MvlError
 from mvl.evidence import run_pairs, stats
 from mvl.evidence.audit_clone import CHECKS, which_paper
 from mvl.evidence.audit_measures import MEASURES
-from mvl.study.tables import read_rows, run_state
+from mvl.study.status import state_of
+from mvl.study.tables import read_rows
 from mvl.training.metrics import mean
 
 FINDINGS = ROOT / "data" / "audit.toml"
@@ -158,7 +159,7 @@ def arm_runs(arm: Arm, results_dir: Path) -> tuple[list[dict[str, Any]], list[fl
     watched: list[float] = []
     for config in arm_configs(arm):
         folder = run_folder.run_dir(results_dir, config)
-        if run_state(folder, config) == "done":
+        if state_of(folder, config) == "done":
             found = read_rows(folder / "cases.csv", CASE_COLUMNS)
             numbers = {"fraction": config.fraction, "fold": config.fold, "seed": config.seed}
             rows += [

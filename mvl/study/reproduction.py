@@ -107,7 +107,7 @@ def check(study: str, results_dir: Path, records_dir: Path) -> list[Check]:
     done = [old for old, _ in known if old["state"] == "done"]
     family = len(arms) * len(compared_metrics(done))
 
-    def same_arm(pairs):
+    def same_arm(pairs: list[tuple[Row, Row]]) -> bool:
         return all(same.get(old["run"]) for old, _ in pairs)
 
     return checks + [

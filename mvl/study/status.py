@@ -11,7 +11,7 @@ from mvl.core.config import Config
 from mvl.core.device_faults import says_out_of_memory
 from mvl.study.grid import study_runs
 
-FAILED = ("failed", "diverged", "oom", "killed")
+FAILED = ("failed", "diverged", "oom", "killed", "damaged", "stale")
 "States that need a person; anything else that is not done goes on by itself."
 
 
@@ -27,35 +27,49 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def state_of(folder: Path, config: Config) -> str:
+    """Say what state a run's folder is in: the only place that does.
+
+    missing, running (a live process holds it), interrupted, failed, diverged, oom, killed; of a
+    sealed run done, `damaged` when a file differs from its hash, and `stale` when other settings
+    made it.
+    """
+    status = run_folder.read_status(folder)
+    state = str(status["state"])
+    if state == "done":
+        if not run_folder.is_done(folder):
+            return "damaged"
+        return "stale" if run_folder.changed_settings(folder, config) else "done"
+    if is_held(folder):
+        return "running"
+    if state == "new":
+        return "missing"
+    if state == "running":
+        return "interrupted"
+    if state == "failed" and says_out_of_memory(str(status.get("error"))):
+        return "oom"  # a record of before the state had a word of its own
+    return state
+
+
 def run_state(config: Config, results_dir: Path) -> dict[str, Any]:
-    """One run's line of `study_status`: state is done, running, failed, diverged, oom, interrupted
-    or missing; `held`: by which process."""
+    """Return one run's line of `study_status`: its state, why, and by which process it is held."""
     folder = run_folder.run_dir(results_dir, config)
     status = run_folder.read_status(folder)
-    state = status["state"]
-    if state == "done":
-        state = "done" if run_folder.is_done(folder) else "failed"
-        status.setdefault(
-            "error",
-            (
-                None
-                if state == "done"
-                else f"{folder}: a file is missing or differs from its hash in status.json"
-            ),
-        )
-    elif is_held(folder):
-        state = "running"
-    elif state in ("new", "running"):
-        state = "missing" if state == "new" else "interrupted"
-    elif state == "failed" and says_out_of_memory(str(status.get("error"))):
-        state = "oom"
-    held = (folder / ".lock").read_text() if state == "running" else None
-    keep = ("epoch", "epochs", "runtime_s", "error")
+    state = state_of(folder, config)
+    error = status.get("error")
+    if state == "damaged":
+        error = f"{folder}: a file is missing or differs from its hash in status.json"
+    if state == "stale":
+        changed = "; ".join(run_folder.changed_settings(folder, config)[:3])
+        error = f"{folder}: finished with other settings ({changed})"
     return {
         "run": run_folder.run_name(config),
         "state": state,
-        "held": held,
-        **{k: status.get(k) for k in keep},
+        "held": (folder / ".lock").read_text() if state == "running" else None,
+        "epoch": status.get("epoch"),
+        "epochs": status.get("epochs"),
+        "runtime_s": status.get("runtime_s"),
+        "error": error,
     }
 
 
@@ -63,7 +77,7 @@ def study_status(name: str, results_dir: Path) -> dict[str, Any]:
     """What is done, running, failed and missing, and the time that one process would still need."""
     rows = [run_state(config, results_dir) for config in study_runs(name)]
 
-    def count(*states):
+    def count(*states: str) -> int:
         return sum(row["state"] in states for row in rows)
 
     return {
@@ -118,5 +132,5 @@ def missing_runs(name: str, results_dir: Path, block: str | None = None) -> list
     return [
         config
         for config in study_runs(name, block)
-        if not run_folder.is_done(run_folder.run_dir(results_dir, config))
+        if state_of(run_folder.run_dir(results_dir, config), config) != "done"
     ]

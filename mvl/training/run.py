@@ -72,6 +72,11 @@ def train_run(
     """
     folder = run_folder.run_dir(results_dir, config)
     if run_folder.is_done(folder, need_weights=True):
+        if changed := run_folder.changed_settings(folder, config):
+            raise files.RunError(
+                f"{folder}: was finished with other settings ({'; '.join(changed[:3])}); move the"
+                " folder away to train anew, or give the study another name"
+            )
         checkpoints.remove(folder)  # a kill between the seal and this line leaves them
         return folder
     with files.locked(folder) if first_process() else nullcontext():

@@ -13,6 +13,7 @@ from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, DECATHLON, RUN_KEYS
 from mvl.core.config import Config, load_config
 from mvl.study import tables
+from mvl.study.status import state_of
 from mvl.study.tables import (
     TableError,
     collect,
@@ -47,7 +48,8 @@ def study(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 def make_run(
     results: Path, config: Config, shift: float = 0.0, machine: str = "a", decathlon: bool = False
 ) -> Path:
-    """A finished run; without `decathlon` one that was scored before the Decathlon's metrics were."""
+    """A finished run; without `decathlon` one that was scored before the Decathlon's metrics
+    were."""
     folder = run_folder.run_dir(results, config)
     run_folder.write_config(folder, config)
     files.write_json(folder / "environment.json", {"platform": {"machine": machine}})
@@ -164,7 +166,7 @@ def test_run_with_other_settings_is_stale(study: list[Config], tmp_path: Path) -
         assert change[0] in text
         (folder / "config.yaml").write_text(text.replace(*change))
         run_folder.seal(folder, {})
-        assert tables.run_state(folder, study[0]) == state
+        assert state_of(folder, study[0]) == state
 
 
 def test_record_copies_the_record_without_weights(study: list[Config], tmp_path: Path) -> None:

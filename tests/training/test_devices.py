@@ -1,4 +1,5 @@
-"""The device of runs repeats itself exactly where it can, says so where it cannot, and is recorded."""
+"""The device of runs repeats itself exactly where it can, says so where it cannot, and is
+recorded."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import load_config
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task, list_cases
-from mvl.study import tables
+from mvl.study.status import state_of
 from mvl.study.tables import collect, read_external, read_rows, record
 from mvl.training.external import (
     ExternalError,
@@ -119,9 +119,9 @@ def test_every_case_is_scored_sealed_collected_and_recorded(
     text = path.read_text()
     path.write_text(text.replace("IMD002", "IMD009"))
     config = load_config(study, "ISIC2017_256", "cmunext")
-    assert tables.run_state(folder, config) == "damaged"
+    assert state_of(folder, config) == "damaged"
     path.write_text(text)
-    assert tables.run_state(folder, config) == "done"
+    assert state_of(folder, config) == "done"
 
 
 def test_scores_are_those_of_the_runs_own_network(trained, data) -> None:

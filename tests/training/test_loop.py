@@ -287,7 +287,8 @@ from mvl.datasets import registry, splits
 from mvl.datasets.loaders import CaseStore, training_loader
 from mvl.training.loop import Trainer
 config = build(Config, {"data": {"img_size": [16, 16, 16]}, "train": {"grad_clip": 0.0},
-                        "model": {"encoder_layers": 1, "decoder_layers": 1, "dropout_rate": 0.0}}, "test")
+                        "model": {"encoder_layers": 1, "decoder_layers": 1,
+                                  "dropout_rate": 0.0}}, "test")
 task = registry.find_task("phantoms")
 store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:3], config.data)
 trainer = Trainer(config, task, store, store, Path(sys.argv[1]), "")
@@ -298,7 +299,8 @@ for batch in training_loader(store, config, 0, 0, rank, world):
     trainer.update(batch, len(batch["cases"]) * world / 3)
 trainer.validate()
 cnn = build(Config, {"data": {"img_size": [16, 16, 16]},
-                     "model": {"architecture": "cnn", "channels": [4, 8], "depths": [1, 1], "kernel_sizes": [3, 3]}}, "test")
+                     "model": {"architecture": "cnn", "channels": [4, 8], "depths": [1, 1],
+                               "kernel_sizes": [3, 3]}}, "test")
 normed = Trainer(cnn, task, store, store, Path(sys.argv[1]), "")
 for batch in training_loader(store, cnn, 0, 0, rank, world):
     normed.update(batch, len(batch["cases"]) * world / 3)

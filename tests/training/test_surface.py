@@ -57,7 +57,8 @@ def elements(mask: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, 
 def by_hand(
     prediction: np.ndarray, label: np.ndarray, spacing: tuple[float, ...], tolerance: float
 ) -> tuple[float, float]:
-    """NSD and HD95 with every distance computed, and a percentile by adding up areas one at a time."""
+    """NSD and HD95 with every distance computed, and a percentile by adding up areas one at a
+    time."""
     surfaces = [elements(mask, spacing) for mask in (prediction, label)]
     ways = []
     for (here, _), (there, _) in (surfaces, surfaces[::-1]):

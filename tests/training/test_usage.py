@@ -29,9 +29,13 @@ from mvl.training.run import train_run
 STUDY = """
 title: test
 tasks: [phantoms]
-grid: [{name: main, systems: [medvisionllama_v3_norm, medvisionllama_v3_auxiliary, medvisionllama_v3_attention, vit_baseline]}]
+grid:
+  - name: main
+    systems: [medvisionllama_v3_norm, medvisionllama_v3_auxiliary, medvisionllama_v3_attention,
+              vit_baseline]
 data: {img_size: [16, 16, 16]}
-model: {patch_size: [4, 4, 4], encoder_layers: 1, decoder_layers: 1, hidden_size: 16, num_heads: 2, mlp_dim: 32, dropout_rate: 0.0}
+model: {patch_size: [4, 4, 4], encoder_layers: 1, decoder_layers: 1, hidden_size: 16, num_heads: 2,
+        mlp_dim: 32, dropout_rate: 0.0}
 train: {train_epochs: 2, batch_size: 4}
 """
 

@@ -3,6 +3,7 @@ difference, and what is still to be run."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     return {
         "second": {
             "sentence": sentence(results, "second_study.md"),
+            "control": control(tables),
             "answer": answer(tables),
             "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),
             "use": "\n\n".join(use_table(study, rows) for study, rows in shown.items()),
@@ -96,6 +98,28 @@ def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) 
     elif all(word == HIGHER for word in controls):
         said.append("Pretraining helps at this size of layer.")
     return " ".join(said)
+
+
+def control(tables: dict[Question, pd.DataFrame]) -> str:
+    """Return what the positive control says; empty before it is complete."""
+    for question, table in tables.items():
+        row = table.iloc[0].to_dict()
+        if question.contrasts != ((second_study.ATTENTION, second_study.IDENTITY),):
+            continue
+        if row["hole"] or not row["complete"]:
+            return ""
+        if decided(row).word == HIGHER:
+            return (
+                "**The design sees a layer that matters.** Without ViT blocks, where the layer"
+                " alone lets the patches see one another, a trained attention layer in its place is"
+                f" {in_points(row)} Dice points above none."
+            )
+        return (
+            "**The design has not been shown to see a layer that matters**: the positive control"
+            f" is {in_points(row)} Dice points, {decided(row)}. No equivalence here says anything"
+            " about the layer."
+        )
+    return ""
 
 
 def in_points(row: dict[Any, Any]) -> str:
@@ -177,27 +201,25 @@ def progress_table(results: Path) -> str:
 
 @styled
 def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
-    """Draw each hybrid run's Dice minus the ViT's beside what it loses with a silenced block."""
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for study, rows in use.items():
-        for system, own in rows.dropna(subset=["over_vit"]).groupby("system", sort=False):
-            label = f"{title(str(system))}, {load_study(study).title.split(', ')[-1]}"
-            axis.plot(
-                -own["zero"],
-                own["over_vit"],
-                marker(str(system)),
-                ls="",
-                ms=6,
-                alpha=0.85,
-                color=colour(str(system)),
-                label=label,
-            )
+    """Draw each hybrid run's Dice minus the ViT's beside what it loses when its block is silenced,
+    a panel for each study."""
+    figure = Figure(figsize=(7.4, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(use), squeeze=False)[0]
     band = 100 * MARGIN
-    axis.axhspan(-band, band, color="#E9ECEF", zorder=0)
-    axis.axhline(0, lw=0.8, color="#6E7781")
-    axis.set_xlabel("Dice points lost when the block is silenced (h = 0)")
-    axis.set_ylabel("Dice points over the ViT alone")
-    axis.legend(frameon=False, fontsize=9, loc="best")
+    named: dict[str, Any] = {}
+    for axis, (study, rows) in zip(axes, use.items(), strict=True):
+        axis.axhspan(-band, band, color="#E9ECEF", zorder=0)
+        axis.axhline(0, lw=0.8, color="#6E7781")
+        axis.set_title(load_study(study).title.split(", ")[-1])
+        axis.set_xlabel("Dice points lost with h = 0")
+        for system, own in rows.dropna(subset=["over_vit"]).groupby("system", sort=False):
+            look = {"color": colour(str(system)), "marker": marker(str(system))}
+            points = axis.plot(-own["zero"], own["over_vit"], ls="", ms=6, alpha=0.85, **look)
+            named.setdefault(title(str(system)), points[0])
+    axes[0].set_ylabel("Dice points over the ViT alone")
+    labels = [textwrap.fill(name, 46) for name in named]
+    figure.legend(
+        list(named.values()), labels, loc="outside lower left", ncols=2, frameon=False, fontsize=8.5
+    )
     tasks = [task for study in use for task in load_study(study).tasks]
     return finish(figure, tasks)

@@ -65,7 +65,9 @@ def test_the_plan_takes_the_peak_of_its_own_processor(
 ) -> None:
     systems.record_bench([], {"unet": {"seconds": 2.0, "peak_gflops": 80.0, "share": 0.4}})
     for processor, peak in (("new", 80.0), ("old", 90.0)):
-        monkeypatch.setattr(plan.runs, "platform_facts", lambda name=processor: {"processor": name})
+        monkeypatch.setattr(
+            plan.machine, "platform_facts", lambda name=processor: {"processor": name}
+        )
         assert plan.cpu_peak.__wrapped__() == peak
 
 

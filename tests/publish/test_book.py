@@ -174,7 +174,9 @@ def test_contents_keep_only_what_is_executed(tmp_path):
     book.keep_contents(path, [])
     assert [part["caption"] for part in yaml.safe_load(path.read_text())["parts"]] == [
         "The verdicts",
-        "How it was done",
+        "Getting started",
+        "How-to",
+        "Explanation",
         "Reference",
     ]
 
@@ -198,6 +200,7 @@ def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, other
         "rounding",
     )
     fields: dict[str, object] = dict.fromkeys(names, "x")
+    fields["second"] = {"sentence": "an answer"}
     fields["claims"] = {
         "judged": bool(others),
         "headline": "- a verdict",
@@ -225,6 +228,7 @@ def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, other
         },
     )
     text = (tmp_path / "intro.md").read_text()
+    assert "an answer" in text
     assert set(re.findall(r"notebooks/(\w+)", text)) == set(chapters) and (
         "`busi`" in text
     ) == bool(others)

@@ -34,3 +34,10 @@ def test_an_outcome_means_what_the_protocol_said():
     )
     assert meaning(HIGHER, (HIGHER, HIGHER), True, True).startswith("The hybrid helps")
     assert meaning(UNDECIDED, (UNDECIDED,), True, True) == ""
+
+
+def test_the_positive_control_is_named_with_its_number(tmp_path):
+    found = second_study_page.facts(RECORDS, tmp_path)["second"]
+    assert found["control"].startswith("**The design sees a layer that matters.**")
+    assert "+2.00 [+1.39, +2.61]" in found["control"]
+    assert second_study_page.facts(tmp_path, tmp_path)["second"]["control"] == ""

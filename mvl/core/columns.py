@@ -9,13 +9,10 @@ from mvl.core.config import Config
 DECATHLON = ("nsd_decathlon", "hd95_decathlon_mm")
 """As the Decathlon computes them (see surface.py); a record made before these columns has none,
 which never counts as 0."""
+RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
+"What names a run, in every table."
 CASE_COLUMNS = [
-    "study",
-    "task",
-    "system",
-    "fraction",
-    "fold",
-    "seed",
+    *RUN_KEYS,
     "case",
     "label",
     "status",
@@ -34,13 +31,9 @@ CASE_COLUMNS = [
 "Columns of cases.csv, in order."
 METRICS = ("dice", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm", "dice_resized")
 "Columns of every record that are averaged over cases; every one is a finite number in every row."
-
-RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
 HISTORY_COLUMNS = ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
 
 
 def run_columns(config: Config) -> dict[str, Any]:
     """The columns that name a run."""
-    return {
-        key: getattr(config, key) for key in ("study", "task", "system", "fraction", "fold", "seed")
-    }
+    return {key: getattr(config, key) for key in RUN_KEYS}

@@ -10,7 +10,8 @@ import pytest
 
 from mvl.core import block_config
 from mvl.core.block_config import BARE_KINDS, KINDS, LAYER_KINDS, NATIVE_KINDS, TokenBlockConfig
-from mvl.core.config import CHOICES, ConfigError, build
+from mvl.core.config import ConfigError, build
+from mvl.core.config_values import CHOICES
 from mvl.models.control_blocks import NativeSizes
 from mvl.models.token_blocks import LanguageLayer, build_token_block
 

@@ -23,6 +23,7 @@ from mvl.core.config import (
     merge,
     to_dict,
 )
+from mvl.core.config_values import coerce
 from mvl.study.grid import study_runs
 
 PAPER = study_runs("paper")
@@ -195,3 +196,10 @@ def test_no_vit_block_at_all_is_allowed():
         ).model.encoder_layers
         == 0
     )
+
+
+def test_a_value_is_never_rounded_nor_guessed():
+    assert coerce(float, 1, "train.lr") == 1.0 and coerce(tuple[int, ...], [1, 2], "x") == (1, 2)
+    for kind, value in ((int, 1.0), (bool, 1), (float, "1e-3"), (int, True)):
+        with pytest.raises(ConfigError, match="expected"):
+            coerce(kind, value, "train.x")

@@ -31,15 +31,15 @@ server = room.server
 DIES = """
 import dataclasses, os, sys
 from pathlib import Path
-from mvl.datasets import archive, download
+from mvl.datasets import download, unpack
 from mvl.datasets.registry import find_task
-write, count = archive._write, []
+write, count = unpack._write, []
 def dies(*words):
     count.append(1)
     if len(count) > 10:
         os.kill(os.getpid(), 9)
     write(*words)
-archive._write = dies
+unpack._write = dies
 task = dataclasses.replace(find_task("phantoms"), name="Toy", num_cases=12)
 task = dataclasses.replace(task, url=sys.argv[1], md5=sys.argv[2])
 download.fetch(task, Path(sys.argv[3]), progress=False)

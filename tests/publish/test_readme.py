@@ -77,14 +77,13 @@ def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(
     collect("hippocampus", tmp_path)
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nstale words\n{readme.END}\nafter\n")
-    assert update_readme(page, tmp_path)
-    assert not update_readme(page, tmp_path)
-    assert (
-        update_readme(page, tmp_path, verdicts="- *first.* **Not reproduced.**")
-        and f"{readme.BEGIN}\n\n- *first.*" in page.read_text()
-    )
+    words = readme.readme_block(tmp_path, ROOT / "data" / "paper_reported.csv")
+    assert update_readme(page, words)
+    assert not update_readme(page, words)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale words" not in text
+    listed = readme.results_page(tmp_path, ROOT / "data" / "paper_reported.csv")
+    assert "(./hippocampus/runs/Task04_Hippocampus/vit_baseline)" in listed
     scans, phantoms = text.split("<details>")
     baseline, hybrid = [line for line in scans.splitlines() if line.startswith("| `")]
     assert "0.74 ± 0.05" in baseline and "0.87 ± 0.04" in hybrid
@@ -125,7 +124,7 @@ def test_pictures_have_iou_and_f1_and_an_arm_without_runs_is_named(
 def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing here")
     with pytest.raises(TableError, match="results:begin"):
-        update_readme(tmp_path / "README.md", tmp_path)
+        update_readme(tmp_path / "README.md", "words")
 
 
 def test_paper_numbers_are_whole() -> None:

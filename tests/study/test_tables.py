@@ -13,6 +13,7 @@ from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, DECATHLON, RUN_KEYS
 from mvl.core.config import Config, load_config
 from mvl.study import tables
+from mvl.study.run_rows import Fingerprints
 from mvl.study.status import state_of
 from mvl.study.tables import (
     TableError,
@@ -266,7 +267,7 @@ def test_reading_refuses_gaps_twins_and_other_columns(study: list[Config], tmp_p
 def test_arms_without_a_frozen_layer_may_share_their_frozen_mappers(tmp_path: Path) -> None:
     status = {"frozen_sha256_before": "a", "frozen_sha256_after": "a", "parameters": {"frozen": 8}}
     seen, arm = (
-        tables.Fingerprints(),
+        Fingerprints(),
         lambda name: load_config("smoke", "phantoms", f"medvisionllama_v3{name}"),
     )
     for name in ("_identity", "_mlp", "_trained"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mvl.core.config import ROOT, Config, build, merge, read_yaml, to_dict
+from mvl.core.config import ROOT, Config, ConfigError, build, merge, read_yaml, to_dict
 from mvl.core.files import RunError, atomic_write, now, sha256_file, write_json
 
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
@@ -159,7 +159,10 @@ def changed_settings(folder: Path, config: Config) -> list[str]:
     path = folder / "config.yaml"
     if not path.is_file():
         return []
-    made_with = merge(to_dict(Config()), read_yaml(path) or {})
+    try:
+        made_with = merge(to_dict(Config()), read_yaml(path))
+    except ConfigError as error:
+        return [str(error)]  # what cannot be read was not made with these settings
     lines = differences(made_with, to_dict(config))
     return [line for line in lines if not line.startswith(NEUTRAL)]
 

@@ -102,7 +102,8 @@ def _pydicom() -> Any:
         import pydicom
     except ImportError as error:
         raise DicomFault(
-            f"reading DICOM needs pydicom; install it with `pip install 'mvl[dicom]'`, or {CONVERT}"
+            "reading DICOM needs pydicom; install it with `pip install -e '.[dicom]'`, or"
+            f" {CONVERT}"
         ) from error
     return pydicom
 

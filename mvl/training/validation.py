@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -13,12 +15,15 @@ from mvl.datasets.device_store import DeviceStore, fits
 from mvl.training.objective import foreground_dice
 from mvl.training.trained import Predictor
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"Logits and labels in, one number out."
+
 
 class Validation:
     """The watched cases of a run, and the score of a network on them on the resized grid."""
 
     def __init__(
-        self, watched_cases: CaseStore, config: Config, loss: nn.Module, accelerator: Accelerator
+        self, watched_cases: CaseStore, config: Config, loss: Loss, accelerator: Accelerator
     ) -> None:
         self.watched_cases = watched_cases
         self.config = config

@@ -234,5 +234,5 @@ def test_without_pydicom_the_remedy_is_named(series, monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DicomFault, match=r"pip install 'mvl\[dicom\]'"):
+    with pytest.raises(DicomFault, match=r"pip install -e '\.\[dicom\]'"):
         read_series(series[0].parent)

@@ -10,7 +10,7 @@ import torch
 
 from mvl.core import run_folder
 from mvl.core.config import ROOT, Config
-from mvl.training import checkpoints, devices, failures, loop, objective, run, state
+from mvl.training import checkpoints, devices, failures, objective, run, state
 
 NOT_HERE: dict[str, str] = {}
 
@@ -46,7 +46,9 @@ def row_I1(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -
 
 def row_I2(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -> None:
     """NaN in the number that chooses the epoch, loss finite: an error, never a best epoch."""
-    patch.setattr(loop, "foreground_dice", lambda logits, label: torch.tensor([math.nan]))
+    patch.setattr(
+        "mvl.training.validation.foreground_dice", lambda logits, label: torch.tensor([math.nan])
+    )
     with pytest.raises(failures.Diverged, match=r"Dice nan after epoch 0; lower train.lr"):
         run.train_run(tiny, results, data, progress=False)
     assert checkpoints.found(run_folder.run_dir(results, tiny)) == []

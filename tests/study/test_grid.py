@@ -15,10 +15,13 @@ from mvl.study import grid, status
 
 
 def pretend_done(folder: Path) -> None:
-    """A sealed run of empty files."""
+    """A sealed run of its config and empty files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*run_folder.RECORD_FILES, "weights.safetensors"):
         (folder / name).write_text("x")
+    [config] = [c for c in grid.study_runs("quick") if folder.match(run_folder.run_name(c))]
+    (folder / "config.yaml").unlink()
+    run_folder.write_config(folder, config)
     run_folder.seal(folder, {"runtime_s": 10.0})
 
 
@@ -75,7 +78,7 @@ def test_states_are_what_is_on_disk(tmp_path: Path) -> None:
         rows = status.study_status("quick", tmp_path)["runs"][:5]
     states = [row["state"] for row in rows]
     assert rows[3]["held"].startswith(f"pid {os.getpid()} since 20") and rows[0]["held"] is None
-    assert states == ["done", "interrupted", "failed", "running", "missing"]
+    assert states == ["done", "interrupted", "damaged", "running", "missing"]
     json.dumps(status.study_status("quick", tmp_path))
 
 

@@ -360,7 +360,7 @@ def test_the_set_up_cell_leaves_what_colab_brings_and_the_first_notebook_runs(co
     python, work, env = colab
     before = frozen(python, env)
     assert {"torch", "numpy", "matplotlib"} <= set(before) and not {
-        "mvl",
+        "mvl-companion",
         "monai",
         "peft",
         "seaborn",
@@ -373,7 +373,7 @@ def test_the_set_up_cell_leaves_what_colab_brings_and_the_first_notebook_runs(co
         if after.get(name) != version
     }
     assert not set(changed) & {"torch", "numpy", "matplotlib"} and {
-        "mvl",
+        "mvl-companion",
         "monai",
         "peft",
         "seaborn",

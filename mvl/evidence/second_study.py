@@ -16,8 +16,9 @@ from mvl.study.tables import read_cases, read_runs
 from mvl.training.usage import FILE, read_usage
 
 VIT, HYBRID = "vit_baseline", "medvisionllama_v3"
-SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION = (
-    f"{HYBRID}_{name}" for name in ("shuffled", "random_matched", "norm", "identity", "attention")
+SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE = (
+    f"{HYBRID}_{name}"
+    for name in ("shuffled", "random_matched", "norm", "identity", "attention", "noise")
 )
 USES_POINTS = 1.0
 "A network uses its block when an intervention costs it so many Dice points (book/protocol_2.md)."
@@ -60,6 +61,14 @@ QUESTIONS = (
     *_of_both_regimes("hippocampus2_tuned"),
 )
 "The questions of rows 1 and 2, in the protocol's order."
+DESCRIBED = (
+    Question(
+        "hippocampus2_unmixed",
+        "Described, without a verdict",
+        ((NORM, IDENTITY), (NORM, HYBRID), (NOISE, IDENTITY)),
+    ),
+)
+"Contrasts that the protocol describes and gives no verdict of their own."
 
 
 def recorded_studies(results: Path | None = None) -> list[str]:
@@ -85,7 +94,6 @@ def differences(question: Question, results: Path) -> pd.DataFrame:
     numbers, and why stands in `hole` (empty elsewhere).
     """
     cases = read_cases(question.study, results)
-    cases = cases[cases["label"] == "foreground"]
     task = load_study(question.study).tasks[0]
     rows = []
     for system, reference in question.contrasts:

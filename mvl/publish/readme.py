@@ -218,8 +218,8 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
         return ""
     return (
         f"{second_study_page.sentence(records_dir)} At a rate that suits the ViT alone, the first"
-        f" study finds {_found(first)}; but there the network ignores its layer, so that nothing"
-        " can be said of it. LLM4Seg's layer changes a CNN on breast ultrasound by"
+        f" study finds {_found(first)}; but there the network may ignore its layer, so that"
+        " nothing follows for it. LLM4Seg's layer changes a CNN on breast ultrasound by"
         f" {_found(last)}."
     )
 

@@ -48,6 +48,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "sentence": sentence(results, "second_study.md"),
             "control": control(tables),
             "answer": answer(tables),
+            "described": described(recorded, results),
             "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),
             "use": "\n\n".join(use_table(study, rows) for study, rows in shown.items()),
             "progress": progress_table(results),
@@ -70,29 +71,31 @@ def sentence(results: Path, page: str = "book/second_study.md") -> str:
     words = [decided(row).word for row in controls]
     used = second_study.use_of_block(help_.study, results)
     hybrid = used[used["system"] == gain["system"]]
+    said = meaning(decided(gain).word, words, *second_study.uses(hybrid))
     return (
         "Trained as published, on hippocampus scans split by person, MedVisionLlama's ViT with one"
-        f" frozen layer of SmolLM2-135M scores **{in_points(gain)} Dice points** beside the same"
-        f" ViT alone ({decided(gain)}); the pretrained layer beside the same layer with its weights"
-        f" shuffled: **{in_points(shuffled)}** ({decided(shuffled)}), in networks of which"
-        f" the hybrid {use_in_words(hybrid)} ([second study]({page}))."
-        f" {meaning(decided(gain).word, words, *second_study.uses(hybrid))}"
-    ).strip()
+        " frozen layer of SmolLM2-135M differs from the same ViT alone by"
+        f" **{in_points(gain)} Dice points** ({decided(gain)}), and from the same network with the"
+        f" layer's weights shuffled by **{in_points(shuffled)}** ({decided(shuffled)}). The hybrid"
+        f" {use_in_words(hybrid)} ([second study]({page}))."
+        + (f" The protocol's words for such an outcome: *{said}*" if said else "")
+    )
 
 
 def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) -> str:
     """Return what the protocol said beforehand that such an outcome means.
 
     gain, controls: the words for v3 minus the ViT, and for v3 minus each control of its scale.
+    of_block, computed: whether the hybrid uses its layer, and what it computes (`uses`). The
+    protocol has no sentence for a network that uses the second and not the first: none is said.
     """
     said = []
     if gain == HIGHER:
         said.append("The hybrid helps in this regime.")
-    elif gain in (EQUIVALENT, LOWER):
-        used = of_block or computed
-        said.append(
-            "The layer takes part and does not help." if used else "Training left the layer unused."
-        )
+    elif gain in (EQUIVALENT, LOWER) and of_block:
+        said.append("The layer takes part and does not help.")
+    elif gain in (EQUIVALENT, LOWER) and not computed:
+        said.append("Training switched the layer off in this regime.")
     if computed and all(word == EQUIVALENT for word in controls):
         said.append("Pretraining does not matter at this size of layer.")
     elif all(word == HIGHER for word in controls):
@@ -112,7 +115,7 @@ def control(tables: dict[Question, pd.DataFrame]) -> str:
             return (
                 "**The design sees a layer that matters.** Without ViT blocks, where the layer"
                 " alone lets the patches see one another, a trained attention layer in its place is"
-                f" {in_points(row)} Dice points above none."
+                f" {in_points(row)} Dice points from the mappers alone."
             )
         return (
             "**The design has not been shown to see a layer that matters**: the positive control"
@@ -120,6 +123,19 @@ def control(tables: dict[Question, pd.DataFrame]) -> str:
             " about the layer."
         )
     return ""
+
+
+def described(recorded: Sequence[str], results: Path) -> str:
+    """Return the differences to which the protocol gives no verdict, as Markdown lines."""
+    said = []
+    for question in second_study.DESCRIBED:
+        if question.study not in recorded:
+            continue
+        for row in second_study.differences(question, results).to_dict("records"):
+            if not row["hole"] and row["complete"]:
+                name = minus(row["system"], row["reference"]).replace("\n", " ")
+                said.append(f"- {name}: {in_points(row)} Dice points.")
+    return "\n".join(said)
 
 
 def in_points(row: dict[Any, Any]) -> str:
@@ -184,11 +200,20 @@ def use_table(study: str, rows: pd.DataFrame) -> str:
 
 
 def use_in_words(rows: pd.DataFrame) -> str:
-    """Return what the protocol calls this use of the block."""
+    """Return what the protocol calls this use of the block: its two thresholds can disagree."""
     of_block, computed = second_study.uses(rows)
+    if of_block and computed:
+        return "uses the layer and what it computes"
+    if of_block:
+        return "uses the layer, not what it computes"
     if computed:
-        return "uses what the layer computes"
-    return "uses the layer" if of_block else "does not use the layer"
+        worst = rows[["shuffled_tokens", "shuffled_weights"]].mean().min()
+        return (
+            f"loses {-rows['zero'].mean():.2f} points when the layer is silenced, below the"
+            f" threshold of use ({second_study.USES_POINTS:g}), and {-worst:.2f} when what it"
+            " computes is disturbed, above it"
+        )
+    return "does not use the layer"
 
 
 def progress_table(results: Path) -> str:

@@ -45,6 +45,14 @@ def test_a_recorded_contrast_is_that_of_an_independent_computation(pair):
     assert tuple(found[["difference", "low", "high"]]) == pytest.approx(by_hand(*pair), abs=1e-12)
 
 
+def test_the_correction_is_over_the_questions_own_family():
+    alone, pretraining = (second_study.differences(q, RECORDS) for q in QUESTIONS[:2])
+    assert alone["p_holm"].tolist() == alone["p_t"].tolist(), "a family of one"
+    first, second = sorted(pretraining["p_t"])
+    expected = [min(1, 2 * first), min(1, max(2 * first, second))]
+    assert sorted(pretraining["p_holm"]) == pytest.approx(expected)
+
+
 def test_a_missing_run_withholds_the_verdict_and_is_named(tmp_path):
     shutil.copytree(RECORDS / STUDY, tmp_path / STUDY)
     path = tmp_path / STUDY / "cases.csv"

@@ -1,9 +1,11 @@
 """The second study's page: numbers by rule, holes named, one figure."""
 
+import pandas as pd
+
 from mvl.core.config import ROOT
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish import second_study_page
-from mvl.publish.second_study_page import meaning
+from mvl.publish.second_study_page import meaning, use_in_words
 
 RECORDS = ROOT / "data" / "results"
 
@@ -24,16 +26,24 @@ def test_nothing_recorded_says_so(tmp_path):
 
 def test_an_outcome_means_what_the_protocol_said():
     protocol = (ROOT / "book" / "protocol_2.md").read_text()
-    lower = meaning(LOWER, (EQUIVALENT, EQUIVALENT), True, True)
-    assert lower == (
-        "The layer takes part and does not help. Pretraining does not matter at this size of layer."
-    )
-    assert all(f"{part}." in protocol for part in lower.removesuffix(".").split(". "))
-    assert meaning(EQUIVALENT, (UNDECIDED, EQUIVALENT), False, False) == (
-        "Training left the layer unused."
-    )
-    assert meaning(HIGHER, (HIGHER, HIGHER), True, True).startswith("The hybrid helps")
+    used = meaning(LOWER, (EQUIVALENT, EQUIVALENT), True, True)
+    off = meaning(EQUIVALENT, (UNDECIDED, EQUIVALENT), False, False)
+    higher = meaning(HIGHER, (HIGHER, HIGHER), True, True)
+    for text in (used, off, higher):
+        assert text and all(f"{part}." in protocol for part in text.removesuffix(".").split(". "))
     assert meaning(UNDECIDED, (UNDECIDED,), True, True) == ""
+
+
+def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
+    between = meaning(LOWER, (EQUIVALENT, EQUIVALENT), False, True)
+    assert between == "Pretraining does not matter at this size of layer."
+    rows = pd.DataFrame({"zero": [-0.6], "shuffled_tokens": [-2.4], "shuffled_weights": [-0.9]})
+    assert use_in_words(rows) == (
+        "loses 0.60 points when the layer is silenced, below the threshold of use (1), and 2.40"
+        " when what it computes is disturbed, above it"
+    )
+    assert use_in_words(rows - 5) == "uses the layer and what it computes"
+    assert use_in_words(rows * 0) == "does not use the layer"
 
 
 def test_the_positive_control_is_named_with_its_number(tmp_path):

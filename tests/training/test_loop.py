@@ -18,6 +18,7 @@ import torch
 
 from mvl.core import files, progress, run_folder
 from mvl.core.config import ROOT, Config, load_config
+from mvl.study.status import state_of
 from mvl.training import checkpoints, devices, failures, loop, run
 
 STUDY = """
@@ -76,6 +77,15 @@ def test_a_finished_run_is_left_alone(config: Config, whole: Path) -> None:
     assert run.train_run(config, results, progress=False) == whole
     assert (whole / "status.json").stat().st_mtime_ns == before
     assert not checkpoints.found(whole), "left by a kill between the seal and their removal"
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(
+    config: Config, whole: Path
+) -> None:
+    slower = replace(config, train=replace(config.train, lr=config.train.lr / 2))
+    with pytest.raises(files.RunError, match=r"finished with other settings \(train.lr: .* -> "):
+        run.train_run(slower, whole.parents[4], progress=False)
+    assert state_of(whole, config) == "done" and state_of(whole, slower) == "stale"
 
 
 def test_loaded_run_predicts_what_was_recorded(whole: Path, config: Config) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 
 from mvl.core.config import ROOT
 from mvl.core.run_folder import default_results_dir, is_done, run_name
@@ -17,9 +18,9 @@ from mvl.study.grid import study_runs
 
 STUDY = str(config.get("study", "quick"))
 RESULTS = Path(config.get("results_dir") or default_results_dir()).absolute()
-OPTIONS = f"--results-dir '{RESULTS}'"
-DATA = f" --data-dir '{Path(config['data_dir']).absolute()}'" if config.get("data_dir") else ""
-MVL = f"'{sys.executable}' -m mvl"
+OPTIONS = f"--results-dir {quote(str(RESULTS))}"
+DATA = f" --data-dir {quote(str(Path(config['data_dir']).absolute()))}" if config.get("data_dir") else ""
+MVL = f"{quote(sys.executable)} -m mvl"
 SLOT = f" --runs-per-gpu {config['runs_per_gpu']}" if config.get("gpu") else ""  # a cluster deals its cards itself
 DRIFT = " --allow-drift" if config.get("allow_drift") else ""
 HOME = RESULTS / Path(STUDY).stem
@@ -86,8 +87,8 @@ rule train:
         gpu=lambda wildcards: gpus(wildcards.run),
         at_once=1,
     shell:
-        "OMP_NUM_THREADS=1 {MVL} train --study '{STUDY}' --task {params.run.task} --system {params.run.system}"
-        " --fraction {params.run.fraction} --fold {params.run.fold} --seed {params.run.seed} {OPTIONS}{DATA}{SLOT}{DRIFT} >> {log} 2>&1"
+        "OMP_NUM_THREADS=1 {MVL} train --study {STUDY:q} --task {params.run.task} --system {params.run.system}"
+        " --fraction {params.run.fraction} --fold {params.run.fold} --seed {params.run.seed} {OPTIONS}{DATA}{SLOT}{DRIFT} >> {log:q} 2>&1"
 
 
 rule collect:
@@ -98,7 +99,7 @@ rule collect:
         HOME / "cases.csv",
         HOME / "history.csv",
     shell:
-        "{MVL} study collect '{STUDY}' {OPTIONS}"
+        "{MVL} study collect {STUDY:q} {OPTIONS}"
 
 
 rule book:
@@ -107,4 +108,4 @@ rule book:
     output:
         touch(str(HOME / ".graph" / "book.done")),
     shell:
-        "{MVL} book --study '{STUDY}' {OPTIONS}"
+        "{MVL} book --study {STUDY:q} {OPTIONS}"

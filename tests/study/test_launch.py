@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,23 @@ def test_jobs_are_runs_whatever_their_threads_and_no_more_than_the_cards_hold(
 def listed_jobs(capfd: pytest.CaptureFixture[str]) -> list[str]:
     """The lines of a dry run that name a run to train."""
     return [line for line in capfd.readouterr().out.splitlines() if "threads" in line]
+
+
+def test_a_jobs_command_reaches_its_folders_whatever_their_names(tmp_path: Path) -> None:
+    """Blanks and apostrophes in the results, the data and the log: one word each for the shell."""
+    results, data = tmp_path / "Ann's results", tmp_path / "Ann's scans"
+    data.mkdir()
+    words = launch.snakemake_command("quick", results, data, Launch(), dry=True)
+    quiet = words.index("--quiet")
+    words[quiet : quiet + 4] = ["--printshellcmds"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    shown = [line for line in done.stdout.splitlines() if " -m mvl train " in line]
+    assert len(shown) == len(grid.study_runs("quick"))
+    for line in shown:
+        command, log = shlex.split(line.replace(" 2>&1", ""))[:-2], shlex.split(line)[-2]
+        assert command[command.index("--results-dir") + 1] == str(results)
+        assert command[command.index("--data-dir") + 1] == str(data)
+        assert log.startswith(f"{results}/quick/logs/") and log.endswith(".log")
 
 
 def test_runs_of_this_machine_ask_for_a_card_where_there_is_one(

@@ -148,13 +148,16 @@ def claims(args: argparse.Namespace) -> int:
     """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule
     computes from the records."""
     from mvl.core.run_folder import records_dir
-    from mvl.evidence import claims_ledger
-    from mvl.publish.book_facts import PUBLISHED
+    from mvl.evidence import claims_ledger, claims_text
 
     entries = claims_ledger.ledger(
-        (args.study,) if args.study else PUBLISHED, args.results_dir or records_dir()
+        args.results_dir or records_dir(), (args.study,) if args.study else ()
     )
-    answer(args, lambda: claims_ledger.as_json(entries), lambda value: claims_ledger.show(entries))
+    answer(
+        args,
+        lambda: claims_text.as_json(entries),
+        lambda value: claims_text.claims_as_text(entries),
+    )
     return DONE
 
 
@@ -289,7 +292,7 @@ def figures(args: argparse.Namespace) -> int:
         target, svg(paired_differences(differences.differences(chapter), chapter.holes))
     )
     records = run_folder.records_dir()
-    entries = claims_ledger.ledger(PUBLISHED, records)
+    entries = claims_ledger.ledger(records)
     answer = readme.short_answer(entries, records)
     words = [answer, claims_page.headline(entries), claims_page.summary(entries)]
     changed = readme.update_readme(ROOT / "README.md", "\n\n".join(words))

@@ -20,6 +20,10 @@ from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
 
 FILE = "second_study.svg"
+REGIMES = {
+    "Trained as published": second_study.PUBLISHED,
+    "Trained at rates tuned for each arm": second_study.TUNED,
+}
 INTERVENTIONS = {
     "zero": "h = 0",
     "mean": "its mean",
@@ -58,26 +62,34 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
 
 
 def sentence(results: Path, page: str = "book/second_study.md") -> str:
-    """Return the answer of the regime as published in one sentence, with a link to the page; empty
-    before it is complete."""
-    help_, pretraining = QUESTIONS[:2]
-    if help_.study not in second_study.recorded_studies(results):
-        return ""
+    """Return the answer of each regime that is complete in a sentence, with a link to the page;
+    empty before one is."""
+    said = " ".join(
+        text
+        for words, study in REGIMES.items()
+        if study in second_study.recorded_studies(results)
+        and (text := _of_regime(words, study, results))
+    )
+    return f"{said} ([Second study]({page}).)" if said else ""
+
+
+def _of_regime(words: str, study: str, results: Path) -> str:
+    """Return a regime's answer; empty before its runs are complete."""
+    help_, pretraining = [question for question in QUESTIONS if question.study == study][:2]
     gain = second_study.differences(help_, results).iloc[0].to_dict()
     controls = second_study.differences(pretraining, results).to_dict("records")
     if not all(row["complete"] for row in (gain, *controls)):
         return ""
     shuffled = controls[0]
-    words = [decided(row).word for row in controls]
-    used = second_study.use_of_block(help_.study, results)
+    verdicts = [decided(row).word for row in controls]
+    used = second_study.use_of_block(study, results)
     hybrid = used[used["system"] == gain["system"]]
-    said = meaning(decided(gain).word, words, *second_study.uses(hybrid))
+    said = meaning(decided(gain).word, verdicts, *second_study.uses(hybrid))
     return (
-        "Trained as published, on hippocampus scans split by person, MedVisionLlama's ViT with one"
-        " frozen layer of SmolLM2-135M differs from the same ViT alone by"
-        f" **{in_points(gain)} Dice points** ({decided(gain)}), and from the same network with the"
-        f" layer's weights shuffled by **{in_points(shuffled)}** ({decided(shuffled)}). The hybrid"
-        f" {use_in_words(hybrid)} ([second study]({page}))."
+        f"{words}, on hippocampus scans split by person, MedVisionLlama's ViT with one frozen"
+        f" layer of SmolLM2-135M differs from the same ViT alone by **{in_points(gain)} Dice"
+        f" points** ({decided(gain)}), and from the same network with the layer's weights shuffled"
+        f" by **{in_points(shuffled)}** ({decided(shuffled)}). The hybrid {use_in_words(hybrid)}."
         + (f" The protocol's words for such an outcome: *{said}*" if said else "")
     )
 

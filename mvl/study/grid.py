@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvl.core import run_folder
 from mvl.core.config import Config, ConfigError, did_you_mean, load_config, named
 
 STUDY_KEYS = {
@@ -97,9 +96,11 @@ def load_study(name: str) -> Study:
     )
 
 
-def study_runs(name: str, block: str | None = None) -> list[Config]:
-    """Configs of every run of the study, or of one block, each once, in the order of the YAML."""
-    study, out = load_study(name), dict[str, Config]()
+def run_keys(name: str, block: str | None = None) -> list[tuple[str, str, float, int, int]]:
+    """Task, system, fraction, fold and seed of every run of the study, or of one block, each once,
+    in the order of the YAML."""
+    study = load_study(name)
+    keys = []
     for part in study.grid if block is None else [study.block(block)]:
         axes = (
             part.get("tasks", study.tasks),
@@ -109,6 +110,10 @@ def study_runs(name: str, block: str | None = None) -> list[Config]:
             part.get("folds", [0]),
         )
         for task, system, fraction, seed, fold in itertools.product(*axes):
-            config = load_config(name, task, system, float(fraction), fold, seed)
-            out.setdefault(run_folder.run_name(config), config)
-    return list(out.values())
+            keys.append((str(task), str(system), float(fraction), int(fold), int(seed)))
+    return list(dict.fromkeys(keys))
+
+
+def study_runs(name: str, block: str | None = None) -> list[Config]:
+    """Configs of every run of the study, or of one block, each once, in the order of the YAML."""
+    return [load_config(name, *key) for key in run_keys(name, block)]

@@ -113,7 +113,9 @@ def test_the_landing_page_speaks_of_the_main_claims():
 
 @pytest.mark.parametrize("shown", [(), ("02_llm_hybrid", "06_llm4seg")])
 def test_the_table_has_a_row_for_each_claim(shown):
-    text = claims_page.table([entry(claim=claim) for claim in LEDGER], shown)
+    text = claims_page.table(
+        [entry(claim=claim) for claim in LEDGER], run_folder.records_dir(), shown
+    )
     assert "| P(false) 0.003 to 0.17, n = 10 tasks |" in text, (
         "what the paper's own numbers can carry"
     )

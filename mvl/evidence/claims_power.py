@@ -19,10 +19,15 @@ MOST_FOLDS = 10
 def fold_sd(found: Found) -> float:
     """Return the standard deviation of the fold means behind a printed interval, in the metric's
     own unit; NaN with fewer than two folds."""
-    if found.n_folds < 2:
+    return sd_behind(found.low, found.high, found.n_folds)
+
+
+def sd_behind(low: float, high: float, folds: int) -> float:
+    """Return the standard deviation of fold means that gives this corrected 95 % t-interval."""
+    if folds < 2:
         return math.nan
-    reach = float(stats.t.ppf(1 - LEVEL / 2, found.n_folds - 1)) * error_factor(found.n_folds)
-    return (found.high - found.low) / 2 / reach
+    reach = float(stats.t.ppf(1 - LEVEL / 2, folds - 1)) * error_factor(folds)
+    return (high - low) / 2 / reach
 
 
 def folds_needed(sd: float, difference: float) -> int | None:

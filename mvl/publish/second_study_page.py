@@ -16,6 +16,7 @@ from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
+from mvl.publish import second_study_table
 from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
 
@@ -51,6 +52,10 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
         "second": {
             "sentence": sentence(results, "second_study.md"),
             "control": control(tables),
+            "table": second_study_table.summary_table(tables, results),
+            "gain": second_study_table.gain_to_see(
+                results, [study for study in REGIMES.values() if study in recorded]
+            ),
             "answer": answer(tables),
             "described": described(recorded, results),
             "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),

@@ -15,7 +15,7 @@ from mvl.evidence import second_study
 from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
-from mvl.evidence.second_study import QUESTIONS, Question
+from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
 from mvl.publish import second_study_table
 from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
@@ -51,6 +51,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     return {
         "second": {
             "sentence": sentence(results, "second_study.md"),
+            "first_study": first_study(results),
             "control": control(tables),
             "table": second_study_table.summary_table(tables, results),
             "gain": second_study_table.gain_to_see(
@@ -239,6 +240,26 @@ def progress_table(results: Path) -> str:
     for study, done, planned in second_study.progress(results):
         lines.append(f"| {load_study(study).title} (`{study}`) | {done} of {planned} |")
     return "\n".join(lines)
+
+
+def first_study(results: Path) -> str:
+    """Return the first study's answer in a sentence; empty without its records."""
+    from mvl.evidence import stats
+    from mvl.study.tables import read_cases
+
+    study, task = "hippocampus", "Task04_Hippocampus"
+    if not (Path(results) / study / "cases.csv").is_file():
+        return ""
+    cases = read_cases(study, results)
+    pairs = ((HYBRID, VIT), (HYBRID, f"{HYBRID}_random"))
+    table = stats.table([stats.compare(cases, *pair, task) for pair in pairs])
+    alone, random = (
+        f"{in_points(row)} Dice points ({decided(row)})" for row in table.to_dict("records")
+    )
+    return (
+        f"The hybrid differed from the ViT alone by {alone}, and from the same network with a"
+        f" random layer by {random}."
+    )
 
 
 @styled

@@ -24,13 +24,14 @@ from mvl.evidence.claims_verdicts import (
     number,
 )
 from mvl.evidence.decision import MARGINS, UNDECIDED, WITHDRAWN
-from mvl.publish import reported_page
+from mvl.publish import figure_reported, reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
 from mvl.study.grid import load_study
 from mvl.study.links import run_address
 
 FILE = "claims.svg"
-"The figure beside the pages that show it."
+REPORTED_FILE = "reported_measured.svg"
+"The figures beside the pages that show them."
 TABLE_HEAD = (
     "| verdict | claim | first difference, 95 % interval | use of the layer | what the paper's own"
     " numbers can carry | chapter |\n|---|---|---|---|---|---|"
@@ -316,6 +317,7 @@ def facts(
     judged = dict.fromkeys(entry.study for entry in entries)
     tasks = [task for study in judged for task in load_study(study).tasks]
     (folder / FILE).write_text(svg(at_a_glance(entries, tasks)))
+    (folder / REPORTED_FILE).write_text(svg(figure_reported.reported_and_measured(entries)))
     words = "\n".join(f"| {word} | {meaning} |" for word, meaning in MEANINGS.items())
     return {
         "judged": any(e.verdict for e in entries),

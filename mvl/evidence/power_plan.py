@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from mvl.core import run_folder
-from mvl.core.config import ConfigError
+from mvl.core.config import Config, ConfigError
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import NUM_FOLDS
 from mvl.evidence import power, protocol_families, run_pairs
@@ -72,17 +72,18 @@ def contrasts(study: str, against: str | None = None) -> list[Contrast]:
     if against is not None:
         return _against(study, against, set())
     if families := protocol_families.families_of(study):
-        return [contrast for family in families for contrast in _of_family(family)]
+        runs = study_runs(study)
+        return [contrast for family in families for contrast in _of_family(family, runs)]
     found = [c for topic in covered(study) for c in _of_topic(study, TOPICS[topic])]
     named = {name for c in found for name in (c.system, c.reference)}
     baseline = str(load_study(study).grid[0]["systems"][0])
     return found + _against(study, baseline, named)
 
 
-def _of_family(family: Family) -> list[Contrast]:
-    """Return the protocol's contrasts of one family, with the folds and seeds of both arms."""
+def _of_family(family: Family, runs: Sequence[Config]) -> list[Contrast]:
+    """Return the protocol's contrasts of one family, with the folds and seeds of both arms among
+    the study's runs."""
     have: dict[str, set[Unit]] = {}
-    runs = study_runs(family.study)
     for config in runs:
         if config.fraction == family.fraction:
             have.setdefault(config.system, set()).add((config.fold, config.seed))

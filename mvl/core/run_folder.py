@@ -17,8 +17,9 @@ from mvl.core.files import RunError, atomic_write, now, sha256_file, write_json
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 """What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the
 working copy."""
-EXTRA_FILES = ("usage.csv",)
-"What the record of some runs holds besides: how a hybrid uses its block."
+EXTRA_FILES = ("usage.csv", "gradients.csv")
+"""What the record of some runs holds besides: how a hybrid uses its block, how far cases agree on
+the encoder's gradient."""
 NEUTRAL = ("data.cache_gb", "data.num_workers")
 "Settings that change no result: a run made with others is still the run that was asked for."
 EXTERNAL = "cases_on_"

@@ -20,7 +20,14 @@ from mvl.datasets.released_faults import audited
 from mvl.datasets.splits import Split
 from mvl.datasets.task import Task
 from mvl.models.build import frozen_sha256, parameter_counts
-from mvl.training import checkpoints, devices, failures, precision, resume_check
+from mvl.training import (
+    checkpoints,
+    devices,
+    failures,
+    gradient_agreement,
+    precision,
+    resume_check,
+)
 from mvl.training.evaluate import evaluate_store
 from mvl.training.loop import Trainer, fit
 from mvl.training.state import write_state
@@ -150,6 +157,7 @@ def train_and_seal(
     if trainer.accelerator.is_main_process:
         rows = evaluate_store(trainer.network, prepared.test_cases, config, prepared.task)
         files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
+        gradient_agreement.write_gradients(folder, trainer.progress.gradients, config)
         write_usage(folder, trainer.network, prepared.test_cases, config, prepared.task)
         run_folder.seal(folder, facts(trainer, prepared.split))
         checkpoints.remove(folder)  # only after the seal: until then a kill still needs them

@@ -186,7 +186,8 @@ def decided(row: dict[Any, Any]) -> Decision:
         int(row["n_runs"]),
         int(row["n_folds"]),
     )
-    return decide(numbers, MARGIN, (row["system"], row["reference"]), row.get("study", ""))
+    margin = row.get("margin", MARGIN)
+    return decide(numbers, margin, (row["system"], row["reference"]), row.get("study", ""))
 
 
 def verdict(row: dict[Any, Any], metric: str) -> str:

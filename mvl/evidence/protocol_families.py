@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvl.evidence import second_study
-from mvl.evidence.decision import MARGIN, PICTURES
-from mvl.evidence.second_study import HYBRID, IDENTITY, SHUFFLED, VIT
-from mvl.evidence.topics import CNN, LLM4SEG, V1
+from mvl.evidence.decision import MARGIN
+from mvl.evidence.second_study import DESCRIBED, HYBRID, QUESTIONS, VIT, Question
+from mvl.evidence.topics import CNN, LLM4SEG, PEERS
 
 Pair = tuple[str, str]
 "System and reference."
@@ -28,56 +27,22 @@ class Family:
     "Study and contrast whose variances stand in where no records have the contrast itself."
 
 
-def _pictures(study: str) -> tuple[Family, ...]:
-    """Question 6: does the layer help, is it the pretraining, is it more than its parts?"""
-    questions = (
-        ((LLM4SEG, CNN),),
-        ((LLM4SEG, f"{LLM4SEG}_shuffled"),),
-        ((LLM4SEG, f"{LLM4SEG}_identity"), (LLM4SEG, f"{LLM4SEG}_transformer")),
-    )
-    return tuple(
-        Family(study, pairs, 1.0, "jaccard", PICTURES.value, ("busi", (LLM4SEG, CNN)))
-        for pairs in questions
-    )
+def _family(question: Question) -> Family:
+    """Return a question's family; what stands in for its variances is the nearest that the first
+    study, or the second as published, has measured."""
+    stand_in = ("hippocampus2_published", (HYBRID, VIT))
+    if question.metric == "jaccard":
+        stand_in = ("busi", (LLM4SEG, CNN))
+    elif question.fraction < 1:
+        stand_in = ("hippocampus", (HYBRID, VIT))
+    elif question.contrasts[0][0] in PEERS:
+        stand_in = ("hippocampus", ("unet", VIT))
+    asked = (question.fraction, question.metric, question.margin)
+    return Family(question.study, question.contrasts, *asked, stand_in)
 
 
-def _few_shot(study: str) -> tuple[Family, ...]:
-    """Question 8, with a tenth of the training cases."""
-    return tuple(
-        Family(study, (pair,), 0.1, stand_in=("hippocampus", (HYBRID, VIT)))
-        for pair in ((HYBRID, VIT), (HYBRID, SHUFFLED))
-    )
-
-
-def _anatomy(study: str, *peers: Pair) -> tuple[Family, ...]:
-    """Question 7, and the peers that are described beside it."""
-    return (
-        Family(study, ((HYBRID, VIT), (HYBRID, SHUFFLED), (HYBRID, IDENTITY))),
-        *(Family(study, (pair,), stand_in=("hippocampus", pair)) for pair in peers),
-    )
-
-
-TUNED, LINEAR = "hippocampus2_tuned", f"{HYBRID}_linear"
-FAMILIES = (
-    *(
-        Family(question.study, question.contrasts)
-        for question in (*second_study.QUESTIONS, *second_study.DESCRIBED)
-    ),
-    *_pictures("isic"),
-    *_pictures("kvasir"),
-    *_anatomy("left_atrium", ("unet", VIT)),
-    *_anatomy("heart_tuned", ("unet", VIT)),
-    *_anatomy("heart_published"),
-    *_few_shot("hippocampus2_published"),
-    *_few_shot(TUNED),
-    Family(TUNED, ((LINEAR, HYBRID), (f"{HYBRID}_r16", HYBRID))),
-    Family(TUNED, ((V1, VIT), (V1, f"{V1}_noblock"))),
-    Family(TUNED, ((f"{V1}_hybrid", LINEAR), (f"{V1}_fusion", LINEAR))),
-    Family(TUNED, (("unetpp", VIT),), stand_in=("hippocampus", ("unet", VIT))),
-    Family(TUNED, (("swinunetr", VIT),), stand_in=("hippocampus", ("unet", VIT))),
-    Family("hippocampus2_published", ((f"{HYBRID}_auxiliary", VIT),)),
-)
-"In the order of rows 1 and 2, then 3 to 8; families of one that get no verdict are described."
+FAMILIES = tuple(_family(question) for question in (*QUESTIONS, *DESCRIBED))
+"Families of the questions, then of what is described."
 STUDIES = tuple(dict.fromkeys(family.study for family in FAMILIES))
 "The protocol's studies, each once."
 SOURCES = ("hippocampus2_published", "hippocampus")

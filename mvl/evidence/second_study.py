@@ -11,6 +11,8 @@ import pandas as pd
 
 from mvl.core.run_folder import records_dir
 from mvl.evidence import run_pairs, stats
+from mvl.evidence.decision import MARGIN, PICTURES
+from mvl.evidence.topics import CNN, LLM4SEG
 from mvl.study.grid import load_study, run_keys
 from mvl.study.tables import read_cases, read_runs
 from mvl.training.usage import FILE, read_usage
@@ -47,6 +49,10 @@ class Question:
     "Pairs of system and reference; together they are the family of Holm's correction."
     fraction: float = 1.0
     "Share of the training cases."
+    metric: str = "dice"
+    "Column of cases.csv."
+    margin: float = MARGIN
+    "Within it arms are called equivalent."
 
 
 def _of_both_regimes(study: str) -> tuple[Question, ...]:
@@ -73,6 +79,20 @@ def _of_other_anatomy(study: str) -> Question:
     return Question(study, "Does it hold on another organ?", contrasts)
 
 
+def _of_pictures(study: str) -> tuple[Question, ...]:
+    families = (
+        ("Does the layer help a CNN?", ((LLM4SEG, CNN),)),
+        ("Is it the pretraining, in a CNN?", ((LLM4SEG, f"{LLM4SEG}_shuffled"),)),
+        (
+            "Is it more than its adapters, or a trained layer?",
+            ((LLM4SEG, f"{LLM4SEG}_identity"), (LLM4SEG, f"{LLM4SEG}_transformer")),
+        ),
+    )
+    return tuple(
+        Question(study, words, pairs, 1.0, "jaccard", PICTURES.value) for words, pairs in families
+    )
+
+
 QUESTIONS = (
     *_of_both_regimes(PUBLISHED),
     Question(UNMIXED, "Can the design see a layer that matters?", ((ATTENTION, IDENTITY),)),
@@ -88,13 +108,25 @@ QUESTIONS = (
     Question(TUNED, "Does version 1 help, and its layer?", ((V1, VIT), (V1, V1_NOBLOCK))),
     Question(TUNED, "Do version 1's parts help?", ((V1_HYBRID, LINEAR), (V1_FUSION, LINEAR))),
     *(_of_other_anatomy(study) for study in ("left_atrium", "heart_tuned", "heart_published")),
+    *_of_pictures("isic"),
+    *_of_pictures("kvasir"),
 )
-"The questions of rows 1, 2 and 4 to 6, in the protocol's order of questions."
+"The protocol's questions that get a verdict."
 DESCRIBED = (
     Question(
         UNMIXED,
         "Described, without a verdict",
         ((NORM, IDENTITY), (NORM, HYBRID), (NOISE, IDENTITY)),
+    ),
+    *(
+        Question(study, "Described, without a verdict", ((system, VIT),))
+        for study, system in (
+            ("left_atrium", "unet"),
+            ("heart_tuned", "unet"),
+            (TUNED, "unetpp"),
+            (TUNED, "swinunetr"),
+            (PUBLISHED, f"{HYBRID}_auxiliary"),
+        )
     ),
 )
 "Contrasts that the protocol describes and gives no verdict of their own."
@@ -150,18 +182,31 @@ def differences(question: Question, results: Path) -> pd.DataFrame:
         planned = planned_pairs(question.study, system, reference, question.fraction)
         try:
             found = stats.compare(
-                cases, system, reference, task, question.fraction, planned=planned
+                cases,
+                system,
+                reference,
+                task,
+                question.fraction,
+                question.metric,
+                question.margin,
+                planned,
             )
         except run_pairs.StatsError as error:
-            empty = {"task": task, "system": system, "reference": reference, "metric": "dice"}
+            empty = {
+                "task": task,
+                "system": system,
+                "reference": reference,
+                "metric": question.metric,
+            }
             counts = dict.fromkeys(("n_cases", "n_distinct", "n_runs", "n_folds", "unpaired"), 0)
             place = {"planned": len(planned), "complete": False, "fraction": question.fraction}
+            place["metric"] = question.metric
             row = {**empty, **counts, **place}
             rows.append(row | {"hole": str(error)})
         else:
             rows.append(stats.table([found]).iloc[0].to_dict() | {"hole": ""})
     columns = [*stats.table([]).columns, "hole"]
-    table = pd.DataFrame(rows, columns=columns).assign(study=question.study)
+    table = pd.DataFrame(rows, columns=columns).assign(study=question.study, margin=question.margin)
     return stats.adjust(table)
 
 

@@ -47,7 +47,7 @@ def reported_and_measured(entries: Sequence[Entry]) -> Figure:
     axis.set_yticks([place for place, _, _ in labels], [words for _, words, _ in labels])
     for tick, (_, _, ink) in zip(axis.get_yticklabels(), labels, strict=True):
         tick.set(color=ink, fontsize=10 if ink == INK else 9)
-        tick.set_weight("bold" if ink == INK else "normal")
+        tick.set_fontweight("bold" if ink == INK else "normal")
     axis.tick_params(axis="y", length=0)
     axis.set(ylim=(y, -0.5), xlim=(-9, 14.5))
     axis.set_xlabel("points of Dice or IoU over the reference (grey: within 1)")

@@ -54,7 +54,9 @@ def _figure(drawn: Path, tag: str, number: int) -> str:
         lambda found: found[1] + (f"f{number}-" if found[2] in names else "") + found[2], text
     )
 
-    width = float(re.search(r'\bviewBox="[\d.-]+ [\d.-]+ ([\d.]+)', text)[1]) * 96 / 72
+    box = re.search(r'\bviewBox="[\d.-]+ [\d.-]+ ([\d.]+)', text)
+    assert box is not None
+    width = float(box[1]) * 96 / 72
     alt = re.search(r'\balt="([^"]*)"', tag)
     label = html.escape(html.unescape(alt[1]) if alt else drawn.stem)
     head, rest = text.split(">", 1)

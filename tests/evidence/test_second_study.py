@@ -93,4 +93,6 @@ def test_the_families_are_the_protocols():
         "left_atrium": [3],
         "heart_tuned": [3],
         "heart_published": [3],
+        "isic": [1, 1, 2],
+        "kvasir": [1, 1, 2],
     }

@@ -103,7 +103,13 @@ def train(args: argparse.Namespace) -> int:
 
     with one_gpu(args.runs_per_gpu):
         print(
-            train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift),
+            train_run(
+                config,
+                args.results_dir,
+                args.data_dir,
+                allow_drift=args.allow_drift,
+                study=args.study,
+            ),
             flush=True,
         )
     return DONE

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mvl.cli import commands as do
 from mvl.cli import study_commands
 from mvl.cli.parser import parser
+from mvl.core.command_lines import command_line
 from mvl.core.config import ConfigError
 from mvl.core.errors import BAD, NO_SPACE, MvlError
 from mvl.core.extras import lacking
@@ -65,7 +66,8 @@ def settle_task(top: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.handler is study_commands.plan and not args.power:
         for name in ("variances", "sd", "designs", "families", "against"):
             if getattr(args, name) is not None:
-                raise ConfigError(f"--{name} belongs to --power: mvl plan {args.study} --power")
+                asked = command_line("plan", args.study, "--power")
+                raise ConfigError(f"--{name} belongs to --power: `{asked}`")
     if getattr(args, "task", "weights") == "weights":
         return
     from mvl.datasets.registry import settle

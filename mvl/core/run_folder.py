@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +33,6 @@ def run_name(config: Config) -> str:
 def run_dir(results_dir: Path, config: Config) -> Path:
     """Folder of a run: `<results_dir>/<study>/runs/<run_name>`."""
     return Path(results_dir) / config.study / "runs" / run_name(config)
-
-
-def command(
-    config: Config, results_dir: Path, data_dir: Path | None = None, study: str = ""
-) -> str:
-    """The command that trains, or goes on with, this run, quoted for a shell.
-
-    `study` is the study as it was given, which is a path where it is not one of the package's.
-    """
-    words = ["mvl", "train", "--study", study or config.study]
-    words += ["--task", config.task, "--system", config.system]
-    words += ["--fraction", repr(config.fraction), "--fold", str(config.fold)]
-    words += ["--seed", str(config.seed)]
-    if Path(results_dir) != default_results_dir():
-        words += ["--results-dir", str(results_dir)]
-    if data_dir:
-        words += ["--data-dir", str(data_dir)]
-    return shlex.join(words)
 
 
 def results_dir_of(folder: Path, config: Config) -> Path:

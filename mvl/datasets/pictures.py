@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from mvl.core.command_lines import command_line
 from mvl.datasets.nifti import FileFault, read_whole
 from mvl.datasets.task import Case, TaskError, is_stray
 
@@ -65,8 +66,8 @@ def _whole(listing: Listing, folder: Path) -> list[Case]:
     if listing.broken:
         path, fault = listing.broken[0]
         raise TaskError(
-            f"{path}: {fault} ({len(listing.broken)} such); complete or remove it, `mvl verify`"
-            " lists them all"
+            f"{path}: {fault} ({len(listing.broken)} such); complete or remove it,"
+            f" `{command_line('verify', folder)}` lists them all"
         )
     if not listing.cases:
         raise TaskError(

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvl.core.command_lines import command_line
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
 
@@ -116,6 +117,12 @@ class Case:
 def data_root(data_dir: Path | None = None) -> Path:
     """Folder that holds the tasks: `data_dir`, else `$MVL_DATA`, else `data/raw` of this clone."""
     return Path(data_dir or os.environ.get("MVL_DATA") or ROOT / "data" / "raw").expanduser()
+
+
+def task_command(action: str, task: Task, folder: Path) -> str:
+    """Return the command `mvl <action>` for a task whose data belong into a folder."""
+    usual = os.path.abspath(folder.parent) == os.path.abspath(data_root())
+    return command_line(action, task.name, data_dir=None if usual else folder.parent)
 
 
 def case_name(path: str) -> str:

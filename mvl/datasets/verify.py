@@ -11,7 +11,7 @@ from mvl.datasets import sandbox
 from mvl.datasets.checks import check_case
 from mvl.datasets.picture_faults import picture_faults
 from mvl.datasets.registry import read_layout, read_manifest, task_dir, whole_task
-from mvl.datasets.task import MADE, Case, Task, is_stray
+from mvl.datasets.task import MADE, Case, Task, is_stray, task_command
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _remedy(task: Task, folder: Path) -> str:
         return "put the file right, or take its case out of the folder"
     if task.page:
         return f"put the file right, or get it again from {task.page}"
-    return f"move {folder} away and run `mvl fetch {task.name}`"
+    return f"move {folder} away and run `{task_command('fetch', task, folder)}`"
 
 
 def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Finding]:

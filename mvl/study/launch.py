@@ -40,7 +40,7 @@ def ensure_runs(
         return missing
     with gpu_slots.one_gpu():
         for config in missing:
-            if not _train_recorded(config, results_dir, data_dir, allow_drift):
+            if not _train_recorded(name, config, results_dir, data_dir, allow_drift):
                 break
     return missing_runs(name, results_dir, block)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl.core import files, run_folder
+from mvl.core.command_lines import command_line
 from mvl.core.config import Config, ConfigError, check, load_config, named
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Trial:
 
     config: Config
     "Config of the trial: the study's, with `lr`, `train_epochs`, fold and seed of the trial."
+    study: str = ""
+    "The study as it was given."
 
     def folder(self, results_dir: Path) -> Path:
         """Where the trial keeps its checkpoint while it runs and its row, `trial.json`, when it is
@@ -91,7 +94,7 @@ def _trial(
 ) -> Trial:
     config = load_config(study, task, system, 1.0, tuning["fold"], tuning["seed"])
     train = replace(config.train, lr=float(rate), train_epochs=group["train_epochs"])
-    return Trial(check(replace(config, train=train)))
+    return Trial(check(replace(config, train=train)), study)
 
 
 def run_trial(
@@ -124,7 +127,11 @@ def run_trial(
             seen,
             watched,
             folder,
-            f"mvl study tune {config.study} --systems {config.system}",
+            command_line(
+                *("study", "tune", trial.study or config.study, "--systems", config.system),
+                results_dir=results_dir,
+                data_dir=data_dir,
+            ),
         )
         try:
             fit(trainer, progress)

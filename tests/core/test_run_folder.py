@@ -16,6 +16,7 @@ import time
 import pytest
 
 from mvl.core import machine, run_folder
+from mvl.core.command_lines import train_command
 from mvl.core.config import ROOT, Config, load_config
 from mvl.core.files import RunError, atomic_write, locked, sha256_file, sweep, write_csv
 from mvl.core.run_folder import is_done, read_status, run_name, seal
@@ -211,7 +212,7 @@ def test_provenance_names_versions_and_no_machine(monkeypatch):
 @pytest.mark.parametrize("results", ["runs of mine", "Anna's runs", 'a "b" $HOME `x`', "plain"])
 def test_the_way_on_is_quoted_and_names_every_folder(results, tmp_path):
     config = dataclasses.replace(Config(), study="own", task="Task04_Hippocampus")
-    said = run_folder.command(
+    said = train_command(
         config, tmp_path / results, tmp_path / "the data", str(tmp_path / "it's own.yaml")
     )
     words = shlex.split(said)

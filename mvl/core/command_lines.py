@@ -60,7 +60,7 @@ def keep_given(folder: Path, study: str, data_dir: Path | None) -> None:
     write_json(folder / GIVEN, given)
 
 
-def evaluate_command(folder: Path) -> str:
+def evaluation_command(folder: Path) -> str:
     """Return the command that scores a trained run again."""
     return command_line("evaluate", folder, data_dir=_given(folder).get("data_dir"))
 
@@ -75,6 +75,11 @@ def command_of(folder: Path, *more: str) -> str:
 
 def _given(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / GIVEN).read_text()))
+        given = dict(json.loads((folder / GIVEN).read_text()))
     except (OSError, ValueError, TypeError):
         return {}
+    return {"study": given.get("study") or "", "data_dir": _path(given.get("data_dir"))}
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None

@@ -53,8 +53,8 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
             return folder
         if folder.exists():
             raise TaskError(
-                f"{folder}: there, but not whole (see `{task_command('verify', task, folder)}`);"
-                " move it away, then fetch again"
+                f"{folder}: there, but not whole; move it away, then run"
+                f" `{task_command('fetch', task, folder)}` again"
             )
         for stale in root.glob(f"{task.name}.partial-*"):
             shutil.rmtree(stale)

@@ -136,6 +136,8 @@ def task_dir(task: Task, data_dir: Path | None = None) -> Path:
             if task.page
             else f"run `{task_command('fetch', task, folder)}`"
         )
+        if folder.exists():
+            get = f"move it away, then {get}"
         raise TaskError(
             f"{folder}: no data of {task.name} there; {get}, "
             f"or point --data-dir or MVL_DATA at the folder that holds {folder.name}"

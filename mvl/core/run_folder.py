@@ -43,6 +43,27 @@ def results_dir_of(folder: Path, config: Config) -> Path:
     return home if run_dir(home, config) == Path(os.path.abspath(folder)) else default_results_dir()
 
 
+def results_folder(given: str | Path) -> Path:
+    """Return the folder that a notebook's `results_dir` means, wherever its kernel was started.
+
+    A relative one starts at the clone's top folder; one that leads out of the clone from there was
+    written for a kernel in `notebooks/`, and starts there.
+
+    Raises:
+        ConfigError: it leads out of the clone from both.
+    """
+    if Path(given).expanduser().is_absolute():
+        return Path(given).expanduser()
+    for start in (ROOT, ROOT / "notebooks"):
+        folder = Path(os.path.normpath(start / given))
+        if folder.is_relative_to(ROOT):
+            return folder
+    raise ConfigError(
+        f"results_dir {str(given)!r} leads out of {ROOT}; give it from the clone's top folder, such"
+        " as data/runs, or in full"
+    )
+
+
 def default_results_dir() -> Path:
     """Where runs of this clone go (`data/runs`, ignored by git); published records are in
     `data/results`."""

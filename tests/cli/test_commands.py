@@ -57,6 +57,7 @@ def test_train_prints_the_run_folder_last(monkeypatch, capsys, tmp_path):
         data_dir: Path | None = None,
         progress: bool = True,
         allow_drift: bool = False,
+        study: str = "",
     ) -> Path:
         print("epoch 1")
         return results_dir / config.task / str(config.fraction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +129,12 @@ def task_command(action: str, task: Task, folder: Path) -> str:
 def case_name(path: str) -> str:
     """`./imagesTr/a_001.nii.gz` -> `a_001`."""
     return re.sub(r"(\.nii)?(\.gz)?$", "", Path(path).name, count=1, flags=re.IGNORECASE)
+
+
+def composed(name: str) -> str:
+    """Return a name with each letter and its accent as one character: macOS takes them apart in
+    file names, and a list or a partner of the file may not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_stray(name: str) -> bool:

@@ -24,6 +24,7 @@ STUDY_KEYS = {
     "notebooks",
     "tuning",
 }
+LISTS = ("tasks", "systems", "fractions", "folds", "seeds")
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 
 
@@ -64,19 +65,25 @@ def load_study(name: str) -> Study:
             f"studies/{name}.yaml: unknown key"
             f" {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}"
         )
+    _check_lists(name, plan, ("tasks", "grid"))
     for block in plan.get("grid", []):
         if set(block) - BLOCK_KEYS or not {"name", "systems"} <= set(block):
             raise ConfigError(
                 f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
                 f" needs name and systems; got {block}"
             )
+    for block in plan.get("grid", []):
+        _check_lists(name, block, LISTS)
     if not plan.get("tasks") or not plan.get("grid"):
         raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
     tasks = {*plan["tasks"], *(task for block in plan["grid"] for task in block.get("tasks", ()))}
     systems = {system for block in plan["grid"] for system in block["systems"]}
-    fractions = {
-        float(fraction) for block in plan["grid"] for fraction in block.get("fractions", [1.0])
-    }
+    try:
+        fractions = {float(f) for block in plan["grid"] for f in block.get("fractions", [1.0])}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"studies/{name}.yaml: fractions are numbers in (0, 1], such as 0.1 ({error})"
+        ) from error
     for key, known in (
         ("overrides", systems),
         ("arms", systems),
@@ -95,6 +102,15 @@ def load_study(name: str) -> Study:
         tuple(plan["grid"]),
         tuple(plan.get("notebooks", ())),
     )
+
+
+def _check_lists(name: str, part: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Nothing where each key, if it is there, holds a list: the letters of a word are no names."""
+    for key in keys:
+        if not isinstance(part.get(key, []), list):
+            raise ConfigError(
+                f"studies/{name}.yaml: {key} is {part[key]!r}; write a list, such as [{part[key]}]"
+            )
 
 
 def study_runs(name: str, block: str | None = None) -> list[Config]:

@@ -71,6 +71,7 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
+@pytest.mark.slow
 def test_a_newcomer_follows_the_page_to_masks_that_mean_something(tmp_path, monkeypatch, capsys):
     if not (REAL / "Kvasir_SEG_256").is_dir() or not (REAL / "LeftAtrium2018_half").is_dir():
         pytest.skip("needs Kvasir_SEG_256 and LeftAtrium2018_half under MVL_DATA")

@@ -114,8 +114,6 @@ def merge(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for override in overrides:
         for key, value in override.items():
-            if value is None and isinstance(out.get(key), dict):
-                continue  # a heading with nothing below it
             both = isinstance(value, dict) and isinstance(out.get(key), dict)
             out[key] = merge(out[key], value) if both else value
     return out

@@ -53,6 +53,12 @@ class Study:
         return self.grid[known.index(name)]
 
 
+def study_file(name: str) -> str:
+    """Return what messages call a study's file: its path as it was given, or its place in the
+    package."""
+    return name if name.endswith((".yaml", ".yml")) else f"studies/{name}.yaml"
+
+
 def load_study(name: str) -> Study:
     """Read `mvl/configs/studies/<name>.yaml`.
 
@@ -62,27 +68,27 @@ def load_study(name: str) -> Study:
     plan = named("studies", name)
     if unknown := sorted(set(plan) - STUDY_KEYS):
         raise ConfigError(
-            f"studies/{name}.yaml: unknown key"
+            f"{study_file(name)}: unknown key"
             f" {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}"
         )
     _check_lists(name, plan, ("tasks", "grid"))
     for block in plan.get("grid", []):
         if set(block) - BLOCK_KEYS or not {"name", "systems"} <= set(block):
             raise ConfigError(
-                f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
+                f"{study_file(name)}: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
                 f" needs name and systems; got {block}"
             )
     for block in plan.get("grid", []):
         _check_lists(name, block, LISTS)
     if not plan.get("tasks") or not plan.get("grid"):
-        raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
+        raise ConfigError(f"{study_file(name)}: needs tasks and grid")
     tasks = {*plan["tasks"], *(task for block in plan["grid"] for task in block.get("tasks", ()))}
     systems = {system for block in plan["grid"] for system in block["systems"]}
     try:
         fractions = {float(f) for block in plan["grid"] for f in block.get("fractions", [1.0])}
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"studies/{name}.yaml: fractions are numbers in (0, 1], such as 0.1 ({error})"
+            f"{study_file(name)}: fractions are numbers in (0, 1], such as 0.1 ({error})"
         ) from error
     for key, known in (
         ("overrides", systems),
@@ -93,7 +99,7 @@ def load_study(name: str) -> Study:
         if unknown := sorted(set(plan.get(key, {})) - known):
             hint = did_you_mean(str(unknown[0]), sorted(map(str, known)))
             raise ConfigError(
-                f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{hint}"
+                f"{study_file(name)}: {key} names {unknown[0]!r}, which the grid has not{hint}"
             )
     return Study(
         Path(name).stem,
@@ -109,7 +115,7 @@ def _check_lists(name: str, part: dict[str, Any], keys: tuple[str, ...]) -> None
     for key in keys:
         if not isinstance(part.get(key, []), list):
             raise ConfigError(
-                f"studies/{name}.yaml: {key} is {part[key]!r}; write a list, such as [{part[key]}]"
+                f"{study_file(name)}: {key} is {part[key]!r}; write a list, such as [{part[key]}]"
             )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mvl.core import files, run_folder
 from mvl.core.command_lines import command_line
 from mvl.core.config import Config, ConfigError, check, load_config, named
+from mvl.study.grid import study_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,16 +71,16 @@ def trials(study: str) -> list[Trial]:
     plan = named("studies", study)
     tuning = plan.get("tuning")
     if not tuning:
-        raise ConfigError(f"studies/{study}.yaml: it has no tuning; nothing to try")
+        raise ConfigError(f"{study_file(study)}: it has no tuning; nothing to try")
     for group in tuning["trials"]:
         if set(group) != KEYS:
             raise ConfigError(
-                f"studies/{study}.yaml: a group of trials takes {', '.join(sorted(KEYS))}; got"
+                f"{study_file(study)}: a group of trials takes {', '.join(sorted(KEYS))}; got"
                 f" {group}"
             )
     if len({len(set(group["lr"])) for group in tuning["trials"]}) > 1:
         raise ConfigError(
-            f"studies/{study}.yaml: every arm gets the same number of trials; these differ in the"
+            f"{study_file(study)}: every arm gets the same number of trials; these differ in the"
             " number of rates"
         )
     return [

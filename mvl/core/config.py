@@ -225,7 +225,7 @@ def load_config(
         arm,
     )
     parts = {
-        k: merge({}, *(layer.get(k, {}) for layer in layers)) for k in ("data", "model", "train")
+        k: merge({}, *(layer.get(k) or {} for layer in layers)) for k in ("data", "model", "train")
     }
     extra = set(who) - {"data", "model", "train", "title", "source", "differs"}
     if extra:
@@ -254,6 +254,7 @@ def check(config: Config) -> Config:
             not vit or same_dims
         ),
         f"data.img_size {data.img_size} must have two or three axes": len(data.img_size) in (2, 3),
+        f"data.img_size {data.img_size} must be at least 1 on each axis": min(data.img_size) >= 1,
         f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": (
             0 <= data.label_noise_rate <= 1
         ),

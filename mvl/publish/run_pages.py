@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mvl.core import run_folder
+from mvl.core.command_lines import train_command
 from mvl.core.config import ROOT, Config
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
@@ -231,7 +232,7 @@ def run_row(study: str, row: Row, results: Path) -> str:
 
     command = ""
     if row.config:
-        words = run_folder.command(row.config, run_folder.default_results_dir())
+        words = train_command(row.config, run_folder.default_results_dir())
         command = f"<code>{html.escape(words)}</code>"
 
     system, name = html.escape(row.system), html.escape(title(row.system))

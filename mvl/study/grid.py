@@ -23,6 +23,7 @@ STUDY_KEYS = {
     "notebooks",
     "tuning",
 }
+LISTS = ("tasks", "systems", "fractions", "folds", "seeds")
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 
 
@@ -51,6 +52,12 @@ class Study:
         return self.grid[known.index(name)]
 
 
+def study_file(name: str) -> str:
+    """Return what messages call a study's file: its path as it was given, or its place in the
+    package."""
+    return name if name.endswith((".yaml", ".yml")) else f"studies/{name}.yaml"
+
+
 def load_study(name: str) -> Study:
     """Read `mvl/configs/studies/<name>.yaml`.
 
@@ -60,22 +67,28 @@ def load_study(name: str) -> Study:
     plan = named("studies", name)
     if unknown := sorted(set(plan) - STUDY_KEYS):
         raise ConfigError(
-            f"studies/{name}.yaml: unknown key"
+            f"{study_file(name)}: unknown key"
             f" {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}"
         )
+    _check_lists(name, plan, ("tasks", "grid"))
     for block in plan.get("grid", []):
         if set(block) - BLOCK_KEYS or not {"name", "systems"} <= set(block):
             raise ConfigError(
-                f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
+                f"{study_file(name)}: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
                 f" needs name and systems; got {block}"
             )
+    for block in plan.get("grid", []):
+        _check_lists(name, block, LISTS)
     if not plan.get("tasks") or not plan.get("grid"):
-        raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
+        raise ConfigError(f"{study_file(name)}: needs tasks and grid")
     tasks = {*plan["tasks"], *(task for block in plan["grid"] for task in block.get("tasks", ()))}
     systems = {system for block in plan["grid"] for system in block["systems"]}
-    fractions = {
-        float(fraction) for block in plan["grid"] for fraction in block.get("fractions", [1.0])
-    }
+    try:
+        fractions = {float(f) for block in plan["grid"] for f in block.get("fractions", [1.0])}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{study_file(name)}: fractions are numbers in (0, 1], such as 0.1 ({error})"
+        ) from error
     for key, known in (
         ("overrides", systems),
         ("arms", systems),
@@ -85,7 +98,7 @@ def load_study(name: str) -> Study:
         if unknown := sorted(set(plan.get(key, {})) - known):
             hint = did_you_mean(str(unknown[0]), sorted(map(str, known)))
             raise ConfigError(
-                f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{hint}"
+                f"{study_file(name)}: {key} names {unknown[0]!r}, which the grid has not{hint}"
             )
     return Study(
         Path(name).stem,
@@ -94,6 +107,15 @@ def load_study(name: str) -> Study:
         tuple(plan["grid"]),
         tuple(plan.get("notebooks", ())),
     )
+
+
+def _check_lists(name: str, part: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Nothing where each key, if it is there, holds a list: the letters of a word are no names."""
+    for key in keys:
+        if not isinstance(part.get(key, []), list):
+            raise ConfigError(
+                f"{study_file(name)}: {key} is {part[key]!r}; write a list, such as [{part[key]}]"
+            )
 
 
 def run_keys(name: str, block: str | None = None) -> list[tuple[str, str, float, int, int]]:

@@ -59,7 +59,9 @@ class Trainer(TrainingState):
         batch_size = config.train.batch_size
         total_steps = config.train.train_epochs * self.steps_per_epoch
         self.model.train()
-        with failures.cases_named(config, self.train_cases.case_ids, p):
+        with failures.cases_named(
+            config, self.train_cases.case_ids, p, self.train_cases.verify_command
+        ):
             for batch in self.feed.epoch(config, p.epoch, p.step):
                 steps_done = p.epoch * self.steps_per_epoch + p.step
                 # Dropout and rate are functions of the step alone: a run that goes on draws what

@@ -10,6 +10,7 @@ from typing import Any
 
 from mvl.core import files, machine, run_folder
 from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS
+from mvl.core.command_lines import command_of, keep_given
 from mvl.core.config import Config
 from mvl.core.progress import largest_loss_rise
 from mvl.datasets import preflight, registry, splits
@@ -67,9 +68,10 @@ def train_run(
     data_dir: Path | None = None,
     progress: bool = True,
     allow_drift: bool = False,
+    study: str = "",
 ) -> Path:
     """Train or go on with a run, evaluate it on its test cases, seal it; returns its folder. A
-    finished run is left alone.
+    finished run is left alone. `study` is the study as it was given, which may be a path.
 
     Raises:
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
@@ -90,8 +92,8 @@ def train_run(
         files.sweep(folder)
         try:
             prepared = prepare(config, folder, data_dir)
-            command = run_folder.command(config, results_dir, data_dir)
-            train_and_seal(prepared, folder, command, progress, allow_drift)
+            keep_given(folder, study or config.study, data_dir)
+            train_and_seal(prepared, folder, command_of(folder), progress, allow_drift)
         except Exception as error:
             failures.close(error, folder, config)
             raise

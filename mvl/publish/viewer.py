@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from mvl.core.config import ROOT
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
-from mvl.evidence.arms import LABEL, colour, generated, ordered, title
+from mvl.evidence.arms import LABEL, caveat, colour, generated, ordered, title
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.example_masks import Drawn, example, load_drawn
 from mvl.evidence.predicted import read_volume, view
@@ -259,6 +259,6 @@ def case_table(drawn: Sequence[Drawn], holes: Sequence[str] = ()) -> str:
         numbers = " | ".join(f"{one.dice[s]:.3f}" for s in systems)
         lines.append(f"| {one.case} | {one.rank} | {numbers} |")
 
-    label = generated([one.task for one in drawn])
-    made = f"{label.capitalize()} data. " if label else ""
+    label = caveat([one.task for one in drawn])
+    made = f"{label}. " if label else ""
     return "\n".join([*lines, "", f"{made}Dice of the whole case on its own grid."])

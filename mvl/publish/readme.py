@@ -109,8 +109,8 @@ def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results")
 def study_block(
     study: str, records_dir: Path, reported: list[dict[str, str]], link: str, made: bool
 ) -> str:
-    """One study's tables, one for each of its tasks that have a caveat (`made`) or none, each with its
-    holes below; empty without such a task."""
+    """One study's tables, one for each of its tasks that have a caveat (`made`) or none, each with
+    its holes below; empty without such a task."""
     arms, parts, table = summary(study, records_dir), [], read_runs(study, records_dir)
     folders = table.drop_duplicates(["task", "system"]).set_index(["task", "system"])["run"]
     for task, rows in arms.groupby("task", sort=False):

@@ -79,7 +79,7 @@ Test cases {shown}, ranked by the Dice of the first arm, none chosen by hand: th
 
 
 def machine_table(results: Path, done: pd.DataFrame) -> str:
-    """Processor, system and versions of each machine that trained runs, with how many it trained."""
+    """Processor and versions of each machine that trained runs, with how many it trained."""
     counts: dict[str, int] = {}
     for run in done["run"]:
         said = json.loads((Path(results) / str(run) / "environment.json").read_text())

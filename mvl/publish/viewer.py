@@ -62,7 +62,7 @@ def page(
     scans = scans_at_hand(drawn, data_dir)
     volumes = bool(drawn) and find_task(drawn[0].task, data_dir).dims == 3
     note = " ".join(
-        [f"{generated(tasks).capitalize()} data, not a scan." if generated(tasks) else "", scans]
+        [f"{words[:1].upper()}{words[1:]}." if (words := caveat(tasks)) else "", scans]
     ).strip()
     facts = {
         "cases": [case_volumes(one, not scans, data_dir) for one in drawn] if volumes else [],

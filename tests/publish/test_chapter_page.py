@@ -289,15 +289,14 @@ def test_results_table_has_a_row_for_each_arm_done_or_not() -> None:
         chapter
     )
     assert "±" not in "".join(rows[1]) and rows[2][3] == "not yet recorded"
-    assert "Phantom data." in chapter_page.results_table(chapter)
+    assert "40 scans, small network" in chapter_page.results_table(chapter)
 
 
-def test_phantoms_never_stand_beside_the_papers_numbers() -> None:
+def test_what_is_no_evidence_never_stands_beside_the_papers_numbers() -> None:
     smoke, scans = make_chapter(ALL), make_chapter(ALL, study="hippocampus")
     assert smoke.smoke and not scans.smoke
-    assert chapter_page.answer(smoke).startswith("**Smoke study") and not chapter_page.answer(
-        scans
-    ).startswith("**Smoke")
+    assert chapter_page.answer(smoke).startswith("**40 scans, small network")
+    assert not chapter_page.answer(scans).startswith("**40")
     assert "is not set beside these numbers" in paper_words.compare(smoke)
     assert "Task04_Hippocampus on the native grid" in paper_words.compare(scans)
 

@@ -164,7 +164,7 @@ def test_the_rule_of_choice_and_phantoms_are_named(drawn: list[Drawn], scans: np
         "ranked by the Dice of ViT-Baseline, none chosen by hand: case_0 (best), case_1 (median),"
         " case_2 (worst)" in page
     )
-    assert facts(page)["note"].startswith("Phantom data, not a scan")
+    assert facts(page)["note"].startswith("Phantom data: a smoke study")
     assert "hantom" not in facts(viewer.page(drawn, (), ["Task04_Hippocampus"]))["note"]
 
 

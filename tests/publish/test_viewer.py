@@ -247,7 +247,7 @@ def test_the_block_asks_nothing_of_the_network_and_names_its_parts(
 
 def test_the_case_table_is_the_recorded_dice(drawn: list[Drawn]) -> None:
     text = viewer.case_table(drawn)
-    assert "| case_1 | median | 0.800 | 0.790 |" in text and "Phantom data" in text
+    assert "| case_1 | median | 0.800 | 0.790 |" in text and "phantom data" in text
     assert viewer.case_table([], ["why"]) == "Not yet recorded: why."
 
 

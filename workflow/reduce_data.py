@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nibabel
@@ -99,19 +99,11 @@ def reduce_volumes(name: str, source: Path, folder: Path) -> Path:
 
 
 def take_scans(task: str, persons: int, source: Path, folder: Path) -> Path:
-    """Copy one scan each of so many persons, and write the `dataset.json` that lists them alone.
-
-    The task's cases are walked by sha256 of (seed 0, 'subset', task, case); a case is taken when
-    its person (numbers 2k-1 and 2k) has none yet, so that the side of the person is drawn too.
-    """
+    """Copy one scan each of so many persons, and write the `dataset.json` that lists them alone."""
     [listed] = source.rglob("dataset.json")
     facts = json.loads(listed.read_text())
     rows = {row["image"].split("/")[-1].removesuffix(".nii.gz"): row for row in facts["training"]}
-    taken: dict[int, str] = {}
-    for case in sorted(rows, key=lambda case: draw_seed(0, "subset", task, case)):
-        if len(taken) < persons:
-            taken.setdefault((int(case.rpartition("_")[2]) + 1) // 2, case)
-    chosen = [rows[case] for case in sorted(taken.values())]
+    chosen = [rows[case] for case in cases_of_persons(task, persons, rows)]
     for row in chosen:
         for key in ("image", "label"):
             path = folder / row[key]
@@ -120,6 +112,19 @@ def take_scans(task: str, persons: int, source: Path, folder: Path) -> Path:
     facts |= {"numTraining": persons, "numTest": 0, "training": chosen, "test": []}
     (folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
     return folder
+
+
+def cases_of_persons(task: str, persons: int, cases: Iterable[str]) -> list[str]:
+    """Return one case each of so many persons, sorted.
+
+    The cases are walked by sha256 of (seed 0, 'subset', task, case); one is taken when its person
+    (numbers 2k-1 and 2k) has none yet, so that the side of the person is drawn too.
+    """
+    taken: dict[int, str] = {}
+    for case in sorted(cases, key=lambda case: draw_seed(0, "subset", task, case)):
+        if len(taken) < persons:
+            taken.setdefault((int(case.rpartition("_")[2]) + 1) // 2, case)
+    return sorted(taken.values())
 
 
 Volume = tuple[str, np.ndarray, np.ndarray, np.ndarray]

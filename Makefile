@@ -17,12 +17,15 @@ VENV := .venv
 MVL := $(VENV)/bin/mvl
 INSTALLED := $(VENV)/.installed
 WEIGHTS := $(VENV)/.weights
+# The tests read a second model's weights.
+TEST_WEIGHTS := $(VENV)/.weights-minilm
 # Lines of pip that show how far it is.
 SHOWN := ^(Installing collected packages|Successfully installed|ERROR.*| +(Downloading|Using cached) .*[MG]B[)])
 RUNS := data/runs/$(STUDY)
-# Written last, by a whole book of the study; holds the book's address.
+# Written last, by a whole book with the rerun's page; holds the book's address.
 REPRODUCED := $(RUNS)/.book
-SOURCES := $(shell find book notebooks mvl data/paper_reported.csv data/results/$(STUDY) \( -name _build -o -name __pycache__ -o -name '.*' \) -prune -o -type f -print 2>/dev/null)
+RERUN := book/_build/rerun-$(notdir $(basename $(STUDY)))
+SOURCES := $(shell find book notebooks mvl data/*.* data/results \( -name _build -o -name __pycache__ -o -name '.*' \) -prune -o -type f -print 2>/dev/null)
 # Not empty when the published book is there and newer than everything it is made of.
 BOOK := book/_build/html/index.html
 FRESH = $(shell test -f $(BOOK) && { find book notebooks mvl data/results \( -name _build -o -name __pycache__ \) -prune -o -type f -newer $(BOOK) -print | grep -q . || echo yes; })
@@ -59,15 +62,20 @@ $(WEIGHTS): $(INSTALLED)
 	@$(MVL) fetch weights
 	@touch $@
 
-reproduce: setup ## run STUDY from data to book, then check it against the record; goes on where it was
+$(TEST_WEIGHTS): $(INSTALLED)
+	@echo "[setup] getting a second model's weights for the tests (all-MiniLM-L6-v2, 80 MB)"
+	@$(MVL) fetch weights --source minilm-l6
+	@touch $@
+
+reproduce: setup ## run STUDY, redraw every figure of the book from the records, compare both with what is published; goes on where it was
 	@{ test -f $(RUNS)/runs.csv && $(MVL) study status $(STUDY) --complete >/dev/null; } \
 	    || $(MVL) study run $(STUDY) --jobs $(JOBS) --profile $(PROFILE) || [ $$? -eq 1 ]
 	@if $(MAKE) --no-print-directory -q $(REPRODUCED); then echo "everything is up to date: $$(cat $(REPRODUCED))"; else $(MAKE) --no-print-directory $(REPRODUCED); fi
-	@$(MVL) study check $(STUDY)
+	@$(MVL) figures --check $(RERUN); figures=$$?; echo; $(MVL) study check $(STUDY) && exit $$figures
 
 $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
-	@echo "[book] executing the notebooks on the runs of $(STUDY) and building the book (1 to 2 minutes)"
-	@$(MVL) book --study $(STUDY) > $@.part && mv $@.part $@
+	@echo "[book] drawing every figure from the committed records, with a page on your runs of $(STUDY) (2 to 3 minutes)"
+	@$(MVL) book --rerun $(STUDY) > $@.part && mv $@.part $@
 	@echo "[book] $$(cat $@)"
 
 decisive: setup ## start what settles the main claims with the papers' own models: planned at 10 hours of one H100, and 4 for the tuned runs after it
@@ -76,7 +84,7 @@ decisive: setup ## start what settles the main claims with the papers' own model
 	@$(MVL) study run decisive_pictures --jobs 1 --profile $(PROFILE) || [ $$? -eq 1 ]
 	@echo "write the rates that the trials chose (data/runs/decisive_tuned/tuning.csv) into mvl/configs/studies/decisive_tuned.yaml, then: mvl study run decisive_tuned"
 
-test: setup ## run every test (at most 10 minutes on two cores)
+test: setup $(TEST_WEIGHTS) ## run every test (at most 10 minutes on two cores)
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 faults: setup ## kill, flip, fill and cut on purpose, about 40 minutes (KILLS=1000 over KILLED_RUNS=20 runs, STUDY_KILLS=50; MUTANTS=1: into the code too; goes on where it was)

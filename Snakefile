@@ -108,4 +108,4 @@ rule book:
     output:
         touch(str(HOME / ".graph" / "book.done")),
     shell:
-        "{MVL} book --study {STUDY:q} {OPTIONS}"
+        "{MVL} book --rerun {STUDY:q} {OPTIONS}"

@@ -15,7 +15,7 @@ from mvl.core.config import ROOT
 from mvl.datasets.decathlon import read_cases
 from mvl.datasets.masks import read_case
 from mvl.datasets.pictures import read_pairs
-from mvl.datasets.registry import find_task
+from mvl.datasets.registry import find_task, task_dir, task_path
 
 SPEC = importlib.util.spec_from_file_location("reduce_data", ROOT / "workflow" / "reduce_data.py")
 reduce_data = importlib.util.module_from_spec(SPEC)
@@ -86,3 +86,31 @@ def test_a_halved_heart_lies_where_the_whole_one_lay(tmp_path):
     assert centres[0] == pytest.approx(centres[1], abs=1e-3)
     assert image.get_fdata()[small.get_fdata() > 0].mean() == pytest.approx(105)
     assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 1
+
+
+def test_the_committed_scans_follow_from_the_rule(tmp_path):
+    blocks = json.loads((ROOT / "data/splits/Task04_Hippocampus.json").read_text())["blocks"]
+    everyone = [case for block in blocks for case in block]
+    committed = ROOT / "data/scans/Task04_Hippocampus_40"
+    names = [case.case_id for case in read_cases(committed)]
+    assert reduce_data.cases_of_persons("Task04_Hippocampus", 40, everyone) == names
+    manifests = [
+        json.loads((ROOT / "data/manifests" / f"{task}.json").read_text())["files"]
+        for task in ("Task04_Hippocampus", "Task04_Hippocampus_40")
+    ]
+    assert manifests[1].items() <= manifests[0].items(), "the archive's bytes"
+    folder = reduce_data.take_scans("Task04_Hippocampus", 5, committed, tmp_path / "five")
+    five = read_cases(folder)
+    assert len(five) == 5 and all(
+        case.image.read_bytes() == (committed / "imagesTr" / case.image.name).read_bytes()
+        for case in five
+    )
+
+
+def test_scans_of_the_clone_are_found_whatever_the_data_root_is(tmp_path, monkeypatch):
+    task, name = find_task("hippocampus_40"), "Task04_Hippocampus_40"
+    for root in (None, tmp_path):
+        monkeypatch.setenv("MVL_DATA", str(root or ""))
+        assert task_dir(task) == task_dir(task, root) == ROOT / "data" / "scans" / name
+    (tmp_path / name).mkdir()
+    assert task_path(task) == tmp_path / name, "a copy in the data root goes first"

@@ -3,22 +3,26 @@ gives.
 
     python workflow/reduce_data.py SET SOURCE TARGET
 
-SET is isic, ph2, kvasir, cvc, heart or atrium; SOURCE the folder in which its archives were
-unpacked; TARGET the folder of the task folders (`MVL_DATA`). The recorded copies were not made by
-this very script: pixels agree up to resampling and compression, bytes do not, so `mvl verify` calls
-a copy made here another one. `atrium` needs h5py.
+SET is isic, ph2, kvasir, cvc, heart, atrium or hippocampus; SOURCE the folder in which its archives
+were unpacked; TARGET the folder of the task folders (`MVL_DATA`). The recorded copies were not made
+by this very script: pixels agree up to resampling and compression, bytes do not, so `mvl verify`
+calls a copy made here another one. `atrium` needs h5py. `hippocampus` alone copies bytes as they
+are: its 40 scans are those of `data/scans`.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from PIL import Image
+
+from mvl.core.seeds import draw_seed
 
 SIDE = 256
 PICTURES = {
@@ -29,12 +33,17 @@ PICTURES = {
 }
 "SET: name of the task, where its images lie below SOURCE, and the mask of an image by its case."
 VOLUMES = {"heart": ("Task02_Heart_half", "MRI"), "atrium": ("LeftAtrium2018_half", "LGE-MRI")}
+SUBSETS = {"hippocampus": ("Task04_Hippocampus", 40)}
+"SET: the task of which one scan each of so many persons is taken."
 
 
 def main(name: str, source: Path, target: Path) -> Path:
     """Write the reduced copy of the set `name` and return its folder."""
     if name in PICTURES:
         return reduce_pictures(name, source, target / PICTURES[name][0])
+    if name in SUBSETS:
+        task, persons = SUBSETS[name]
+        return take_scans(task, persons, source, target / f"{task}_{persons}")
     return reduce_volumes(name, source, target / VOLUMES[name][0])
 
 
@@ -89,6 +98,35 @@ def reduce_volumes(name: str, source: Path, folder: Path) -> Path:
     return folder
 
 
+def take_scans(task: str, persons: int, source: Path, folder: Path) -> Path:
+    """Copy one scan each of so many persons, and write the `dataset.json` that lists them alone."""
+    [listed] = source.rglob("dataset.json")
+    facts = json.loads(listed.read_text())
+    rows = {row["image"].split("/")[-1].removesuffix(".nii.gz"): row for row in facts["training"]}
+    chosen = [rows[case] for case in cases_of_persons(task, persons, rows)]
+    for row in chosen:
+        for key in ("image", "label"):
+            path = folder / row[key]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(listed.parent / row[key], path)
+    facts |= {"numTraining": persons, "numTest": 0, "training": chosen, "test": []}
+    (folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return folder
+
+
+def cases_of_persons(task: str, persons: int, cases: Iterable[str]) -> list[str]:
+    """Return one case each of so many persons, sorted.
+
+    The cases are walked by sha256 of (seed 0, 'subset', task, case); one is taken when its person
+    (numbers 2k-1 and 2k) has none yet, so that the side of the person is drawn too.
+    """
+    taken: dict[int, str] = {}
+    for case in sorted(cases, key=lambda case: draw_seed(0, "subset", task, case)):
+        if len(taken) < persons:
+            taken.setdefault((int(case.rpartition("_")[2]) + 1) // 2, case)
+    return sorted(taken.values())
+
+
 Volume = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -128,6 +166,6 @@ def halved(voxels: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[1] not in PICTURES | VOLUMES:
+    if len(sys.argv) != 4 or sys.argv[1] not in PICTURES | VOLUMES | SUBSETS:
         sys.exit(__doc__)
     print(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

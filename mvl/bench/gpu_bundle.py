@@ -27,7 +27,6 @@ from mvl.core import files, machine
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
 from mvl.datasets.registry import find_task, task_dir
-from mvl.datasets.task import data_root
 from mvl.study.grid import study_runs
 from mvl.weights import sources
 from mvl.weights.wheels import SOURCES, layers_folder
@@ -82,7 +81,7 @@ def make_bundle(
         for source, layers in layers_of(studies).items():
             write_layers(source, layers, folder / "weights" / layers_folder(source).name)
         found = find_task(task)
-        shutil.copytree(task_dir(found), folder / "data" / task_dir(found).relative_to(data_root()))
+        shutil.copytree(task_dir(found), folder / "data" / task_dir(found).name)
         (folder / "run.sh").write_text(SCRIPT)
         packed = folder / "bundle.tar.gz"
         with tarfile.open(packed, "w:gz") as archive:

@@ -282,15 +282,24 @@ def notebook(args: argparse.Namespace) -> int:
 
 def book(args: argparse.Namespace) -> int:
     """`mvl book`: executes the notebooks and builds the book, of the published records or of one
-    study's runs."""
-    from mvl.publish.book import build_book
+    study's runs; --rerun STUDY: with a page on this machine's runs."""
+    from mvl.publish import book as book_module
+    from mvl.publish import figure_data
 
-    print(build_book(args.study, args.results_dir).resolve().as_uri())
+    index = book_module.build_book(args.study, args.results_dir, rerun=args.rerun).resolve()
+    if args.record:
+        print(figure_data.write_table(index.parent), file=sys.stderr)
+    print(index.as_uri())
     return DONE
 
 
 def figures(args: argparse.Namespace) -> int:
-    """`mvl figures`: draws README's figure and results again from the published records."""
+    """`mvl figures`: draws README's figure and results again from the published records; --check
+    FOLDER: compares the figures of a built book with the published ones."""
+    if args.check:
+        from mvl.publish import figure_data
+
+        return figure_data.main(args.check)
     from mvl.core import files, run_folder
     from mvl.core.config import ROOT
     from mvl.evidence import claims_ledger, differences

@@ -244,8 +244,23 @@ def add_shown(commands: Any) -> None:
         help="study, results_dir, run (false: read what there is)",
     )
     command = add(commands, "book", do.book, results_dir)
-    command.add_argument(
+    shown = command.add_mutually_exclusive_group()
+    shown.add_argument(
         "--study", metavar="S", help="show this study's runs (default: the published records)"
     )
-    add(commands, "figures", do.figures)
+    shown.add_argument(
+        "--rerun", metavar="S", help="the published records, and a page on this study's runs here"
+    )
+    shown.add_argument(
+        "--record",
+        action="store_true",
+        help="keep the hashes of the published figures' data (data/figures.csv)",
+    )
+    command = add(commands, "figures", do.figures)
+    command.add_argument(
+        "--check",
+        type=Path,
+        metavar="BOOK",
+        help="compare the figures of this built book with the published ones, by their data",
+    )
     add(commands, "doctor", do.doctor, data_dir, as_json)

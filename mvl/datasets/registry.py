@@ -108,14 +108,16 @@ def whole_task(task: Task) -> Task:
 
 
 def task_path(task: Task, data_dir: Path | None = None) -> Path:
-    """Where the task's folder belongs, there or not; what is made here never goes into `$MVL_DATA`,
-    which may be read-only."""
+    """Where the task's folder belongs, there or not.
+
+    What is made here never goes into `$MVL_DATA`, which may be read-only; what is committed here is
+    found whatever the data root is.
+    """
     name = task.folder or task.name
-    return (
-        ROOT / "data" / "raw" / name
-        if name in MADE and data_dir is None
-        else data_root(data_dir) / name
-    )
+    if name in MADE and data_dir is None:
+        return ROOT / "data" / "raw" / name
+    folder = data_root(data_dir) / name
+    return ROOT / task.home / name if task.home and not folder.is_dir() else folder
 
 
 def task_dir(task: Task, data_dir: Path | None = None) -> Path:

@@ -68,6 +68,9 @@ class Task:
     "Unit of nsd_tolerance_mm and hd95_mm: mm, or px for pictures, whose pixels have no known size."
     folder: str = ""
     "Folder below the data root; empty: the task's name."
+    home: str = ""
+    """Folder of this clone that holds the task's folder where the data root does not: the scans
+    that are committed."""
     page: str = ""
     "Where a person downloads what has no archive that can be fetched and checked."
     persons: str = ""

@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Sequence
 
 from mvl.core.config import ConfigError, named
-from mvl.datasets.task import MADE
+from mvl.datasets.registry import load_tasks
+from mvl.datasets.task import MADE, SLICES
 
 COLOURS = {
     "vit_baseline": "#0072B2",
@@ -100,6 +101,8 @@ MARKERS = {
     "medvisionllama_v3_text": "*",
     "llm4seg_t": "D",
 }
+TUNED = "_tuned"
+"End of the name of an arm of a study that trains a system once more at a rate tuned for it."
 LABEL = "#F0E442"
 "Ink of the label's outline."
 
@@ -125,10 +128,12 @@ def marker(system: str) -> str:
 
 def title(system: str) -> str:
     """The arm's name in words, from its YAML; the bare name where it has none."""
+    name = system.removesuffix(TUNED)
     try:
-        return str(named("systems", system).get("title", system))
+        words = str(named("systems", name).get("title", name))
     except ConfigError:
         return system
+    return words if name == system else f"{words}, tuned"
 
 
 def ordered(systems: Sequence[str]) -> list[str]:
@@ -142,3 +147,19 @@ def generated(tasks: Sequence[str]) -> str:
     """The word for the generated data among the tasks, phantom or shape; empty where there are only
     scans and pictures."""
     return next((task.rstrip("s") for task in MADE if task in set(tasks)), "")
+
+
+def caveat(tasks: Sequence[str]) -> str:
+    """What must stand beside every number of these tasks, as they only show that the pipeline
+    works; empty for evidence.
+
+    That holds for generated data, and for the few scans that are committed.
+    """
+    if made := generated(tasks):
+        return f"{made} data: a smoke study, not evidence about scans"
+    few = (load_tasks().get(name.removesuffix(SLICES)) for name in tasks)
+    if scans := next((task for task in few if task and task.home), None):
+        return (
+            f"{scans.num_cases} scans, small network: shows that the pipeline works; not evidence"
+        )
+    return ""

@@ -18,7 +18,7 @@ from mvl.core import files, run_folder
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
 from mvl.evidence import run_pairs, stats
-from mvl.evidence.arms import generated, ordered, title
+from mvl.evidence.arms import caveat, ordered, title
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative
 
@@ -219,9 +219,9 @@ def roughness_table(table: pd.DataFrame, holes: Sequence[str] = ()) -> str:
         " interval | pairs of runs |\n|---|---:|---:|---:|---:|---|---:|"
     )
     lines = [head, *(_line(whole, system, first) for system in [first, *others])]
-    made = generated(list(table["task"]))
+    made = caveat(list(table["task"]))
     notes = [
-        f"{made.capitalize()} data, no evidence about scans." if made else "",
+        f"{made}." if made else "",
         "Mean over runs and test cases; below 1 a mask is smoother than its label.",
         f"Not yet recorded: {'; '.join(holes)}." if holes else "",
     ]

@@ -1,16 +1,14 @@
 """Persons in the Decathlon's hippocampus files: what the numbers of the files say, and what it does
 to the test scores.
 
-`python -m mvl.evidence.persons` measures how alike neighbouring scans are and writes
-`data/persons.json`.
+`python -m mvl.evidence.persons` measures the scans that say how alike neighbours are and writes
+`data/persons.csv`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +17,7 @@ from mvl.core import files, run_folder
 from mvl.core.config import ROOT
 
 TASK = "Task04_Hippocampus"
-RECORD = ROOT / "data" / "persons.json"
+RECORD = ROOT / "data" / "persons.csv"
 
 
 def person_of(case: str) -> int:
@@ -52,19 +50,20 @@ def likeness(values: pd.DataFrame) -> dict[str, dict[str, float]]:
     return out
 
 
-def measure(data_dir: Path | None = None) -> dict[str, Any]:
-    """The likeness of neighbours: volume of the label in voxels, median intensity of the scan."""
+def measure(task: str = TASK, data_dir: Path | None = None) -> pd.DataFrame:
+    """Volume of the label in voxels and median intensity of each scan, by the number of its
+    file."""
     import nibabel as nib
 
     from mvl.datasets.registry import find_task, list_cases
 
     rows = {}
-    for case in list_cases(find_task(TASK, data_dir), data_dir):
+    for case in list_cases(find_task(task, data_dir), data_dir):
         label = nib.Nifti1Image.from_filename(case.label).get_fdata() > 0
         scan = nib.Nifti1Image.from_filename(case.image).get_fdata()
         number = int(re.findall(r"\d+", case.case_id)[-1])
         rows[number] = {"volume": float(label.sum()), "intensity": float(np.median(scan))}
-    return likeness(pd.DataFrame(rows).T)
+    return pd.DataFrame(rows).T.rename_axis("scan")
 
 
 def other_side_trained(fold: int) -> dict[str, bool]:
@@ -99,7 +98,7 @@ def effect(cases: pd.DataFrame, system: str = "vit_baseline") -> dict[str, float
 def sentence() -> str:
     """What is known of persons in the hippocampus data, and its effect on the records where they
     are there."""
-    like = json.loads(RECORD.read_text())
+    like = likeness(pd.read_csv(RECORD, index_col="scan"))
     names = [case for fold in range(10) for case in other_side_trained(fold)]
     both = pairs(names)
     one, two = like["one person"], like["two persons"]
@@ -131,4 +130,4 @@ def recorded_effect() -> str:
 
 
 if __name__ == "__main__":
-    files.write_json(RECORD, measure())
+    files.atomic_write(RECORD, measure().to_csv(lineterminator="\n"))

@@ -2,7 +2,7 @@
 needs no network.
 
 A book of one study has nothing of another; the published book has each notebook from the published
-study that names it.
+study that names it, and with a rerun of a study a page of its own for that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import yaml
 
 from mvl.core import run_folder
 from mvl.core.config import ROOT
-from mvl.publish import run_pages
+from mvl.publish import rerun_page, run_pages
 from mvl.publish.book_facts import PUBLISHED, BookError, facts, plan, repository_url
 from mvl.publish.inline_figures import inline_figures
 from mvl.publish.notebooks import FOLDER, run_notebook, write_notebook
@@ -38,26 +38,32 @@ COLAB_BADGE = re.compile(
 
 
 def build_book(
-    study: str | None = None, results_dir: Path | None = None, out_dir: Path | None = None
+    study: str | None = None,
+    results_dir: Path | None = None,
+    out_dir: Path | None = None,
+    rerun: str | None = None,
 ) -> Path:
     """Build the book of a study's results; returns its `index.html`.
 
     Without a study: the published ones, from the committed records, into `book/_build/html`. With
     one: its notebooks alone, from `results_dir` (default `data/runs`) into `book/_build/<study>`.
+    With a `rerun`: the published ones, and a page on that study's runs in `results_dir`, into
+    `book/_build/rerun-<study>`.
 
     Raises:
         BookError: the book builder warns, or a page would ask the network for something.
         NotebookError: a notebook does not run to its end.
     """
-    results = (
-        run_folder.records_dir()
-        if study is None
-        else Path(results_dir or run_folder.default_results_dir()).absolute()
-    )
+    own = Path(results_dir or run_folder.default_results_dir()).absolute()
+    results = run_folder.records_dir() if study is None else own
     name = Path(study).stem if study else None
+    if rerun:
+        name = f"rerun-{Path(rerun).stem}"
     target = Path(out_dir) if out_dir else SOURCES / "_build" / (name or "html")
     staging = SOURCES / "_build" / f"{name or 'published'}-src"
     stage(staging, (study,) if study else PUBLISHED, results)
+    if rerun:
+        rerun_page.add(staging, rerun, own)
     html = run_jupyter_book(staging)
     if asked := sorted(set(network_requests(html))):
         raise BookError("the built pages would ask the network: " + "; ".join(asked[:10]))

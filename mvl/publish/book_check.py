@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mvl.core.config import CONFIG_DIR, ROOT, named, system_names
+from mvl.publish import figure_data
 from mvl.publish.browser import Browser, find_browser
 from mvl.publish.run_pages import FILES, NUMBERED
 
@@ -324,6 +325,13 @@ def main() -> int:
     """Check the published book, or that in the folder given; return 1 when something is wrong."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "book" / "_build" / "html"
     begun, faults = time.monotonic(), check_book(folder)
+    if len(sys.argv) < 2:
+        faults += [
+            f"{page}: {number - equal} of {number} figures have other data than data/figures.csv;"
+            " where they are meant to, `mvl book --record` keeps theirs"
+            for page, equal, number in figure_data.compared(folder)
+            if equal < number
+        ]
     print("\n".join(faults))
     print(
         json.dumps(

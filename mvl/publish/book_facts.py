@@ -196,16 +196,18 @@ def bf16_steps() -> str:
     return bf16_table(whole_record())
 
 
-def reproduction(study: str, results: Path, published: bool) -> str:
+def reproduction(study: str, results: Path, published: bool, only: str = "") -> str:
     """What was recorded of a study, as Markdown: each arm's mean beside the one shown, with
-    tolerance and verdict."""
+    tolerance and verdict; of quantities with `only` in their name."""
     from mvl.study.reproduction import check
 
     what = (
         "the committed records" if published else "this machine's runs beside the committed records"
     )
     rows = [
-        c for c in check(study, results, run_folder.records_dir()) if isinstance(c.recorded, float)
+        c
+        for c in check(study, results, run_folder.records_dir())
+        if isinstance(c.recorded, float) and only in c.quantity
     ]
     if not rows:
         return f"Nothing is recorded of the study `{study}` yet."

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from mvl.evidence.arms import caveat
 from mvl.evidence.calibration import (
     DIFFERENT,
     EQUIVALENT,
@@ -36,12 +37,10 @@ def page(chapter: Chapter) -> str:
     pairs = recorded(chapter)
     found = {words: c for words, p in pairs.items() if (c := components(p))}
     variances, missing = pool(list(found.values())), "; ".join(chapter.holes)
-    data = ""
-    if chapter.smoke:
-        data = "Phantom data: " if "phantoms" in chapter.tasks else "Generated data: "
+    data = f" ({caveat(chapter.tasks)})" if chapter.smoke else ""
     parts = [
         f"### Study `{chapter.study}`",
-        f"{data}{', '.join(chapter.tasks)}.{_overlaps(chapter)}",
+        f"{', '.join(chapter.tasks)}{data}.{_overlaps(chapter)}",
     ]
     parts += [
         f"*Not yet recorded: {missing}. What follows is from the runs that are there.*"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mvl.core.config import ROOT
 from mvl.core.files import sha256_file
-from mvl.evidence.arms import title
+from mvl.evidence.arms import caveat, title
 from mvl.evidence.chapter import Chapter, unplanned
 from mvl.evidence.decision import verdict
 from mvl.evidence.differences import OVERLAPS, differences
@@ -23,7 +23,7 @@ from mvl.study.links import run_address
 def answer(chapter: Chapter) -> str:
     """The chapter's answer, one sentence for each comparison, computed, with what its interval
     leaves out; holes keep their line."""
-    lead = "**Smoke study, no evidence about scans.** " if chapter.smoke else ""
+    lead = f"**{sentence(chapter)}** " if chapter.smoke else ""
     if chapter.done.empty:
         return (
             f"{lead}No run of this chapter is recorded in the study `{chapter.study}` yet, so it"
@@ -120,13 +120,7 @@ def results_table(chapter: Chapter) -> str:
             f"No run of this chapter is planned or recorded in the study `{chapter.study}`:"
             f" {'; '.join(chapter.holes)}."
         )
-    label = (
-        "Generated data. "
-        if chapter.smoke and "phantoms" not in chapter.tasks
-        else "Phantom data. "
-        if chapter.smoke
-        else ""
-    )
+    label = f"{sentence(chapter)} " if chapter.smoke else ""
     own = "scans" if chapter.unit == "mm" else "pictures"
     note = (
         f"Mean over the done runs ± standard deviation over runs; metrics on the {own}' own grid."
@@ -134,6 +128,12 @@ def results_table(chapter: Chapter) -> str:
     if (chapter.done.groupby(["system", "fraction"]).size() == 1).any():
         note += " **An arm with one run done has no ±: its run-to-run variation is not measured.**"
     return "\n".join(lines) + f"\n\n{label}{note}"
+
+
+def sentence(chapter: Chapter) -> str:
+    """The caveat of the chapter's tasks as a sentence."""
+    words = caveat(chapter.tasks)
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def convergence_table(chapter: Chapter) -> str:

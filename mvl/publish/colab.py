@@ -23,7 +23,7 @@ UNTOUCHED = ("torch", "numpy", "matplotlib")
 "What Colab brings and the set-up cell never replaces."
 OWNERS = ("quick", "hippocampus", "busi")
 "Studies that a notebook may show by itself; the first that names it is its own."
-WITH_GPU, PHANTOMS = "colab", "quick"
+WITH_GPU, WITHOUT = "colab", "quick"
 "On Colab with a GPU the first takes the place of the second."
 DRIVE = Path("/content/drive")
 "Where Google Drive is mounted on Colab."
@@ -57,7 +57,9 @@ def set_up() -> None:
         done = subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT)
         word = "fetched"
         if done.returncode:
-            word = "NOT fetched; the study quick needs no scans, run this cell again for the others"
+            word = (
+                "NOT fetched; the study quick brings its scans, run this cell again for the others"
+            )
         print(f"{what}: {word}")
     subprocess.run(
         [sys.executable, "-c", "from mvl.publish import colab; print(colab.device_text())"],
@@ -87,7 +89,7 @@ def device_text() -> str:
     if gpu:
         return f"device: {gpu}; the study `auto` is `{WITH_GPU}` where it has what a notebook shows"
     return (
-        f"device: CPU only; the study `auto` is `{PHANTOMS}`, on phantoms. For scans: Runtime >"
+        f"device: CPU only; the study `auto` is `{WITHOUT}`, on 40 scans. For more: Runtime >"
         " Change runtime type > GPU"
     )
 
@@ -98,7 +100,7 @@ def ready(
     """The study and the folder of results that a notebook shall use; on Colab it says first what
     will be trained, and how long it takes.
 
-    `study` may be `auto`: the notebook's own, on Colab with a GPU `colab` in place of the phantoms.
+    `study` may be `auto`: the notebook's own, on Colab with a GPU `colab` in place of `quick`.
     With `drive` results lie on Google Drive too, from where another machine goes on; a run that
     this machine did not begin needs `allow_drift`, and is marked.
     """
@@ -129,11 +131,11 @@ def own_study(notebook: str) -> str:
 
 
 def chosen_study(notebook: str, gpu: str) -> str:
-    """The notebook's own study, or the one sized for a GPU in place of phantoms."""
+    """The notebook's own study, or the one sized for a GPU in place of `quick`."""
     from mvl.evidence.chapter import covered
 
     own = own_study(notebook)
-    return WITH_GPU if gpu and own == PHANTOMS and notebook[3:] in covered(WITH_GPU) else own
+    return WITH_GPU if gpu and own == WITHOUT and notebook[3:] in covered(WITH_GPU) else own
 
 
 def plan_text(notebook: str, study: str, results_dir: Path, gpu: str) -> str:

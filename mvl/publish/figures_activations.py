@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from mvl.evidence.activation_maps import Maps
 from mvl.evidence.activation_records import PLACES, before_after
-from mvl.evidence.arms import colour, generated, marker, ordered, title
+from mvl.evidence.arms import caveat, colour, marker, ordered, title
+from mvl.publish.figure_data import SCAN
 from mvl.publish.style import INK, SEQUENTIAL, finish, hole, styled
 
 HEADS = {
@@ -100,11 +101,13 @@ def _arm(figure: Figure, maps: Maps, system: str, bottom: float, first: bool) ->
                 ha="center",
                 va="top",
             )
+        axis.set_gid(SCAN if column == "input" else None)
         picture = maps.scan if column == "input" else maps.arms[system].get(column)
         if picture is None:
             _nothing(axis, "scan not\nhere" if column == "input" else "not in\nthis\nnetwork")
             continue
         bar = figure.add_axes((left / wide, (bottom + 0.50) / high, CELL / wide, 0.06 / high))
+        bar.set_gid(axis.get_gid())
         _picture(axis, bar, picture, column, maps.label)
         axis.text(
             0.5,
@@ -143,7 +146,10 @@ def _picture(
     )
     if label is not None and label.any() and not label.all():
         for ink, width in ((INK, 2.4), ("#FFFFFF", 1.2)):
-            axis.contour(label.T.astype(float), levels=[0.5], colors=[ink], linewidths=width)
+            outline = axis.contour(
+                label.T.astype(float), levels=[0.5], colors=[ink], linewidths=width
+            )
+            outline.set_gid(SCAN)
     bar.imshow(np.linspace(0, 1, 64)[None], cmap=look, aspect="auto")
     bar.set_axis_off()
     for value, x, side in zip(image.get_clim(), (0, 1), ("left", "right")):
@@ -305,7 +311,7 @@ def caption(maps: Maps | None, holes: Sequence[str] = ()) -> str:
     if maps is None:
         return "No activation maps are recorded."
     where = f", axial slice {maps.slice}" if maps.slice else ""
-    made = f" ({generated([maps.task])} data)" if generated([maps.task]) else ""
+    made = f" ({words})" if (words := caveat([maps.task])) else ""
     return (
         f"Test case `{maps.case}` of `{maps.task}`{made}, fold {maps.fold}{where}: the median case"
         f" by the Dice of {title(maps.ranked_by)}. A map is the L2 norm over channels of a"

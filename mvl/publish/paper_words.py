@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mvl.evidence.arms import caveat
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.reported import paper_value
 
@@ -134,10 +135,9 @@ def compare(chapter: Chapter) -> str:
     """The paper's number and ours in one table; words only where the study is a smoke study."""
     words = claim(chapter.topic)
     if chapter.smoke:
-        made = "phantoms" if "phantoms" in chapter.tasks else "generated shapes"
         return (
-            f"{words}\n\n*The study shown here, `{chapter.study}`, runs on {made}: it checks that"
-            " everything works and is not set beside these numbers.*"
+            f"{words}\n\n*The study shown here, `{chapter.study}`, is not set beside these numbers"
+            f" ({caveat(chapter.tasks)}).*"
         )
     theirs = THEIRS.get(chapter.topic, "the paper averages ten tasks on a resized grid")
     return (

@@ -12,8 +12,8 @@ import pandas as pd
 
 from mvl.core import files
 from mvl.datasets.registry import find_task
-from mvl.datasets.task import MADE
 from mvl.evidence import claims_text
+from mvl.evidence.arms import caveat
 from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.claims_verdicts import Verdict
 from mvl.evidence.lesion_classes import EMPTY
@@ -89,7 +89,7 @@ def paper_dice(reported: list[dict[str, str]], system: str, fraction: float) -> 
 
 def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results") -> str:
     """Markdown of every recorded study, each with its table: the book's first, beside the papers'
-    numbers; generated data last, beside none.
+    numbers; what only shows that the pipeline works last, beside none.
 
     Every row is an arm (system, fraction) with n, how many of the planned runs are done, and a link
     to them under `link`.
@@ -103,10 +103,8 @@ def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results")
     blocks.insert(0, NOTE)
     if any(made):
         blocks.append(
-            "<details><summary>Phantoms (a smoke study that shows the pipeline works; it says"
-            " nothing about scans)</summary>\n\n"
-            + "\n\n".join(filter(None, made))
-            + "\n\n</details>"
+            "<details><summary>What only shows that the pipeline works, and is no evidence"
+            "</summary>\n\n" + "\n\n".join(filter(None, made)) + "\n\n</details>"
         )
     return "\n\n".join(blocks)
 
@@ -114,12 +112,12 @@ def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results")
 def study_block(
     study: str, records_dir: Path, reported: list[dict[str, str]], link: str, made: bool
 ) -> str:
-    """One study's tables, one for each of its tasks that are (or are not) `made`, each with its
-    holes below; empty without such a task."""
+    """One study's tables, one for each of its tasks that have a caveat (`made`) or none, each with
+    its holes below; empty without such a task."""
     arms, parts, table = summary(study, records_dir), [], read_runs(study, records_dir)
     folders = table.drop_duplicates(["task", "system"]).set_index(["task", "system"])["run"]
     for task, rows in arms.groupby("task", sort=False):
-        if (task in MADE) != made:
+        if bool(caveat([str(task)])) != made:
             continue
         pixels = find_task(str(task)).unit == "px"
         metrics, theirs = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from mvl.datasets.task import MADE
 from mvl.evidence import reported_evidence
+from mvl.evidence.arms import caveat
 from mvl.evidence.chapter import _foreground
 from mvl.evidence.decision import LEVEL
 from mvl.evidence.reported import paper_value
@@ -167,10 +167,11 @@ def measured(
     """Return the correlation over cases, both spreads and the pairs of runs they are means of.
 
     Runs are paired by fold and seed; None where no pair of runs at the whole data is there.
-    Generated data are left out: they say nothing of scans.
+    Data with a caveat are left out: they are no evidence.
     """
     rows = cases[(cases["fraction"] == 1) & cases["system"].isin([system, reference])]
-    rows = rows[~rows["task"].isin(MADE)]
+    no_evidence = [task for task in rows["task"].unique() if caveat([task])]
+    rows = rows[~rows["task"].isin(no_evidence)]
     found = []
     for _, run in rows.groupby(["task", "fold", "seed"]):
         pair = run.pivot(index="case", columns="system", values=metric).dropna()

@@ -19,7 +19,7 @@ from mvl.core.command_lines import train_command
 from mvl.core.config import ROOT, Config
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
-from mvl.evidence.arms import title
+from mvl.evidence.arms import caveat, title
 from mvl.publish.notebooks import write_notebook
 from mvl.publish.run_links import SUFFIX, anchor, book_links, copied, link, link_outputs, page_name
 from mvl.study.grid import load_study, study_runs
@@ -165,9 +165,7 @@ def study_page(study: str, rows: Sequence[Row], results: Path) -> str:
         f'<a href="{quote(place)}">{html.escape(task)}</a>'
         for task, place in split_files(rows).items()
     )
-    made = ""
-    if set(plan.tasks) <= set(MADE):
-        made = "**Generated data, a smoke study: no evidence about scans.** "
+    made = f"**{words}.** " if (words := caveat(plan.tasks)) else ""
     tables = ", ".join(
         f"[{name}]({plan.name}/{name})" for name in TABLES if (results / plan.name / name).is_file()
     )

@@ -12,8 +12,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from mvl.evidence.arms import generated
+from mvl.evidence.arms import caveat
 from mvl.evidence.decision import UNDECIDED, WITHDRAWN
+from mvl.publish.figure_data import KEY, data_sha256
 
 FRACTION_COLOURS = {0.1: "#3B5BDB", 0.3: "#5C940D", 1.0: "#495057"}
 """Blue 10 %, green 30 %, as in MedVisionLlama's figure; for the one figure where colour tells the
@@ -88,17 +89,12 @@ def finish(
     caveats: Sequence[str] = (),
     key: str = "",
 ) -> Figure:
-    """Write the word phantom or shape, the caveats and the holes into the figure, so that none is
+    """Write the tasks' caveat, further ones and the holes into the figure, so that none is
     lost when it is copied out of its page.
 
     key: what lines and marks mean; alone, it is no warning and is written in grey.
     """
-    notes = (
-        [f"{generated(tasks)} data: a smoke study, not evidence about scans"]
-        if generated(tasks)
-        else []
-    )
-    notes += caveats
+    notes = [*filter(None, [caveat(tasks)]), *caveats]
     notes += (
         textwrap.wrap("not yet recorded: " + "; ".join(holes), 84, break_on_hyphens=False)
         if holes
@@ -124,10 +120,12 @@ def hole(message: str, tasks: Sequence[str] = ()) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG text; the same bytes for the same figure."""
+    """The figure as SVG text, the hash of its data among its facts; the same bytes for the same
+    figure."""
     buffer = io.BytesIO()
+    facts = {"Date": None, "Creator": None, "Identifier": KEY + data_sha256(figure)}
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", metadata=facts)
     return buffer.getvalue().decode()
 
 

@@ -24,7 +24,7 @@ from mvl.core.command_lines import command_line
 from mvl.core.config import ROOT
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
-from mvl.evidence.arms import LABEL, colour, generated, ordered, title
+from mvl.evidence.arms import LABEL, caveat, colour, generated, ordered, title
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.example_masks import Drawn, example, load_drawn
 from mvl.evidence.predicted import read_volume, view
@@ -63,7 +63,7 @@ def page(
     scans = scans_at_hand(drawn, data_dir)
     volumes = bool(drawn) and find_task(drawn[0].task, data_dir).dims == 3
     note = " ".join(
-        [f"{generated(tasks).capitalize()} data, not a scan." if generated(tasks) else "", scans]
+        [f"{words[:1].upper()}{words[1:]}." if (words := caveat(tasks)) else "", scans]
     ).strip()
     facts = {
         "cases": [case_volumes(one, not scans, data_dir) for one in drawn] if volumes else [],
@@ -261,6 +261,6 @@ def case_table(drawn: Sequence[Drawn], holes: Sequence[str] = ()) -> str:
         numbers = " | ".join(f"{one.dice[s]:.3f}" for s in systems)
         lines.append(f"| {one.case} | {one.rank} | {numbers} |")
 
-    label = generated([one.task for one in drawn])
-    made = f"{label.capitalize()} data. " if label else ""
+    label = caveat([one.task for one in drawn])
+    made = f"{label}. " if label else ""
     return "\n".join([*lines, "", f"{made}Dice of the whole case on its own grid."])

@@ -132,7 +132,7 @@ def run_keys(name: str, block: str | None = None) -> list[tuple[str, str, float,
             part.get("folds", [0]),
         )
         for task, system, fraction, seed, fold in itertools.product(*axes):
-            keys.append((str(task), str(system), float(fraction), int(fold), int(seed)))
+            keys.append((task, system, float(fraction), fold, seed))
     return list(dict.fromkeys(keys))
 
 

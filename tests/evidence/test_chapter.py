@@ -87,13 +87,13 @@ def test_a_chapter_reads_its_own_runs_and_names_its_holes(asked: list[str], tmp_
     train_chapter("llm_hybrid", "quick", tmp_path)
     assert asked == ["main"]
     chapter = open_chapter("llm_hybrid", "quick", tmp_path)
-    assert set(chapter.runs["system"]) == {VIT, HYBRID, RANDOM} and set(
+    assert set(chapter.runs["system"]) == {VIT, HYBRID, f"{HYBRID}_shuffled"} and set(
         chapter.runs["fraction"]
     ) == {1.0}
     assert len(chapter.done) == 4 and len(chapter.cases) == 12 and len(chapter.history) == 4
     assert chapter.holes == (
         f"{title(HYBRID)} at 100% of the data: 2 runs",
-        f"{title(RANDOM)} at 100% of the data: 3 runs",
+        f"{title(f'{HYBRID}_shuffled')} at 100% of the data: 3 runs",
     )
     few = open_chapter("few_shot", "quick", tmp_path)
     assert set(few.runs["fraction"]) == {0.1, 0.3, 1.0} and set(few.runs["system"]) == {VIT, HYBRID}

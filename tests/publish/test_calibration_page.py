@@ -53,7 +53,7 @@ def chapter(tmp_path: Path) -> Chapter:
 
 def test_the_page_shows_variances_and_rates(chapter: Chapter) -> None:
     text = calibration_page.page(chapter)
-    assert "Phantom data" in text and "| 3 x 2: main |" in text and "3 x 2 |" in text
+    assert "phantom data" in text and "| 3 x 2: main |" in text and "3 x 2 |" in text
     assert "as the papers would do it" in text and f"| {ONE} |" in text
     assert "MedVisionLlama v3 minus ViT-Baseline | 6 |" in text and "Not yet recorded" not in text
 

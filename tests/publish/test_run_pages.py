@@ -15,7 +15,7 @@ from mvl.publish import run_links, run_pages
 from mvl.study.grid import study_runs
 
 RECORDS = run_folder.records_dir()
-RUN = "phantoms/vit_baseline/fraction-1.0_fold-0_seed-1"
+RUN = "Task04_Hippocampus_40/vit_baseline/fraction-1.0_fold-0_seed-1"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def results(tmp_path):
         / "results"
         / "quick"
         / "runs"
-        / "phantoms"
+        / "Task04_Hippocampus_40"
         / "vit_baseline"
         / "fraction-1.0_fold-0_seed-2"
     )
@@ -47,14 +47,14 @@ def test_every_planned_run_has_a_row_and_what_it_links_to_is_there(tmp_path, res
     assert len(rows) == len(planned) and len({name for name, _, _ in rows}) == len(rows)
     assert [state for _, state, _ in rows].count(
         "missing"
-    ) == 1 and "20 of 21 runs are recorded" in text
+    ) == 1 and "22 of 23 runs are recorded" in text
     for _, state, row in rows:
         assert "mvl train --study quick" in row
         assert len(re.findall(r'href="(records/[^"]+)"', row)) == (5 if state == "done" else 0)
     links = re.findall(r'href="(records/[^"]+)"', text)
     assert [
         link for link in links if not (staging / link).is_file()
-    ] == [] and "records/splits/phantoms.json.txt" in links
+    ] == [] and "records/splits/Task04_Hippocampus_40.json.txt" in links
     assert "no evidence about scans" in text
     copy = staging / run_links.copied("quick", RUN, "config.yaml")
     assert copy.read_bytes() == (RECORDS / "quick" / "runs" / RUN / "config.yaml").read_bytes()
@@ -87,11 +87,11 @@ def test_a_recorded_run_outside_the_grid_keeps_a_row(results):
     [
         (
             f"https://github.com/o/r/tree/main/data/results/quick/runs/{RUN}",
-            "runs_quick.html#phantoms-vit_baseline-1-fold-0_seed-1",
+            "runs_quick.html#Task04_Hippocampus_40-vit_baseline-1-fold-0_seed-1",
         ),
         (
-            "../data/runs/quick/runs/phantoms/vit_baseline#fraction-0.1",
-            "runs_quick.html#phantoms-vit_baseline-0-1",
+            "../data/runs/quick/runs/Task04_Hippocampus_40/vit_baseline#fraction-0.1",
+            "runs_quick.html#Task04_Hippocampus_40-vit_baseline-0-1",
         ),
         (f"data/results/quick/runs/{RUN}/cases.csv", f"records/quick/runs/{RUN}/cases.csv.txt"),
         ("data/results/quick/history.csv", "records/quick/history.csv.txt"),
@@ -111,8 +111,8 @@ def test_the_place_of_a_link_has_an_anchor(tmp_path, results):
     ids = set(re.findall(r' id="([^"]+)"', text))
     for address in (
         f"quick/runs/{RUN}",
-        "quick/runs/phantoms/vit_baseline#fraction-0.1",
-        "quick/runs/phantoms/vit_baseline#fraction-1.0",
+        "quick/runs/Task04_Hippocampus_40/vit_baseline#fraction-0.1",
+        "quick/runs/Task04_Hippocampus_40/vit_baseline#fraction-1.0",
     ):
         assert run_links.book_links(f"[x]({address})", ["quick"]).split("#")[1].split('"')[0] in ids
 
@@ -147,9 +147,9 @@ def test_notebooks_and_pages_are_linked_on_the_way(tmp_path, results):
 
 
 def test_the_published_book_shows_every_recorded_study_of_scans(tmp_path, monkeypatch):
-    for study in ("hippocampus", "busi", "quick"):
+    for study in ("hippocampus", "busi", "quick", "smoke"):
         (tmp_path / study).mkdir()
         (tmp_path / study / "runs.csv").touch()
     assert run_pages.shown_studies(("hippocampus",), tmp_path) == ["hippocampus"]
     monkeypatch.setattr(run_folder, "records_dir", lambda: tmp_path)
-    assert run_pages.shown_studies(("hippocampus",), tmp_path) == ["hippocampus", "busi"]
+    assert run_pages.shown_studies(("hippocampus",), tmp_path) == ["hippocampus", "busi", "quick"]

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mvl.core.config import system_names
-from mvl.evidence.arms import colour, generated, ordered, title
+from mvl.evidence.arms import caveat, colour, generated, ordered, title
 from mvl.evidence.topics import TOPICS
 from mvl.publish import style
 
@@ -60,3 +60,11 @@ def test_generated_data_are_named_and_scans_are_not() -> None:
     ]
     assert "shape data: a smoke study" in words(style.hole("x", ["shapes"]))
     assert "study" not in words(style.hole("x", ["BUSI"]))
+
+
+def test_the_committed_scans_say_that_they_are_no_evidence() -> None:
+    said = "40 scans, small network: shows that the pipeline works; not evidence"
+    for task in ("Task04_Hippocampus_40", "Task04_Hippocampus_40_slices"):
+        assert caveat([task]) == said and said in words(style.hole("x", [task]))
+    assert [caveat([task]) for task in ("Task04_Hippocampus", "Dataset001_Own")] == ["", ""]
+    assert title("medvisionllama_v3_tuned") == f"{title('medvisionllama_v3')}, tuned"

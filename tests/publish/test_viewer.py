@@ -164,7 +164,7 @@ def test_the_rule_of_choice_and_phantoms_are_named(drawn: list[Drawn], scans: np
         "ranked by the Dice of ViT-Baseline, none chosen by hand: case_0 (best), case_1 (median),"
         " case_2 (worst)" in page
     )
-    assert facts(page)["note"].startswith("Phantom data, not a scan")
+    assert facts(page)["note"].startswith("Phantom data: a smoke study")
     assert "hantom" not in facts(viewer.page(drawn, (), ["Task04_Hippocampus"]))["note"]
 
 
@@ -247,7 +247,7 @@ def test_the_block_asks_nothing_of_the_network_and_names_its_parts(
 
 def test_the_case_table_is_the_recorded_dice(drawn: list[Drawn]) -> None:
     text = viewer.case_table(drawn)
-    assert "| case_1 | median | 0.800 | 0.790 |" in text and "Phantom data" in text
+    assert "| case_1 | median | 0.800 | 0.790 |" in text and "phantom data" in text
     assert viewer.case_table([], ["why"]) == "Not yet recorded: why."
 
 

@@ -69,7 +69,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_counted(
     assert "vit_baseline/fraction-1.0_fold-0_seed-1: failed broken" in capsys.readouterr().err
     trained.clear()
     launch.run_study("quick", tmp_path, launch=Launch(engine="inline"))
-    assert trained == ["phantoms/vit_baseline/fraction-1.0_fold-0_seed-1"]
+    assert trained == ["Task04_Hippocampus_40/vit_baseline/fraction-1.0_fold-0_seed-1"]
 
 
 def test_a_run_that_another_process_holds_is_left_to_it_and_waited_for(
@@ -109,8 +109,8 @@ def test_records_are_never_trained_into(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "records_dir", lambda: tmp_path)
-    assert len(launch.ensure_runs("quick", "lora", tmp_path)) == 4 and not trained
-    assert launch.ensure_runs("quick", "lora", tmp_path / "mine") == [] and len(trained) == 4
+    assert len(launch.ensure_runs("quick", "lora", tmp_path)) == 3 and not trained
+    assert launch.ensure_runs("quick", "lora", tmp_path / "mine") == [] and len(trained) == 3
 
 
 def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:
@@ -141,7 +141,9 @@ def test_a_studys_data_are_fetched_where_they_are_absent(
     launch.ensure_data("hippocampus", tmp_path)
     assert fetched == ["Task04_Hippocampus"]
     launch.ensure_data("quick", tmp_path)
+    launch.ensure_data("smoke", tmp_path)
     assert fetched == ["Task04_Hippocampus"] and (tmp_path / "phantoms" / "dataset.json").is_file()
+    assert not (tmp_path / "Task04_Hippocampus_40").exists(), "it lies in the clone"
 
 
 def test_a_profile_that_cannot_run_is_refused_before_anything_starts(
@@ -351,4 +353,4 @@ def test_runs_of_another_machine_go_on_only_when_that_is_allowed(
     inline.run_inline("quick", tmp_path, launch=Launch(allow_drift=True))
     launch.ensure_runs("quick", "lora", tmp_path, allow_drift=True)
     launch.ensure_runs("quick", "lora", tmp_path)
-    assert asked == [True] * (len(grid.study_runs("quick")) + 4) + [False] * 4
+    assert asked == [True] * (len(grid.study_runs("quick")) + 3) + [False] * 3

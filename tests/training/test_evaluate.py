@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -305,12 +304,6 @@ def test_refuses_a_model_with_other_classes() -> None:
         evaluate_store(Threshold(2), Store(), config, TASK)
 
 
-DATA = Path(os.environ.get("MVL_DATA", ""))
-
-
-@pytest.mark.skipif(
-    not (DATA / "Task04_Hippocampus").is_dir(), reason="MVL_DATA holds no Task04_Hippocampus"
-)
 @pytest.mark.parametrize(
     ("labels", "classes", "names"),
     [("foreground", 1, {"foreground"}), ("all", 3, {"Anterior", "Posterior"})],
@@ -321,10 +314,10 @@ def test_real_scans_with_the_label_as_prediction(
     """The resized label, taken for the network's output, comes back on the scan's own grid where
     the label lies."""
     task, data = (
-        find_task("hippocampus"),
+        find_task("hippocampus_40"),
         dataclasses.replace(DataConfig(), img_size=(64, 64, 64), labels=labels),
     )
-    store = CaseStore(task, tuple(case.case_id for case in list_cases(task, DATA)[:2]), data, DATA)
+    store = CaseStore(task, tuple(case.case_id for case in list_cases(task)[:2]), data)
     small = [store.get(i)[1][0] for i in range(2)]
     truths = [
         torch.stack([x == k for k in range(classes)] if classes > 1 else [x > 0]).float()

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from mvl.core.config import ROOT, load_config
-from mvl.datasets.task import MADE
+from mvl.evidence.arms import caveat
 from mvl.evidence.chapter import _foreground, read_tables
 from mvl.evidence.claims_evidence import Claim, ClaimError, Evidence
 from mvl.evidence.claims_power import what_would_decide
@@ -34,14 +34,14 @@ IMPLIED = "Implied, tested by us"
 "Heading of the claims that no paper states in that form."
 MODELS = {"P1": "Llama-3.1-8B", "P1-v1": "Llama-3.1-8B", "P2": "Llama-3.2-1B"}
 "The language model whose layer each paper uses."
-NO_VERDICT = "generated data: no verdict"
+NO_VERDICT = "not evidence: no verdict"
 FURTHER = ("activations", "masks")
 "Tables that a command measures from recorded weights, where somebody has run it."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the ledger; no verdict where the study has generated data alone."""
+    """One line of the ledger; no verdict where the study's tasks are no evidence."""
 
     claim: Claim
     study: str
@@ -208,8 +208,8 @@ def planned(claim: Claim, evidence: Evidence) -> bool:
 
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict | None:
-    """The verdict by the claim's rule; None where the study has generated data alone."""
-    if set(evidence.plan["task"]) <= set(MADE):
+    """The verdict by the claim's rule; None where the study's tasks are no evidence."""
+    if caveat(list(evidence.plan["task"].unique())):
         return None
     verdict = RULES[claim.rule](claim, evidence)
     if claim.weak and verdict.word == CONTRADICTED:

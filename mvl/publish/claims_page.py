@@ -78,7 +78,7 @@ def at_a_glance(entries: Sequence[Entry], tasks: Sequence[str] = ()) -> Figure:
         figure.text(
             0.5,
             0.6,
-            "Generated data gives no verdict on any claim.",
+            "This study gives no verdict on any claim.",
             ha="center",
             va="center",
             color=INK,

@@ -136,5 +136,5 @@ def test_the_facts_of_the_pages(tmp_path: Path, monkeypatch):
     )
     assert (
         "### Higher Dice than the ViT alone" in found["sections"]
-        and "2 claims of the papers: 2 generated data" in found["summary"]
+        and "2 claims of the papers: 2 not evidence" in found["summary"]
     )

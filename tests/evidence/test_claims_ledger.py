@@ -285,7 +285,7 @@ def test_without_records_nothing_is_decided(tmp_path, capsys):
     assert (
         "reproduced  " not in text
         and "contradicted" not in text
-        and "34 claims of the papers: " in text
+        and "35 claims of the papers: " in text
     )
     assert claims_ledger.IMPLIED in text and "3 implied and tested by us: " in text
 

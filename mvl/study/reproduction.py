@@ -7,9 +7,9 @@ libraries as its record, the sha256 of weights, cases and history must be the re
 tolerated. A run whose operators had no deterministic form on its GPU (`deterministic: warn` in
 `status.json`) is compared as on another platform.
 
-Elsewhere training takes other roundings and drifts apart, at most as far as a new seed would take
-it. So the tolerance of an arm's mean over n runs is measured in the record: t * sd * sqrt(2 / n),
-where sd is the standard deviation over seeds at one (task, system, fraction, fold), pooled over the
+On other hardware rounding differs, so that weights diverge; differences no larger than those
+between seeds are accepted. So the tolerance of an arm's mean over n runs is measured in the record:
+t * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system, fraction, fold), pooled over the
 record's arms of that fraction that have several seeds; sqrt(2 / n) is the spread of the difference
 of two such means; and t is the quantile of Student's t, for the sd's degrees of freedom, at which a
 rerun with fresh seeds would fall outside anywhere in the study with a chance of 1 % (Bonferroni

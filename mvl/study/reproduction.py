@@ -9,13 +9,13 @@ tolerated. A run whose operators had no deterministic form on its GPU (`determin
 
 On other hardware rounding differs, so that weights diverge; differences no larger than those
 between seeds are accepted. So the tolerance of an arm's mean over n runs is measured in the record:
-t * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system, fraction, fold), pooled over the
-record's arms of that fraction that have several seeds; sqrt(2 / n) is the spread of the difference
-of two such means; and t is the quantile of Student's t, for the sd's degrees of freedom, at which a
-rerun with fresh seeds would fall outside anywhere in the study with a chance of 1 % (Bonferroni
-over its arms and metrics). With fewer than 5 degrees of freedom at that fraction the larger of its
-sd and that over all fractions is used; without several seeds anywhere, the sd over all recorded
-runs of the study, arms and folds mixed. Each row says which.
+t * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system, fraction,
+fold), pooled over the record's arms of that fraction that have several seeds; sqrt(2 / n) is the
+spread of the difference of two such means; and t is the quantile of Student's t, for the sd's
+degrees of freedom, at which a rerun with fresh seeds would fall outside anywhere in the study with
+a chance of 1 % (Bonferroni over its arms and metrics). With fewer than 5 degrees of freedom at that
+fraction the larger of its sd and that over all fractions is used; without several seeds anywhere,
+the sd over all recorded runs of the study, arms and folds mixed. Each row says which.
 
 A record made before the Decathlon's metrics were is compared in the columns that it has: those two
 are left out of the rerun's `cases.csv` before its sha256 is taken.

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mvl.bench import plan
 from mvl.bench import systems as bench_systems
-from mvl.cli import commands, doctor, main, study_commands
+from mvl.cli import commands, doctor, main, parser, study_commands
 from mvl.core import command_lines, files, machine, progress, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import ROOT, load_config
@@ -412,7 +412,7 @@ def _(place, patch):
 
 @at("main.py:settle_task")
 def _(place, patch):
-    top = main.parser()
+    top = parser.parser()
     words = ["plan", str(place.study), "--sd", "3"]
     return told(lambda: main.settle_task(top, top.parse_args(words)))
 

@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvl.core.config import DataConfig
-from mvl.datasets.case_store import CaseStore
 from mvl.datasets.dicom import DicomFault, read_series
 from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.pictures import read_image
@@ -195,32 +193,6 @@ def test_a_set_does_not_shrink_to_the_pictures_that_are_read(kind, tmp_path):
 
 
 # --- voxels and pixels ---------------------------------------------------------------------------
-
-
-def changed(path: Path, fields: dict[int, tuple[str, object]], qform: int = 0) -> None:
-    """Write a file again with raw header fields."""
-    image = nibabel.load(path)
-    again = nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
-    again.set_sform(image.affine, 1)
-    again.set_qform(image.affine, qform)
-    raw = bytearray(again.to_bytes())
-    for place, (form, value) in fields.items():
-        raw[place : place + struct.calcsize(form)] = struct.pack(form, value)
-    path.write_bytes(gzip.compress(bytes(raw)))
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), -1.5])
-@pytest.mark.parametrize("qform", [0, 1])
-def test_an_empty_pixdim_beside_a_sound_sform_is_no_fault(value, qform, own_data, tmp_path):
-    folder = own_data(tmp_path / "Boxes", cases=10, shape=SHAPE)
-    path = folder / "labelsTr" / "case_03.nii.gz"
-    changed(path, {80: ("<f", value), 84: ("<f", value)}, qform)
-    accept("Boxes", tmp_path)
-    assert read_scan(path).spacing_mm == pytest.approx((1.5, 1.0, 1.2))
-    store = CaseStore(
-        find_task("Boxes", tmp_path), ("case_03",), DataConfig(img_size=(8, 8, 8)), tmp_path
-    )
-    assert store.native(0).spacing_mm == pytest.approx((1.5, 1.0, 1.2))
 
 
 def test_a_mask_of_255_scaled_to_about_1_shows_why_it_is_refused(own_data, tmp_path):

@@ -175,7 +175,7 @@ def test_fewer_than_ten_cases_cannot_be_dealt(own_data, tmp_path):
         ),
         ({"file_ending": None}, r"file_ending is None, expected .nii.gz"),
         ({"file_ending": ".png"}, r"'.png', expected .nii.gz or .nii; convert"),
-        ({"numTraining": None}, r'lacks numTraining; add "numTraining": 12'),
+        ({"numTraining": None}, r'lacks numTraining, a number; write "numTraining": 12'),
         ({"numTraining": 13}, r"numTraining is 13, labelled cases are 12; bring back"),
         ({"nsd_tolerance_mm": "2"}, r"nsd_tolerance_mm is '2'; write millimetres"),
         ({"dataset": {}}, r"`dataset` mapping is not read; put the files"),

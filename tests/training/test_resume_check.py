@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mvl.core import files, machine
+from mvl.core import files, machine, run_folder
+from mvl.core.config import Config
 from mvl.training import checkpoints, devices, resume_check
 
 HERE = {
@@ -29,6 +30,7 @@ def test_a_first_start_has_nothing_to_compare(
 def test_what_differs_is_refused_unless_it_is_allowed_and_then_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_folder.write_config(tmp_path, Config())
     checkpoints.save(tmp_path, 1, {"step": 1})
     files.write_json(
         tmp_path / "environment.json",
@@ -63,6 +65,7 @@ def test_another_commit_goes_on_and_both_are_kept(
 def test_a_run_of_another_card_does_not_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_folder.write_config(tmp_path, Config())
     monkeypatch.setattr(machine, "environment", lambda: dict(HERE))
     monkeypatch.setattr(devices, "gpu_facts", lambda: {"card": "Tesla T4", "cudnn": 91400})
     files.write_json(tmp_path / "environment.json", resume_check.environment(tmp_path))

@@ -16,8 +16,8 @@ import yaml
 from mvl.core.config import ROOT
 
 TOP = set(
-    "README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md CITATION.cff LICENSE pyproject.toml"
-    " constraints.txt environment.yml Makefile".split()
+    "README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md CITATION.cff codemeta.json LICENSE"
+    " pyproject.toml constraints.txt environment.yml Makefile".split()
 )
 TOP |= {
     "Snakefile",

@@ -3,7 +3,6 @@ and how the book shows it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,7 @@ def read_lines(path: Path = RECORD) -> list[Line]:
 def keep_line(line: Line, path: Path = RECORD) -> None:
     """Put a line into the record in place of an older one of the same card, item and part; safe
     when several processes do so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.waiting_lock(path.with_name(f".{path.name}.lock")):
         same = [line[key] for key in IDENTITY]
         lines = [old for old in read_lines(path) if [old[key] for key in IDENTITY] != same]
         texts = [json.dumps(one, sort_keys=True) for one in [*lines, line]]

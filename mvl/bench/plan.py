@@ -24,6 +24,7 @@ from mvl.bench.measure import child
 from mvl.bench.work import PlanError, cases, visits, work_of
 from mvl.core import machine, run_folder
 from mvl.core.block_config import LAYER_KINDS
+from mvl.core.command_lines import command_line
 from mvl.core.config import Config, ConfigError, did_you_mean, load_config, system_names
 from mvl.datasets.registry import find_task, task_path
 from mvl.datasets.task import MADE
@@ -88,7 +89,8 @@ def share_of_peak(system: str, study: str) -> float:
     bench = systems.read_bench()
     measured = {**bench["systems"], **bench["studies"].get(study, {})}
     if not measured:
-        raise PlanError(f"{systems.BENCH}: no system was measured; run `mvl bench all --record`")
+        record = command_line("bench", "all", "--record")
+        raise PlanError(f"{systems.BENCH}: no system was measured; run `{record}`")
     return (
         measured[system]["share"]
         if system in measured

@@ -61,22 +61,30 @@ def fetch(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """`mvl verify TASK`: one line per bad file, exit 1 when there is one."""
+    """`mvl verify TASK`: one line per bad file, exit 1 when there is one; files that no run reads
+    are noted."""
     from mvl.datasets import registry
     from mvl.datasets import verify as verify_module
+
+    def listed(found: list[verify_module.Finding]) -> list[dict[str, str]]:
+        return [{"path": f.path, "fault": f.fault, "remedy": f.remedy} for f in found]
 
     def ask() -> dict[str, Any]:
         found = verify_module.verify(registry.find_task(args.task, args.data_dir), args.data_dir)
         return {
             "task": args.task,
-            "findings": [{"path": f.path, "fault": f.fault, "remedy": f.remedy} for f in found],
+            "findings": listed([f for f in found if not f.note]),
+            "notes": listed([f for f in found if f.note]),
         }
 
     def show(value: dict[str, Any]) -> str:
-        return (
-            "\n".join(f"{f['path']}: {f['fault']}; {f['remedy']}" for f in value["findings"])
-            or f"{args.task}: every case is whole"
-        )
+        lines = [
+            f"{word}{f['path']}: {f['fault']}; {f['remedy']}"
+            for word, kind in (("", "findings"), ("note: ", "notes"))
+            for f in value[kind]
+        ]
+        whole = [] if value["findings"] else [f"{args.task}: every case is whole"]
+        return "\n".join([*lines, *whole])
 
     return BAD if answer(args, ask, show)["findings"] else DONE
 
@@ -103,7 +111,13 @@ def train(args: argparse.Namespace) -> int:
 
     with one_gpu(args.runs_per_gpu):
         print(
-            train_run(config, args.results_dir, args.data_dir, allow_drift=args.allow_drift),
+            train_run(
+                config,
+                args.results_dir,
+                args.data_dir,
+                allow_drift=args.allow_drift,
+                study=args.study,
+            ),
             flush=True,
         )
     return DONE
@@ -148,13 +162,16 @@ def claims(args: argparse.Namespace) -> int:
     """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule
     computes from the records."""
     from mvl.core.run_folder import records_dir
-    from mvl.evidence import claims_ledger
-    from mvl.publish.book_facts import PUBLISHED
+    from mvl.evidence import claims_ledger, claims_text
 
     entries = claims_ledger.ledger(
-        (args.study,) if args.study else PUBLISHED, args.results_dir or records_dir()
+        args.results_dir or records_dir(), (args.study,) if args.study else ()
     )
-    answer(args, lambda: claims_ledger.as_json(entries), lambda value: claims_ledger.show(entries))
+    answer(
+        args,
+        lambda: claims_text.as_json(entries),
+        lambda value: claims_text.claims_as_text(entries),
+    )
     return DONE
 
 
@@ -298,7 +315,7 @@ def figures(args: argparse.Namespace) -> int:
         target, svg(paired_differences(differences.differences(chapter), chapter.holes))
     )
     records = run_folder.records_dir()
-    entries = claims_ledger.ledger(PUBLISHED, records)
+    entries = claims_ledger.ledger(records)
     answer = readme.short_answer(entries, records)
     words = [answer, claims_page.headline(entries), claims_page.summary(entries)]
     changed = readme.update_readme(ROOT / "README.md", "\n\n".join(words))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl import __version__
+from mvl.core.command_lines import command_line
 from mvl.core.extras import EXTRAS
 from mvl.core.machine import PACKAGES
 from mvl.core.privacy import redact
@@ -116,7 +117,7 @@ def missing(facts: dict[str, Any] | None = None) -> list[dict[str, str]]:
             _item("a torch that imports", "pip install --force-reinstall -c constraints.txt torch")
         )
     if facts["weights"]["path"] is None:
-        out.append(_item(f"weights {WEIGHTS}", "mvl fetch weights"))
+        out.append(_item(f"weights {WEIGHTS}", command_line("fetch", "weights")))
     # phantoms are made on demand
     absent = [
         name for name, path in facts["data"]["tasks"].items() if path is None and name != "phantoms"

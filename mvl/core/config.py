@@ -160,6 +160,9 @@ class TrainConfig:
     select: str = "val"
     """What chooses the epoch: val; train_loss, as MedVisionLlama; test, as LLM4Seg: the audit's one
     named look at test cases."""
+    gradient_epochs: tuple[int, ...] = ()
+    """After how many epochs the agreement of the cases' encoder gradients is measured (ViTs only);
+    training is the same with and without (see mvl/training/gradient_agreement.py)."""
     num_threads: int = 1
     "CPU threads of the process (results are bitwise for a given number)."
 
@@ -222,7 +225,7 @@ def load_config(
         arm,
     )
     parts = {
-        k: merge({}, *(layer.get(k, {}) for layer in layers)) for k in ("data", "model", "train")
+        k: merge({}, *(layer.get(k) or {} for layer in layers)) for k in ("data", "model", "train")
     }
     extra = set(who) - {"data", "model", "train", "title", "source", "differs"}
     if extra:
@@ -251,6 +254,7 @@ def check(config: Config) -> Config:
             not vit or same_dims
         ),
         f"data.img_size {data.img_size} must have two or three axes": len(data.img_size) in (2, 3),
+        f"data.img_size {data.img_size} must be at least 1 on each axis": min(data.img_size) >= 1,
         f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": (
             0 <= data.label_noise_rate <= 1
         ),
@@ -270,6 +274,13 @@ def check(config: Config) -> Config:
         ),
         f"model.auxiliary_path needs MedVisionLlama, not architecture {model.architecture}": (
             hybrid or not model.auxiliary_path
+        ),
+        f"train.gradient_epochs needs a ViT, not architecture {model.architecture}": (
+            vit or not train.gradient_epochs
+        ),
+        f"train.gradient_epochs {train.gradient_epochs} are not within 1 to"
+        f" train.train_epochs {train.train_epochs}": (
+            all(1 <= epoch <= train.train_epochs for epoch in train.gradient_epochs)
         ),
         f"model.encoder_layers {model.encoder_layers} or"
         f" decoder_layers {model.decoder_layers} is negative": (

@@ -36,6 +36,8 @@ class Progress:
     skipped: int = 0
     "Steps that fp16 overflowed in; the optimiser took none of them."
     skipped_in_a_row: int = 0
+    gradients: list[dict[str, Any]] = field(default_factory=list)
+    "Rows of gradients.csv so far."
 
 
 @contextmanager

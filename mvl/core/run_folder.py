@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from mvl.core.files import RunError, atomic_write, now, sha256_file, write_json
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 """What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the
 working copy."""
-EXTRA_FILES = ("usage.csv",)
-"What the record of some runs holds besides: how a hybrid uses its block."
+EXTRA_FILES = ("usage.csv", "gradients.csv")
+"""What the record of some runs holds besides: how a hybrid uses its block, how far cases agree on
+the encoder's gradient."""
 NEUTRAL = ("data.cache_gb", "data.num_workers")
 "Settings that change no result: a run made with others is still the run that was asked for."
 EXTERNAL = "cases_on_"
@@ -36,30 +36,33 @@ def run_dir(results_dir: Path, config: Config) -> Path:
     return Path(results_dir) / config.study / "runs" / run_name(config)
 
 
-def command(
-    config: Config, results_dir: Path, data_dir: Path | None = None, study: str = ""
-) -> str:
-    """The command that trains, or goes on with, this run, quoted for a shell.
-
-    `study` is the study as it was given, which is a path where it is not one of the package's.
-    """
-    words = ["mvl", "train", "--study", study or config.study]
-    words += ["--task", config.task, "--system", config.system]
-    words += ["--fraction", repr(config.fraction), "--fold", str(config.fold)]
-    words += ["--seed", str(config.seed)]
-    if Path(results_dir) != default_results_dir():
-        words += ["--results-dir", str(results_dir)]
-    if data_dir:
-        words += ["--data-dir", str(data_dir)]
-    return shlex.join(words)
-
-
 def results_dir_of(folder: Path, config: Config) -> Path:
     """Return the results folder that a run's folder lies in, as `run_dir` lays it out."""
     parents = Path(os.path.abspath(folder)).parents
     depth = len(run_dir(Path(), config).parts) - 1
     home = parents[depth] if len(parents) > depth else default_results_dir()
     return home if run_dir(home, config) == Path(os.path.abspath(folder)) else default_results_dir()
+
+
+def results_folder(given: str | Path) -> Path:
+    """Return the folder that a notebook's `results_dir` means, wherever its kernel was started.
+
+    A relative one starts at the clone's top folder; one that leads out of the clone from there was
+    written for a kernel in `notebooks/`, and starts there.
+
+    Raises:
+        ConfigError: it leads out of the clone from both.
+    """
+    if Path(given).expanduser().is_absolute():
+        return Path(given).expanduser()
+    for start in (ROOT, ROOT / "notebooks"):
+        folder = Path(os.path.normpath(start / given))
+        if folder.is_relative_to(ROOT):
+            return folder
+    raise ConfigError(
+        f"results_dir {str(given)!r} leads out of {ROOT}; give it from the clone's top folder, such"
+        " as data/runs, or in full"
+    )
 
 
 def default_results_dir() -> Path:

@@ -29,7 +29,7 @@ from mvl.datasets.preprocessing import (
     to_scan_grid,
 )
 from mvl.datasets.registry import list_cases, read_manifest, task_dir
-from mvl.datasets.task import Case, Task, TaskError
+from mvl.datasets.task import Case, Task, TaskError, task_command
 
 Damage = Callable[[str, Mask], Mask]
 "Label noise: case id and label on the network's grid to the label that training sees."
@@ -234,8 +234,13 @@ class CaseStore:
             )
         return digest
 
+    @property
+    def verify_command(self) -> str:
+        """The command that looks at each file of the task."""
+        return task_command("verify", self.task, self.folder)
+
     def _remedy(self) -> str:
-        return f"run `mvl verify {self.task.name}`"
+        return f"run `{self.verify_command}`"
 
 
 def read_case(store: CaseStore, index: int) -> tuple[Volume, Mask]:
@@ -246,8 +251,5 @@ def read_case(store: CaseStore, index: int) -> tuple[Volume, Mask]:
     except TaskError:
         raise
     except Exception as error:  # some cannot leave a loader process, which would wait for ever
-        told = (
-            f"{type(error).__name__}: {error}; look at its files with `mvl verify"
-            f" {store.task.name}`"
-        )
+        told = f"{type(error).__name__}: {error}; look at its files with `{store.verify_command}`"
         raise TaskError(f"{store.task.name}, case {store.case_ids[index]}: {told}") from error

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from mvl.datasets.task import Case, TaskError, case_name, is_stray
+from mvl.datasets.task import Case, TaskError, case_name, composed, is_stray
 
 
 def read_cases(folder: Path) -> list[Case]:
@@ -20,7 +20,7 @@ def read_cases(folder: Path) -> list[Case]:
     """
     path = folder / "dataset.json"
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = [(_listed(row["image"]), str(row["label"])) for row in described["training"]]
         named = described.get("channel_names", described.get("modality"))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -28,7 +28,7 @@ def read_cases(folder: Path) -> list[Case]:
             f"{path}: not a Decathlon dataset.json ({type(error).__name__}: {error}); list each"
             ' case as {"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}'
         ) from error
-    channels = len(named) if isinstance(named, dict) else 1
+    channels = len(named) if isinstance(named, dict | list) else 1
     cases = []
     for images, label in rows:
         if is_stray(Path(images[0]).name):
@@ -74,10 +74,19 @@ def _inside(folder: Path, relative: str) -> Path:
     Where links in the folder lead is the user's business: DataLad and shared stores keep every file
     behind one.
     """
-    path = Path(os.path.normpath(folder / relative))
+    # Windows writes `\\` between folders.
+    path = Path(os.path.normpath(folder / relative.replace("\\", "/")))
     if os.path.isabs(relative) or not path.is_relative_to(os.path.normpath(folder)):
         raise TaskError(
             f"{folder / 'dataset.json'}: {relative!r} leaves the folder; do not use this copy,"
             " fetch the task again"
         )
-    return path
+    return path if path.exists() else _of_that_name(path)
+
+
+def _of_that_name(path: Path) -> Path:
+    """Return the file that is called so, whether its accents are characters of their own or not."""
+    if path.name.isascii() or not path.parent.is_dir():
+        return path
+    wanted = composed(path.name)
+    return next((one for one in path.parent.iterdir() if composed(one.name) == wanted), path)

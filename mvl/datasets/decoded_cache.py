@@ -30,6 +30,7 @@ import torch
 from safetensors import SafetensorError
 
 from mvl.core import machine
+from mvl.core.command_lines import command_line
 from mvl.core.config import DataConfig
 from mvl.core.files import atomic_write, sha256_bytes, sha256_file
 from mvl.datasets.augment import Mask, Volume
@@ -150,7 +151,8 @@ def write(place: Path, name: str, pair: Pair) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(place).free < LEAST_FREE + len(data):
             raise OSError(
-                f"less than {LEAST_FREE / 1e9:g} GB would stay free; `mvl cache --clear` empties it"
+                f"less than {LEAST_FREE / 1e9:g} GB would stay free;"
+                f" `{command_line('cache', '--clear')}` empties it"
             )
         atomic_write(path, data)
     except OSError as error:

@@ -60,7 +60,10 @@ def _headers(folder: Path) -> Iterator[tuple[Path, Any]]:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if not path.is_dir() and not is_stray(path.name) and path.suffix.lower() not in PASSED_OVER
+        if not path.is_dir()
+        and not is_stray(path.name)
+        and path.name.upper() != "DICOMDIR"
+        and path.suffix.lower() not in PASSED_OVER
     ]
     # A slice that is left out silently is missing from the mask: a series without its first or
     # last slices looks whole. So whatever may be one is read, or named.
@@ -169,12 +172,30 @@ def _check_slice(path: Path, data: Any) -> None:
             f"{path}: {data.get('PhotometricInterpretation')} pixels, expected MONOCHROME2 (grey"
             " values); choose another series"
         )
-    lacking = [name for name in NEEDED if data.get(name) in (None, "")]
+    lacking = [name for name in NEEDED if not _has(data, name)]
     if lacking:
         raise DicomFault(
             f"{path}: lacks {', '.join(lacking)}, so that its place is unknown; give the scanner's"
             " original series"
         )
+
+
+def _has(data: Any, name: str) -> bool:
+    """Return whether a slice says something under this name: for a place, as many finite numbers as
+    it takes, and a spacing above 0 or axes of length 1."""
+    value = data.get(name)
+    wanted = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}.get(name)
+    if value in (None, "") or wanted is None:
+        return value not in (None, "")
+    try:
+        numbers = _floats(value)
+    except (TypeError, ValueError):
+        return False
+    if len(numbers) != wanted or not np.isfinite(numbers).all():
+        return False
+    if name == "ImageOrientationPatient":
+        return bool(np.abs(np.linalg.norm(numbers.reshape(2, 3), axis=1) - 1).max() < 1e-2)
+    return name != "PixelSpacing" or bool((numbers > 0).all())
 
 
 def _check_same(path: Path, data: Any, first: Any) -> None:
@@ -186,8 +207,12 @@ def _check_same(path: Path, data: Any, first: Any) -> None:
         "ImageOrientationPatient",
         "FrameOfReferenceUID",
         "Modality",
+        "RescaleSlope",
+        "RescaleIntercept",
     ):
         a, b = data.get(name), first.get(name)
+        if name in ("RescaleSlope", "RescaleIntercept") and (a is None) == (b is None):
+            continue  # they may differ from slice to slice, as in PET
         numeric = name in ("PixelSpacing", "ImageOrientationPatient")
         if not (np.allclose(_floats(a), _floats(b), atol=1e-4) if numeric else a == b):
             shown = "" if name.endswith("UID") else f" ({a}, the first slice has {b})"
@@ -271,6 +296,14 @@ def _pixels(path: Path, data: Any) -> np.ndarray:
 
     if "PixelData" not in data:
         raise DicomFault(f"{path}: holds no pixels; copy the series again from where it came")
+    scale = [data.get(name) for name in ("RescaleSlope", "RescaleIntercept")]
+    if any(text not in (None, "") and not np.isfinite(float(text)) for text in scale) or (
+        scale[0] == 0
+    ):
+        raise DicomFault(
+            f"{path}: RescaleSlope {scale[0]} with RescaleIntercept {scale[1]} gives no values;"
+            " give the scanner's original series"
+        )
     try:
         return np.asarray(apply_modality_lut(data.pixel_array, data), dtype=np.float32)
     except Exception as error:

@@ -17,7 +17,7 @@ from typing import Any
 from mvl.core.files import sha256_file, waiting_lock, write_json
 from mvl.datasets.decathlon import read_cases
 from mvl.datasets.registry import list_cases, read_manifest, task_dir, task_path, whole_task
-from mvl.datasets.task import Task, TaskError, data_root
+from mvl.datasets.task import Task, TaskError, data_root, task_command
 from mvl.datasets.unpack import extract
 
 ATTEMPTS = 5
@@ -53,8 +53,8 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
             return folder
         if folder.exists():
             raise TaskError(
-                f"{folder}: there, but not whole (see `mvl verify {task.name}`); move it away, then"
-                " fetch again"
+                f"{folder}: there, but not whole; move it away, then run"
+                f" `{task_command('fetch', task, folder)}` again"
             )
         for stale in root.glob(f"{task.name}.partial-*"):
             shutil.rmtree(stale)

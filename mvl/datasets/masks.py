@@ -188,8 +188,5 @@ def read_case(case: Case, channels: int, top: int = 1) -> tuple[Picture, Picture
                 )
             label = np.maximum(label, mask)
     except FileFault as fault:
-        raise TaskError(
-            f"{path}: {fault}; get the file again, or remove the case; `mvl verify` lists every"
-            " such file"
-        ) from fault
+        raise TaskError(f"{path}: {fault}; get the file again, or remove the case") from fault
     return image, label

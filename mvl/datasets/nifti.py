@@ -78,6 +78,8 @@ def check_bytes(raw: bytes) -> None:
         raise FileFault("a Git-LFS pointer, not the scan (run `git lfs pull` where it came from)")
     if raw.lstrip()[:1] == b"<":
         raise FileFault(f"HTML or XML, not a scan: {raw[:60]!r}")
+    if 540 in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")):
+        raise FileFault("a NIfTI-2 file, which is not read; convert it to NIfTI-1")
     if raw[:2] != b"\x1f\x8b" and raw[344:348] != b"n+1\0":
         raise FileFault(f"neither gzip nor NIfTI: begins with {raw[:16]!r}")
 
@@ -149,6 +151,8 @@ def parse_header(head: bytes) -> nibabel.Nifti1Header:
             floating-point numbers.
     """
     sizes = struct.unpack("<i", head[:4])[0], struct.unpack(">i", head[:4])[0]
+    if 540 in sizes:
+        raise FileFault("a NIfTI-2 file, which is not read; convert it to NIfTI-1")
     if 348 not in sizes or head[344:348] != b"n+1\0":
         raise FileFault(f"not a NIfTI-1 header (sizeof_hdr {sizes[0]}, magic {head[344:348]!r})")
     header = nibabel.Nifti1Header(

@@ -37,12 +37,16 @@ def check_geometry(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> tupl
     unit, scale = length_unit(header)
     told = f"{unit}, as xyzt_units says" if scale != 1 else "mm"
     spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    forms = _forms(header)
+    if "sform" in forms and not (spacing > 0).all():
+        # Some tools leave pixdim empty, or give it a sign; beside a sform it decides nothing.
+        forms = {"sform": forms["sform"]}
+        spacing = np.linalg.norm(forms["sform"][:3, :3], axis=0)
     if not all(np.isfinite(s) and SPACING_MM[0] <= s * scale <= SPACING_MM[1] for s in spacing):
         raise FileFault(
             f"spacing {spacing.tolist()} {told}; expected {SPACING_MM[0]} to {SPACING_MM[1]} mm on"
             " each axis"
         )
-    forms = _forms(header)
     if not forms:
         raise FileFault("orientation unknown: neither sform nor qform is set")
     for name, form in forms.items():

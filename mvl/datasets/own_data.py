@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.task import OWN, Case, Task, TaskError, case_name, data_root, is_stray
+from mvl.datasets.task import OWN, Case, Task, TaskError, case_name, composed, data_root, is_stray
 
 ENDINGS = (".nii.gz", ".nii")
 NSD_TOLERANCE_MM = 2.0
@@ -37,6 +37,13 @@ def own_task(name: str, data_dir: Path | None = None) -> Task | None:
     described = read_description(path) if path.exists() else {}
     if not described.keys() & {"labels", "channel_names", "modality"} and (pairs := _pairs(folder)):
         return pairs
+    from mvl.datasets.pictures import list_pairs
+
+    if not described and (broken := list_pairs(folder).broken):
+        raise TaskError(
+            f"{broken[0][0]}: {broken[0][1]} ({len(broken)} such); a picture x.png needs its mask"
+            " as masks/x.png beside images/x.png, or as x_mask.png beside it"
+        )
     described = described or read_description(path)
     channels, labels = read_channels(described, path), read_labels(described, path)
     cases = (read_nnunet if is_nnunet(described) else read_cases)(folder)
@@ -98,7 +105,7 @@ def read_description(path: Path) -> dict[str, Any]:
         TaskError: missing, or not JSON with a mapping at the top.
     """
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise TaskError(
             f"{path}: missing; own data need one in nnU-Net v2's or the Decathlon's layout (see the"
@@ -116,6 +123,8 @@ def read_description(path: Path) -> dict[str, Any]:
 def read_channels(described: dict[str, Any], path: Path) -> tuple[str, ...]:
     """Channel names in order, from `channel_names` (nnU-Net v2) or `modality` (Decathlon)."""
     names = described.get("channel_names", described.get("modality"))
+    if isinstance(names, list):
+        names = {str(index): name for index, name in enumerate(names)}
     if not isinstance(names, dict) or not names:
         raise TaskError(f'{path}: lacks channel_names; add e.g. "channel_names": {{"0": "T1w"}}')
     wanted = [str(index) for index in range(len(names))]
@@ -143,6 +152,8 @@ def read_labels(described: dict[str, Any], path: Path) -> dict[int, str]:
                 f"{path}: label {name!r} is a region of {value}; regions are not supported: give"
                 " each structure its own value"
             )
+        if isinstance(value, str) and value.isdigit():
+            rows = rows | {name: (value := int(value))}
         if not isinstance(value, int) or isinstance(value, bool):
             raise TaskError(f"{path}: label {name!r} has the value {value!r}; write a whole number")
     if "ignore" in rows:
@@ -196,7 +207,7 @@ def read_nnunet(folder: Path) -> list[Case]:
         )
     cases = _found(folder, ending, channels)
     if not isinstance(described.get("numTraining"), int):
-        raise TaskError(f'{path}: lacks numTraining; add "numTraining": {len(cases)}')
+        raise TaskError(f'{path}: lacks numTraining, a number; write "numTraining": {len(cases)}')
     if described["numTraining"] != len(cases):
         raise TaskError(
             f"{path}: numTraining is {described['numTraining']}, labelled cases are {len(cases)};"
@@ -207,10 +218,15 @@ def read_nnunet(folder: Path) -> list[Case]:
 
 def _found(folder: Path, ending: str, channels: int) -> list[Case]:
     """Cases by their label files, after a look for images that no label or channel asks for."""
-    names = sorted(case_name(path.name) for path in _files(folder / "labelsTr", ending))
+    labels = {composed(case_name(p.name)): p for p in _files(folder / "labelsTr", ending)}
+    there = {composed(case_name(p.name)): p for p in _files(folder / "imagesTr", ending)}
     images = {
-        name: [folder / "imagesTr" / f"{name}_{channel:04d}{ending}" for channel in range(channels)]
-        for name in names
+        name: [
+            there.get(f"{name}_{channel:04d}")
+            or folder / "imagesTr" / f"{name}_{channel:04d}{ending}"
+            for channel in range(channels)
+        ]
+        for name in sorted(labels)
     }
     wanted = {path for paths in images.values() for path in paths}
     odd = [path for path in _files(folder / "imagesTr", ending) if path not in wanted]
@@ -232,8 +248,7 @@ def _found(folder: Path, ending: str, channels: int) -> list[Case]:
             f" ({len(odd)} such files)"
         )
     return [
-        Case(name, paths[0], folder / "labelsTr" / f"{name}{ending}", more=tuple(paths[1:]))
-        for name, paths in images.items()
+        Case(name, paths[0], labels[name], more=tuple(paths[1:])) for name, paths in images.items()
     ]
 
 
@@ -244,5 +259,7 @@ def _files(folder: Path, ending: str) -> list[Path]:
             " dataset.json"
         )
     return sorted(
-        path for path in folder.iterdir() if path.name.endswith(ending) and not is_stray(path.name)
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(ending) and not is_stray(path.name)
     )

@@ -22,13 +22,7 @@ Fault = tuple[Path, str]
 def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> list[Fault]:
     """Every bad file of a folder of pictures and what is wrong with it; empty when all is well."""
     listing = (list_busi if task.layout == "busi" else list_pairs)(folder)
-    out = [
-        *listing.broken,
-        *(
-            (path, "stray file: no picture of this layout, it is not read")
-            for path in listing.strays
-        ),
-    ]
+    out = list(listing.broken)
     if task.num_cases and len(listing.cases) != task.num_cases:
         out.append(
             (
@@ -37,17 +31,6 @@ def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> li
             )
         )
     manifest = read_manifest(task, folder)
-    if not manifest and (MANIFESTS / f"{task.name}.json").is_file():
-        copy = json.loads((MANIFESTS / f"{task.name}.json").read_text())["copy"]
-        out.append(
-            (
-                folder,
-                (
-                    f"another copy than the recorded runs used ({copy}); it can be used, but its"
-                    " results are not comparable with theirs"
-                ),
-            )
-        )
     seen: dict[str, list[str]] = {}
     for case in listing.cases:
         faults, digest = case_faults(task, case, folder, manifest)
@@ -58,6 +41,23 @@ def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> li
         out.append((folder, text))
     paths = {case.case_id: case.image for case in listing.cases}
     return out + [(paths[case], text) for case, text in _leaks(task, seen, data_dir)]
+
+
+def picture_notes(task: Task, folder: Path) -> list[Fault]:
+    """Return what is odd about a folder of pictures and changes no run: files that are not read,
+    and a copy other than the recorded one."""
+    listing = (list_busi if task.layout == "busi" else list_pairs)(folder)
+    told = "stray file: no picture of this layout, it is not read"
+    out = [(path, told) for path in listing.strays]
+    recorded = MANIFESTS / f"{task.name}.json"
+    if recorded.is_file() and not read_manifest(task, folder):
+        copy = json.loads(recorded.read_text())["copy"]
+        text = (
+            f"another copy than the recorded runs used ({copy}); it can be used, but its results"
+            " are not comparable with theirs"
+        )
+        out.append((folder, text))
+    return out
 
 
 def case_faults(

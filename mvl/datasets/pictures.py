@@ -14,11 +14,14 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from mvl.core.command_lines import command_line
 from mvl.datasets.nifti import FileFault, read_whole
-from mvl.datasets.task import Case, TaskError, is_stray
+from mvl.datasets.task import Case, TaskError, composed, is_stray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 "Endings of pictures, in any case."
+OTHERS = (".gif", ".webp", ".jp2", ".j2k", ".heic", ".avif", ".ppm", ".pgm", ".tga", ".dcm")
+"Endings of pictures that are not read: a set that holds one is named, lest it shrink unnoticed."
 MAX_PIXELS = 64 * 10**6
 "Larger pictures are refused before their pixels are read."
 DESCRIPTIONS = ("dataset.json", "groups.csv", "manifest.json")
@@ -65,8 +68,8 @@ def _whole(listing: Listing, folder: Path) -> list[Case]:
     if listing.broken:
         path, fault = listing.broken[0]
         raise TaskError(
-            f"{path}: {fault} ({len(listing.broken)} such); complete or remove it, `mvl verify`"
-            " lists them all"
+            f"{path}: {fault} ({len(listing.broken)} such); complete or remove it,"
+            f" `{command_line('verify', folder)}` lists them all"
         )
     if not listing.cases:
         raise TaskError(
@@ -123,11 +126,14 @@ def _paired(
     for path in dict.fromkeys([*images, *masks]):
         is_mask = path in may_mask and (masks_apart or MASK_END.search(path.stem) is not None)
         case = (
-            name(path, MASK_END.sub("", path.stem) if is_mask else path.stem)
+            name(path, composed(MASK_END.sub("", path.stem) if is_mask else path.stem))
             if path.suffix.lower() in SUFFIXES
             else None
         )
-        if case is None:
+        if path.suffix.lower() in OTHERS:
+            text = f"{path.suffix} is not among the kinds that are read; convert it to PNG"
+            out.broken.append((path, text))
+        elif case is None:
             out.strays.append(path)
         elif is_mask:
             # Two files of one stem are two versions of a mask, not two structures to be united.
@@ -216,8 +222,8 @@ def read_image(path: Path, channels: int) -> Picture:
         ).convert("RGB")
     deep = picture.mode.startswith("I") or picture.mode == "F"
     if channels == 1:
-        values = np.asarray(picture if deep else picture.convert("L"), dtype=np.float32)[None]
-    elif channels == 3 and not deep:
+        values = np.asarray(picture if deep else grey(picture), dtype=np.float32)[None]
+    elif channels == 3 and not deep and picture.mode != "LAB":
         values = np.moveaxis(np.asarray(picture.convert("RGB"), dtype=np.float32), -1, 0)
     else:
         raise FileFault(
@@ -226,6 +232,13 @@ def read_image(path: Path, channels: int) -> Picture:
     if not np.isfinite(values).all():
         raise FileFault("NaN or infinite pixels")
     return np.ascontiguousarray(values)
+
+
+def grey(picture: Image.Image) -> Image.Image:
+    """Return a picture in ITU-R 601 luma; Pillow knows no way from CIE L*a*b* but through RGB."""
+    if picture.mode == "LAB":
+        raise FileFault("a picture in CIE L*a*b*, which is not read; save it as RGB or grey")
+    return picture.convert("L")
 
 
 def check_pixels(pixels: Picture) -> None:

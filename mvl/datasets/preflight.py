@@ -18,7 +18,7 @@ from mvl.datasets import picture_faults, sandbox
 from mvl.datasets.registry import MANIFESTS, list_cases, read_manifest, task_dir, whole_task
 from mvl.datasets.split_groups import patients
 from mvl.datasets.splits import Split, split_name, split_path
-from mvl.datasets.task import Case, Task, TaskError
+from mvl.datasets.task import Case, Task, TaskError, task_command
 
 RULES = 2
 """Number of the rules that a kept verdict follows; raise it when the checks of nifti.py or
@@ -60,21 +60,22 @@ def check_inputs(
         sides,
         scans,
         f"{folder}: {{}} hold the same scan under two names; keep one of"
-        f" them{_deal_anew(task, where)}",
+        f" them{_deal_anew(task, folder, where)}",
     )
     check_sides(
         sides,
         {case: keys[case] for case in sides if case in keys},
         f"{folder / 'dataset.json'}: {{}} are of one patient; correct `patients`"
-        f" there{_deal_anew(task, where)}",
+        f" there{_deal_anew(task, folder, where)}",
     )
 
 
-def _deal_anew(task: Task, where: Path) -> str:
+def _deal_anew(task: Task, folder: Path, where: Path) -> str:
     return (
         f", then delete {where} to deal anew"
         if task.own
-        else f", see `mvl verify {task.name}`; then restore or deal anew {where.name}"
+        else f", see `{task_command('verify', task, folder)}`; then restore or deal anew"
+        f" {where.name}"
     )
 
 
@@ -138,8 +139,8 @@ def check_hashes(
         wanted = manifest.get(odd[0].relative_to(folder).as_posix(), "none")
         raise TaskError(
             f"{odd[0]}: its bytes differ from the manifest's sha256 ({hashes[odd[0]][:12]}...,"
-            f" expected {wanted[:12]}...), as do {len(odd) - 1} more; run `mvl verify {task.name}`"
-            " for the list and the remedy"
+            f" expected {wanted[:12]}...), as do {len(odd) - 1} more; run"
+            f" `{task_command('verify', task, folder)}` for the list and the remedy"
         )
 
 
@@ -192,7 +193,7 @@ def sound_voxels(
             for path, fault in faults.items():
                 raise TaskError(
                     f"{path}: {fault}; put the file right, or take its case out of the folder "
-                    f"(run `mvl verify {task.name}` for all such files)"
+                    f"(run `{task_command('verify', task, folder)}` for all such files)"
                 )
             _SOUND[key] = str(digest)
         fresh[key] = _SOUND[key]

@@ -14,7 +14,16 @@ from typing import Any
 from mvl.core.config import ROOT, Config, did_you_mean
 from mvl.core.files import sha256_file
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.task import MADE, SLICES, Case, Task, TaskError, UnknownTask, data_root
+from mvl.datasets.task import (
+    MADE,
+    SLICES,
+    Case,
+    Task,
+    TaskError,
+    UnknownTask,
+    data_root,
+    task_command,
+)
 
 NOT_KEPT = ("url", "md5", "bytes", "num_cases", "citation", "persons")
 
@@ -127,8 +136,10 @@ def task_dir(task: Task, data_dir: Path | None = None) -> Path:
         get = (
             f"download it from {task.page} and unpack it there"
             if task.page
-            else f"run `mvl fetch {task.name}`"
+            else f"run `{task_command('fetch', task, folder)}`"
         )
+        if folder.exists():
+            get = f"move it away, then {get}"
         raise TaskError(
             f"{folder}: no data of {task.name} there; {get}, "
             f"or point --data-dir or MVL_DATA at the folder that holds {folder.name}"
@@ -160,13 +171,13 @@ def list_cases(task: Task, data_dir: Path | None = None) -> list[Case]:
     missing = [path for case in cases for path in (*case.images, case.label) if not path.is_file()]
     if missing:
         again = (
-            f"move {folder} away and run `mvl fetch {task.name}`"
+            f"move {folder} away and run `{task_command('fetch', task, folder)}`"
             if not task.own
             else "bring them back, or take their cases out"
         )
         raise TaskError(
             f"{missing[0]}: missing, with {len(missing) - 1} more files of {folder.name}; "
-            f"run `mvl verify {task.name}` for the list, then {again}"
+            f"run `{task_command('verify', task, folder)}` for the list, then {again}"
         )
     return cases
 

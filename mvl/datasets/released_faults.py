@@ -77,8 +77,9 @@ def deal_versions(
 def audited(
     config: Config, split: Split, train: CaseStore, make: Callable[[tuple[str, ...]], CaseStore]
 ) -> tuple[CaseStore, CaseStore, Split]:
-    """Cases to train on, cases that are watched, and the lists to record: those given, unless the
-    config asks for a fault of the audit.
+    """Training cases, validation cases and split to record.
+
+    They are unchanged unless the config switches on one of the audited faults.
 
     Raises:
         ConfigError: `data.split: copies` without an augmentation that has versions, or on a part of

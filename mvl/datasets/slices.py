@@ -57,7 +57,7 @@ def read_slice(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]
     if image.shape[:3] != label.shape or case.z is None or case.z >= label.shape[2]:
         raise TaskError(
             f"{case.label}: shape {label.shape}, its image has {image.shape[:3]}, slice {case.z}"
-            " was asked for; run `mvl verify`"
+            " was asked for; put the pair right"
         )
     plane = image[:, :, case.z].astype(np.float32)
     return (
@@ -74,7 +74,7 @@ def load_volume(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
     try:
         scan = read_scan(path)
     except FileFault as fault:
-        raise TaskError(f"{path}: {fault}; run `mvl verify`") from fault
+        raise TaskError(f"{path}: {fault}; put the file right") from fault
     turn = io_orientation(scan.affine)
     voxels = apply_orientation(scan.voxels, turn)
     along = {int(axis): scan.spacing_mm[place] for place, axis in enumerate(turn[:, 0])}

@@ -4,15 +4,17 @@ in size and kind."""
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mvl.core.seeds import draw_seed
-from mvl.datasets.task import Case, Task, TaskError
+from mvl.datasets.task import Case, Task, TaskError, case_name, composed
 
 RULE = (
     "groups of near duplicates (see mvl/datasets/duplicates.py) stay whole; larger groups first,"
@@ -140,7 +142,11 @@ def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
             )
         return found
     path = folder / "dataset.json"
-    stated = json.loads(path.read_text()).get("patients", {}) if path.is_file() else {}
+    stated = (
+        json.loads(path.read_text(encoding="utf-8-sig")).get("patients", {})
+        if path.is_file()
+        else {}
+    )
     if isinstance(stated, str):
         return _patients_by_pattern(stated, case_ids, path)
     if not isinstance(stated, dict) or not all(
@@ -153,10 +159,23 @@ def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
     return {case: key for case, key in stated.items() if case in known}
 
 
+def _described(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+
+
 def _patients_by_column(path: Path) -> dict[str, str]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    found = {str(row.get("case") or "").strip(): str(row.get("patient") or "") for row in rows}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: is not in UTF-8; save it as CSV in UTF-8") from error
+    # Spreadsheets write what stands between two fields as their country does.
+    head = (text.splitlines() or [""])[0]
+    mark = next((mark for mark in ";\t" if mark in head), ",")
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+    cells = [[cell.strip() for cell in row] for row in table if any(row)]
+    names = [name.lower() for name in cells[0]] if cells else []
+    rows = [dict(zip(names, row)) for row in cells[1:]]
+    found = {composed(case_name(row.get("case", ""))): row.get("patient", "") for row in rows}
     if not rows or len(found) < len(rows) or not all(found) or not all(found.values()):
         raise TaskError(
             f"{path}: needs the columns case and patient, with both filled and each case once"
@@ -198,7 +217,11 @@ def stated_folds(folder: Path, most: int, fewest: int) -> int:
         TaskError: it is no whole number from `fewest` to `most`.
     """
     path = folder / "dataset.json"
-    folds = json.loads(path.read_text()).get("folds", most) if path.is_file() else most
+    folds = (
+        json.loads(path.read_text(encoding="utf-8-sig")).get("folds", most)
+        if path.is_file()
+        else most
+    )
     if isinstance(folds, bool) or not isinstance(folds, int) or not fewest <= folds <= most:
         raise TaskError(f"{path}: folds is {folds!r}; write a number from {fewest} to {most}")
     return folds

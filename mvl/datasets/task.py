@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvl.core.command_lines import command_line
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
 
@@ -121,9 +123,21 @@ def data_root(data_dir: Path | None = None) -> Path:
     return Path(data_dir or os.environ.get("MVL_DATA") or ROOT / "data" / "raw").expanduser()
 
 
+def task_command(action: str, task: Task, folder: Path) -> str:
+    """Return the command `mvl <action>` for a task whose data belong into a folder."""
+    usual = os.path.abspath(folder.parent) == os.path.abspath(data_root())
+    return command_line(action, task.name, data_dir=None if usual else folder.parent)
+
+
 def case_name(path: str) -> str:
     """`./imagesTr/a_001.nii.gz` -> `a_001`."""
     return re.sub(r"(\.nii)?(\.gz)?$", "", Path(path).name, count=1, flags=re.IGNORECASE)
+
+
+def composed(name: str) -> str:
+    """Return a name with each letter and its accent as one character: macOS takes them apart in
+    file names, and a list or a partner of the file may not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_stray(name: str) -> bool:

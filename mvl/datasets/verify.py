@@ -9,9 +9,9 @@ from pathlib import Path
 from mvl.core.files import sha256_file
 from mvl.datasets import sandbox
 from mvl.datasets.checks import check_case
-from mvl.datasets.picture_faults import picture_faults
+from mvl.datasets.picture_faults import picture_faults, picture_notes
 from mvl.datasets.registry import read_layout, read_manifest, task_dir, whole_task
-from mvl.datasets.task import MADE, Case, Task, is_stray
+from mvl.datasets.task import MADE, Case, Task, is_stray, task_command
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,12 @@ class Finding:
     path: str
     fault: str
     remedy: str
+    note: bool = False
+    "True of what no run reads: it is said, and is no fault."
 
 
 def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
-    """Every bad file of a task, one finding each, in case order; empty when all is well.
+    """Every bad file of a task, one finding each, in case order, and notes; empty when all is well.
 
     Raises:
         TaskError: there are no data to check, or `dataset.json` or the manifest cannot be used.
@@ -35,6 +37,9 @@ def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
         return [
             Finding(str(path), fault, _remedy(task, folder))
             for path, fault in picture_faults(task, folder, data_dir)
+        ] + [
+            Finding(str(path), text, "nothing need be done", note=True)
+            for path, text in picture_notes(task, folder)
         ]
     cases, manifest, again = (
         read_layout(task, folder),
@@ -84,7 +89,7 @@ def _remedy(task: Task, folder: Path) -> str:
         return "put the file right, or take its case out of the folder"
     if task.page:
         return f"put the file right, or get it again from {task.page}"
-    return f"move {folder} away and run `mvl fetch {task.name}`"
+    return f"move {folder} away and run `{task_command('fetch', task, folder)}`"
 
 
 def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Finding]:
@@ -105,8 +110,9 @@ def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Fi
                 out.append(
                     Finding(
                         str(path),
-                        "stray file: not listed in dataset.json",
+                        "stray file: not listed in dataset.json, it is not read",
                         "remove it, or list its image and label there",
+                        note=True,
                     )
                 )
     return out

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import files, run_folder
+from mvl.core.command_lines import command_line
 from mvl.core.config import Config
 from mvl.datasets.task import TaskError
 from mvl.evidence import predicted
@@ -166,6 +167,14 @@ def refresh(chapter: Chapter, data_dir: Path | None = None) -> list[str]:
     return []
 
 
+def maps_command(chapter: Chapter) -> str:
+    """Return the command that measures a study's activations."""
+    return command_line(
+        *("study", "maps", chapter.study),
+        results_dir=None if chapter.published else chapter.results_dir,
+    )
+
+
 def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | None, list[str]]:
     """The kept maps over scan and label, None where there are none of the recorded weights; and
     what is missing."""
@@ -175,7 +184,7 @@ def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | No
     if not path.is_file():
         return None, [
             *holes,
-            f"activation maps; `mvl study maps {chapter.study}` makes them from weights",
+            f"activation maps; `{maps_command(chapter)}` makes them from weights",
         ]
     with np.load(path) as kept:
         facts = json.loads(str(kept["facts"]))
@@ -184,8 +193,8 @@ def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | No
         return None, [
             *holes,
             (
-                "activation maps of the recorded weights (those kept are of others); `mvl study"
-                f" maps {chapter.study}` makes them"
+                "activation maps of the recorded weights (those kept are of others);"
+                f" `{maps_command(chapter)}` makes them"
             ),
         ]
     arms: dict[str, dict[str, np.ndarray]] = {system: {} for system in facts["systems"]}

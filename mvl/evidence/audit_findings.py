@@ -234,8 +234,9 @@ def answer(results_dir: Path) -> str:
     )
     together = faults.set_index("system").loc["audit_released"]
     return (
-        f"**In short.** What flatters a report most is *{flatters['fault']}*: it reads"
-        f" {100 * flatters['gap']:+z.1f} points above the same network's Dice on test cases. The"
+        f"**In short.** The fault that flatters a report most is *{flatters['fault']}*: the"
+        f" reported Dice is {100 * flatters['gap']:+z.1f} points from the same network's on test"
+        " cases. The"
         f" costliest is *{costs['fault']}*: {100 * costs['difference']:+z.1f} points on test cases"
         f" [{100 * costs['low']:+z.1f}, {100 * costs['high']:+z.1f}] (p ="
         f" {costs['p']:.2g}).\n\n**The faults do not explain the reported 0.87.** All of"

@@ -14,7 +14,6 @@ import pandas as pd
 
 from mvl.core import run_folder
 from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
-from mvl.core.config import ROOT
 from mvl.datasets.registry import find_task
 from mvl.evidence.arms import caveat, title
 from mvl.evidence.topics import TOPICS, Topic
@@ -94,10 +93,10 @@ def train_chapter(
 ) -> None:
     """Train what the chapter lacks, never into the published records, and collect its tables.
 
-    A relative `results_dir` starts at the clone's top folder. With `allow_drift`, runs that another
+    `results_dir` is what `results_folder` takes. With `allow_drift`, runs that another
     machine began go on here, marked.
     """
-    folder = ROOT / results_dir
+    folder = run_folder.results_folder(results_dir)
     if folder.resolve() == run_folder.records_dir().resolve():
         return
     for block in used_blocks(load_study(study), TOPICS[topic]):
@@ -107,7 +106,7 @@ def train_chapter(
 
 def open_chapter(topic: str, study: str, results_dir: str | Path) -> Chapter:
     """Read the chapter from the study's tables as they are; this trains and writes nothing."""
-    folder, spec, plan = ROOT / results_dir, TOPICS[topic], load_study(study)
+    folder, spec, plan = run_folder.results_folder(results_dir), TOPICS[topic], load_study(study)
     systems, units = systems_of(plan, spec), units_of(plan, spec)
     runs, cases, history = (
         _restricted(frame, systems, spec, units) for frame in read_tables(study, folder)

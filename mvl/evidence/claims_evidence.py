@@ -50,7 +50,8 @@ class Claim:
     claim: str
     reported: tuple[tuple[str, ...], ...]
     chapter: str
-    study: str
+    studies: tuple[str, ...]
+    "Studies that can decide it, the nearest to the paper first."
     rule: str
     contrasts: tuple[tuple[str, str], ...]
     support: str
@@ -148,6 +149,7 @@ class Found:
     "Mean of the reference over the same runs."
     systems: tuple[str, ...] = ()
     "What is compared."
+    study: str = ""
 
     def decision(self, margin: float | None = None) -> Decision:
         """The word for it by the one rule, at the metric's margin if no other is given."""
@@ -162,7 +164,10 @@ class Found:
             len(self.missing),
         )
         return decide(
-            numbers, MARGINS[self.metric].value if margin is None else margin, self.systems
+            numbers,
+            MARGINS[self.metric].value if margin is None else margin,
+            self.systems,
+            self.study,
         )
 
 

@@ -3,29 +3,30 @@ and the terminal."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mvl.core.config import ROOT, load_config
-from mvl.datasets.task import MADE
+from mvl.evidence.arms import caveat
 from mvl.evidence.chapter import _foreground, read_tables
-from mvl.evidence.claims_evidence import UNITS, Claim, ClaimError, Evidence, Found
+from mvl.evidence.claims_evidence import Claim, ClaimError, Evidence
+from mvl.evidence.claims_power import what_would_decide
 from mvl.evidence.claims_rules import RULES
 from mvl.evidence.claims_verdicts import (
     CONTRADICTED,
     MOOT,
     NOT_REPRODUCED,
-    UNTESTABLE,
-    WORDS,
     Verdict,
 )
-from mvl.study.grid import load_study
+from mvl.evidence.decision import UNDECIDED, WITHDRAWN
+from mvl.study.grid import run_keys
 
 LEDGER = ROOT / "data" / "claims.toml"
 PAPERS = {"P1": "MedVisionLlama, version 3", "P1-v1": "MedVisionLlama, version 1", "P2": "LLM4Seg"}
@@ -33,18 +34,22 @@ IMPLIED = "Implied, tested by us"
 "Heading of the claims that no paper states in that form."
 MODELS = {"P1": "Llama-3.1-8B", "P1-v1": "Llama-3.1-8B", "P2": "Llama-3.2-1B"}
 "The language model whose layer each paper uses."
-NO_VERDICT = "generated data: no verdict"
+NO_VERDICT = "not evidence: no verdict"
 FURTHER = ("activations", "masks")
 "Tables that a command measures from recorded weights, where somebody has run it."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the ledger; no verdict where the study has generated data alone."""
+    """One line of the ledger; no verdict where the study's tasks are no evidence."""
 
     claim: Claim
     study: str
     verdict: Verdict | None
+    elsewhere: tuple[tuple[str, Verdict], ...] = ()
+    "What the claim's other studies say, where they plan its runs."
+    needs: str = ""
+    "What would decide it, where it is open."
 
     @property
     def word(self) -> str:
@@ -117,19 +122,7 @@ def reported_numbers(claim: Claim) -> list[float]:
 
 def planned_runs(study: str) -> pd.DataFrame:
     """task, system, fraction, fold, seed of every run of the study's grid."""
-    plan = load_study(study)
-    rows = [
-        (task, str(system), float(fraction), fold, seed)
-        for block in plan.grid
-        for task in block.get("tasks", plan.tasks)
-        for system in block["systems"]
-        for fraction in block.get("fractions", [1.0])
-        for fold in block.get("folds", [0])
-        for seed in block.get("seeds", [0])
-    ]
-    return pd.DataFrame(
-        rows, columns=["task", "system", "fraction", "fold", "seed"]
-    ).drop_duplicates(ignore_index=True)
+    return pd.DataFrame(run_keys(study), columns=["task", "system", "fraction", "fold", "seed"])
 
 
 def read_evidence(study: str, results_dir: Path) -> Evidence:
@@ -162,21 +155,40 @@ def stand_in(study: str, plan: pd.DataFrame) -> str:
     )
 
 
-def ledger(studies: Sequence[str], results_dir: Path, path: Path = LEDGER) -> list[Entry]:
-    """Every claim that the studies speak of, each judged on its own study, or on the one study
-    given where that plans its systems."""
-    evidence = {study: read_evidence(study, results_dir) for study in studies}
+def ledger(results_dir: Path, studies: Sequence[str] = (), path: Path = LEDGER) -> list[Entry]:
+    """Every claim that the studies speak of, each judged on those of its own studies that are
+    among them, or on the first that plans its systems.
+
+    studies: the studies to judge by; none given, all that the claims name.
+    """
+    claims = load_claims(path)
+    named = studies or tuple(dict.fromkeys(study for claim in claims for study in claim.studies))
+    evidence = {study: read_evidence(study, results_dir) for study in named}
     entries = []
-    for claim in load_claims(path):
-        study = (
-            claim.study
-            if claim.study in evidence
-            else next((s for s in studies if planned(claim, evidence[s])), None)
-        )
-        if study is not None:
-            entries.append(Entry(claim, study, judge(claim, evidence[study])))
+    for claim in claims:
+        own = [study for study in claim.studies if study in evidence]
+        others = (study for study in named if planned(claim, evidence[study]))
+        if candidates := own or list(itertools.islice(others, 1)):
+            entries.append(entry_of(claim, {study: evidence[study] for study in candidates}))
     by_id = {entry.claim.id: entry for entry in entries}
     return [explained(entry, by_id.get(entry.claim.explains)) for entry in entries]
+
+
+def entry_of(claim: Claim, evidence: dict[str, Evidence]) -> Entry:
+    """The claim judged on the first of its studies in which all of its planned runs are done, or
+    else on the first; the others stand beside.
+
+    Whether runs are there decides, never what they say.
+    """
+    verdicts = {study: judge(claim, records) for study, records in evidence.items()}
+    first = next(iter(verdicts))
+    study = next((s for s, v in verdicts.items() if v and v.numbers and not v.missing), first)
+    beside = tuple((s, v) for s, v in verdicts.items() if v and v.numbers and s != study)
+    verdict = verdicts[study]
+    needs = ""
+    if verdict and verdict.word in (UNDECIDED, WITHDRAWN):
+        needs = what_would_decide(claim, evidence[study], verdict.numbers)
+    return Entry(claim, study, verdict, beside, needs)
 
 
 def explained(entry: Entry, gain: Entry | None) -> Entry:
@@ -196,8 +208,8 @@ def planned(claim: Claim, evidence: Evidence) -> bool:
 
 
 def judge(claim: Claim, evidence: Evidence) -> Verdict | None:
-    """The verdict by the claim's rule; None where the study has generated data alone."""
-    if set(evidence.plan["task"]) <= set(MADE):
+    """The verdict by the claim's rule; None where the study's tasks are no evidence."""
+    if caveat(list(evidence.plan["task"].unique())):
         return None
     verdict = RULES[claim.rule](claim, evidence)
     if claim.weak and verdict.word == CONTRADICTED:
@@ -206,137 +218,4 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict | None:
         replace(verdict, sentence=f"{verdict.sentence} {claim.weak[:1].upper()}{claim.weak[1:]}.")
         if claim.weak
         else verdict
-    )
-
-
-def groups(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """The entries by heading: the papers' own claims by paper, then what is implied; a heading
-    without any is left out."""
-    found = {
-        name: [e for e in entries if e.claim.paper == paper and not e.claim.implied]
-        for paper, name in PAPERS.items()
-    }
-    found[IMPLIED] = [e for e in entries if e.claim.implied]
-    return {name: rows for name, rows in found.items() if rows}
-
-
-def totals(entries: Sequence[Entry]) -> str:
-    """How many claims of the papers and how many implied ones there are, and of which word, in a
-    sentence each."""
-    own, implied = ([e for e in entries if e.claim.implied == kind] for kind in (False, True))
-
-    first, second = (
-        ", ".join(f"{n} {word}" for word, n in counts(rows).items()) for rows in (own, implied)
-    )
-    said = f"{len(own)} claims of the papers: {first or 'none'}."
-    return f"{said} {len(implied)} implied and tested by us: {second}." if implied else said
-
-
-def counts(entries: Sequence[Entry]) -> dict[str, int]:
-    """How many claims have each verdict, in the words' order; words that none has are left out."""
-    found = {word: sum(e.word == word for e in entries) for word in (*WORDS, NO_VERDICT)}
-    return {word: n for word, n in found.items() if n}
-
-
-def brief(entry: Entry) -> str:
-    """The first difference behind a verdict in a few words: value, interval and pairs of runs; why,
-    where there is none."""
-    if entry.verdict is None or not entry.verdict.numbers:
-        return (
-            ""
-            if entry.verdict is None or entry.word == UNTESTABLE
-            else entry.verdict.sentence.split(". ")[0]
-        )
-    parts = [short(found) for found in entry.verdict.numbers]
-    more = len(parts) - 1
-    return parts[0] + (f"; and {more} more" if more else "")
-
-
-def short(found: Found) -> str:
-    """A difference in a few words: value, interval and pairs of runs."""
-    if not found.n_runs:
-        return (
-            f"0 of {found.n_planned} pair{'s' * (found.n_planned != 1)}"
-            if found.n_planned
-            else "not planned"
-        )
-    scale, unit, digits = UNITS[found.metric]
-    mid, low, high = (
-        f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high)
-    )
-    return (
-        f"{mid} [{low}, {high}] {unit}, {found.n_runs} of {found.n_planned}"
-        f" pair{'s' * (found.n_planned != 1)}"
-    )
-
-
-def show(entries: Sequence[Entry]) -> str:
-    """The ledger for a terminal: a line per claim by paper, then what the words mean for it and
-    their counts."""
-    lines: list[str] = []
-    for name, rows in groups(entries).items():
-        lines += [
-            name,
-            *(f"  {e.word:<18} {e.claim.short:<42} {brief(e)}".rstrip() for e in rows),
-            "",
-        ]
-    return "\n".join([*lines, totals(entries), *LIMITS])
-
-
-LIMITS = (
-    (
-        "A verdict is about this test, with a small language model in the papers' place, never"
-        " about a paper's own run."
-    ),
-    "Sentences, rules, runs and what is missing: mvl claims --json, and the book's page on claims.",
-)
-
-
-def as_json(entries: Sequence[Entry]) -> dict[str, Any]:
-    """The ledger as plain values; a number that there is not is null."""
-    return {
-        "claims": [_plain(entry) for entry in entries],
-        "counts": counts(entries),
-        "limits": list(LIMITS),
-    }
-
-
-def _finite(value: Any) -> Any:
-    """The value as JSON can hold it: a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _plain(entry: Entry) -> dict[str, Any]:
-    verdict = asdict(entry.verdict) if entry.verdict else None
-    claim = entry.claim
-    kept = {
-        key: getattr(claim, key)
-        for key in (
-            "id",
-            "paper",
-            "place",
-            "confidence",
-            "claim",
-            "chapter",
-            "rule",
-            "contrasts",
-            "support",
-            "takes",
-        )
-    }
-    kept |= {"implied": claim.implied, "margin": claim.margin}
-    return _finite(
-        {
-            **kept,
-            "reported": reported_numbers(claim),
-            "study": entry.study,
-            "word": entry.word,
-            "verdict": verdict,
-        }
     )

@@ -20,6 +20,7 @@ from mvl.evidence.claims_evidence import (
     planned_units,
     tasks,
 )
+from mvl.evidence.second_study import of_protocol, together
 from mvl.evidence.topics import TOPICS
 from mvl.study.grid import load_study
 
@@ -166,6 +167,7 @@ def _found(evidence: Evidence, difference: Difference, p: float, p_equivalence: 
             len(difference.planned),
             holes,
             systems=difference.systems,
+            study=evidence.study,
         )
     if id(pairs) not in evidence.memo:
         evidence.memo[id(pairs)] = pairs, stats.bootstrap(pairs)
@@ -194,26 +196,27 @@ def _found(evidence: Evidence, difference: Difference, p: float, p_equivalence: 
         float(p_equivalence),
         difference.base,
         difference.systems,
+        evidence.study,
     )
 
 
 def family(claim: Claim, evidence: Evidence, metric: str) -> list[Difference]:
-    """The chapter's other planned contrasts of the metric, which the claim's own are corrected
-    together with."""
-    topic, own = (
-        TOPICS.get(claim.topic or claim.chapter[3:]),
-        {(frozenset(pair), f) for pair in claim.contrasts for f in claim.fractions},
-    )
-    rest = [
-        (pair, f)
-        for pair in (topic.contrasts if topic else ())
-        for f in (topic.fractions if topic else ())
-        if (frozenset(pair), f) not in own
-    ]
-    units = units_of(load_study(evidence.study), topic) if topic else set()
+    """The other planned contrasts of the metric, which the claim's own are corrected together
+    with: those of its question in the second protocol, of its chapter elsewhere."""
+    own = {(frozenset(pair), f) for pair in claim.contrasts for f in claim.fractions}
+    topic = TOPICS.get(claim.topic or claim.chapter[3:])
+    units: Set[tuple[str, int, int]] = set()
+    if of_protocol(evidence.study):
+        planned = together(evidence.study, own)
+    elif topic:
+        planned = [(pair, f) for pair in topic.contrasts for f in topic.fractions]
+        units = units_of(load_study(evidence.study), topic)
+    else:
+        planned = []
     found = [
         of_cases(evidence, *pair, task, f, metric, units)
-        for pair, f in rest
+        for pair, f in planned
+        if (frozenset(pair), f) not in own
         for task in tasks(evidence, pair)
     ]
     return [d for d in found if d.planned]

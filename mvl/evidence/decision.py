@@ -55,6 +55,12 @@ MARGINS = {
     "epochs": Margin(2.0, LATE),
 }
 "The margin of each metric and why it is that."
+PICTURES = Margin(
+    0.004,
+    "IoU of pictures in the second protocol: half of the gain that the paper's figure of layers"
+    " shows",
+    protocol=True,
+)
 MARGIN = MARGINS["dice"].value
 "The margin of the primary metric: one Dice point."
 EQUIVALENCE_POINTS = 100 * MARGIN
@@ -74,7 +80,9 @@ UNTUNED = dict.fromkeys(
     ),
     _INHERITED,
 )
-"Systems that were trained at a rate that does not suit them: no verdict on them stands."
+"Systems that the first study trained at a rate that does not suit them: no verdict on them stands."
+TUNED_APART = frozenset({"hippocampus2_tuned"})
+"Studies in which every arm has a rate of its own, so that nothing is withdrawn."
 
 
 @dataclass(frozen=True)
@@ -130,9 +138,11 @@ def words(
     )
 
 
-def decide(found: Numbers, margin: float = MARGIN, systems: Iterable[str] = ()) -> Decision:
+def decide(
+    found: Numbers, margin: float = MARGIN, systems: Iterable[str] = (), study: str = ""
+) -> Decision:
     """Decide the word for one difference of systems: the only place where one gets its word."""
-    if reason := withdrawn(systems):
+    if reason := withdrawn(systems, study):
         return Decision(WITHDRAWN, reason)
     if not found.planned:
         return Decision(UNDECIDED, "not planned in this study")
@@ -147,8 +157,10 @@ def decide(found: Numbers, margin: float = MARGIN, systems: Iterable[str] = ()) 
     return Decision(str(words(numbers[0], numbers[1], numbers[2], numbers[3], margin)[0]))
 
 
-def withdrawn(systems: Iterable[str]) -> str:
-    """Why no verdict on a comparison of these systems stands; empty where one can."""
+def withdrawn(systems: Iterable[str], study: str = "") -> str:
+    """Why no verdict on a study's comparison of these systems stands; empty where one can."""
+    if study in TUNED_APART:
+        return ""
     return next((UNTUNED[name] for name in systems if name in UNTUNED), "")
 
 
@@ -174,7 +186,8 @@ def decided(row: dict[Any, Any]) -> Decision:
         int(row["n_runs"]),
         int(row["n_folds"]),
     )
-    return decide(numbers, MARGIN, (row["system"], row["reference"]))
+    margin = row.get("margin", MARGIN)
+    return decide(numbers, margin, (row["system"], row["reference"]), row.get("study", ""))
 
 
 def verdict(row: dict[Any, Any], metric: str) -> str:

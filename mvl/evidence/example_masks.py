@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import files, run_folder
+from mvl.core.command_lines import command_line
 from mvl.datasets.task import TaskError
 from mvl.evidence.chapter import Chapter, open_chapter
 from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative, view
@@ -83,9 +84,11 @@ def load_drawn(
         None,
     )
     if found is None:
+        where = None if chapter.published else chapter.results_dir
+        again = command_line("study", "run", chapter.study, results_dir=where)
         return [], [
-            f"example segmentations need the weights of {', '.join(chosen['run'])}; `mvl study run"
-            f" {chapter.study}` makes them"
+            f"example segmentations need the weights of {', '.join(chosen['run'])}; `{again}` makes"
+            " them"
         ]
     try:
         drawn = draw(chapter, chosen, found, data_dir)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,7 @@ def read_figures(path: Path = RECORD) -> dict[str, Any]:
 def keep_figure(path: Path, key: str, value: float, n: int, words: str) -> None:
     """Put one figure in the file, in place of that figure's older value; safe when several
     processes do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.waiting_lock(path.with_name(f".{path.name}.lock")):
         figures = read_figures(path) | {
             key: {"value": value, "n": n, "words": words, "measured": files.now()}
         }

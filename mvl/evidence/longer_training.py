@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mvl.core.command_lines import command_line
 from mvl.core.config import load_config
 from mvl.evidence.arms import ordered, title
 from mvl.evidence.chapter import Chapter
@@ -58,7 +59,7 @@ def table(chapter: Chapter) -> str:
     if not (chapter.results_dir / STUDY / "runs.csv").is_file():
         return (
             f"What longer training changes is asked by the study `{STUDY}`; it is not recorded here"
-            f" (`mvl study run {STUDY}`)."
+            f" (`{command_line('study', 'run', STUDY)}`)."
         )
     both, longer = pairs(chapter), read_runs(STUDY, chapter.results_dir)
     if both.empty:

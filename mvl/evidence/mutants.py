@@ -1,7 +1,8 @@
 """Mutation testing: small faults put into the code one at a time, which the tests must notice.
 
 `python -m mvl.evidence.mutants [LAYER ...]` runs mutmut over the layers that `pyproject.toml` lists
-and writes `data/mutants.json`; `make faults MUTANTS=1` does so last. The book shows the record.
+and writes `data/mutants.json`; `make faults MUTANTS=1` does so last. With `--sample N` it tests N
+mutants a layer, drawn by a stated seed. The book shows the record.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mvl.core import machine
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
 from mvl.core.files import now, sha256_bytes, sha256_file, write_json
+from mvl.core.seeds import draw_seed
 
 RECORD = ROOT / "data" / "mutants.json"
 REASONS = ROOT / "data" / "mutants.toml"
@@ -112,18 +114,26 @@ def prepare(layer: Layer, folder: Path, root: Path = ROOT) -> None:
     stamp.write_text(wanted)
 
 
-def run(layer: Layer, folder: Path, jobs: int = 1, root: Path = ROOT) -> None:
-    """Test the layer's mutants that have no verdict yet.
+def run(
+    layer: Layer, folder: Path, jobs: int = 1, root: Path = ROOT, sample: int = 0, seed: int = 0
+) -> None:
+    """Test the layer's mutants that have no verdict yet, or those of a sample.
 
     Raises:
         MutantsError: mutmut ended with an error; holds its last lines.
     """
     prepare(layer, folder, root)
-    words = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs)]
-    done = subprocess.run(
-        words, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
-    )
-    (folder / "mutmut.txt").write_text(done.stdout + done.stderr)
+    chosen: list[str] = []
+    if sample:
+        codes = all_codes(layer, folder)
+        if not codes:
+            # No mutant has this name: mutmut makes them all, times the tests once, and stops.
+            _mutmut(folder, jobs, ["no_mutant"])
+            codes = all_codes(layer, folder)
+        chosen = [n for n in drawn(codes, layer, sample, seed) if not has_verdict(codes[n])]
+        if codes and not chosen:
+            return
+    done = _mutmut(folder, jobs, chosen)
     if done.returncode:
         last = (done.stdout + done.stderr).strip().splitlines()[-15:]
         raise MutantsError(
@@ -132,20 +142,47 @@ def run(layer: Layer, folder: Path, jobs: int = 1, root: Path = ROOT) -> None:
         )
 
 
-def verdicts(layer: Layer, folder: Path) -> dict[str, int | None]:
-    """mutmut's exit code of every mutant by its name.
+def _mutmut(folder: Path, jobs: int, names: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run mutmut in a layer's folder on mutants of these names, or all; keep what it prints."""
+    words = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs), *names]
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
+    )
+    (folder / "mutmut.txt").write_text(done.stdout + done.stderr)
+    return done
 
-    Raises:
-        MutantsError: mutants without a verdict are left; says how many.
-    """
+
+def drawn(codes: Iterable[str], layer: Layer, sample: int, seed: int) -> list[str]:
+    """The names of a random sample; a larger one of the same seed holds it."""
+    ordered = sorted(codes, key=lambda name: draw_seed(seed, "mutants", layer.name, name))
+    return ordered[:sample]
+
+
+def has_verdict(code: int | None) -> bool:
+    """Whether mutmut's exit code says that a mutant was noticed, survived, or met no test."""
+    return code in (*NOTICED, SURVIVED, *UNTESTED)
+
+
+def all_codes(layer: Layer, folder: Path) -> dict[str, int | None]:
+    """mutmut's exit code of every mutant by its name; nothing before the first run."""
     codes: dict[str, int | None] = {}
     for file in sorted(path for pattern in layer.files for path in folder.glob(pattern)):
         meta = folder / "mutants" / file.relative_to(folder).with_suffix(".py.meta")
         if meta.is_file():
             codes |= json.loads(meta.read_text())["exit_code_by_key"]
-    open_ones = [
-        name for name, code in codes.items() if code not in (*NOTICED, SURVIVED, *UNTESTED)
-    ]
+    return codes
+
+
+def verdicts(layer: Layer, folder: Path, sample: int = 0, seed: int = 0) -> dict[str, int | None]:
+    """mutmut's exit code of every mutant, or of every one in the sample, by its name.
+
+    Raises:
+        MutantsError: mutants without a verdict are left; says how many.
+    """
+    codes = all_codes(layer, folder)
+    if sample:
+        codes = {name: codes[name] for name in drawn(codes, layer, sample, seed)}
+    open_ones = [name for name, code in codes.items() if not has_verdict(code)]
     if open_ones or not codes:
         raise MutantsError(
             f"{layer.name}: {len(open_ones)} of {len(codes)} mutants have no verdict; run it again"
@@ -179,9 +216,9 @@ def reasons(path: Path = REASONS) -> dict[tuple[str, str], str]:
     return {(entry["function"], entry["change"].strip()): entry["reason"] for entry in entries}
 
 
-def summary(layer: Layer, folder: Path) -> dict[str, Any]:
+def summary(layer: Layer, folder: Path, sample: int = 0, seed: int = 0) -> dict[str, Any]:
     """What `data/mutants.json` keeps of a layer."""
-    codes, known = verdicts(layer, folder), reasons()
+    codes, known = verdicts(layer, folder, sample, seed), reasons()
     alive = sorted(name for name, code in codes.items() if code not in NOTICED)
     rows = []
     for name in alive:
@@ -192,6 +229,8 @@ def summary(layer: Layer, folder: Path) -> dict[str, Any]:
     return {
         "files": list(layer.files),
         "tests": list(layer.tests),
+        "made": len(all_codes(layer, folder)),
+        "seed": seed if sample else None,
         "mutants": len(codes),
         "killed": len(codes) - len(alive),
         "survivors": rows,
@@ -220,8 +259,21 @@ def table(path: Path = RECORD) -> str:
         reasoned = sum(bool(survivor["reason"]) for survivor in row["survivors"])
         share = f"{row['killed']:,} ({row['killed'] / row['mutants']:.1%}) | {TARGET:.0%}"
         last = f"{reasoned} of {len(row['survivors'])}"
-        lines.append(f"| {name} | {files} | {row['mutants']:,} | {share} | {last} |")
+        tested = f"{row['mutants']:,}"
+        if row["mutants"] < row["made"]:
+            tested += f" of {row['made']:,}, drawn by seed {row['seed']}"
+            share = f"{row['killed']:,} ({share_killed(row)}) | {TARGET:.0%}"
+        lines.append(f"| {name} | {files} | {tested} | {share} | {last} |")
     return "\n".join(lines)
+
+
+def share_killed(row: dict[str, Any]) -> str:
+    """The share of a sample that was killed, with its exact 95 % interval over all mutants."""
+    from scipy import stats
+
+    test = stats.binomtest(row["killed"], row["mutants"])
+    low, high = test.proportion_ci(0.95, method="exact")
+    return f"{row['killed'] / row['mutants']:.1%}; 95 % interval {low:.1%} to {high:.1%}"
 
 
 def survivors(path: Path = RECORD) -> str:
@@ -251,13 +303,16 @@ def main(words: Sequence[str] | None = None) -> int:
         "layers", nargs="*", metavar="LAYER", help=f"of {', '.join(known)}; all without one"
     )
     parser.add_argument("--jobs", type=int, default=1, help="mutants tested side by side")
+    parser.add_argument("--sample", type=int, default=0, help="mutants a layer; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="draws the sample")
     asked = parser.parse_args(words)
     if unknown := sorted(set(asked.layers) - set(known)):
         raise MutantsError(f"unknown layer {unknown[0]!r}; known: {', '.join(known)}")
     below = []
     for name in asked.layers or known:
-        run(known[name], STATE / name, asked.jobs)
-        row = summary(known[name], STATE / name)
+        draw = (asked.sample, asked.seed)
+        run(known[name], STATE / name, asked.jobs, ROOT, *draw)
+        row = summary(known[name], STATE / name, *draw)
         write_json(
             RECORD, {"platform": machine.platform_facts(), "layers": read_record() | {name: row}}
         )

@@ -1,8 +1,9 @@
 """`mvl plan STUDY --power`: what each contrast of a study can decide, from variances measured
 before.
 
-A contrast is one that a chapter tests; an arm that no chapter compares stands against the study's
-baseline arm, which is the first of its first block.
+A contrast is one that the second protocol plans for the study, or else one that a chapter tests;
+an arm that no chapter compares stands against the study's baseline arm, which is the first of its
+first block.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from mvl.core import run_folder
-from mvl.core.config import ConfigError
+from mvl.core.config import Config, ConfigError
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import NUM_FOLDS
-from mvl.evidence import power, run_pairs
+from mvl.evidence import power, protocol_families, run_pairs
 from mvl.evidence.calibration import Components, components
 from mvl.evidence.chapter import _foreground, covered, planned_pairs, systems_of
 from mvl.evidence.decision import MARGIN
 from mvl.evidence.power import Design
+from mvl.evidence.protocol_families import Family
 from mvl.evidence.run_pairs import Pairs
 from mvl.evidence.topics import TOPICS, Topic
 from mvl.study import tables
-from mvl.study.grid import load_study
+from mvl.study.grid import load_study, study_runs
 
 Unit = tuple[int, int]
 "(fold, seed)."
@@ -52,6 +54,10 @@ class Contrast:
     "Tests that share Holm's adjustment with this one."
     units: tuple[Unit, ...]
     "(fold, seed) at which the study plans both arms."
+    margin: float = MARGIN
+    "Within it arms are called equivalent."
+    stand_in: tuple[str, protocol_families.Pair] | None = None
+    "Study and contrast whose variances are taken where no records have this one."
 
 
 def contrasts(study: str, against: str | None = None) -> list[Contrast]:
@@ -65,10 +71,36 @@ def contrasts(study: str, against: str | None = None) -> list[Contrast]:
     """
     if against is not None:
         return _against(study, against, set())
+    if families := protocol_families.families_of(study):
+        runs = study_runs(study)
+        return [contrast for family in families for contrast in _of_family(family, runs)]
     found = [c for topic in covered(study) for c in _of_topic(study, TOPICS[topic])]
     named = {name for c in found for name in (c.system, c.reference)}
     baseline = str(load_study(study).grid[0]["systems"][0])
     return found + _against(study, baseline, named)
+
+
+def _of_family(family: Family, runs: Sequence[Config]) -> list[Contrast]:
+    """Return the protocol's contrasts of one family, with the folds and seeds of both arms among
+    the study's runs."""
+    have: dict[str, set[Unit]] = {}
+    for config in runs:
+        if config.fraction == family.fraction:
+            have.setdefault(config.system, set()).add((config.fold, config.seed))
+    return [
+        Contrast(
+            system,
+            reference,
+            runs[0].task,
+            family.fraction,
+            family.metric,
+            len(family.contrasts),
+            tuple(sorted(have[system] & have[reference])),
+            family.margin,
+            family.stand_in,
+        )
+        for system, reference in family.contrasts
+    ]
 
 
 def _of_topic(study: str, topic: Topic) -> list[Contrast]:
@@ -133,7 +165,12 @@ def measured(contrast: Contrast, records: dict[str, pd.DataFrame]) -> tuple[Comp
         found = components(pairs) if pairs is not None else None
         if found is not None and found.folds > 1:
             return found, source
-    return None
+    if contrast.stand_in is None:
+        return None
+    source, (system, reference) = contrast.stand_in
+    other = replace(contrast, system=system, reference=reference, stand_in=None)
+    found_there = measured(other, {source: records[source]} if source in records else {})
+    return found_there and (found_there[0], f"{source}: {system} - {reference}")
 
 
 def recorded_cases(sources: Sequence[str], results_dir: Path) -> dict[str, pd.DataFrame]:
@@ -171,28 +208,35 @@ def power_plan(
 ) -> dict[str, Any]:
     """Return what each contrast of a study can decide, one row for each contrast and design.
 
-    Variances come from the sources in order (by default the study's own records); where none has
-    the contrast in two folds, `sd` (Dice points, of a fold's mean difference) stands in. Without
-    either the row says so. Designs and families default to the study's own.
+    Variances come from the sources in order (by default the study's own records, and those that
+    stand in for a study of the protocol); where none has the contrast in two folds, `sd` (Dice
+    points, of a fold's mean difference) stands in. Without either the row says so. Designs and
+    families default to the study's own.
 
     Raises:
         ConfigError: no such study, arm or design, or an sd that is not positive.
     """
     if sd is not None and not sd > 0:
         raise ConfigError(f"--sd must be positive, got {sd}")
-    records = recorded_cases(sources or [study], Path(results_dir or run_folder.records_dir()))
+    records = recorded_cases(
+        sources or protocol_families.sources_of(study),
+        Path(results_dir or run_folder.records_dir()),
+    )
     shapes = designs_as_numbers(designs or ())
     rows = []
-    for contrast in contrasts(study, against):
+    planned = contrasts(study, against)
+    for contrast in planned:
         found = measured(contrast, records)
         sizes = families or sorted({1, contrast.family})
         for folds, seeds in shapes or [_own_design(contrast)]:
             rows.append(_row(contrast, found, sd, folds, seeds, sizes))
-    limits = {str(k): _points(power.largest_sd(k)) for k in sorted({row["folds"] for row in rows})}
+    margin = min((contrast.margin for contrast in planned), default=MARGIN)
+    folds_used = sorted({row["folds"] for row in rows})
+    limits = {str(k): _points(power.largest_sd(k, margin)) for k in folds_used}
     return {
         "study": study,
         "variances": list(records),
-        "margin": 100 * MARGIN,
+        "margin": 100 * margin,
         "power": power.POWER,
         "largest_sd_for_equivalence": limits,
         "rows": rows,
@@ -245,8 +289,8 @@ def _row(
         "sd": 100 * spread,
         "sd_upper": 100 * highest,
         "detectable": {str(m): _points(power.detectable(spread, folds, m)) for m in sizes},
-        "equivalence": power.power_of_equivalence(spread, folds),
-        "at_upper": power.power_of_equivalence(highest, folds),
+        "equivalence": power.power_of_equivalence(spread, folds, contrast.margin),
+        "at_upper": power.power_of_equivalence(highest, folds, contrast.margin),
     }
 
 

@@ -35,12 +35,14 @@ def read_volume(
     """
     import nibabel
 
-    from mvl.datasets.registry import find_task, list_cases
+    from mvl.datasets.registry import find_task, list_cases, task_path
+    from mvl.datasets.task import task_command
 
     known = find_task(task, data_dir)
     files = {c.case_id: c for c in list_cases(known, data_dir)}
     if case not in files:
-        raise TaskError(f"{task}: case {case} is not on disk; run `mvl verify {task}`")
+        look = task_command("verify", known, task_path(known, data_dir))
+        raise TaskError(f"{task}: case {case} is not on disk; run `{look}`")
     if known.dims == 2:
         from mvl.datasets.cases_2d import read_plane
 

@@ -3,7 +3,7 @@ trained network uses its block."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +11,30 @@ import pandas as pd
 
 from mvl.core.run_folder import records_dir
 from mvl.evidence import run_pairs, stats
-from mvl.study.grid import load_study, study_runs
+from mvl.evidence.decision import MARGIN, PICTURES
+from mvl.evidence.topics import CNN, LLM4SEG
+from mvl.study.grid import load_study, run_keys
 from mvl.study.tables import read_cases, read_runs
 from mvl.training.usage import FILE, read_usage
 
 VIT, HYBRID = "vit_baseline", "medvisionllama_v3"
-SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE = (
+SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16 = (
     f"{HYBRID}_{name}"
-    for name in ("shuffled", "random_matched", "norm", "identity", "attention", "noise")
+    for name in (
+        "shuffled",
+        "random_matched",
+        "norm",
+        "identity",
+        "attention",
+        "noise",
+        "linear",
+        "r16",
+    )
 )
+V1, V1_HYBRID, V1_FUSION, V1_NOBLOCK = (
+    f"medvisionllama_v1{part}" for part in ("", "_hybrid", "_fusion", "_noblock")
+)
+PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
 USES_POINTS = 1.0
 "A network uses its block when an intervention costs it so many Dice points (book/protocol_2.md)."
 
@@ -32,6 +47,12 @@ class Question:
     words: str
     contrasts: tuple[tuple[str, str], ...]
     "Pairs of system and reference; together they are the family of Holm's correction."
+    fraction: float = 1.0
+    "Share of the training cases."
+    metric: str = "dice"
+    "Column of cases.csv."
+    margin: float = MARGIN
+    "Within it arms are called equivalent."
 
 
 def _of_both_regimes(study: str) -> tuple[Question, ...]:
@@ -46,26 +67,66 @@ def _of_both_regimes(study: str) -> tuple[Question, ...]:
     )
 
 
+def _of_few_cases(study: str) -> tuple[Question, ...]:
+    return (
+        Question(study, "Does it help with a tenth of the data?", ((HYBRID, VIT),), 0.1),
+        Question(study, "Is it the pretraining, with a tenth?", ((HYBRID, SHUFFLED),), 0.1),
+    )
+
+
+def _of_other_anatomy(study: str) -> Question:
+    contrasts = tuple((HYBRID, reference) for reference in (VIT, SHUFFLED, IDENTITY))
+    return Question(study, "Does it hold on another organ?", contrasts)
+
+
+def _of_pictures(study: str) -> tuple[Question, ...]:
+    families = (
+        ("Does the layer help a CNN?", ((LLM4SEG, CNN),)),
+        ("Is it the pretraining, in a CNN?", ((LLM4SEG, f"{LLM4SEG}_shuffled"),)),
+        (
+            "Is it more than its adapters, or a trained layer?",
+            ((LLM4SEG, f"{LLM4SEG}_identity"), (LLM4SEG, f"{LLM4SEG}_transformer")),
+        ),
+    )
+    return tuple(
+        Question(study, words, pairs, 1.0, "jaccard", PICTURES.value) for words, pairs in families
+    )
+
+
 QUESTIONS = (
-    *_of_both_regimes("hippocampus2_published"),
+    *_of_both_regimes(PUBLISHED),
+    Question(UNMIXED, "Can the design see a layer that matters?", ((ATTENTION, IDENTITY),)),
     Question(
-        "hippocampus2_unmixed",
-        "Can the design see a layer that matters?",
-        ((ATTENTION, IDENTITY),),
-    ),
-    Question(
-        "hippocampus2_unmixed",
+        UNMIXED,
         "Where the layer alone mixes the patches: is it the pretraining?",
         ((HYBRID, IDENTITY), (HYBRID, SHUFFLED), (HYBRID, MATCHED)),
     ),
-    *_of_both_regimes("hippocampus2_tuned"),
+    *_of_both_regimes(TUNED),
+    *_of_few_cases(PUBLISHED),
+    *_of_few_cases(TUNED),
+    Question(TUNED, "Do the mappers matter?", ((LINEAR, HYBRID), (RANK_16, HYBRID))),
+    Question(TUNED, "Does version 1 help, and its layer?", ((V1, VIT), (V1, V1_NOBLOCK))),
+    Question(TUNED, "Do version 1's parts help?", ((V1_HYBRID, LINEAR), (V1_FUSION, LINEAR))),
+    *(_of_other_anatomy(study) for study in ("left_atrium", "heart_tuned", "heart_published")),
+    *_of_pictures("isic"),
+    *_of_pictures("kvasir"),
 )
-"The questions of rows 1 and 2, in the protocol's order."
+"The protocol's questions that get a verdict."
 DESCRIBED = (
     Question(
-        "hippocampus2_unmixed",
+        UNMIXED,
         "Described, without a verdict",
         ((NORM, IDENTITY), (NORM, HYBRID), (NOISE, IDENTITY)),
+    ),
+    *(
+        Question(study, "Described, without a verdict", ((system, VIT),))
+        for study, system in (
+            ("left_atrium", "unet"),
+            ("heart_tuned", "unet"),
+            (TUNED, "unetpp"),
+            (TUNED, "swinunetr"),
+            (PUBLISHED, f"{HYBRID}_auxiliary"),
+        )
     ),
 )
 "Contrasts that the protocol describes and gives no verdict of their own."
@@ -78,12 +139,33 @@ def recorded_studies(results: Path | None = None) -> list[str]:
     return [name for name in names if (folder / name / "runs.csv").is_file()]
 
 
-def planned_pairs(study: str, system: str, reference: str) -> tuple[tuple[int, int], ...]:
-    """Return the (fold, seed) at which the study's grid has both systems on all training cases."""
+def of_protocol(study: str) -> bool:
+    """Return whether the second protocol plans the study."""
+    return any(question.study == study for question in QUESTIONS)
+
+
+def together(
+    study: str, contrasts: Set[tuple[frozenset[str], float]]
+) -> list[tuple[tuple[str, str], float]]:
+    """Return the contrasts, with their shares of the data, of every question of the study that asks
+    one of these."""
+    return [
+        (pair, question.fraction)
+        for question in QUESTIONS
+        if question.study == study
+        and any((frozenset(pair), question.fraction) in contrasts for pair in question.contrasts)
+        for pair in question.contrasts
+    ]
+
+
+def planned_pairs(
+    study: str, system: str, reference: str, fraction: float = 1.0
+) -> tuple[tuple[int, int], ...]:
+    """Return the (fold, seed) at which the study's grid has both systems at a share of the data."""
     have: dict[str, set[tuple[int, int]]] = {system: set(), reference: set()}
-    for config in study_runs(study):
-        if config.system in have and config.fraction == 1.0:
-            have[config.system].add((config.fold, config.seed))
+    for _, arm, share, fold, seed in run_keys(study):
+        if arm in have and share == fraction:
+            have[arm].add((fold, seed))
     return tuple(sorted(have[system] & have[reference]))
 
 
@@ -97,18 +179,35 @@ def differences(question: Question, results: Path) -> pd.DataFrame:
     task = load_study(question.study).tasks[0]
     rows = []
     for system, reference in question.contrasts:
-        planned = planned_pairs(question.study, system, reference)
+        planned = planned_pairs(question.study, system, reference, question.fraction)
         try:
-            found = stats.compare(cases, system, reference, task, planned=planned)
+            found = stats.compare(
+                cases,
+                system,
+                reference,
+                task,
+                question.fraction,
+                question.metric,
+                question.margin,
+                planned,
+            )
         except run_pairs.StatsError as error:
-            empty = {"task": task, "system": system, "reference": reference, "metric": "dice"}
+            empty = {
+                "task": task,
+                "system": system,
+                "reference": reference,
+                "metric": question.metric,
+            }
             counts = dict.fromkeys(("n_cases", "n_distinct", "n_runs", "n_folds", "unpaired"), 0)
-            row = {**empty, **counts, "planned": len(planned), "complete": False}
+            place = {"planned": len(planned), "complete": False, "fraction": question.fraction}
+            place["metric"] = question.metric
+            row = {**empty, **counts, **place}
             rows.append(row | {"hole": str(error)})
         else:
             rows.append(stats.table([found]).iloc[0].to_dict() | {"hole": ""})
     columns = [*stats.table([]).columns, "hole"]
-    return stats.adjust(pd.DataFrame(rows, columns=columns))
+    table = pd.DataFrame(rows, columns=columns).assign(study=question.study, margin=question.margin)
+    return stats.adjust(table)
 
 
 def use_of_block(study: str, results: Path) -> pd.DataFrame:
@@ -137,6 +236,19 @@ def use_of_block(study: str, results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def use_in_numbers(study: str, system: str, results: Path) -> str:
+    """Return what silencing a system's layer, and shuffling its tokens, changes in a study, in Dice
+    points over its runs; empty where no run recorded it."""
+    if not (Path(results) / Path(study).stem / "runs.csv").is_file():
+        return ""
+    rows = use_of_block(study, results)
+    own = rows[rows["system"] == system] if not rows.empty else rows
+    if own.empty:
+        return ""
+    silenced, shuffled = (f"{own[name].mean():+.2f}" for name in ("zero", "shuffled_tokens"))
+    return f"h = 0: {silenced}; tokens shuffled: {shuffled}"
+
+
 def uses(rows: pd.DataFrame) -> tuple[bool, bool]:
     """Say whether networks use their block, and whether they use what it computes: True when the
     mean loss of Dice reaches `USES_POINTS`."""
@@ -148,8 +260,8 @@ def uses(rows: pd.DataFrame) -> tuple[bool, bool]:
 def progress(results: Path) -> list[tuple[str, int, int]]:
     """Return (study, finished runs, planned runs) for each study of the questions."""
     found = []
-    for name, _ in itertools.groupby(question.study for question in QUESTIONS):
-        planned = study_runs(name)
+    for name in dict.fromkeys(question.study for question in QUESTIONS):
+        planned = run_keys(name)
         done = 0
         if (Path(results) / name / "runs.csv").is_file():
             done = int((read_runs(name, results)["state"] == "done").sum())

@@ -25,7 +25,9 @@ from mvl.core import run_folder
 from mvl.core.config import ROOT
 from mvl.publish import rerun_page, run_pages
 from mvl.publish.book_facts import PUBLISHED, BookError, facts, plan, repository_url
+from mvl.publish.inline_figures import inline_figures
 from mvl.publish.notebooks import FOLDER, run_notebook, write_notebook
+from mvl.publish.records_archive import write_archive
 from mvl.study import tables
 from mvl.study.status import missing_runs
 
@@ -66,6 +68,8 @@ def build_book(
     html = run_jupyter_book(staging)
     if asked := sorted(set(network_requests(html))):
         raise BookError("the built pages would ask the network: " + "; ".join(asked[:10]))
+    inline_figures(html)
+    write_archive(run_folder.records_dir(), html)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(staging / "records", html / "records")

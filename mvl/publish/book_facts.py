@@ -111,7 +111,10 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
         **second_study_page.facts(run_folder.records_dir(), staging),
         **mutants.facts(),
         **audit_page.facts(studies, results, repository_url()),
-        "claims": claims_page.facts(studies, results, list(plan(studies)), staging),
+        # the published ledger asks the second study too, which has no chapters of its own
+        "claims": claims_page.facts(
+            () if tuple(studies) == PUBLISHED else studies, results, list(plan(studies)), staging
+        ),
         **cards.facts([task for study in studies for task in load_study(study).tasks]),
     }
 
@@ -119,7 +122,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
 def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
     """Say how often each procedure errs at the variances of each study's runs; every test."""
     from mvl.evidence import differences, yardsticks
-    from mvl.publish import calibration_page
+    from mvl.publish import calibration_page, protocol_power
 
     tests = {s: differences.all_differences(s, results) for s in studies}
     power = "\n\n".join(
@@ -128,6 +131,7 @@ def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
         if not t.empty and (p := yardsticks.power_table(t))
     )
     return {
+        **protocol_power.facts(),
         "power": power or "No contrast has two folds yet.",
         "calibration": "\n\n".join(
             calibration_page.page(open_notebook(main_notebook(s), s, results)) for s in studies

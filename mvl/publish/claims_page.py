@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.evidence import claims_ledger, run_pairs
+from mvl.evidence import claims_ledger, claims_text, run_pairs, second_study
 from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import within
 from mvl.evidence.claims_ledger import PAPERS, Entry
@@ -24,15 +24,17 @@ from mvl.evidence.claims_verdicts import (
     number,
 )
 from mvl.evidence.decision import MARGINS, UNDECIDED, WITHDRAWN
-from mvl.publish import reported_page
+from mvl.publish import figure_reported, reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
+from mvl.study.grid import load_study
 from mvl.study.links import run_address
 
 FILE = "claims.svg"
-"The figure beside the pages that show it."
+REPORTED_FILE = "reported_measured.svg"
+"The figures beside the pages that show them."
 TABLE_HEAD = (
-    "| verdict | claim | first difference, 95 % interval | what the paper's own numbers can carry |"
-    " chapter |\n|---|---|---|---|---|"
+    "| verdict | claim | first difference, 95 % interval | use of the layer | what the paper's own"
+    " numbers can carry | chapter |\n|---|---|---|---|---|---|"
 )
 REPORTED = {
     "dice": "Dice",
@@ -76,13 +78,13 @@ def at_a_glance(entries: Sequence[Entry], tasks: Sequence[str] = ()) -> Figure:
         figure.text(
             0.5,
             0.6,
-            "Generated data gives no verdict on any claim.",
+            "This study gives no verdict on any claim.",
             ha="center",
             va="center",
             color=INK,
         )
         return finish(figure, tasks)
-    groups = list(claims_ledger.groups(judged).items())
+    groups = list(claims_text.groups(judged).items())
     lines = len(judged) + 1.5 * len(groups)
     figure = Figure(figsize=(5.2, 0.225 * lines + 0.1), layout="constrained")
     axis, y = figure.subplots(), 0.0
@@ -123,7 +125,7 @@ def _glance_row(axis: Axes, y: float, entry: Entry) -> None:
 
 def summary(entries: Sequence[Entry]) -> str:
     """How many claims there are, and of which verdict."""
-    return claims_ledger.totals(entries)
+    return claims_text.totals(entries)
 
 
 def headline(entries: Sequence[Entry]) -> str:
@@ -150,7 +152,7 @@ def differences(entry: Entry) -> list[str]:
     verdict, lines = entry.verdict, []
     assert verdict is not None
     for found, part in zip(verdict.numbers, verdict.parts):
-        value, _, pairs = claims_ledger.short(found).rpartition(", ")
+        value, _, pairs = claims_text.short(found).rpartition(", ")
         means = part.removeprefix(number(found)).lstrip(": ")
         lines.append(
             f"**{value or 'no run'}**, {found.words}: {means} ({pairs};"
@@ -159,18 +161,35 @@ def differences(entry: Entry) -> list[str]:
     return lines
 
 
-def table(entries: Sequence[Entry], shown: Sequence[str]) -> str:
-    """A Markdown table of the claims by paper: verdict, claim, first difference, and its chapter
-    where that is in the book."""
+def table(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
+    """A Markdown table of the claims by paper: verdict, claim, first difference, use of the layer,
+    and its chapter where that is in the book."""
     blocks = []
-    for name, members in claims_ledger.groups(entries).items():
+    for name, members in claims_text.groups(entries).items():
         rows = [
-            f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims_ledger.brief(e)} |"
-            f" {reported_page.cell(e.claim.id)} | {chapter(e, shown)} |"
+            f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims_text.brief(e)} |"
+            f" {use(e, results)} | {reported_page.cell(e.claim.id)} | {chapter(e, shown)} |"
             for e in members
         ]
         blocks.append("\n".join([f"**{name}**", "", TABLE_HEAD, *rows]))
     return "\n\n".join(blocks)
+
+
+def use(entry: Entry, results: Path) -> str:
+    """What silencing and disturbing the layer costs the claim's first system, in Dice points."""
+    if not entry.claim.contrasts:
+        return ""
+    return second_study.use_in_numbers(entry.study, entry.claim.contrasts[0][0], results)
+
+
+def elsewhere(entry: Entry) -> str:
+    """What the claim's other studies say: the word and the first difference of each."""
+    said = [
+        f"{load_study(study).title} (`{study}`): {verdict.word},"
+        f" {claims_text.short(verdict.numbers[0])}"
+        for study, verdict in entry.elsewhere
+    ]
+    return f"*In other studies*: {'; '.join(said)}." if said else ""
 
 
 def label(entry: Entry) -> str:
@@ -187,7 +206,7 @@ def chapter(entry: Entry, shown: Sequence[str]) -> str:
 def sections(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
     """The claims one by one, by paper."""
     blocks = []
-    for name, members in claims_ledger.groups(entries).items():
+    for name, members in claims_text.groups(entries).items():
         blocks += [f"## {name}", *(section(e, results, shown) for e in members)]
     return "\n\n".join(blocks)
 
@@ -221,6 +240,10 @@ def section(entry: Entry, results: Path, shown: Sequence[str]) -> str:
         if entry.word == UNTESTABLE
         else f"*Beyond this test*: {claim.takes}"
     )
+    if entry.needs:
+        parts.append(f"*What would decide it*: {entry.needs}")
+    if said := elsewhere(entry):
+        parts.append(said)
     if verdict and (traces := runs(entry, results)):
         parts.append(traces)
     return "\n\n".join([*parts, f"Chapter: {chapter(entry, shown)}."])
@@ -289,17 +312,18 @@ def facts(
 ) -> dict[str, Any]:
     """What the pages say of the claims; writes the figure into `folder`."""
     from mvl.publish.style import svg
-    from mvl.study.grid import load_study
 
-    entries = claims_ledger.ledger(studies, results)
-    tasks = [task for study in studies for task in load_study(study).tasks]
+    entries = claims_ledger.ledger(results, studies)
+    judged = dict.fromkeys(entry.study for entry in entries)
+    tasks = [task for study in judged for task in load_study(study).tasks]
     (folder / FILE).write_text(svg(at_a_glance(entries, tasks)))
+    (folder / REPORTED_FILE).write_text(svg(figure_reported.reported_and_measured(entries)))
     words = "\n".join(f"| {word} | {meaning} |" for word, meaning in MEANINGS.items())
     return {
         "judged": any(e.verdict for e in entries),
         "summary": summary(entries),
         "headline": headline(entries),
-        "table": table(entries, shown),
+        "table": table(entries, results, shown),
         "sections": sections(entries, results, shown),
         "words": f"| word | meaning |\n|---|---|\n{words}",
         "alt": f"Verdict on each claim. {summary(entries)}",

@@ -104,6 +104,8 @@ def ready(
     With `drive` results lie on Google Drive too, from where another machine goes on; a run that
     this machine did not begin needs `allow_drift`, and is marked.
     """
+    from mvl.core.run_folder import results_folder
+
     here = on_colab()
     gpu = card() if here else ""
     if study == "auto":
@@ -111,11 +113,11 @@ def ready(
     if drive and here:
         on_drive = mounted() / "mvl" / "runs"
         print(
-            f"results: {keep_on_drive(ROOT / results_dir, on_drive)} files taken from {on_drive},"
-            " which is kept up to date"
+            f"results: {keep_on_drive(results_folder(results_dir), on_drive)} files taken from"
+            f" {on_drive}, which is kept up to date"
         )
     if here:
-        print(plan_text(notebook, study, ROOT / results_dir, gpu))
+        print(plan_text(notebook, study, results_folder(results_dir), gpu))
         if allow_drift:
             print("runs that another machine began go on here and are marked (allow_drift)")
     return study, results_dir

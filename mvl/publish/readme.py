@@ -12,9 +12,10 @@ import pandas as pd
 
 from mvl.core import files
 from mvl.datasets.registry import find_task
-from mvl.evidence import claims_ledger
+from mvl.evidence import claims_text
 from mvl.evidence.arms import caveat
 from mvl.evidence.claims_ledger import Entry
+from mvl.evidence.claims_verdicts import Verdict
 from mvl.evidence.lesion_classes import EMPTY
 from mvl.publish import second_study_page
 from mvl.publish.book_facts import PUBLISHED
@@ -49,6 +50,8 @@ NOTE = (
     "± is the standard deviation over an arm's runs (folds and seeds). `130 x 2`: 130 test cases"
     " under two seeds."
 )
+FIRST = "hippocampus"
+"The first study."
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -216,15 +219,16 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
         return ""
     return (
         f"{second_study_page.sentence(records_dir)} At a rate that suits the ViT alone, the first"
-        f" study finds {_found(first)}; but there the network may ignore its layer, so that"
-        " nothing follows for it. LLM4Seg's layer changes a CNN on breast ultrasound by"
-        f" {_found(last)}."
+        f" study finds {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the"
+        " network may ignore its layer, so that nothing follows for it. LLM4Seg's layer changes a"
+        f" CNN on breast ultrasound by {_found(last.verdict)}."
     )
 
 
-def _found(entry: Entry) -> str:
-    """Return a claim's first difference with its verdict."""
-    return f"**{claims_ledger.brief(entry).rpartition(', ')[0]}** ({entry.word})"
+def _found(verdict: Verdict | None) -> str:
+    """Return a verdict's first difference with its word."""
+    assert verdict is not None
+    return f"**{claims_text.short(verdict.numbers[0]).rpartition(', ')[0]}** ({verdict.word})"
 
 
 def results_page(records_dir: Path, paper_csv: Path) -> str:

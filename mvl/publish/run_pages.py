@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mvl.core import run_folder
+from mvl.core.command_lines import train_command
 from mvl.core.config import ROOT, Config
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
@@ -27,7 +28,24 @@ NUMBERED = ("intro", "claims", "audit", "statistics", "reproduce", "model_card")
 """Pages beside the chapters that show numbers of runs; one that leads to no run gets a line that
 does."""
 FILES = (*run_folder.RECORD_FILES, "status.json")
-TABLES = ("runs.csv", "cases.csv", "history.csv", "tuning.csv", "activations.csv")
+PUBLISHED_FILES = (
+    "paper_reported.csv",
+    "registry.toml",
+    "claims.toml",
+    "bench.json",
+    "plan.json",
+    "faults.json",
+)
+"Files of `data/` that pages draw numbers from."
+TABLES = (
+    "runs.csv",
+    "cases.csv",
+    "history.csv",
+    "tuning.csv",
+    "activations.csv",
+    "masks.csv",
+    "external.csv",
+)
 "Tables of a study; the last two where there are trials, or activations were measured."
 
 
@@ -126,10 +144,7 @@ def write_pages(staging: Path, studies: Sequence[str], results: Path) -> list[st
     """Write each study's page into the book's sources, and what the pages link to under `records/`;
     returns the pages' names."""
     copy_files(
-        {
-            ROOT / "data" / name: staging / f"records/{name}{SUFFIX}"
-            for name in ("paper_reported.csv", "registry.toml", "bench.json")
-        }
+        {ROOT / "data" / name: staging / f"records/{name}{SUFFIX}" for name in PUBLISHED_FILES}
     )
     for study in studies:
         rows = study_rows(study, results)
@@ -215,7 +230,7 @@ def run_row(study: str, row: Row, results: Path) -> str:
 
     command = ""
     if row.config:
-        words = run_folder.command(row.config, run_folder.default_results_dir())
+        words = train_command(row.config, run_folder.default_results_dir())
         command = f"<code>{html.escape(words)}</code>"
 
     system, name = html.escape(row.system), html.escape(title(row.system))

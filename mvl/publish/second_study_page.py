@@ -15,11 +15,16 @@ from mvl.evidence import second_study
 from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
-from mvl.evidence.second_study import QUESTIONS, Question
+from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
+from mvl.publish import second_study_table
 from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
 
 FILE = "second_study.svg"
+REGIMES = {
+    "Trained as published": second_study.PUBLISHED,
+    "Trained at rates tuned for each arm": second_study.TUNED,
+}
 INTERVENTIONS = {
     "zero": "h = 0",
     "mean": "its mean",
@@ -46,7 +51,12 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     return {
         "second": {
             "sentence": sentence(results, "second_study.md"),
+            "first_study": first_study(results),
             "control": control(tables),
+            "table": second_study_table.summary_table(tables, results),
+            "gain": second_study_table.gain_to_see(
+                results, [study for study in REGIMES.values() if study in recorded]
+            ),
             "answer": answer(tables),
             "described": described(recorded, results),
             "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),
@@ -58,26 +68,34 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
 
 
 def sentence(results: Path, page: str = "book/second_study.md") -> str:
-    """Return the answer of the regime as published in one sentence, with a link to the page; empty
-    before it is complete."""
-    help_, pretraining = QUESTIONS[:2]
-    if help_.study not in second_study.recorded_studies(results):
-        return ""
+    """Return the answer of each regime that is complete in a sentence, with a link to the page;
+    empty before one is."""
+    said = " ".join(
+        text
+        for words, study in REGIMES.items()
+        if study in second_study.recorded_studies(results)
+        and (text := _of_regime(words, study, results))
+    )
+    return f"{said} ([Second study]({page}).)" if said else ""
+
+
+def _of_regime(words: str, study: str, results: Path) -> str:
+    """Return a regime's answer; empty before its runs are complete."""
+    help_, pretraining = [question for question in QUESTIONS if question.study == study][:2]
     gain = second_study.differences(help_, results).iloc[0].to_dict()
     controls = second_study.differences(pretraining, results).to_dict("records")
     if not all(row["complete"] for row in (gain, *controls)):
         return ""
     shuffled = controls[0]
-    words = [decided(row).word for row in controls]
-    used = second_study.use_of_block(help_.study, results)
+    verdicts = [decided(row).word for row in controls]
+    used = second_study.use_of_block(study, results)
     hybrid = used[used["system"] == gain["system"]]
-    said = meaning(decided(gain).word, words, *second_study.uses(hybrid))
+    said = meaning(decided(gain).word, verdicts, *second_study.uses(hybrid))
     return (
-        "Trained as published, on hippocampus scans split by person, MedVisionLlama's ViT with one"
-        " frozen layer of SmolLM2-135M differs from the same ViT alone by"
-        f" **{in_points(gain)} Dice points** ({decided(gain)}), and from the same network with the"
-        f" layer's weights shuffled by **{in_points(shuffled)}** ({decided(shuffled)}). The hybrid"
-        f" {use_in_words(hybrid)} ([second study]({page}))."
+        f"{words}, on hippocampus scans split by person, MedVisionLlama's ViT with one frozen"
+        f" layer of SmolLM2-135M differs from the same ViT alone by **{in_points(gain)} Dice"
+        f" points** ({decided(gain)}), and from the same network with the layer's weights shuffled"
+        f" by **{in_points(shuffled)}** ({decided(shuffled)}). The hybrid {use_in_words(hybrid)}."
         + (f" The protocol's words for such an outcome: *{said}*" if said else "")
     )
 
@@ -222,6 +240,26 @@ def progress_table(results: Path) -> str:
     for study, done, planned in second_study.progress(results):
         lines.append(f"| {load_study(study).title} (`{study}`) | {done} of {planned} |")
     return "\n".join(lines)
+
+
+def first_study(results: Path) -> str:
+    """Return the first study's answer in a sentence; empty without its records."""
+    from mvl.evidence import stats
+    from mvl.study.tables import read_cases
+
+    study, task = "hippocampus", "Task04_Hippocampus"
+    if not (Path(results) / study / "cases.csv").is_file():
+        return ""
+    cases = read_cases(study, results)
+    pairs = ((HYBRID, VIT), (HYBRID, f"{HYBRID}_random"))
+    table = stats.table([stats.compare(cases, *pair, task) for pair in pairs])
+    alone, random = (
+        f"{in_points(row)} Dice points ({decided(row)})" for row in table.to_dict("records")
+    )
+    return (
+        f"The hybrid differed from the ViT alone by {alone}, and from the same network with a"
+        f" random layer by {random}."
+    )
 
 
 @styled

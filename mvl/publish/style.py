@@ -65,7 +65,7 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 10,
     "lines.linewidth": 1.8,
     "svg.hashsalt": "mvl",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "figure.dpi": 110,
     "font.family": "DejaVu Sans",
 }

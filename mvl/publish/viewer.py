@@ -20,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from mvl.core.command_lines import command_line
 from mvl.core.config import ROOT
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
@@ -95,7 +96,8 @@ def scans_at_hand(drawn: Sequence[Drawn], data_dir: Path | None = None) -> str:
         for one in drawn:
             read_volume(one.task, one.case, data_dir)
     except TaskError:
-        return f"Masks only: the scans are not at hand (`mvl fetch {drawn[0].task}` gets them)."
+        get = command_line("fetch", drawn[0].task, data_dir=data_dir)
+        return f"Masks only: the scans are not at hand (`{get}` gets them)."
     return ""
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvl.core import run_folder
 from mvl.core.config import Config, ConfigError, did_you_mean, load_config, named
 
 STUDY_KEYS = {
@@ -24,6 +23,7 @@ STUDY_KEYS = {
     "notebooks",
     "tuning",
 }
+LISTS = ("tasks", "systems", "fractions", "folds", "seeds")
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 
 
@@ -52,6 +52,12 @@ class Study:
         return self.grid[known.index(name)]
 
 
+def study_file(name: str) -> str:
+    """Return what messages call a study's file: its path as it was given, or its place in the
+    package."""
+    return name if name.endswith((".yaml", ".yml")) else f"studies/{name}.yaml"
+
+
 def load_study(name: str) -> Study:
     """Read `mvl/configs/studies/<name>.yaml`.
 
@@ -61,22 +67,28 @@ def load_study(name: str) -> Study:
     plan = named("studies", name)
     if unknown := sorted(set(plan) - STUDY_KEYS):
         raise ConfigError(
-            f"studies/{name}.yaml: unknown key"
+            f"{study_file(name)}: unknown key"
             f" {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}"
         )
+    _check_lists(name, plan, ("tasks", "grid"))
     for block in plan.get("grid", []):
         if set(block) - BLOCK_KEYS or not {"name", "systems"} <= set(block):
             raise ConfigError(
-                f"studies/{name}.yaml: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
+                f"{study_file(name)}: a grid block takes {', '.join(sorted(BLOCK_KEYS))}, and"
                 f" needs name and systems; got {block}"
             )
+    for block in plan.get("grid", []):
+        _check_lists(name, block, LISTS)
     if not plan.get("tasks") or not plan.get("grid"):
-        raise ConfigError(f"studies/{name}.yaml: needs tasks and grid")
+        raise ConfigError(f"{study_file(name)}: needs tasks and grid")
     tasks = {*plan["tasks"], *(task for block in plan["grid"] for task in block.get("tasks", ()))}
     systems = {system for block in plan["grid"] for system in block["systems"]}
-    fractions = {
-        float(fraction) for block in plan["grid"] for fraction in block.get("fractions", [1.0])
-    }
+    try:
+        fractions = {float(f) for block in plan["grid"] for f in block.get("fractions", [1.0])}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{study_file(name)}: fractions are numbers in (0, 1], such as 0.1 ({error})"
+        ) from error
     for key, known in (
         ("overrides", systems),
         ("arms", systems),
@@ -86,7 +98,7 @@ def load_study(name: str) -> Study:
         if unknown := sorted(set(plan.get(key, {})) - known):
             hint = did_you_mean(str(unknown[0]), sorted(map(str, known)))
             raise ConfigError(
-                f"studies/{name}.yaml: {key} names {unknown[0]!r}, which the grid has not{hint}"
+                f"{study_file(name)}: {key} names {unknown[0]!r}, which the grid has not{hint}"
             )
     return Study(
         Path(name).stem,
@@ -97,9 +109,20 @@ def load_study(name: str) -> Study:
     )
 
 
-def study_runs(name: str, block: str | None = None) -> list[Config]:
-    """Configs of every run of the study, or of one block, each once, in the order of the YAML."""
-    study, out = load_study(name), dict[str, Config]()
+def _check_lists(name: str, part: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Nothing where each key, if it is there, holds a list: the letters of a word are no names."""
+    for key in keys:
+        if not isinstance(part.get(key, []), list):
+            raise ConfigError(
+                f"{study_file(name)}: {key} is {part[key]!r}; write a list, such as [{part[key]}]"
+            )
+
+
+def run_keys(name: str, block: str | None = None) -> list[tuple[str, str, float, int, int]]:
+    """Task, system, fraction, fold and seed of every run of the study, or of one block, each once,
+    in the order of the YAML."""
+    study = load_study(name)
+    keys = []
     for part in study.grid if block is None else [study.block(block)]:
         axes = (
             part.get("tasks", study.tasks),
@@ -109,6 +132,10 @@ def study_runs(name: str, block: str | None = None) -> list[Config]:
             part.get("folds", [0]),
         )
         for task, system, fraction, seed, fold in itertools.product(*axes):
-            config = load_config(name, task, system, float(fraction), fold, seed)
-            out.setdefault(run_folder.run_name(config), config)
-    return list(out.values())
+            keys.append((task, system, float(fraction), fold, seed))
+    return list(dict.fromkeys(keys))
+
+
+def study_runs(name: str, block: str | None = None) -> list[Config]:
+    """Configs of every run of the study, or of one block, each once, in the order of the YAML."""
+    return [load_config(name, *key) for key in run_keys(name, block)]

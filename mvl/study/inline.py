@@ -39,16 +39,20 @@ class Launch:
 
 
 def _train_recorded(
-    config: Config, results_dir: Path, data_dir: Path | None, allow_drift: bool = False
+    name: str,
+    config: Config,
+    results_dir: Path,
+    data_dir: Path | None,
+    allow_drift: bool = False,
 ) -> bool:
-    """Train one run, whose failure is said and not raised; False when the GPU answers this process
-    no more, so that it must end."""
+    """Train one run of the study `name`, whose failure is said and not raised; False when the GPU
+    answers this process no more, so that it must end."""
     from mvl.training.failures import DeviceLost
     from mvl.training.run import train_run
 
     lost = False
     try:
-        train_run(config, results_dir, data_dir, allow_drift=allow_drift)
+        train_run(config, results_dir, data_dir, allow_drift=allow_drift, study=name)
     except Exception as error:
         lost = isinstance(error, DeviceLost)
         # else another machine took it meanwhile
@@ -98,7 +102,7 @@ def run_inline(
             if since and _failed_since(free[0], results_dir, since):
                 tried.add(run_folder.run_name(free[0]))
                 continue
-            if not _train_recorded(free[0], results_dir, data_dir, launch.allow_drift):
+            if not _train_recorded(name, free[0], results_dir, data_dir, launch.allow_drift):
                 return GPU_LOST
             if not is_held(run_folder.run_dir(results_dir, free[0])):
                 tried.add(run_folder.run_name(free[0]))

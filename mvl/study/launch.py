@@ -21,6 +21,8 @@ from mvl.study.status import missing_runs, progress_line, study_status
 
 PROFILES = ROOT / "workflow" / "profiles"
 "Folders of Snakemake's settings for a machine or a cluster."
+LAST_LINES = 8
+"Lines of Snakemake's log that are shown when it fails."
 
 
 def ensure_runs(
@@ -40,7 +42,7 @@ def ensure_runs(
         return missing
     with gpu_slots.one_gpu():
         for config in missing:
-            if not _train_recorded(config, results_dir, data_dir, allow_drift):
+            if not _train_recorded(name, config, results_dir, data_dir, allow_drift):
                 break
     return missing_runs(name, results_dir, block)
 
@@ -140,13 +142,20 @@ def snakemake_command(
         gpus = len(gpu_slots.visible_gpus()) * launch.runs_per_gpu
         settings += [f"gpu={min(gpus, 1)}", f"runs_per_gpu={launch.runs_per_gpu}"]
         limits = [
+            # Every use of a shared disk but the cache of sources, which would lie in the home
+            # folder: that of a service or of a container may be read-only.
+            "--shared-fs-usage",
+            *("input-output", "persistence", "software-deployment", "sources"),
+            "storage-local-copies",
             "--cores",
             str(launch.jobs * threads),
             "--resources",
             f"at_once={launch.jobs}",
             *([f"gpu={gpus}"] if gpus else []),
         ]
-    shown = ("--dry-run", "--quiet", "progress", "reason", "host") if dry else ("--quiet", "all")
+    # Never `--quiet all`, which keeps the reason of a failure out of the log too.
+    shown = ["--quiet", "host", "progress", "reason", *([] if dry else ["rules"])]
+    shown += ["--dry-run"] if dry else []
     return [
         sys.executable,
         "-m",
@@ -232,7 +241,8 @@ def _run_snakemake(
         )
         code = _watch(engine, lambda: progress_line(study_status(name, results_dir), launch.jobs))
     if code and code < 128 and missing_runs(name, results_dir):
-        print(f"[{name}] Snakemake ended with {code}; its log is {log}", file=sys.stderr)
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        print(f"[{name}] Snakemake ended with {code}; its log is {log}:\n{last}", file=sys.stderr)
     return code
 
 

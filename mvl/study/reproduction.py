@@ -7,15 +7,15 @@ libraries as its record, the sha256 of weights, cases and history must be the re
 tolerated. A run whose operators had no deterministic form on its GPU (`deterministic: warn` in
 `status.json`) is compared as on another platform.
 
-Elsewhere training takes other roundings and drifts apart, at most as far as a new seed would take
-it. So the tolerance of an arm's mean over n runs is measured in the record: t * sd * sqrt(2 / n),
-where sd is the standard deviation over seeds at one (task, system, fraction, fold), pooled over the
-record's arms of that fraction that have several seeds; sqrt(2 / n) is the spread of the difference
-of two such means; and t is the quantile of Student's t, for the sd's degrees of freedom, at which a
-rerun with fresh seeds would fall outside anywhere in the study with a chance of 1 % (Bonferroni
-over its arms and metrics). With fewer than 5 degrees of freedom at that fraction the larger of its
-sd and that over all fractions is used; without several seeds anywhere, the sd over all recorded
-runs of the study, arms and folds mixed. Each row says which.
+On other hardware rounding differs, so that weights diverge; differences no larger than those
+between seeds are accepted. So the tolerance of an arm's mean over n runs is measured in the record:
+t * sd * sqrt(2 / n), where sd is the standard deviation over seeds at one (task, system, fraction,
+fold), pooled over the record's arms of that fraction that have several seeds; sqrt(2 / n) is the
+spread of the difference of two such means; and t is the quantile of Student's t, for the sd's
+degrees of freedom, at which a rerun with fresh seeds would fall outside anywhere in the study with
+a chance of 1 % (Bonferroni over its arms and metrics). With fewer than 5 degrees of freedom at that
+fraction the larger of its sd and that over all fractions is used; without several seeds anywhere,
+the sd over all recorded runs of the study, arms and folds mixed. Each row says which.
 
 A record made before the Decathlon's metrics were is compared in the columns that it has: those two
 are left out of the rerun's `cases.csv` before its sha256 is taken.
@@ -32,6 +32,7 @@ from typing import Any
 
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, DECATHLON, METRICS
+from mvl.core.command_lines import command_line
 from mvl.study import tables
 from mvl.study.tables import gather, read_rows, without_decathlon
 from mvl.training.metrics import mean
@@ -79,6 +80,7 @@ def check(study: str, results_dir: Path, records_dir: Path) -> list[Check]:
     recorded, rerun = gather(study, records_dir)[0], gather(study, results_dir)[0]
     known = [(old, new) for old, new in zip(recorded, rerun) if old["state"] != "missing"]
     if not known:
+        again = command_line("study", "record", study, results_dir=results_dir)
         return [
             Check(
                 study,
@@ -86,17 +88,18 @@ def check(study: str, results_dir: Path, records_dir: Path) -> list[Check]:
                 None,
                 None,
                 "no record",
-                f"{records_dir / study} holds no run of it: `mvl study record {study}`",
+                f"{records_dir / Path(study).stem} holds no run of it: `{again}`",
             )
         ]
     rerun = [in_columns_of(old, new, Path(results_dir)) for old, new in zip(recorded, rerun)]
     known = [(old, new) for old, new in zip(recorded, rerun) if old["state"] != "missing"]
     both = [old["run"] for old, new in known if old["state"] == new["state"] == "done"]
     same = {run: _same_platform(run, results_dir, records_dir) for run in both}
+    rerun_command = command_line("study", "run", study, results_dir=results_dir)
     checks = [
         line
         for old, new in zip(recorded, rerun)
-        for line in check_run(old, new, same.get(old["run"], False))
+        for line in check_run(old, new, same.get(old["run"], False), rerun_command)
     ]
     arms: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
     for old, new in known:
@@ -163,17 +166,17 @@ def determinism_line(study: str, results_dir: Path) -> str:
     return f"{study}: determinism of the rerun's runs: {', '.join(counts) or 'none is done'}"
 
 
-def check_run(old: Row, new: Row, same_platform: bool) -> list[Check]:
-    """State of one run, and its three hashes where the platforms are one."""
+def check_run(old: Row, new: Row, same_platform: bool, rerun_command: str) -> list[Check]:
+    """State of one run, and its three hashes where the platforms are one; `rerun_command` makes a
+    run that is missing."""
     if old["state"] == "missing":
         return [Check(old["run"], None, new["state"], None, "not recorded")]
     if old["state"] != "done":
         note = f"the record is {old['state']}: restore it, or record the study again"
         return [Check(old["run"], old["state"], new["state"], None, "no record", note)]
     if new["state"] != "done":
-        return [
-            Check(old["run"], "done", new["state"], None, "missing", "run `mvl study run` for it")
-        ]
+        note = f"run `{rerun_command}` for it"
+        return [Check(old["run"], "done", new["state"], None, "missing", note)]
     if not same_platform:
         return [
             Check(

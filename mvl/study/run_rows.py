@@ -10,6 +10,7 @@ from typing import Any
 from mvl.core import run_folder
 from mvl.core.block_config import LAYER_KINDS
 from mvl.core.columns import DECATHLON, METRICS, RUN_KEYS, run_columns
+from mvl.core.command_lines import evaluation_command
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.datasets.splits import split_name
@@ -135,8 +136,8 @@ def run_row(
         return row
     if not cases:
         raise TableError(
-            f"{folder / 'cases.csv'}: holds no case; score the run again with `mvl evaluate"
-            f" {folder}`"
+            f"{folder / 'cases.csv'}: holds no case; score the run again with"
+            f" `{evaluation_command(folder)}`"
         )
     status = run_folder.read_status(folder)
     row |= case_means(cases, folder / "cases.csv")
@@ -164,8 +165,8 @@ def case_means(cases: list[dict[str, str]], path: Path) -> dict[str, Any]:
     for metric, values in numbers.items():
         if not all(map(math.isfinite, values)):
             raise TableError(
-                f"{path}: {metric} holds a value that is not finite; score the run again with `mvl"
-                f" evaluate {path.parent}`"
+                f"{path}: {metric} holds a value that is not finite; score the run again with"
+                f" `{evaluation_command(path.parent)}`"
             )
     numbers |= decathlon_numbers(cases, path)
     out: dict[str, Any] = {
@@ -190,8 +191,8 @@ def decathlon_numbers(cases: list[dict[str, str]], path: Path) -> dict[str, list
     numbers = {metric: [float(row[metric] or "nan") for row in cases] for metric in held}
     if not all(map(math.isfinite, [value for values in numbers.values() for value in values])):
         raise TableError(
-            f"{path}: a metric is empty or not finite; score the run again with `mvl evaluate"
-            f" {path.parent}`"
+            f"{path}: a metric is empty or not finite; score the run again with"
+            f" `{evaluation_command(path.parent)}`"
         )
     return numbers
 

@@ -20,6 +20,7 @@ from mvl.core.columns import (
     RUN_KEYS,
     run_columns,
 )
+from mvl.core.command_lines import command_line
 from mvl.core.config import Config
 from mvl.study.run_rows import (
     RUN_COLUMNS,
@@ -139,7 +140,7 @@ def gather(
     return table, cases, history
 
 
-def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
+def read_rows(path: Path, columns: list[str], remedy: str = "") -> list[dict[str, str]]:
     """The rows of a CSV as text, after checking its header and that no field is missing; the
     Decathlon's metrics may be absent.
 
@@ -147,10 +148,7 @@ def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
         TableError: no such file, other columns, or a short or long row; names file and line.
     """
     if not path.is_file():
-        raise TableError(
-            f"{path}: no such file; make it with `mvl study run`, or `mvl study collect` if the"
-            " runs are done"
-        )
+        raise TableError(f"{path}: no such file; {remedy or 'restore it from its record'}")
     reader = csv.DictReader(io.StringIO(path.read_text()))
     if reader.fieldnames not in (columns, without_decathlon(columns)):
         raise TableError(
@@ -169,7 +167,7 @@ def read_rows(path: Path, columns: list[str]) -> list[dict[str, str]]:
 
 def read_runs(study: str, results_dir: Path) -> pd.DataFrame:
     """`runs.csv`: one row per run of the grid; a hole has its state and empty (NaN) numbers."""
-    return read_table(Path(results_dir) / Path(study).stem / "runs.csv", RUN_COLUMNS)
+    return read_table(study, results_dir, "runs.csv", RUN_COLUMNS)
 
 
 def read_cases(study: str, results_dir: Path) -> pd.DataFrame:
@@ -178,7 +176,7 @@ def read_cases(study: str, results_dir: Path) -> pd.DataFrame:
     Raises:
         TableError: a metric is empty or not finite, or a row stands twice.
     """
-    return read_scores(study, Path(results_dir) / Path(study).stem / "cases.csv", CASE_COLUMNS)
+    return read_scores(study, results_dir, "cases.csv", CASE_COLUMNS)
 
 
 def read_external(study: str, results_dir: Path) -> pd.DataFrame:
@@ -187,36 +185,37 @@ def read_external(study: str, results_dir: Path) -> pd.DataFrame:
     path = Path(results_dir) / Path(study).stem / "external.csv"
     if not path.is_file():
         return pd.DataFrame(columns=EXTERNAL_COLUMNS)
-    return read_scores(study, path, EXTERNAL_COLUMNS)
+    return read_scores(study, results_dir, path.name, EXTERNAL_COLUMNS)
 
 
-def read_scores(study: str, path: Path, columns: list[str]) -> pd.DataFrame:
+def read_scores(study: str, results_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
     """Return a table of cases after checking that no metric is empty and no row stands twice."""
-    table = read_table(path, columns)
+    table = read_table(study, results_dir, name, columns)
+    path = Path(results_dir) / Path(study).stem / name
+    again = command_line("study", "collect", study, results_dir=results_dir)
     if table[["status", *METRICS]].isna().any().any():
-        raise TableError(
-            f"{path}: a metric is empty or NaN; collect it again with `mvl study collect {study}`"
-        )
+        raise TableError(f"{path}: a metric is empty or NaN; collect it again with `{again}`")
     if table.duplicated(
         [column for column in columns if column in ("trained_on", *RUN_KEYS, "case", "label")]
     ).any():
-        raise TableError(
-            f"{path}: a case stands twice; collect it again with `mvl study collect {study}`"
-        )
+        raise TableError(f"{path}: a case stands twice; collect it again with `{again}`")
     return table
 
 
 def read_history(study: str, results_dir: Path) -> pd.DataFrame:
     """`history.csv`: one row per done run and epoch."""
-    return read_table(
-        Path(results_dir) / Path(study).stem / "history.csv", [*RUN_KEYS, *HISTORY_COLUMNS]
-    )
+    return read_table(study, results_dir, "history.csv", [*RUN_KEYS, *HISTORY_COLUMNS])
 
 
-def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+def read_table(study: str, results_dir: Path, name: str, columns: list[str]) -> pd.DataFrame:
     """A CSV as a frame; floats read back exactly, empty fields are NaN, names stay text; the
     Decathlon's metrics are NaN where absent."""
-    read_rows(path, columns)
+    path = Path(results_dir) / Path(study).stem / name
+    run, collect_it = (
+        command_line("study", action, study, results_dir=results_dir)
+        for action in ("run", "collect")
+    )
+    read_rows(path, columns, f"make it with `{run}`, or `{collect_it}` if the runs are done")
     types = {column: kind for column, kind in TEXT.items() if column in columns}
     table = pd.read_csv(
         path, dtype=types, keep_default_na=False, na_values=[""], float_precision="round_trip"
@@ -239,9 +238,8 @@ def record(study: str, results_dir: Path, records_dir: Path) -> Path:
     if bad := [
         f"{folder} is {state}" for folder, state in states.items() if state in ("damaged", "stale")
     ]:
-        raise TableError(
-            f"nothing recorded: {'; '.join(bad)}. Delete each and run `mvl study run {study}` again"
-        )
+        again = command_line("study", "run", study, results_dir=results_dir)
+        raise TableError(f"nothing recorded: {'; '.join(bad)}. Delete each and run `{again}` again")
     target, tuning = (Path(place) / Path(study).stem for place in (records_dir, results_dir))
     with files.locked(target, wait=True):
         files.sweep(target, "tuning.csv")

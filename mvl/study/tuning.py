@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl.core import files, run_folder
+from mvl.core.command_lines import command_line
 from mvl.core.config import Config, ConfigError, check, load_config, named
+from mvl.study.grid import study_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +46,8 @@ class Trial:
 
     config: Config
     "Config of the trial: the study's, with `lr`, `train_epochs`, fold and seed of the trial."
+    study: str = ""
+    "The study as it was given."
 
     def folder(self, results_dir: Path) -> Path:
         """Where the trial keeps its checkpoint while it runs and its row, `trial.json`, when it is
@@ -67,16 +71,16 @@ def trials(study: str) -> list[Trial]:
     plan = named("studies", study)
     tuning = plan.get("tuning")
     if not tuning:
-        raise ConfigError(f"studies/{study}.yaml: it has no tuning; nothing to try")
+        raise ConfigError(f"{study_file(study)}: it has no tuning; nothing to try")
     for group in tuning["trials"]:
         if set(group) != KEYS:
             raise ConfigError(
-                f"studies/{study}.yaml: a group of trials takes {', '.join(sorted(KEYS))}; got"
+                f"{study_file(study)}: a group of trials takes {', '.join(sorted(KEYS))}; got"
                 f" {group}"
             )
     if len({len(set(group["lr"])) for group in tuning["trials"]}) > 1:
         raise ConfigError(
-            f"studies/{study}.yaml: every arm gets the same number of trials; these differ in the"
+            f"{study_file(study)}: every arm gets the same number of trials; these differ in the"
             " number of rates"
         )
     return [
@@ -91,7 +95,7 @@ def _trial(
 ) -> Trial:
     config = load_config(study, task, system, 1.0, tuning["fold"], tuning["seed"])
     train = replace(config.train, lr=float(rate), train_epochs=group["train_epochs"])
-    return Trial(check(replace(config, train=train)))
+    return Trial(check(replace(config, train=train)), study)
 
 
 def run_trial(
@@ -124,7 +128,11 @@ def run_trial(
             seen,
             watched,
             folder,
-            f"mvl study tune {config.study} --systems {config.system}",
+            command_line(
+                *("study", "tune", trial.study or config.study, "--systems", config.system),
+                results_dir=results_dir,
+                data_dir=data_dir,
+            ),
         )
         try:
             fit(trainer, progress)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mvl.core import files, run_folder
+from mvl.core.command_lines import command_of
 
 PATTERN = re.compile(r"checkpoint-(\d+)-([0-9a-f]{16})\.pt")
 KEEP = 2
@@ -103,11 +104,9 @@ def load_weights(run_dir: Path) -> dict[str, Tensor]:
         run_folder.read_status(run_dir).get("files", {}).get("weights.safetensors"),
     )
     if not path.is_file():
-        again = run_folder.command(
-            run_folder.read_config(run_dir), run_folder.default_results_dir()
-        )
         raise files.RunError(
-            f"{path}: no weights; published records carry none: train the run with `{again}`"
+            f"{path}: no weights; published records carry none: train the run with"
+            f" `{command_of(run_dir)}`"
         )
     data = path.read_bytes()
     if wanted is not None and files.sha256_bytes(data) != wanted:

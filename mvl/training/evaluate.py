@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, run_columns
+from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task
@@ -104,7 +105,7 @@ def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
         != status["files"]["weights.safetensors"]
     ):
         raise files.RunError(
-            f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first"
+            f"{run_dir} is not a finished run with whole weights; run `{command_of(run_dir)}` first"
         )
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)

@@ -11,6 +11,7 @@ import torch
 
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS
+from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.datasets.case_store import CaseStore
@@ -58,7 +59,7 @@ def evaluate_on(
     run_dir = Path(run_dir)
     if not run_folder.is_done(run_dir, need_weights=True):
         raise files.RunError(
-            f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first"
+            f"{run_dir} is not a finished run with whole weights; run `{command_of(run_dir)}` first"
         )
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from mvl.core import device_faults, files, machine
+from mvl.core.command_lines import command_line
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.privacy import redact
@@ -96,9 +97,11 @@ def memory_words(folder: Path, config: Config, error: Exception) -> str:
 
 
 @contextmanager
-def cases_named(config: Config, case_ids: tuple[str, ...], place: Place) -> Iterator[None]:
+def cases_named(
+    config: Config, case_ids: tuple[str, ...], place: Place, look: str = ""
+) -> Iterator[None]:
     """Turn the loss of a loader process while the block runs into an error that names the cases
-    that were being read.
+    that were being read; `look` is the command that looks at them.
 
     Raises:
         WorkerLost: a loader process died, or none answered in time.
@@ -116,5 +119,6 @@ def cases_named(config: Config, case_ids: tuple[str, ...], place: Place) -> Iter
         raise WorkerLost(
             f"epoch {place.epoch}, step {place.step}: {error} Being read: {cases}. If memory or"
             " /dev/shm is full, lower data.num_workers (0 reads in the run's own process) or"
-            " data.cache_gb; else look at these cases with `mvl verify`. The same command goes on"
+            " data.cache_gb; else look at these cases with"
+            f" `{look or command_line('verify', config.task)}`. The same command goes on"
         ) from error

@@ -7,14 +7,22 @@ explains what a frozen layer does by it. Differs: gradients of whole cases, not 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mvl.core import files
+from mvl.core.columns import RUN_KEYS, run_columns
+from mvl.core.config import Config
 from mvl.datasets.case_store import CaseStore
 from mvl.training import precision
 
+FILE = "gradients.csv"
+"Where a run keeps its rows."
+COLUMNS = [*RUN_KEYS, "epochs_done", "mean_cosine"]
+"Columns of gradients.csv, in order."
 CASES = 16
 "Training cases whose gradients are compared: the first of the split's list, the same for all arms."
 
@@ -47,18 +55,28 @@ def gradient_cosine(network: nn.Module, store: CaseStore, loss: nn.Module, name:
     augmentation.
 
     `network` is in evaluation mode meanwhile, so that neither dropout nor the cases beside one
-    another matter; `name` is the run's precision. Gradients that were there are left as they were.
+    another matter; `name` is the run's precision. Gradients that were there and the state of the
+    random numbers are left as they were.
     """
     parameters = encoder_parameters(network)
     device = parameters[0].device
     was_training = network.training
     network.eval()
     rows = []
-    for index in range(min(CASES, len(store))):
-        image, label = (part[None].to(device) for part in store.get(index))
-        with torch.enable_grad(), precision.autocast(name, device):
-            logits = network(image)
-        found = torch.autograd.grad(loss(logits.float(), label.float()), parameters)
-        rows.append(torch.cat([gradient.flatten().float() for gradient in found]))
+    # A block may draw in evaluation too (`noise`): what training draws next must not depend on it.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for index in range(min(CASES, len(store))):
+            image, label = (part[None].to(device) for part in store.get(index))
+            with torch.enable_grad(), precision.autocast(name, device):
+                logits = network(image)
+            found = torch.autograd.grad(loss(logits.float(), label.float()), parameters)
+            rows.append(torch.cat([gradient.flatten().float() for gradient in found]))
     network.train(was_training)
     return mean_cosine(torch.stack(rows))
+
+
+def write_gradients(folder: Path, rows: list[dict[str, Any]], config: Config) -> None:
+    """Write gradients.csv, which the run's seal then covers; no row, no file."""
+    if rows:
+        who = run_columns(config)
+        files.write_csv(folder / FILE, [who | row for row in rows], COLUMNS)

@@ -22,7 +22,7 @@ from mvl.core.progress import signals
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.task import Task
 from mvl.models.build import own_state
-from mvl.training import failures, precision, step_graph, tensorboard
+from mvl.training import failures, gradient_agreement, precision, step_graph, tensorboard
 from mvl.training.failures import Diverged
 from mvl.training.objective import (
     is_better,
@@ -59,7 +59,9 @@ class Trainer(TrainingState):
         batch_size = config.train.batch_size
         total_steps = config.train.train_epochs * self.steps_per_epoch
         self.model.train()
-        with failures.cases_named(config, self.train_cases.case_ids, p):
+        with failures.cases_named(
+            config, self.train_cases.case_ids, p, self.train_cases.verify_command
+        ):
             for batch in self.feed.epoch(config, p.epoch, p.step):
                 steps_done = p.epoch * self.steps_per_epoch + p.step
                 # Dropout and rate are functions of the step alone: a run that goes on draws what
@@ -187,6 +189,11 @@ class Trainer(TrainingState):
                 }
         p.history.append(row)
         p.epoch += 1
+        if p.epoch in train.gradient_epochs:
+            cosine = gradient_agreement.gradient_cosine(
+                self.network, self.train_cases, self.loss, train.precision
+            )
+            p.gradients.append({"epochs_done": p.epoch, "mean_cosine": cosine})
         p.step = 0
         p.losses = []
 

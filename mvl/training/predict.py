@@ -23,6 +23,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from torch import Tensor
 
 from mvl.core import run_folder
+from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.files import RunError, atomic_write
@@ -77,10 +78,9 @@ class Predictor:
         """
         self.config, status = run_folder.read_config(run_dir), run_folder.read_status(run_dir)
         if status["state"] != "done":
-            again = run_folder.results_dir_of(run_dir, self.config)
             raise PredictError(
-                f"{run_dir} is not a finished run (state {status['state']}); finish it with "
-                f"`{run_folder.command(self.config, again)}`"
+                f"{run_dir} is not a finished run (state {status['state']}); finish it with"
+                f" `{command_of(run_dir)}`"
             )
         torch.set_num_threads(self.config.train.num_threads)
         self.options, self.task = options, task_of_run(self.config, status)

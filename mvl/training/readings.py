@@ -58,7 +58,7 @@ def take_over(
         if not finite and (precision != "fp16" or p.skipped_in_a_row >= MAX_SKIPS):
             raise Diverged(
                 f"{folder}: loss {loss}, gradient norm {norm} at {reading.place()}; "
-                "lower train.lr or check these cases with `mvl verify`"
+                "lower train.lr, or look at these cases"
             )
         p.skipped += not finite
         if math.isfinite(loss):

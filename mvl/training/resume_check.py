@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl.core import files, machine, run_folder
+from mvl.core.command_lines import command_of
 from mvl.training import checkpoints, devices
 
 COMPARED = ("python", "packages", "platform", "gpu")
@@ -32,8 +33,8 @@ def environment(folder: Path, allow: bool = False) -> dict[str, Any]:
     if changed and not allow:
         raise files.RunError(
             f"{folder / 'environment.json'}: the run was begun elsewhere: {'; '.join(changed)}. Go"
-            " on there, or with `mvl train ... --allow-drift` (the run is then marked), or delete"
-            " the folder to start anew"
+            f" on there, or with `{command_of(folder, '--allow-drift')}` (the run is then marked),"
+            " or delete the folder to start anew"
         )
     kept = {"drift": [*begun.get("drift", []), *changed], "commits": begun.get("commits", [])}
     if begun and begun.get("mvl") != now["mvl"]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mvl.core import files, machine, run_folder
 from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS
+from mvl.core.command_lines import command_of, keep_given
 from mvl.core.config import Config
 from mvl.core.progress import largest_loss_rise
 from mvl.datasets import preflight, registry, splits
@@ -20,7 +21,14 @@ from mvl.datasets.released_faults import audited
 from mvl.datasets.splits import Split
 from mvl.datasets.task import Task
 from mvl.models.build import frozen_sha256, parameter_counts
-from mvl.training import checkpoints, devices, failures, precision, resume_check
+from mvl.training import (
+    checkpoints,
+    devices,
+    failures,
+    gradient_agreement,
+    precision,
+    resume_check,
+)
 from mvl.training.evaluate import evaluate_store
 from mvl.training.loop import Trainer, fit
 from mvl.training.state import write_state
@@ -60,9 +68,10 @@ def train_run(
     data_dir: Path | None = None,
     progress: bool = True,
     allow_drift: bool = False,
+    study: str = "",
 ) -> Path:
     """Train or go on with a run, evaluate it on its test cases, seal it; returns its folder. A
-    finished run is left alone.
+    finished run is left alone. `study` is the study as it was given, which may be a path.
 
     Raises:
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
@@ -83,8 +92,8 @@ def train_run(
         files.sweep(folder)
         try:
             prepared = prepare(config, folder, data_dir)
-            command = run_folder.command(config, results_dir, data_dir)
-            train_and_seal(prepared, folder, command, progress, allow_drift)
+            keep_given(folder, study or config.study, data_dir)
+            train_and_seal(prepared, folder, command_of(folder), progress, allow_drift)
         except Exception as error:
             failures.close(error, folder, config)
             raise
@@ -150,6 +159,7 @@ def train_and_seal(
     if trainer.accelerator.is_main_process:
         rows = evaluate_store(trainer.network, prepared.test_cases, config, prepared.task)
         files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
+        gradient_agreement.write_gradients(folder, trainer.progress.gradients, config)
         write_usage(folder, trainer.network, prepared.test_cases, config, prepared.task)
         run_folder.seal(folder, facts(trainer, prepared.split))
         checkpoints.remove(folder)  # only after the seal: until then a kill still needs them

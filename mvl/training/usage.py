@@ -14,6 +14,7 @@ from torch import nn
 
 from mvl.core import files, run_folder
 from mvl.core.columns import run_columns
+from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.datasets.case_store import CaseStore
@@ -131,7 +132,7 @@ def usage_of_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
     run_dir = Path(run_dir)
     if not run_folder.is_done(run_dir, need_weights=True):
         raise files.RunError(
-            f"{run_dir} is not a finished run with whole weights; run `mvl train` for it first"
+            f"{run_dir} is not a finished run with whole weights; run `{command_of(run_dir)}` first"
         )
     config = run_folder.read_config(run_dir)
     if not has_block(config):

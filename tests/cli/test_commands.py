@@ -57,6 +57,7 @@ def test_train_prints_the_run_folder_last(monkeypatch, capsys, tmp_path):
         data_dir: Path | None = None,
         progress: bool = True,
         allow_drift: bool = False,
+        study: str = "",
     ) -> Path:
         print("epoch 1")
         return results_dir / config.task / str(config.fraction)
@@ -69,18 +70,23 @@ def test_train_prints_the_run_folder_last(monkeypatch, capsys, tmp_path):
 
 def test_verify_ends_with_1_and_one_line_per_bad_file(monkeypatch, capsys):
     faults = [
-        SimpleNamespace(path=f"imagesTr/{i}.nii.gz", fault="truncated", remedy="fetch it again")
-        for i in range(2)
+        SimpleNamespace(
+            path=f"imagesTr/{i}.nii.gz", fault="truncated", remedy="fetch it again", note=i > 1
+        )
+        for i in range(3)
     ]
     monkeypatch.setattr("mvl.datasets.verify.verify", lambda task, data_dir=None: faults)
     assert main.main(["verify", "hippocampus"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        f"imagesTr/{i}.nii.gz: truncated; fetch it again" for i in range(2)
+        f"{'note: ' if i > 1 else ''}imagesTr/{i}.nii.gz: truncated; fetch it again"
+        for i in range(3)
     ]
     assert main.main(["verify", "hippocampus", "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["findings"]) == 2
     monkeypatch.setattr("mvl.datasets.verify.verify", lambda task, data_dir=None: [])
     assert main.main(["verify", "hippocampus"]) == 0
+    monkeypatch.setattr("mvl.datasets.verify.verify", lambda task, data_dir=None: faults[2:])
+    assert main.main(["verify", "hippocampus"]) == 0, "a note is no fault"
 
 
 def test_status_counts_what_is_not_there(capsys, tmp_path):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mvl.cli import main, parser
+from mvl.cli import commands, main, parser
 from mvl.core.config import ROOT, ConfigError
 from mvl.core.errors import MvlError
 
@@ -80,7 +80,9 @@ def test_your_own_data_are_given_by_path_or_name_and_named_when_broken(
     own_data, tmp_path, monkeypatch, capsys
 ):
     folder, seen = own_data(tmp_path / "Dataset7_Boxes", cases=1), []
-    monkeypatch.setattr(main.do, "train", lambda args: seen.append((args.task, args.data_dir)) or 0)
+    monkeypatch.setattr(
+        commands, "train", lambda args: seen.append((args.task, args.data_dir)) or 0
+    )
     own = [word if word != "phantoms" else "Dataset7_Boxes" for word in TRAIN]
     assert (
         main.main([*TRAIN[:4], str(folder), *TRAIN[5:]]) == 0
@@ -176,7 +178,7 @@ class OddError(MvlError, RuntimeError):
     ],
 )
 def test_each_kind_of_error_has_its_code_and_message(monkeypatch, capsys, error, code, words):
-    monkeypatch.setattr(main.do, "doctor", raising(error))
+    monkeypatch.setattr(commands, "doctor", raising(error))
     assert main.main(["doctor"]) == code
     said = capsys.readouterr()
     assert words in said.err
@@ -184,7 +186,7 @@ def test_each_kind_of_error_has_its_code_and_message(monkeypatch, capsys, error,
 
 
 def test_a_fault_of_the_package_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(main.do, "doctor", raising(KeyError("x")))
+    monkeypatch.setattr(commands, "doctor", raising(KeyError("x")))
     with pytest.raises(KeyError):
         main.main(["doctor"])
 

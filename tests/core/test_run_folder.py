@@ -16,7 +16,8 @@ import time
 import pytest
 
 from mvl.core import machine, run_folder
-from mvl.core.config import ROOT, Config, load_config
+from mvl.core.command_lines import train_command
+from mvl.core.config import ROOT, Config, ConfigError, load_config
 from mvl.core.files import RunError, atomic_write, locked, sha256_file, sweep, write_csv
 from mvl.core.run_folder import is_done, read_status, run_name, seal
 from mvl.core.seeds import draw_seed
@@ -211,7 +212,7 @@ def test_provenance_names_versions_and_no_machine(monkeypatch):
 @pytest.mark.parametrize("results", ["runs of mine", "Anna's runs", 'a "b" $HOME `x`', "plain"])
 def test_the_way_on_is_quoted_and_names_every_folder(results, tmp_path):
     config = dataclasses.replace(Config(), study="own", task="Task04_Hippocampus")
-    said = run_folder.command(
+    said = train_command(
         config, tmp_path / results, tmp_path / "the data", str(tmp_path / "it's own.yaml")
     )
     words = shlex.split(said)
@@ -233,3 +234,24 @@ def test_settings_that_change_a_result_are_told_from_those_that_do_not(tmp_path)
     assert [line.split(":")[0] for line in run_folder.changed_settings(tmp_path, other)] == [
         "train.lr"
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("data/runs", "data/runs"),
+        ("./data/../data/results", "data/results"),
+        ("../data/results", "data/results"),
+        ("../data/runs", "data/runs"),
+        (str(ROOT / "data" / "runs"), "data/runs"),
+    ],
+)
+@pytest.mark.parametrize("start", [ROOT, ROOT / "notebooks", ROOT.parent])
+def test_a_notebooks_folder_of_results_is_one_wherever_its_kernel_starts(
+    given, meant, start, monkeypatch
+):
+    monkeypatch.chdir(start)
+    assert run_folder.results_folder(given) == ROOT / meant
+    for outside in ("../../results", "../..", "data/../../../x"):
+        with pytest.raises(ConfigError, match="leads out of"):
+            run_folder.results_folder(outside)

@@ -89,7 +89,7 @@ def test_a_bad_picture_is_named_with_its_remedy(few_shapes, tmp_path):
         Image.new("L", (20, 20), 7).save(folder / kind / "x.png")
     (folder / "images" / "x.png").write_bytes(b"not a picture")
     task = dataclasses.replace(few_shapes[0], name="pics", folder="shapes")
-    with pytest.raises(TaskError, match=r"images/x\.png: not a whole picture .*mvl verify"):
+    with pytest.raises(TaskError, match=r"images/x\.png: not a whole picture .*get the file again"):
         CaseStore(task, ("x",), DATA, tmp_path).get(0)
 
 

@@ -22,7 +22,9 @@ from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.pictures import check_pixels, read_image
 from mvl.datasets.preprocessing import ScanReader, preprocessing
 from mvl.datasets.registry import find_task, list_cases, task_path
+from mvl.datasets.splits import load_split
 from mvl.datasets.task import Case, TaskError
+from mvl.datasets.verify import verify
 
 SHAPE = (12, 11, 10)
 DATA = DataConfig(img_size=(8, 8, 8))
@@ -235,3 +237,33 @@ def test_pictures_get_one_verdict(start, tmp_path):
         assert accepted(partial(predicted, case.image)) == (case.image not in faults), seed
         passed += not faults
     assert 0.1 < passed / count < 0.9
+
+
+STRAYS = ("notes.txt", "Thumbs.db", "._a_0000.nii.gz", ".DS_Store", "a_0000.nii.gz.md5", "x.docx")
+
+
+@pytest.mark.parametrize("kind", ["scans", "pictures"])
+def test_files_beside_the_data_stop_neither_verify_nor_training(kind, own_data, tmp_path):
+    if kind == "scans":
+        folder = own_data(tmp_path / "Some", shape=(9, 8, 8))
+        beside = (folder, folder / "imagesTr", folder / "labelsTr")
+    else:
+        folder = tmp_path / "Some"
+        beside = (folder / "images", folder / "masks")
+        for sub in beside:
+            sub.mkdir(parents=True)
+        mask = np.zeros((24, 24), np.uint8)
+        mask[5:15, 4:13] = 255
+        for k in range(12):
+            shown = np.random.default_rng(k).integers(0, 255, (24, 24)).astype(np.uint8)
+            Image.fromarray(shown).save(folder / "images" / f"{k}.png")
+            Image.fromarray(mask).save(folder / "masks" / f"{k}.png")
+    for place in beside:
+        (place / "more").mkdir()
+        for name in STRAYS:
+            (place / name).write_text("x")
+    task = find_task("Some", tmp_path)
+    found = verify(task, tmp_path)
+    assert [finding for finding in found if not finding.note] == []
+    assert {"notes.txt", "x.docx"} <= {Path(finding.path).name for finding in found}
+    preflight.check_inputs(task, load_split(task, 0, 1.0, tmp_path), tmp_path / "run", tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mvl.datasets import picture_faults as picture_faults_module
 from mvl.datasets.download import fetch
-from mvl.datasets.picture_faults import picture_faults
+from mvl.datasets.picture_faults import picture_faults, picture_notes
 from mvl.datasets.registry import find_task, is_other_copy, read_manifest
 from mvl.datasets.task import TaskError
 from mvl.datasets.verify import verify
@@ -72,7 +72,6 @@ DAMAGE = {
         "masks/shape_010.png",
         "values up to 7",
     ),
-    "images/readme.txt": (lambda p: p.write_text("x"), "images/readme.txt", "stray file"),
 }
 
 
@@ -89,6 +88,8 @@ def test_every_damage_is_one_finding(pics):
     assert set(found) == {where for _, where, _ in DAMAGE.values()}
     for _, where, fault in DAMAGE.values():
         assert fault in found[where]
+    (folder / "images" / "readme.txt").write_text("x")
+    assert [path.name for path, _ in picture_notes(task, folder)] == ["readme.txt"]
     assert (
         "holds 14 images with masks, pics has 16"
         in dict(picture_faults(task, folder, root))[folder]

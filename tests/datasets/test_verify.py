@@ -269,9 +269,9 @@ def test_missing_stray_link_folder_and_unlisted(toy):
     found = {Path(f.path).relative_to(folder).as_posix(): f.fault for f in verify(task, root)}
     assert found == {
         "dataset.json": "lists 11 cases, Toy has 12",
-        "imagesTr/new.nii.gz": "stray file: not listed in dataset.json",
-        "imagesTr/phantom_011.nii.gz": "stray file: not listed in dataset.json",
-        "labelsTr/phantom_011.nii.gz": "stray file: not listed in dataset.json",
+        "imagesTr/new.nii.gz": "stray file: not listed in dataset.json, it is not read",
+        "imagesTr/phantom_011.nii.gz": "stray file: not listed in dataset.json, it is not read",
+        "labelsTr/phantom_011.nii.gz": "stray file: not listed in dataset.json, it is not read",
         "labelsTr/phantom_002.nii.gz": "missing",
         "imagesTr/phantom_004.nii.gz": "broken link",
     }

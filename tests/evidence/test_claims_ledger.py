@@ -20,6 +20,7 @@ from mvl.evidence import (
     claims_evidence,
     claims_ledger,
     claims_rules,
+    claims_text,
     claims_verdicts,
     stats,
 )
@@ -28,6 +29,8 @@ from mvl.study import grid
 from mvl.study.tables import HISTORY_COLUMNS, RUN_COLUMNS
 
 LEDGER = claims_ledger.load_claims()
+RECORDED = {"hippocampus", "busi", "hippocampus2_published", "hippocampus2_tuned"}
+"Studies that the ledger may ask."
 SYSTEMS = {path.stem for path in (ROOT / "mvl" / "configs" / "systems").glob("*.yaml")}
 
 
@@ -49,13 +52,13 @@ def test_there_are_at_least_twenty_claims_with_ids_of_their_own():
 
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
 def test_everything_that_a_claim_names_exists(claim):
-    study = grid.load_study(claim.study)
-    assert claim.study in ("hippocampus", "busi") and (
-        not claim.block or claim.block in [str(b["name"]) for b in study.grid]
-    )
+    studies = [grid.load_study(study) for study in claim.studies]
+    assert {study.name for study in studies} <= RECORDED
+    assert not claim.block or any(claim.block in [b["name"] for b in s.grid] for s in studies)
     named = {s for pair in claim.contrasts for s in pair} | {s for s in (claim.cheaper_than,) if s}
     named |= {f"{s}_{noise}" for s in named for noise in claim.noises}
-    assert named <= SYSTEMS and named <= set(claims_ledger.planned_runs(claim.study)["system"]), (
+    plans = [claims_ledger.planned_runs(study) for study in claim.studies]
+    assert named <= SYSTEMS and all(named <= set(plan["system"]) for plan in plans), (
         "a system that the study does not plan"
     )
     assert (claim.topic or claim.chapter[3:]) in TOPICS and claim.chapter[:2].isdigit()
@@ -69,11 +72,9 @@ def test_everything_that_a_claim_names_exists(claim):
     assert set(claim.controls) <= SYSTEMS and (
         not claim.explains or claim.explains in {other.id for other in LEDGER}
     )
-    planned = claims_ledger.planned_runs(claim.study)
-    assert (
-        set(claim.fractions) <= set(planned.loc[planned["system"].isin(named), "fraction"])
-        or not named
-    )
+    for plan in plans:
+        shares = set(plan.loc[plan["system"].isin(named), "fraction"])
+        assert set(claim.fractions) <= shares or not named
 
 
 def test_reported_numbers_come_from_the_table():
@@ -96,7 +97,7 @@ short = "s"
 claim = "c"
 reported = [["average", "MedVisionLlama", "dice"]]
 chapter = "02_llm_hybrid"
-study = "hippocampus"
+studies = ["hippocampus"]
 rule = "gain"
 contrasts = [["medvisionllama_v3", "vit_baseline"]]
 support = "s"
@@ -186,7 +187,9 @@ def write_records(folder: Path, gain: float) -> None:
 def test_records_on_disk_decide_and_other_records_decide_otherwise(
     tmp_path, monkeypatch, capsys, gain, word
 ):
-    kept = [claim for claim in LEDGER if claim.id in ("mean_dice", "pretraining", "medical_llms")]
+    kept = [
+        claim for claim in LEDGER if claim.id in ("mean_dice", "better_than_unetr", "medical_llms")
+    ]
     monkeypatch.setattr(claims_ledger, "load_claims", lambda path: kept)
     write_records(tmp_path, gain)
     assert (
@@ -196,12 +199,36 @@ def test_records_on_disk_decide_and_other_records_decide_otherwise(
     printed = {entry["id"]: entry for entry in json.loads(capsys.readouterr().out)["claims"]}
     assert printed["mean_dice"]["word"] == word and printed["mean_dice"]["verdict"]["n"] == 10
     assert (
-        printed["pretraining"]["word"] == "not decided"
-        and len(printed["pretraining"]["verdict"]["missing"]) == 10
+        printed["better_than_unetr"]["word"] == "not decided"
+        and len(printed["better_than_unetr"]["verdict"]["missing"]) == 3
+        and "3 planned runs of it are missing" in printed["better_than_unetr"]["needs"]
     )
     assert printed["medical_llms"]["word"] == "not testable here" and printed["mean_dice"][
         "reported"
     ] == [0.87, 0.74]
+
+
+def test_the_nearest_study_whose_planned_runs_are_all_done_decides(tmp_path, monkeypatch):
+    number = claims_evidence.Found("A minus B", "dice", 2, n_runs=2)
+    half = claims_verdicts.Verdict("not decided", "Half.", (number,), missing=("a run",))
+    done = claims_verdicts.Verdict("contradicted", "Done.", (number,))
+    other = claims_verdicts.Verdict("reproduced", "First study.", (number,))
+    claim = next(claim for claim in LEDGER if claim.id == "mean_dice")
+
+    def judged(*verdicts: claims_verdicts.Verdict) -> claims_ledger.Entry:
+        waiting = iter(verdicts)
+        monkeypatch.setattr(claims_ledger, "judge", lambda claim, records: next(waiting))
+        names = ("near", "further", "first")[: len(verdicts)]
+        evidence = {name: claims_ledger.read_evidence("busi", tmp_path) for name in names}
+        return claims_ledger.entry_of(claim, evidence)
+
+    entry = judged(done, half, other)
+    assert (entry.study, entry.word) == ("near", "contradicted")
+    assert dict(entry.elsewhere) == {"further": half, "first": other}
+    assert judged(half, done, other).study == "further"
+    monkeypatch.setattr(claims_ledger, "what_would_decide", lambda *given: "more runs")
+    alone = judged(half, half)
+    assert (alone.study, alone.needs) == ("near", "more runs"), "none is whole: the nearest"
 
 
 def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):
@@ -209,7 +236,7 @@ def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):
     monkeypatch.setattr(claims_ledger, "load_claims", lambda path: kept)
     for gain, word in ((0.0, "moot"), (-0.05, "moot"), (0.05, "not decided")):
         write_records(tmp_path, gain)
-        [_, rank] = claims_ledger.ledger(("hippocampus",), tmp_path)
+        [_, rank] = claims_ledger.ledger(tmp_path, ("hippocampus",))
         assert rank.word == word and ("no gain to explain" in rank.verdict.sentence) == (
             word == "moot"
         )
@@ -238,8 +265,8 @@ def test_a_weak_measure_contradicts_nothing(monkeypatch):
 
 
 def test_implied_claims_stand_apart():
-    entries = [claims_ledger.Entry(claim, claim.study, None) for claim in LEDGER]
-    found = claims_ledger.groups(entries)
+    entries = [claims_ledger.Entry(claim, claim.studies[0], None) for claim in LEDGER]
+    found = claims_text.groups(entries)
     assert list(found) == [*claims_ledger.PAPERS.values(), claims_ledger.IMPLIED]
     assert {entry.claim.id for entry in found[claims_ledger.IMPLIED]} == {
         "pretraining",
@@ -258,34 +285,35 @@ def test_without_records_nothing_is_decided(tmp_path, capsys):
     assert (
         "reproduced  " not in text
         and "contradicted" not in text
-        and "34 claims of the papers: " in text
+        and "35 claims of the papers: " in text
     )
     assert claims_ledger.IMPLIED in text and "3 implied and tested by us: " in text
 
 
 def test_generated_data_gives_no_verdict(capsys):
-    entries = claims_ledger.ledger(("quick",), run_folder.records_dir())
+    entries = claims_ledger.ledger(run_folder.records_dir(), ("quick",))
     assert (
         entries
         and all(entry.verdict is None for entry in entries)
-        and {e.claim.paper for e in entries} == {"P1"}
+        and {e.claim.paper for e in entries} <= {"P1", "P1-v1"}
     )
     assert (
-        "no verdict" in claims_ledger.show(entries)
-        and claims_ledger.as_json(entries)["claims"][0]["verdict"] is None
+        "no verdict" in claims_text.claims_as_text(entries)
+        and claims_text.as_json(entries)["claims"][0]["verdict"] is None
     )
 
 
 def test_a_study_speaks_of_the_claims_whose_systems_it_plans():
-    plan = claims_ledger.planned_runs("paper")
-    evidence = claims_evidence.Evidence(
-        "paper", plan, pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
-    )
-    chosen = {claim.id for claim in LEDGER if claims_ledger.planned(claim, evidence)}
-    assert {"mean_dice", "pretraining", "rank_4"} <= chosen and not {
-        "llm4seg_gain",
-        "medical_llms",
-    } & chosen
+    empty = pd.DataFrame()
+
+    def chosen(study: str) -> set[str]:
+        plan = claims_ledger.planned_runs(study)
+        evidence = claims_evidence.Evidence(study, plan, empty, empty, empty)
+        return {claim.id for claim in LEDGER if claims_ledger.planned(claim, evidence)}
+
+    assert {"mean_dice", "rank_4"} <= chosen("paper")
+    assert {"mean_dice", "pretraining"} <= chosen("decisive_published")
+    assert not {"llm4seg_gain", "medical_llms"} & chosen("paper")
 
 
 def test_what_the_language_model_stands_in_for():

@@ -32,7 +32,7 @@ CLAIM = Claim(
     "claim",
     (),
     "02_llm_hybrid",
-    "hippocampus",
+    ("hippocampus",),
     "gain",
     ((HYBRID, VIT),),
     "support",

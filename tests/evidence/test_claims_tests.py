@@ -23,7 +23,7 @@ CLAIM = claims_evidence.Claim(
     "claim",
     (),
     "02_llm_hybrid",
-    "hippocampus",
+    ("hippocampus",),
     "gain",
     ((HYBRID, VIT),),
     "support",

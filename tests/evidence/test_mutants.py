@@ -4,6 +4,7 @@ finds what a test overlooks."""
 from __future__ import annotations
 
 import json
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -154,10 +155,69 @@ def test_the_table_shows_what_was_measured_and_nothing_else(tmp_path: Path) -> N
     assert mutants.table(absent).count("not measured") == len(mutants.layers())
     assert mutants.survivors(absent) == "None is recorded."
     survivor = {"function": "mvl.x.f", "change": "- a | b\n+ a & b", "tested": True, "reason": ""}
-    row = {"mutants": 300, "killed": 299, "survivors": [survivor]}
+    row = {"made": 300, "seed": None, "mutants": 300, "killed": 299, "survivors": [survivor]}
     (tmp_path / "m.json").write_text(json.dumps({"layers": {"objective": row}}))
     assert "| 300 | 299 (99.7%) | 95% | 0 of 1 |" in mutants.table(tmp_path / "m.json")
     assert "`a \\| b` → `a & b` | no reason yet |" in mutants.survivors(tmp_path / "m.json")
+
+
+def test_a_sample_is_a_function_of_its_seed_and_grows_by_adding() -> None:
+    names = {f"mvl.toy.x_larger__mutmut_{i}" for i in range(50)}
+    ten = mutants.drawn(names, TOY, 10, 0)
+    assert len(set(ten)) == 10 and set(ten) <= names
+    assert mutants.drawn(sorted(names, reverse=True), TOY, 20, 0)[:10] == ten
+    assert mutants.drawn(names, TOY, 10, 1) != ten
+
+
+def test_a_sample_is_judged_by_its_own_mutants_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"mvl.toy.x_larger__mutmut_{i}" for i in range(1, 9)]
+    asked = mutants.drawn(names, TOY, 3, 0)
+    codes = {name: 1 if name in asked[:2] else 0 if name == asked[2] else None for name in names}
+    folder = with_codes(tmp_path / "toy", codes)
+    monkeypatch.setattr(mutants, "change", lambda name, folder: "- a\n+ b")
+    found = mutants.summary(TOY, folder, 3, 0)
+    assert (found["made"], found["mutants"], found["killed"], found["seed"]) == (8, 3, 2, 0)
+    with pytest.raises(mutants.MutantsError, match="have no verdict"):
+        mutants.verdicts(TOY, folder, 4, 0)
+    monkeypatch.setattr(mutants, "layers", lambda: {"toy": TOY})
+    (tmp_path / "m.json").write_text(json.dumps({"layers": {"toy": found}}))
+    line = mutants.table(tmp_path / "m.json").splitlines()[-1]
+    assert "| 3 of 8, drawn by seed 0 | 2 (66.7%; 95 % interval 9.4% to 99.2%) |" in line
+
+
+def test_only_mutants_of_the_sample_without_a_verdict_are_tested(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"mvl.toy.x_larger__mutmut_{i}" for i in range(1, 9)]
+    asked = mutants.drawn(names, TOY, 3, 0)
+    folder = tmp_path / "toy"
+    mutants.prepare(TOY, folder, project)
+    meta = folder / "mutants" / "mvl" / "toy.py.meta"
+    meta.parent.mkdir(parents=True, exist_ok=True)
+    meta.write_text(json.dumps({"exit_code_by_key": dict.fromkeys(names) | {asked[0]: 1}}))
+    seen: list[list[str]] = []
+
+    def mutmut(folder: Path, jobs: int, names: list[str]) -> subprocess.CompletedProcess[str]:
+        seen.append(list(names))
+        return subprocess.CompletedProcess([], 0, "", "")
+
+    monkeypatch.setattr(mutants, "_mutmut", mutmut)
+    mutants.run(TOY, folder, root=project, sample=3)
+    meta.write_text(json.dumps({"exit_code_by_key": dict.fromkeys(names, 0)}))
+    mutants.run(TOY, folder, root=project, sample=3)
+    assert seen == [asked[1:]]
+
+
+@pytest.mark.slow
+def test_a_real_sample_is_tested_and_nothing_beside_it(tmp_path: Path, project: Path) -> None:
+    folder = tmp_path / "toy"
+    mutants.run(TOY, folder, root=project, sample=2)
+    codes = mutants.all_codes(TOY, folder)
+    asked = mutants.drawn(codes, TOY, 2, 0)
+    assert len(codes) > 2
+    assert {name for name, code in codes.items() if mutants.has_verdict(code)} == set(asked)
 
 
 def test_a_published_record_meets_the_target_and_explains_its_survivors() -> None:

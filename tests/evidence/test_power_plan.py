@@ -11,7 +11,8 @@ from mvl.cli import main as main_module
 from mvl.core import run_folder
 from mvl.core.config import ConfigError
 from mvl.core.errors import USAGE
-from mvl.evidence import power, power_plan, run_pairs
+from mvl.evidence import power, power_plan, protocol_families, run_pairs, second_study
+from mvl.evidence.decision import EQUIVALENCE_POINTS
 from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, RANDOM, VIT
 
 RECORDS = run_folder.records_dir()
@@ -126,3 +127,58 @@ def test_the_command_prints_a_table_and_json(capsys):
 def test_options_of_power_without_it_are_wrong_usage(capsys):
     assert main_module.main(["plan", "busi", "--sd", "1"]) == USAGE
     assert "--sd belongs to --power" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("study", protocol_families.STUDIES)
+def test_every_study_of_the_protocol_has_an_answer_for_each_contrast(study: str) -> None:
+    rows = power_plan.power_plan(study)["rows"]
+    assert rows and all(row["sd"] > 0 and row["detectable"]["1"] > 0 for row in rows)
+    for row in rows:
+        assert row["family"] in (1, 2, 3)
+        assert row["detectable"][str(row["family"])] >= row["detectable"]["1"]
+
+
+def test_the_protocols_families_are_those_that_its_page_adjusts() -> None:
+    asked = {
+        (q.study, pair, len(q.contrasts)) for q in second_study.QUESTIONS for pair in q.contrasts
+    }
+    planned = {
+        (study, (c.system, c.reference), c.family)
+        for study in protocol_families.STUDIES
+        for c in power_plan.contrasts(study)
+    }
+    assert asked <= planned
+
+
+def test_designs_are_the_protocols() -> None:
+    """Folds and seeds of row 1, row 3 and row 5 (book/protocol_2.md)."""
+    shapes = {
+        (study, row["system"], row["reference"], row["fraction"]): (row["folds"], row["seeds"])
+        for study in ("hippocampus2_published", "isic", "kvasir")
+        for row in power_plan.power_plan(study)["rows"]
+    }
+    published = ("hippocampus2_published", HYBRID)
+    assert shapes[*published, VIT, 1.0] == shapes[*published, VIT, 0.1] == (5, 2)
+    assert shapes[*published, f"{HYBRID}_identity", 1.0] == (5, 1)
+    for study in ("isic", "kvasir"):
+        assert shapes[study, LLM4SEG, CNN, 1.0] == (5, 1)
+        assert shapes[study, LLM4SEG, f"{LLM4SEG}_transformer", 1.0] == (3, 1)
+
+
+def test_pictures_have_the_protocols_own_margin() -> None:
+    value = power_plan.power_plan("isic", sd=0.1, sources=["isic"])
+    assert value["margin"] == pytest.approx(0.4) and EQUIVALENCE_POINTS == 1
+    assert value["largest_sd_for_equivalence"]["5"] == pytest.approx(
+        0.4 * 100 * power.largest_sd(5)
+    )
+    row = found(value, LLM4SEG, CNN)[0]
+    assert row["metric"] == "jaccard"
+    assert row["equivalence"] == pytest.approx(power.power_of_equivalence(0.001, 5, 0.004))
+
+
+def test_a_contrast_without_records_says_whose_variances_it_takes() -> None:
+    rows = power_plan.power_plan("kvasir")["rows"]
+    assert found({"rows": rows}, LLM4SEG, CNN)[0]["source"] == "busi"
+    (other,) = found({"rows": rows}, LLM4SEG, f"{LLM4SEG}_shuffled")
+    assert other["source"] == "busi: llm4seg - cmunext"
+    assert other["sd"] == found({"rows": rows}, LLM4SEG, CNN)[0]["sd"]

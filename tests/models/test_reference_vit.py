@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mvl.core.config import merge
+from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
 from mvl.models.vit import ViTBlock
 from tests.models import references as ref
 
@@ -278,3 +279,32 @@ def test_medvisionllama_v1(tiny_llama: Path, hybrid: bool, fusion: bool) -> None
     ref.assert_equal(
         network, version_1(network, model, size, patch), ref.picture(1, 2, *size), ref.SINGLE
     )
+
+
+def block_cut_out(self: MedVisionLlamaV3, tokens: Tensor, out: dict[str, Tensor]) -> Tensor:
+    """The fault by which VD2 is fed with VD1's output."""
+    out["mapper1"] = out["block"] = self.mapper1(tokens)
+    out["mapper2"] = self.mapper2(out["mapper1"])
+    return out["mapper2"]
+
+
+def without_residual(self: ViTBlock, tokens: Tensor) -> Tensor:
+    """The fault by which attention replaces the tokens in place of being added to them."""
+    tokens = self.drop(self.attend(self.norm1(tokens)))
+    return tokens + self.drop(self.mlp(self.norm2(tokens)))
+
+
+def test_the_references_see_two_faults_that_shapes_and_counts_do_not(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both once passed every test of the networks."""
+    monkeypatch.setattr(MedVisionLlamaV3, "through_block", block_cut_out)
+    with pytest.raises(AssertionError, match="not close"):
+        test_medvisionllama_v3(tiny_llama, {})
+    monkeypatch.undo()
+    test_the_vit_block_is_torchs_transformer_layer()
+    monkeypatch.setattr(ViTBlock, "forward", without_residual)
+    with pytest.raises(AssertionError, match="not close"):
+        test_the_vit_block_is_torchs_transformer_layer()
+    with pytest.raises(AssertionError, match="not close"):
+        test_vit_baseline("3-D")

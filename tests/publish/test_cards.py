@@ -8,6 +8,7 @@ import re
 
 import yaml
 
+import mvl
 from mvl.core.config import ROOT
 from mvl.datasets.registry import load_tasks
 from mvl.publish import cards
@@ -31,6 +32,16 @@ def test_the_companion_is_cited_as_in_its_file():
     cff = cards.read_citation()
     assert cff["title"] in cards.citation_text() and str(cff["version"]) in cards.citation_text()
     assert cff["title"] in cards.citation_bibtex() and repository_url() in cards.citation_bibtex()
+
+
+def test_every_description_for_machines_names_the_same_software():
+    meta = json.loads((ROOT / "codemeta.json").read_text())
+    cff = cards.read_citation()
+    assert meta["name"] == cff["title"] and meta["codeRepository"] == repository_url()
+    assert meta["version"] == str(cff["version"]) == mvl.__version__
+    papers = {paper["identifier"] for paper in meta["referencePublication"]}
+    cited = [id["value"] for ref in cff["references"] for id in ref.get("identifiers", ())]
+    assert papers <= set(cited)
 
 
 def test_every_data_set_and_weight_has_its_licence():

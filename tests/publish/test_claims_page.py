@@ -106,14 +106,16 @@ def test_the_landing_page_speaks_of_the_main_claims():
     assert len(lines) == 5 and all("| **reproduced** | " in line and says in line for line in lines)
     assert (
         claims_page.summary(entries)
-        == "34 claims of the papers: 34 reproduced. 3 implied and tested by us: 3 reproduced."
+        == "35 claims of the papers: 35 reproduced. 3 implied and tested by us: 3 reproduced."
     )
     assert sum(", implied: " in line for line in lines) == 2
 
 
 @pytest.mark.parametrize("shown", [(), ("02_llm_hybrid", "06_llm4seg")])
 def test_the_table_has_a_row_for_each_claim(shown):
-    text = claims_page.table([entry(claim=claim) for claim in LEDGER], shown)
+    text = claims_page.table(
+        [entry(claim=claim) for claim in LEDGER], run_folder.records_dir(), shown
+    )
     assert "| P(false) 0.003 to 0.17, n = 10 tasks |" in text, (
         "what the paper's own numbers can carry"
     )
@@ -134,5 +136,5 @@ def test_the_facts_of_the_pages(tmp_path: Path, monkeypatch):
     )
     assert (
         "### Higher Dice than the ViT alone" in found["sections"]
-        and "2 claims of the papers: 2 generated data" in found["summary"]
+        and "2 claims of the papers: 2 not evidence" in found["summary"]
     )

@@ -286,3 +286,20 @@ def test_a_notebook_that_does_not_end_well_is_an_error_and_leaves_no_file(tmp_pa
     with pytest.raises(NotebookError, match="01_toy"):
         run_notebook("01_toy", {}, tmp_path / "out.ipynb", tmp_path)
     assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("start", [".", "notebooks"])
+def test_the_published_records_are_shown_and_not_trained_into_from_either_folder(start, tmp_path):
+    """What plain papermill and plain Jupyter do: the kernel starts at the clone's top or in
+    `notebooks/`, and `../data/results` means the records from both."""
+    cells = [source for _, source in code(load("01_baseline"))]
+    opened = next(place for place, source in enumerate(cells) if "open_chapter(" in source)
+    given = 'results_dir = "../data/results"'
+    text = "\n".join([*cells[:opened], given, cells[opened], "print('records', chapter.published)"])
+    top = FOLDER.parent
+    before = {path.name for path in (*top.parent.iterdir(), *top.iterdir())}
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=top / start, capture_output=True, text=True
+    )
+    assert "records True" in done.stdout, done.stderr
+    assert {path.name for path in (*top.parent.iterdir(), *top.iterdir())} == before

@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from mvl.core import run_folder
+from mvl.core.command_lines import train_command
 from mvl.publish import run_links, run_pages
 from mvl.study.grid import study_runs
 
@@ -64,7 +65,7 @@ def test_numbers_of_a_row_are_those_of_the_record(results):
     html = run_pages.run_row("quick", row, results)
     assert (
         f"<td>{float(row.facts['dice']):.3f}</td>" in html
-        and run_folder.command(row.config, run_folder.default_results_dir()) in html
+        and train_command(row.config, run_folder.default_results_dir()) in html
     )
     commit = json.loads((RECORDS / "quick" / "runs" / RUN / "environment.json").read_text())["mvl"][
         "commit"

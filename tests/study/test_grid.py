@@ -127,3 +127,38 @@ def test_remaining_time_comes_from_the_runs_so_far() -> None:
     assert (
         status.remaining_s([row("done", 4, 8.0), row("running", 2, 4.0), row("missing")]) == 4 + 8
     )
+
+
+HEAD = "title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline]}]\n"
+WRONG = {
+    "tasks as one word": (HEAD.replace("[phantoms]", "phantoms"), "tasks is 'phantoms'; write a"),
+    "systems as one word": (HEAD.replace("[vit_baseline]", "vit_baseline"), "systems is 'vit_base"),
+    "a grid that is no list": (HEAD.replace("[{", "{").replace("}]", "}"), "grid is {'name'"),
+    "folds as a number": (HEAD.replace("}]", ", folds: 3}]"), "folds is 3; write a list"),
+    "a fraction in per cent": (HEAD.replace("}]", ", fractions: ['10%']}]"), "numbers in"),
+    "a key that stands twice": (HEAD + "train: {lr: 0.1}\ntrain: {batch_size: 2}\n", "twice"),
+    "no voxel on an axis": (HEAD + "data: {img_size: [0, 8, 8]}\n", "at least 1 on each axis"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_study_is_refused_with(name, tmp_path):
+    text, told = WRONG[name]
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told) as error:
+        grid.study_runs(str(tmp_path / "own.yaml"))
+    assert "studies/" not in str(error.value), "its own path, not a place in the package"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_study_in_another_encoding_is_named(encoding, tmp_path):
+    (tmp_path / "own.yaml").write_text(HEAD.replace(": t", ": Köpfe"), encoding=encoding)
+    with pytest.raises(ConfigError, match=r"own\.yaml: is not in UTF-8"):
+        grid.study_runs(str(tmp_path / "own.yaml"))
+
+
+def test_a_heading_with_nothing_below_changes_nothing(tmp_path):
+    for text in (HEAD, HEAD + "data:\ntrain:\n", "\ufeff" + HEAD):
+        (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+        [config] = grid.study_runs(str(tmp_path / "own.yaml"))
+        assert config.train.lr == 2e-3

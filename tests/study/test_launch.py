@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         data_dir: Path | None = None,
         progress: bool = True,
         allow_drift: bool = False,
+        study: str = "",
     ) -> Path:
         names.append(run_folder.run_name(config))
         folder = run_folder.run_dir(results_dir, config)
@@ -201,13 +203,16 @@ def listed_jobs(capfd: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_jobs_command_reaches_its_folders_whatever_their_names(tmp_path: Path) -> None:
-    """Blanks and apostrophes in the results, the data and the log: one word each for the shell."""
+    """Blanks and apostrophes in the results, the data and the log: one word each for the shell; and
+    a home folder that cannot be written into."""
     results, data = tmp_path / "Ann's results", tmp_path / "Ann's scans"
     data.mkdir()
+    (tmp_path / "file").touch()
+    homeless = {**os.environ, "HOME": str(tmp_path / "file" / "home"), "XDG_CACHE_HOME": ""}
     words = launch.snakemake_command("quick", results, data, Launch(), dry=True)
     quiet = words.index("--quiet")
     words[quiet : quiet + 4] = ["--printshellcmds"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=homeless)
     shown = [line for line in done.stdout.splitlines() if " -m mvl train " in line]
     assert len(shown) == len(grid.study_runs("quick"))
     for line in shown:
@@ -215,6 +220,16 @@ def test_a_jobs_command_reaches_its_folders_whatever_their_names(tmp_path: Path)
         assert command[command.index("--results-dir") + 1] == str(results)
         assert command[command.index("--data-dir") + 1] == str(data)
         assert log.startswith(f"{results}/quick/logs/") and log.endswith(".log")
+
+
+def test_why_snakemake_failed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [sys.executable, "-c", "import sys; sys.exit('no room for the graph')"]
+    monkeypatch.setattr(launch, "snakemake_command", lambda *_, **__: broken)
+    assert launch.run_study("quick", tmp_path) == 1
+    assert "Snakemake ended with 1" in (said := capsys.readouterr().err)
+    assert "no room for the graph" in said
 
 
 def test_runs_of_this_machine_ask_for_a_card_where_there_is_one(
@@ -333,7 +348,7 @@ def test_runs_of_another_machine_go_on_only_when_that_is_allowed(
     asked: list[bool] = []
     monkeypatch.setattr(
         "mvl.training.run.train_run",
-        lambda config, results, data, allow_drift: asked.append(allow_drift),
+        lambda config, results, data, allow_drift, study: asked.append(allow_drift),
     )
     inline.run_inline("quick", tmp_path, launch=Launch(allow_drift=True))
     launch.ensure_runs("quick", "lora", tmp_path, allow_drift=True)

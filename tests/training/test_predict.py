@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -19,7 +18,7 @@ from PIL import Image
 
 from mvl.cli import main
 from mvl.core import run_folder
-from mvl.core.config import ROOT, load_config
+from mvl.core.config import load_config
 from mvl.core.files import sha256_file, write_json
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task, list_cases, task_facts
@@ -377,47 +376,3 @@ def test_a_run_on_slices_segments_volumes(tmp_path):
                 )
             assert np.array_equal(mask[:, :, case.z], found)
         assert np.array_equal(nibabel.load(row["output"]).affine, nibabel.load(path).affine)
-
-
-def page_lines() -> tuple[str, list[str]]:
-    """The study and the shell lines of the book's page."""
-    text = (ROOT / "book" / "own_data.md").read_text()
-    shell = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
-    return re.search(r"```yaml\n(.*?)```", text, re.S)[1], [
-        line for line in shell.splitlines() if line.strip()
-    ]
-
-
-def test_the_pages_own_lines_work(own_data, dicom_series, tmp_path, monkeypatch, capsys):
-    study, lines = page_lines()
-    toy = (
-        study.replace("[64, 64, 64]", "[8, 8, 8]")
-        .replace("100,", "1,")
-        .replace("patch_size", "hidden_size: 16, encoder_layers: 1, patch_size")
-    )
-    monkeypatch.chdir(tmp_path)
-    Path("own.yaml").write_text(toy)
-    made = own_data(Path("datasets/Dataset123_Lesions"), cases=10)
-    shutil.copytree(made / "imagesTr", "new_scans", ignore=lambda _, names: names[2:])
-    shutil.copy(made / "imagesTr" / "case_00_0000.nii.gz", "scan.nii.gz")
-    dicom_series(
-        Path("dicom/series_2"),
-        np.random.default_rng(0).integers(0, 99, (9, 8, 7)).astype(np.int16),
-        np.eye(4),
-    )
-    run = ""
-    for line in lines:
-        capture = re.fullmatch(r"RUN=\$\((.*)\)", line)
-        words = shlex.split((capture[1] if capture else line).replace("$RUN", run))
-        assert words[0] == "mvl" and main.main(words[1:]) == 0, line
-        said = capsys.readouterr().out
-        run = said.splitlines()[-1] if capture else run
-    masks = sorted(path.name for path in Path("masks").iterdir())
-    assert (
-        len(lines) == 6
-        and "scan.nii.gz" in masks
-        and "scan_probabilities.nii.gz" in masks
-        and "series_2.nii.gz" in masks
-        and len(masks) == 5
-    )
-    assert Path("datasets/splits/Dataset123_Lesions.json").is_file()

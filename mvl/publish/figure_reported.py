@@ -1,0 +1,95 @@
+"""The reported gains beside the measured ones, on one axis: the landing page's figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mvl.evidence.claims_evidence import UNITS, Found
+from mvl.evidence.claims_ledger import Entry, reported_numbers
+from mvl.evidence.decision import EQUIVALENCE_POINTS, WITHDRAWN
+from mvl.evidence.second_study import PUBLISHED, TUNED
+from mvl.publish.style import INK, MUTED, WARN, finish, hole, styled
+from mvl.study.grid import load_study
+
+SHOWN = ("mean_dice", "few_shot_10", "few_shot_30", "v1_gain", "better_than_unetr", "llm4seg_gain")
+"Claims of a gain in points, in the figure's order; one without a difference is left out."
+LOOKS = {PUBLISHED: ("#0B7285", "o"), TUNED: ("#2B8A3E", "^")}
+"Colour and marker of the second study's two regimes."
+FIRST = ("#862E9C", "s")
+"Colour and marker of the first study."
+
+
+@styled
+def reported_and_measured(entries: Sequence[Entry]) -> Figure:
+    """Draw for each claim the gain that the paper reports and the differences measured here.
+
+    An empty diamond is the reported gain, a short bar the same share of what our baseline leaves to
+    gain; a filled mark with its 95 % interval is a study's difference.
+    """
+    claims = {entry.claim.id: entry for entry in entries if entry.verdict}
+    rows = [(claims[name], _measured(claims[name])) for name in SHOWN if name in claims]
+    rows = [(entry, found) for entry, found in rows if found]
+    if not rows:
+        return hole("no claim of a gain has a measured difference")
+    heights = [1.1 + 0.62 * len(found) for _, found in rows]
+    figure = Figure(figsize=(8.4, 0.42 * sum(heights) + 0.9), layout="constrained")
+    axis = figure.subplots()
+    axis.axvspan(-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0)
+    axis.axvline(0, color=MUTED, linewidth=1)
+    labels: list[tuple[float, str, str]] = []
+    y = 0.0
+    for (entry, found), height in zip(rows, heights, strict=True):
+        labels += _claim(axis, y, entry, found)
+        y += height
+    axis.set_yticks([place for place, _, _ in labels], [words for _, words, _ in labels])
+    for tick, (_, _, ink) in zip(axis.get_yticklabels(), labels, strict=True):
+        tick.set(color=ink, fontsize=10 if ink == INK else 9)
+        tick.set_fontweight("bold" if ink == INK else "normal")
+    axis.tick_params(axis="y", length=0)
+    axis.set(ylim=(y, -0.5), xlim=(-9, 14.5))
+    axis.set_xlabel("points of Dice or IoU over the reference (grey: within 1)")
+    axis.spines["left"].set_visible(False)
+    axis.yaxis.grid(False)
+    key = (
+        "Empty diamond: the gain that the paper reports. Upright bar: the same share of the room"
+        " that our baseline leaves. Filled marks: measured here, with 95 % intervals."
+    )
+    return finish(figure, (), key=key)
+
+
+def _measured(entry: Entry) -> list[tuple[str, Found]]:
+    """Return the first difference of the study that decides, then of the others."""
+    verdicts = [(entry.study, entry.verdict), *entry.elsewhere]
+    firsts = [(study, v.numbers[0]) for study, v in verdicts if v and v.numbers]
+    return [(study, found) for study, found in firsts if found.n_runs]
+
+
+def _claim(
+    axis: Axes, y: float, entry: Entry, found: list[tuple[str, Found]]
+) -> list[tuple[float, str, str]]:
+    """Draw one claim from y on; return the place, words and colour of its labels."""
+    version = {"P1-v1": "version 1: ", "P2": "LLM4Seg: "}.get(entry.claim.paper, "")
+    labels = [(y, f"{version}{entry.claim.short}", INK)]
+    numbers = reported_numbers(entry.claim) if entry.claim.size == "error" else []
+    if len(numbers) == 2:
+        gain = 100 * (numbers[0] - numbers[1])
+        axis.plot(gain, y, marker="D", ms=7, mfc="none", mec=WARN, mew=1.6, ls="")
+        axis.text(gain + 0.4, y, f"{gain:+.0f} reported", va="center", fontsize=9, color=WARN)
+    for place, (study, one) in enumerate(found):
+        level = y + 0.62 * (place + 1)
+        ink, mark = LOOKS.get(study, FIRST)
+        scale = UNITS[one.metric][0]
+        low, middle, high = (scale * v for v in (one.low, one.difference, one.high))
+        axis.plot([low, high], [level, level], color=ink, lw=2)
+        axis.plot(middle, level, marker=mark, color=ink, ms=6.5)
+        words = f"{load_study(study).title}: {middle:+.2f} [{low:+.2f}, {high:+.2f}]"
+        if one.decision(entry.claim.margin).word == WITHDRAWN:
+            words = f"withdrawn, {words}"
+        labels.append((level, words, ink))
+        if len(numbers) == 2:
+            room = scale * entry.claim.reported_gain * (1 - one.base)
+            axis.plot([room, room], [level - 0.22, level + 0.22], color=WARN, lw=1.6)
+    return labels

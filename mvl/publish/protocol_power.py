@@ -1,0 +1,60 @@
+"""What the second protocol's designs can decide, and how often they err, as the page on statistics
+shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mvl.core.run_folder import records_dir
+from mvl.evidence import calibration, calibration_families, power_plan, protocol_families, run_pairs
+from mvl.evidence.arms import title
+from mvl.evidence.second_study import HYBRID, VIT
+from mvl.study.grid import load_study
+from mvl.study.tables import read_cases
+
+MEASURED = "hippocampus2_published"
+"The study whose variances the simulations take."
+
+
+def power_table(results: Path | None = None) -> str:
+    """Every planned contrast of the protocol as a Markdown table, from the variances recorded so
+    far."""
+    lines = [
+        "| study | difference | folds x seeds | standard deviation, points | sees, points | called"
+        " equivalent | variances of |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for study in protocol_families.STUDIES:
+        value = power_plan.power_plan(study, results_dir=results)
+        lines += [_line(study, row, value["margin"]) for row in value["rows"]]
+    return "\n".join(lines)
+
+
+def _line(study: str, row: dict[str, Any], margin: float) -> str:
+    words = f"{title(row['system'])} minus {title(row['reference'])}"
+    if row["fraction"] != 1:
+        words += f", {row['fraction']:.0%} of the cases"
+    start = f"| `{study}` | {words} | {row['folds']} x {row['seeds']} |"
+    if row["sd"] is None:
+        return f"{start} not measured | | | |"
+    family = row["family"]
+    seen = f"{row['detectable'][str(family)]:.2f}"
+    seen += f" (one of {family})" if family > 1 else ""
+    same = f"{row['equivalence']:.0%} within {margin:g}"
+    return f"{start} {row['sd']:.2f} | {seen} | {same} | {row['source']} |"
+
+
+def calibration_table(results: Path | None = None) -> str:
+    """How often each design and family errs, at the variances of the first study of the protocol
+    that has records."""
+    cases = read_cases(MEASURED, Path(results or records_dir()))
+    pairs = run_pairs.pair(cases, HYBRID, VIT, load_study(MEASURED).tasks[0])
+    variances = calibration.components(pairs)
+    assert variances is not None, "ten pairs of runs are recorded"
+    return calibration_families.table(variances)
+
+
+def facts() -> dict[str, str]:
+    """What `book/statistics.md` shows of the second protocol."""
+    return {"protocol_power": power_table(), "protocol_calibration": calibration_table()}

@@ -1,0 +1,99 @@
+"""One table of the second study: the hybrid minus each arm, by study, with the use of the layer and
+what each design could have seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mvl.evidence import second_study
+from mvl.evidence.arms import title
+from mvl.evidence.claims_power import sd_behind
+from mvl.evidence.decision import decided
+from mvl.evidence.power import detectable
+from mvl.evidence.second_study import HYBRID, VIT, Question
+from mvl.study.grid import load_study
+
+OPEN = "not run yet"
+"What stands in a cell whose planned runs are not all done."
+
+
+def summary_table(tables: dict[Question, pd.DataFrame], results: Path) -> str:
+    """Return the table as Markdown: a row for each arm that the hybrid is compared with, a column
+    for each study and share of the data of which anything is recorded."""
+    columns: dict[tuple[str, float], dict[str, dict[Any, Any]]] = {}
+    for question, table in tables.items():
+        for row in table.to_dict("records"):
+            if row["system"] == HYBRID:
+                place = columns.setdefault((question.study, question.fraction), {})
+                place[row["reference"]] = row
+    columns = {
+        place: rows
+        for place, rows in columns.items()
+        if any(row["complete"] for row in rows.values())
+    }
+    if not columns:
+        return ""
+    arms = list(dict.fromkeys(arm for rows in columns.values() for arm in rows))
+    heads = [_head(*place) for place in columns]
+    body = [
+        [f"minus {title(arm)}", *(_cell(rows.get(arm)) for rows in columns.values())]
+        for arm in arms
+    ]
+    body.append(["use of the layer", *(_use(*place, results) for place in columns)])
+    body.append(["could be seen with 80 %", *(_seen(rows.get(VIT)) for rows in columns.values())])
+    lines = [f"| MedVisionLlama v3 | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
+
+
+def _head(study: str, fraction: float) -> str:
+    share = "" if fraction == 1.0 else f", {100 * fraction:g} % of the data"
+    return f"{load_study(study).title}{share}"
+
+
+def _cell(row: dict[Any, Any] | None) -> str:
+    """Return a difference in Dice points with its interval and word; nothing where none is
+    planned."""
+    if row is None:
+        return ""
+    if not row["complete"]:
+        return OPEN
+    middle, low, high = (f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high"))
+    return f"{middle} [{low}, {high}] {decided(row)}"
+
+
+def _use(study: str, fraction: float, results: Path) -> str:
+    return second_study.use_in_numbers(study, HYBRID, results) if fraction == 1.0 else ""
+
+
+def _seen(row: dict[Any, Any] | None) -> str:
+    """Return the true difference from the ViT that the design finds, at the spread measured."""
+    if row is None or not row["complete"]:
+        return ""
+    found = detectable(sd_behind(row["low"], row["high"], row["n_folds"]), row["n_folds"])
+    return "" if found is None or math.isnan(found) else f"{100 * found:.2f} points"
+
+
+def gain_to_see(results: Path, studies: Sequence[str]) -> str:
+    """Return the paper's gain, scaled to what each study's ViT leaves to gain, in a sentence."""
+    from mvl.evidence.claims_ledger import load_claims
+    from mvl.study.tables import read_runs
+
+    share = next(claim.reported_gain for claim in load_claims() if claim.id == "mean_dice")
+    said = []
+    for study in studies:
+        runs = read_runs(study, results)
+        alone = runs[(runs["system"] == VIT) & (runs["state"] == "done") & (runs["fraction"] == 1)]
+        if len(alone):
+            room = 1 - float(alone["dice"].mean())
+            said.append(f"{100 * share * room:.1f} points ({load_study(study).title})")
+    return (
+        f"The paper reports that the hybrid wins {share:.0%} of what its ViT leaves to gain; of"
+        f" what ours leaves, that would be {', '.join(said)}."
+        if said
+        else ""
+    )

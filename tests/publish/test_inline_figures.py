@@ -1,0 +1,63 @@
+"""Figures inside their page: words are text, ids do not clash, names stay, foreign images too."""
+
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+from mvl.publish.inline_figures import inline_figures
+from mvl.publish.style import styled, svg
+
+
+@styled
+def drawn(words: str) -> Figure:
+    figure = Figure(figsize=(4, 3))
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1])
+    axis.set_title(words)
+    return figure
+
+
+def site(tmp_path):
+    (tmp_path / "_images").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "_images" / f"{name}.svg").write_text(svg(drawn(f"Dice of {name}")))
+    (tmp_path / "index.html").write_text(
+        '<p><img alt="A &lt; B" src="_images/one.svg" /> and <img src="_images/two.svg" alt="Two"/>'
+        '<img src="https://elsewhere.org/x.svg" alt="x"><img src="photo.png" alt="p"></p>'
+    )
+    (tmp_path / "notebooks" / "a.html").write_text('<img alt="One" src="../_images/one.svg" />')
+    return tmp_path
+
+
+def test_each_drawn_figure_becomes_text_of_its_page(tmp_path):
+    folder = site(tmp_path)
+    assert inline_figures(folder) == 3
+    page = (folder / "index.html").read_text()
+    assert "Dice of one" in page and "Dice of two" in page and page.count("<svg") == 2
+    assert 'aria-label="A &lt; B"' in page and 'aria-label="Two"' in page
+    assert 'src="https://elsewhere.org/x.svg"' in page and 'src="photo.png"' in page
+    assert "Dice of one" in (folder / "notebooks" / "a.html").read_text()
+    assert "<?xml" not in page and "#fcfcfa" not in page
+
+
+def test_no_id_stands_twice_and_every_reference_has_its_target(tmp_path):
+    folder = site(tmp_path)
+    inline_figures(folder)
+    page = (folder / "index.html").read_text()
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert ids and len(ids) == len(set(ids))
+    asked = re.findall(r'(?:href="#|url\(#)([^")]+)', page)
+    assert asked and set(asked) <= set(ids)
+
+
+def test_a_figure_is_not_squeezed_below_nine_pixels_of_type(tmp_path):
+    folder = site(tmp_path)
+    inline_figures(folder)
+    found = re.search(
+        r"max-width: (\d+)px; min-width: (\d+)px", (folder / "index.html").read_text()
+    )
+    assert (int(found[1]), int(found[2])) == (384, 288), "4 inches at 96 pixels, and three quarters"

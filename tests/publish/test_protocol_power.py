@@ -1,0 +1,48 @@
+"""The page's section on the second protocol: every planned contrast has a line with its figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from mvl.core.config import ROOT
+from mvl.evidence import power_plan, protocol_families
+from mvl.publish import protocol_power
+
+
+@pytest.fixture(scope="module")
+def table() -> str:
+    return protocol_power.power_table()
+
+
+def test_every_planned_contrast_has_a_line(table: str) -> None:
+    planned = sum(len(power_plan.contrasts(study)) for study in protocol_families.STUDIES)
+    assert len(table.splitlines()) == planned + 2 and "not measured" not in table
+
+
+def test_a_line_has_the_plans_figures(table: str) -> None:
+    (row, *_) = power_plan.power_plan("kvasir")["rows"]
+    (line, *_) = [line for line in table.splitlines() if line.startswith("| `kvasir`")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:] == [
+        "LLM4Seg minus CMUNeXt",
+        "5 x 1",
+        f"{row['sd']:.2f}",
+        f"{row['detectable']['1']:.2f}",
+        f"{row['equivalence']:.0%} within 0.4",
+        "busi",
+    ]
+
+
+def test_the_page_asks_for_what_is_given() -> None:
+    text = (ROOT / "book" / "statistics.md").read_text()
+    assert "{{ statistics.protocol_power }}" in text
+    assert "{{ statistics.protocol_calibration }}" in text
+
+
+def test_calibration_is_simulated_at_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "mvl.evidence.calibration_families.table", lambda found: seen.append(found) or "x"
+    )
+    assert protocol_power.calibration_table() == "x"
+    assert (seen[0].folds, seen[0].seeds, seen[0].cases) == (5, 2, 26)

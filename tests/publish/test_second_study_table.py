@@ -1,0 +1,141 @@
+"""Every number of the second study's table, recomputed from the runs' own files by pandas and scipy
+alone: none of the package's statistics is imported."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import optimize, stats
+
+from mvl.evidence import second_study
+from mvl.evidence.arms import title
+from mvl.publish import second_study_table
+
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "data" / "results"
+NUMBER = r"[-+]\d+\.\d\d"
+
+
+def grid(study: str) -> dict:
+    return yaml.safe_load((ROOT / "mvl" / "configs" / "studies" / f"{study}.yaml").read_text())
+
+
+def units(study: str, arms: tuple[str, str], fraction: float) -> list[tuple[int, int]]:
+    """(fold, seed) that the study's YAML plans for both arms."""
+    planned = {arm: set() for arm in arms}
+    for block in grid(study)["grid"]:
+        for arm in set(arms) & set(block["systems"]):
+            if fraction in block.get("fractions", [1.0]):
+                pairs = {(f, s) for f in block["folds"] for s in block.get("seeds", [0])}
+                planned[arm] |= pairs
+    return sorted(planned[arms[0]] & planned[arms[1]])
+
+
+@cache
+def run_dice(study: str, arm: str, fraction: float, fold: int, seed: int) -> float | None:
+    task = grid(study)["tasks"][0]
+    name = f"fraction-{fraction!r}_fold-{fold}_seed-{seed}"
+    path = RECORDS / study / "runs" / task / arm / name / "cases.csv"
+    if not path.is_file():
+        return None
+    rows = pd.read_csv(path)
+    return float(rows.loc[rows["label"] == "foreground", "dice"].mean())
+
+
+def fold_means(study: str, arms: tuple[str, str], fraction: float) -> np.ndarray | None:
+    """The fold means of the difference in points, or None where a planned run is missing."""
+    by_fold: dict[int, list[float]] = {}
+    for fold, seed in units(study, arms, fraction):
+        ours, theirs = (run_dice(study, arm, fraction, fold, seed) for arm in arms)
+        if ours is None or theirs is None:
+            return None
+        by_fold.setdefault(fold, []).append(100 * (ours - theirs))
+    return np.array([np.mean(values) for values in by_fold.values()])
+
+
+def spread(folds: np.ndarray) -> float:
+    return float(folds.std(ddof=1) * np.sqrt(1 / len(folds) + 1 / 7))
+
+
+def usage(study: str, intervention: str) -> float:
+    """The mean change of test Dice over the hybrid's runs, in points."""
+    task = grid(study)["tasks"][0]
+    hybrid = RECORDS / study / "runs" / task / "medvisionllama_v3"
+    rows = pd.concat([pd.read_csv(p) for p in hybrid.glob("fraction-1.0_*/usage.csv")])
+    return 100 * rows.loc[rows["intervention"] == intervention, "dice_difference"].mean()
+
+
+def found_with_80_percent(folds: np.ndarray) -> float:
+    """The true difference that the corrected t-test finds with 80 %, by scipy's noncentral t."""
+    df = len(folds) - 1
+    critical = stats.t.isf(0.025, df)
+
+    def lacking(shift: float) -> float:
+        return stats.nct.sf(critical, df, shift) - 0.8  # the other tail is below 1e-6 here
+
+    return optimize.brentq(lacking, 0.5, 9) * spread(folds)
+
+
+def table() -> tuple[list[tuple[str, float]], dict[str, list[str]]]:
+    """The published table: its columns (study, share) and its rows by their first cell."""
+    recorded = second_study.recorded_studies(RECORDS)
+    asked = [q for q in second_study.QUESTIONS if q.study in recorded]
+    tables = {question: second_study.differences(question, RECORDS) for question in asked}
+    lines = second_study_table.summary_table(tables, RECORDS).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    titles = {grid(study)["title"]: study for study in recorded}
+    columns = []
+    for head in cells[0][1:]:
+        share = re.search(r", (\d+) % of the data$", head)
+        name = head[: share.start()] if share else head
+        columns.append((titles[name], int(share[1]) / 100 if share else 1.0))
+    return columns, {row[0]: row[1:] for row in cells[2:]}
+
+
+COLUMNS, ROWS = table()
+ARMS = {f"minus {title(pair[1])}": pair[1] for q in second_study.QUESTIONS for pair in q.contrasts}
+
+
+def test_the_table_has_the_arms_and_the_studies_that_are_recorded():
+    assert ("hippocampus2_published", 1.0) in COLUMNS and ("hippocampus2_unmixed", 1.0) in COLUMNS
+    assert set(ROWS) - {"use of the layer", "could be seen with 80 %"} <= set(ARMS)
+
+
+@pytest.mark.parametrize("column", range(len(COLUMNS)), ids=lambda i: COLUMNS[i][0])
+@pytest.mark.parametrize("label", [row for row in ROWS if row in ARMS])
+def test_each_difference_is_that_of_the_runs(label, column):
+    (study, fraction), cell = COLUMNS[column], ROWS[label][column]
+    arms = ("medvisionllama_v3", ARMS[label])
+    folds = fold_means(study, arms, fraction) if units(study, arms, fraction) else None
+    if not cell:
+        return  # no contrast of the protocol
+    if cell == second_study_table.OPEN:
+        assert folds is None
+        return
+    reach = stats.t.ppf(0.975, len(folds) - 1) * spread(folds)
+    expected = [folds.mean(), folds.mean() - reach, folds.mean() + reach]
+    assert [float(n) for n in re.findall(NUMBER, cell)] == pytest.approx(expected, abs=0.00501)
+    one_sided = (1 - abs(folds.mean())) / spread(folds)
+    if "equivalent" in cell:
+        assert stats.t.sf(one_sided, len(folds) - 1) < 0.05
+    if cell.endswith(("higher", "lower")):
+        t = folds.mean() / spread(folds)
+        assert 2 * stats.t.sf(abs(t), len(folds) - 1) < 0.05
+        assert cell.endswith("higher" if t > 0 else "lower")
+
+
+@pytest.mark.parametrize("column", range(len(COLUMNS)), ids=lambda i: COLUMNS[i][0])
+def test_use_and_power_are_those_of_the_runs(column):
+    study, fraction = COLUMNS[column]
+    use, seen = ROWS["use of the layer"][column], ROWS["could be seen with 80 %"][column]
+    if fraction == 1.0:
+        expected = [usage(study, name) for name in ("zero", "shuffled_tokens")]
+        assert [float(n) for n in re.findall(NUMBER, use)] == pytest.approx(expected, abs=0.00501)
+    folds = fold_means(study, ("medvisionllama_v3", "vit_baseline"), fraction)
+    if seen:
+        number = float(seen.removesuffix(" points"))
+        assert number == pytest.approx(found_with_80_percent(folds), abs=0.00501)

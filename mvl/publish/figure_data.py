@@ -58,7 +58,7 @@ def series(axes: Axes) -> Iterator[np.ndarray]:
     for patch in axes.patches:
         yield np.asarray(patch.get_patch_transform().transform(patch.get_path().vertices), float)
     for image in axes.images:
-        yield np.ma.asarray(image.get_array()).astype(float).filled(np.nan)
+        yield np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
     for text in axes.texts:
         yield np.array([float(n.replace("\u2212", "-")) for n in NUMBER.findall(text.get_text())])
 

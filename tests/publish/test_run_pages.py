@@ -55,7 +55,7 @@ def test_every_planned_run_has_a_row_and_what_it_links_to_is_there(tmp_path, res
     assert [
         link for link in links if not (staging / link).is_file()
     ] == [] and "records/splits/Task04_Hippocampus_40.json.txt" in links
-    assert "no evidence about scans" in text
+    assert "shows that the pipeline works; not evidence" in text
     copy = staging / run_links.copied("quick", RUN, "config.yaml")
     assert copy.read_bytes() == (RECORDS / "quick" / "runs" / RUN / "config.yaml").read_bytes()
 

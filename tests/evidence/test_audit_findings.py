@@ -144,7 +144,7 @@ def test_the_answer_names_the_worst_of_the_faults(tmp_path: Path) -> None:
         for fold in range(3):
             record(tmp_path, one, fold, dice, says)
     text = audit_findings.answer(tmp_path)
-    assert "*copies on both sides of the split*: it reads +15.0 points" in text
+    assert "*copies on both sides of the split*: the reported Dice is +15.0 points" in text
     assert "*label turned in another plane*: -20.0 points on test cases [-20.0, -20.0]" in text
 
 

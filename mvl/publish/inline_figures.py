@@ -7,6 +7,8 @@ import html
 import re
 from pathlib import Path
 
+from mvl.publish.figure_data import KEY
+
 IMAGE = re.compile(r'<img\b[^>]*?\bsrc="([^":?#]+\.svg)"[^>]*?/?>')
 "An image of the site's own that is an SVG."
 NAMED = re.compile(r'\bid="([^"]+)"')
@@ -44,6 +46,8 @@ def _figure(drawn: Path, tag: str, number: int) -> str:
     """Return the SVG as an element of a page, named as the image was and with ids of its own."""
     text = drawn.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]
+    key = re.search(rf"{KEY}[0-9a-f]{{16}}", text)
+    mark = f' data-figure="{key[0]}"' if key else ""
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = text.replace(f"fill: {CARD}", "fill: none")
 
@@ -63,6 +67,6 @@ def _figure(drawn: Path, tag: str, number: int) -> str:
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     style = f"max-width: {width:.0f}px; min-width: {SMALLEST * width:.0f}px"
     return (
-        f'<span class="mvl-figure" tabindex="0" role="group" aria-label="Figure">{head} role="img"'
+        f'<span class="mvl-figure" tabindex="0" role="group" aria-label="Figure">{head}{mark} role="img"'
         f' aria-label="{label}" style="{style}">{rest.rstrip()}</span>'
     )

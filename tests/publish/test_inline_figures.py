@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from mvl.publish.figure_data import figures_of
 from mvl.publish.inline_figures import inline_figures
 from mvl.publish.style import styled, svg
 
@@ -35,7 +36,9 @@ def site(tmp_path):
 
 def test_each_drawn_figure_becomes_text_of_its_page(tmp_path):
     folder = site(tmp_path)
+    before = figures_of(folder)
     assert inline_figures(folder) == 3
+    assert figures_of(folder) == before and len(before["index"]) == 2, "the data's hashes stay"
     page = (folder / "index.html").read_text()
     assert "Dice of one" in page and "Dice of two" in page and page.count("<svg") == 2
     assert 'aria-label="A &lt; B"' in page and 'aria-label="Two"' in page

@@ -66,7 +66,6 @@ def _figure(drawn: Path, tag: str, number: int) -> str:
     head, rest = text.split(">", 1)
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     style = f"max-width: {width:.0f}px; min-width: {SMALLEST * width:.0f}px"
-    return (
-        f'<span class="mvl-figure" tabindex="0" role="group" aria-label="Figure">{head}{mark} role="img"'
-        f' aria-label="{label}" style="{style}">{rest.rstrip()}</span>'
-    )
+    named = f'{head}{mark} role="img" aria-label="{label}" style="{style}">'
+    box = '<span class="mvl-figure" tabindex="0" role="group" aria-label="Figure">'
+    return f"{box}{named}{rest.rstrip()}</span>"

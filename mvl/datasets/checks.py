@@ -102,7 +102,11 @@ def check_label(voxels: np.ndarray, task: Task) -> None:
         if value not in {0, *task.labels}
     ]
     if odd:
-        shown = ", ".join(f"{value:.9g} ({count} voxels)" for value, count in odd[:5])
+        shown = ", ".join(
+            # Short, but never so short that a fraction looks like the label it is not.
+            f"{value:{'.9g' if value % 1 else 'g'}} ({count} voxels)"
+            for value, count in odd[:5]
+        )
         raise FileFault(
             f"{len(odd)} values are not labels of {task.name} (0,"
             f" {', '.join(map(str, sorted(task.labels)))}): {shown}"

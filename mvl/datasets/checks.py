@@ -102,17 +102,19 @@ def check_label(voxels: np.ndarray, task: Task) -> None:
         if value not in {0, *task.labels}
     ]
     if odd:
-        shown = ", ".join(
-            # Short, but never so short that a fraction looks like the label it is not.
-            f"{value:{'.9g' if value % 1 else 'g'}} ({count} voxels)"
-            for value, count in odd[:5]
-        )
+        shown = ", ".join(f"{_shown(value)} ({count} voxels)" for value, count in odd[:5])
         raise FileFault(
             f"{len(odd)} values are not labels of {task.name} (0,"
             f" {', '.join(map(str, sorted(task.labels)))}): {shown}"
         )
     if values.tolist() == [0] and not task.own:
         raise FileFault("no foreground voxel")
+
+
+def _shown(value: float) -> str:
+    """Return a value in few digits, but in so many that a fraction looks like no whole label."""
+    short = f"{value:g}"
+    return f"{value:.9g}" if value % 1 and not float(short) % 1 else short
 
 
 def pair_fault(image: Scan, label: Scan, what: str = "label") -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 from functools import partial
+from pathlib import Path
 
 import nibabel
 import numpy as np

@@ -200,7 +200,6 @@ def differences(question: Question, results: Path) -> pd.DataFrame:
             }
             counts = dict.fromkeys(("n_cases", "n_distinct", "n_runs", "n_folds", "unpaired"), 0)
             place = {"planned": len(planned), "complete": False, "fraction": question.fraction}
-            place["metric"] = question.metric
             row = {**empty, **counts, **place}
             rows.append(row | {"hole": str(error)})
         else:

@@ -67,5 +67,5 @@ def _figure(drawn: Path, tag: str, number: int) -> str:
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     style = f"max-width: {width:.0f}px; min-width: {SMALLEST * width:.0f}px"
     named = f'{head}{mark} role="img" aria-label="{label}" style="{style}">'
-    box = '<span class="mvl-figure" tabindex="0" role="group" aria-label="Figure">'
-    return f"{box}{named}{rest.rstrip()}</span>"
+    holder = '<span class="mvl-figure" tabindex="0" role="group" aria-label="Figure">'
+    return f"{holder}{named}{rest.rstrip()}</span>"

@@ -47,8 +47,11 @@ def _line(study: str, row: dict[str, Any], margin: float) -> str:
 
 def calibration_table(results: Path | None = None) -> str:
     """How often each design and family errs, at the variances of the first study of the protocol
-    that has records."""
-    cases = read_cases(MEASURED, Path(results or records_dir()))
+    that has records; nothing without them."""
+    folder = Path(results or records_dir())
+    if not (folder / MEASURED / "cases.csv").is_file():
+        return ""
+    cases = read_cases(MEASURED, folder)
     pairs = run_pairs.pair(cases, HYBRID, VIT, load_study(MEASURED).tasks[0])
     variances = calibration.components(pairs)
     assert variances is not None, "ten pairs of runs are recorded"

@@ -68,7 +68,7 @@ def test_pictures_and_registered_tasks_are_known_by_the_manifest(few_shapes, toy
         TaskError,
         match=(
             r"phantom_011.nii.gz: its bytes differ from the manifest's sha256 .* as do 0 more; run"
-            r" `mvl verify Toy`"
+            r" `mvl verify Toy --data-dir .*/data`"
         ),
     ):
         preflight.check_inputs(task, split, tmp_path / "Toy", root)

@@ -73,7 +73,7 @@ def test_the_minutes_end_in_a_checkpoint(
     begin = time.monotonic()
     assert workers.run_workers("quick", tmp_path, None, Launch(jobs=1), minutes=1 / 60) == 143
     assert time.monotonic() - begin < 30 and (tmp_path / "checkpointed").is_file()
-    assert "0 of 21 runs done" in capsys.readouterr().err
+    assert "0 of 23 runs done" in capsys.readouterr().err
 
 
 def test_no_more_processes_than_slots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def merge(base: dict[str, Any], *overrides: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _SafeLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """The safe loader (the same in C: 10 times faster) that refuses a key which stands twice: the
     first value would be lost without a word."""
 
@@ -145,7 +145,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such file{did_you_mean(path.stem, known)}; known: {', '.join(known)}"
         )
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_SafeLoader)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not in UTF-8; save it so") from error
     except yaml.YAMLError as error:

@@ -34,6 +34,7 @@ class VersionStore(CaseStore):
         self.cases_of, self.fixed, self.case_ids = cases, fixed, tuple(items)
         self.kept = {}
         self.task, self.data, self.change = cases.task, cases.data, Versions(cases.data)
+        self.folder = cases.folder
         self.places = {case: index for index, case in enumerate(cases.case_ids)}
 
     def get(self, index: int) -> tuple[Volume, Mask]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mvl.core import files, machine, run_folder
 from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS
-from mvl.core.command_lines import command_of, keep_given
+from mvl.core.command_lines import keep_given, train_command
 from mvl.core.config import Config
 from mvl.core.progress import largest_loss_rise
 from mvl.datasets import preflight, registry, splits
@@ -93,7 +93,8 @@ def train_run(
         try:
             prepared = prepare(config, folder, data_dir)
             keep_given(folder, study or config.study, data_dir)
-            train_and_seal(prepared, folder, command_of(folder), progress, allow_drift)
+            again = train_command(config, Path(results_dir), data_dir, study)
+            train_and_seal(prepared, folder, again, progress, allow_drift)
         except Exception as error:
             failures.close(error, folder, config)
             raise

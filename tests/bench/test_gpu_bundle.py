@@ -122,7 +122,6 @@ def test_a_bundle_that_is_too_large_leaves_no_file(
 ) -> None:
     (tmp_path / "data" / "x").mkdir(parents=True)
     monkeypatch.setattr(gpu_bundle, "task_dir", lambda task: tmp_path / "data" / "x")
-    monkeypatch.setattr(gpu_bundle, "data_root", lambda: tmp_path / "data")
     monkeypatch.setattr(gpu_bundle, "copy_tree", lambda folder: folder.mkdir())
     monkeypatch.setattr(gpu_bundle, "layers_of", lambda studies: {})
     monkeypatch.setattr(gpu_bundle, "LARGEST", 10)

@@ -17,7 +17,7 @@ from mvl.datasets.task import TaskError, data_root
 def test_registry_holds_the_ten_tasks_and_the_phantoms():
     tasks = load_tasks()
     assert (
-        len(tasks) == 19
+        len(tasks) == 20
         and {"phantoms", "BUSI", "shapes"} < set(tasks)
         and sum(t.num_cases for t in tasks.values() if t.url) == 1741
     )

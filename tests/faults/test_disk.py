@@ -214,6 +214,9 @@ def row_G2(
         "new_scans.py",
         "unpack.py",
         "notebooks.py",
+        "inline_figures.py",
+        "records_archive.py",
+        "rerun_page.py",
     }
     others = {
         "files.py": "atomic_write itself",
@@ -227,6 +230,7 @@ def row_G2(
         "tensorboard.py": "a log, made of whole records",
         "mutants.py": "a copy of the tree, made anew when its stamp is missing",
         "colab.py": "constraints for one call of pip",
+        "persons.py": "a text that atomic_write gets",
         "gpu_bundle.py": "a folder that is packed and removed",
     }
     found = {

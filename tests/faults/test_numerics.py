@@ -33,7 +33,7 @@ def row_I1(results: Path, tiny: Config, data: Path, patch: pytest.MonkeyPatch) -
 
     patch.setattr(state, "build_loss", build)
     with pytest.raises(
-        failures.Diverged, match=r"loss nan.*epoch 1, step 0, cases toy_\d+.*mvl verify"
+        failures.Diverged, match=r"loss nan.*epoch 1, step 0, cases toy_\d+.*look at these cases"
     ):
         run.train_run(tiny, results, data, progress=False)
     folder = run_folder.run_dir(results, tiny)

@@ -145,7 +145,9 @@ def lacking(place: Any) -> None:
         return real(name, *rest, **more)
 
     for module, extra in (("papermill", r"\.\[notebooks\]"), ("monai", r"\.'")):
-        place.patch.setattr(main.do, "doctor", lambda _args, module=module: __import__(module))
+        place.patch.setattr(
+            "mvl.cli.commands.doctor", lambda _args, module=module: __import__(module)
+        )
         place.patch.setattr(builtins, "__import__", without)
         assert main.main(["doctor"]) == 1
         place.patch.setattr(builtins, "__import__", real)

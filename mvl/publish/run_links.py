@@ -15,7 +15,7 @@ RUN = re.compile(
     r"(?:/(fraction-[\w.]+_fold-\d+_seed-\d+)(?:/([\w.]+))?|#fraction-([\w.]+))\)"
 )
 TABLE = re.compile(
-    r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/((?:runs|cases|history|tuning|activations)\.csv)\)"
+    r"\[([^\[\]]*)\]\((?:[^()\s]*/)?([\w.%-]+)/((?:runs|cases|history|tuning|activations|masks|external)\.csv)\)"
 )
 """Markdown links whose address ends in a run, a run's file or an arm of a study; or in a study's
 table."""

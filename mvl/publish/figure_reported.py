@@ -55,7 +55,8 @@ def reported_and_measured(entries: Sequence[Entry]) -> Figure:
     axis.yaxis.grid(False)
     key = (
         "Empty diamond: the gain that the paper reports. Upright bar: the same share of the room"
-        " that our baseline leaves. Filled marks: measured here, with 95 % intervals."
+        " that our baseline leaves. Filled marks: measured here, with 95 % intervals; empty ones"
+        " lack planned runs and decide nothing."
     )
     return finish(figure, (), key=key)
 
@@ -84,11 +85,14 @@ def _claim(
         scale = UNITS[one.metric][0]
         low, middle, high = (scale * v for v in (one.low, one.difference, one.high))
         axis.plot([low, high], [level, level], color=ink, lw=2)
-        axis.plot(middle, level, marker=mark, color=ink, ms=6.5)
         words = f"{load_study(study).title}: {middle:+.2f} [{low:+.2f}, {high:+.2f}]"
+        interim = one.n_runs < one.n_planned
+        if interim:
+            words = f"{one.n_runs} of {one.n_planned} pairs, {words}"
         if one.decision(entry.claim.margin).word == WITHDRAWN:
             words = f"withdrawn, {words}"
         labels.append((level, words, ink))
+        axis.plot(middle, level, marker=mark, color=ink, ms=6.5, mfc="none" if interim else ink)
         if len(numbers) == 2:
             room = scale * entry.claim.reported_gain * (1 - one.base)
             axis.plot([room, room], [level - 0.22, level + 0.22], color=WARN, lw=1.6)

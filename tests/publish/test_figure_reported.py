@@ -46,6 +46,13 @@ def test_reported_and_measured_stand_at_their_numbers():
     assert len(bars) == 2, "half of the room of 20 points that a baseline of 0.8 leaves"
 
 
+def test_an_interim_difference_says_how_many_pairs_it_has():
+    half = replace(found(-0.02, "hippocampus2_tuned"), n_planned=10)
+    claim = entry("mean_dice", ("hippocampus2_tuned", half))
+    axis = figure_reported.reported_and_measured([claim]).axes[0]
+    assert any("3 of 10 pairs, " in label.get_text() for label in axis.get_yticklabels())
+
+
 def test_a_claim_without_a_measured_difference_is_left_out_and_none_is_a_hole():
     claim = entry("mean_dice", ("hippocampus", found(0.0, "hippocampus")))
     empty = replace(claim, verdict=Verdict("not decided", "Nothing."))

@@ -319,7 +319,7 @@ def figures(args: argparse.Namespace) -> int:
     answer = readme.short_answer(entries, records)
     words = [answer, claims_page.headline(entries), claims_page.summary(entries)]
     changed = readme.update_readme(ROOT / "README.md", "\n\n".join(words))
-    page = readme.results_page(records, ROOT / "data" / "paper_reported.csv")
+    page = readme.results_page(records)
     files.atomic_write(records / "README.md", page)
     print(
         f"{target.relative_to(ROOT)} and the tables of data/results/README.md are drawn;"

@@ -17,21 +17,11 @@ from mvl.evidence.arms import caveat
 from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.claims_verdicts import Verdict
 from mvl.evidence.lesion_classes import EMPTY
+from mvl.evidence.reported import paper_values, reported
 from mvl.publish import second_study_page
 from mvl.publish.book_facts import PUBLISHED
-from mvl.study.tables import TableError, read_cases, read_rows, read_runs, summary
+from mvl.study.tables import TableError, read_cases, read_runs, summary
 
-PAPER_COLUMNS = [
-    "paper",
-    "table",
-    "task",
-    "system",
-    "metric",
-    "value",
-    "sd",
-    "source",
-    "confidence",
-]
 PAPER_NAMES = {"vit_baseline": "ViT-Baseline", "medvisionllama_v3": "MedVisionLlama"}
 "Our system = the name in `data/paper_reported.csv`."
 PAPER_TABLES = {
@@ -55,50 +45,46 @@ FIRST = "hippocampus"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def paper_overlaps(reported: list[dict[str, str]], system: str) -> str:
+def paper_overlaps(system: str) -> str:
     """What the LLM4Seg paper reports nearest to this arm, IoU and F1 in percent, with what it is; a
     dash where it reports nothing."""
-    found = {
-        row["metric"]: row["value"]
-        for row in reported
-        if row["paper"] == "P2"
-        and row["table"] == "average"
-        and row["system"] == PICTURE_NAMES.get(system)
-    }
-    return (
-        f"{found['iou_percent']} % / {found['f1_percent']} % (mean of its 2-D data sets)"
-        if len(found) == 2
-        else "–"
-    )
+    asked = {"paper": "P2", "table": "average", "system": PICTURE_NAMES.get(system, "")}
+    found = [
+        value
+        for metric in ("iou_percent", "f1_percent")
+        for value in paper_values(**asked, metric=metric)
+    ]
+    if len(found) != 2:
+        return "–"
+    return f"{found[0]:g} % / {found[1]:g} % (mean of its 2-D data sets)"
 
 
-def paper_dice(reported: list[dict[str, str]], system: str, fraction: float) -> str:
+def paper_dice(system: str, fraction: float) -> str:
     """What the MedVisionLlama paper reports nearest to this arm, with what it is; a dash where it
     reports nothing."""
     table, metric, words = PAPER_TABLES.get(fraction, ("", "", ""))
-    for row in reported:
-        if [row[k] for k in ("paper", "table", "system", "metric")] == [
-            "P1",
-            table,
-            PAPER_NAMES.get(system),
-            metric,
-        ]:
-            return f"{row['value']}{' ± ' + row['sd'] if row['sd'] else ''} ({words})"
-    return "–"
+    rows = reported()
+    asked = {"paper": "P1", "table": table, "system": PAPER_NAMES.get(system), "metric": metric}
+    for column, value in asked.items():
+        rows = rows[rows[column] == value]
+    if rows.empty:
+        return "–"
+    row = rows.iloc[0]
+    spread = "" if math.isnan(row["sd"]) else f" ± {row['sd']:g}"
+    return f"{row['value']:g}{spread} ({words})"
 
 
-def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results") -> str:
+def readme_block(records_dir: Path, link: str = "data/results") -> str:
     """Markdown of every recorded study, each with its table: the book's first, beside the papers'
     numbers; what only shows that the pipeline works last, beside none.
 
     Every row is an arm (system, fraction) with n, how many of the planned runs are done, and a link
     to them under `link`.
     """
-    reported = read_rows(Path(paper_csv), PAPER_COLUMNS)
     names = [path.parent.name for path in sorted(Path(records_dir).glob("*/runs.csv"))]
     studies = sorted(names, key=lambda name: (*PUBLISHED, name).index(name))
-    real = [study_block(study, Path(records_dir), reported, link, made=False) for study in studies]
-    made = [study_block(study, Path(records_dir), reported, link, made=True) for study in studies]
+    real = [study_block(study, Path(records_dir), link, made=False) for study in studies]
+    made = [study_block(study, Path(records_dir), link, made=True) for study in studies]
     blocks = [block for block in real if block] or ["No run on scans is recorded yet."]
     blocks.insert(0, NOTE)
     if any(made):
@@ -109,9 +95,7 @@ def readme_block(records_dir: Path, paper_csv: Path, link: str = "data/results")
     return "\n\n".join(blocks)
 
 
-def study_block(
-    study: str, records_dir: Path, reported: list[dict[str, str]], link: str, made: bool
-) -> str:
+def study_block(study: str, records_dir: Path, link: str, made: bool) -> str:
     """One study's tables, one for each of its tasks that have a caveat (`made`) or none, each with
     its holes below; empty without such a task."""
     arms, parts, table = summary(study, records_dir), [], read_runs(study, records_dir)
@@ -134,9 +118,9 @@ def study_block(
         lines = []
         for _, arm in rows[rows["done"] > 0].iterrows():
             paper = (
-                paper_overlaps(reported, arm["system"])
+                paper_overlaps(arm["system"])
                 if pixels
-                else paper_dice(reported, arm["system"], arm["fraction"])
+                else paper_dice(arm["system"], arm["fraction"])
             )
             lines.append(
                 readme_row(
@@ -231,13 +215,13 @@ def _found(verdict: Verdict | None) -> str:
     return f"**{claims_text.short(verdict.numbers[0]).rpartition(', ')[0]}** ({verdict.word})"
 
 
-def results_page(records_dir: Path, paper_csv: Path) -> str:
+def results_page(records_dir: Path) -> str:
     """Return the page of all arms, which lies beside the records."""
     return (
         "# Results by arm\n\nWritten by `mvl figures` from the records in this folder. Means are"
         " over test cases that no choice was made on (but in `audit_test`, whose fault that is)."
         " The papers' numbers are theirs, on their splits and resized grids.\n\n"
-        f"{readme_block(records_dir, paper_csv, '.')}\n"
+        f"{readme_block(records_dir, '.')}\n"
     )
 
 

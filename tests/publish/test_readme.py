@@ -3,7 +3,6 @@ made, holes in words."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 
 from mvl.core import columns, files, run_folder
 from mvl.core.columns import CASE_COLUMNS
-from mvl.core.config import ROOT, Config, load_config
+from mvl.core.config import Config, load_config
+from mvl.evidence.reported import reported
 from mvl.publish import readme
 from mvl.publish.readme import update_readme
 from mvl.study import tables
@@ -77,12 +77,12 @@ def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(
     collect("hippocampus", tmp_path)
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nstale words\n{readme.END}\nafter\n")
-    words = readme.readme_block(tmp_path, ROOT / "data" / "paper_reported.csv")
+    words = readme.readme_block(tmp_path)
     assert update_readme(page, words)
     assert not update_readme(page, words)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale words" not in text
-    listed = readme.results_page(tmp_path, ROOT / "data" / "paper_reported.csv")
+    listed = readme.results_page(tmp_path)
     assert "(./hippocampus/runs/Task04_Hippocampus/vit_baseline)" in listed
     scans, phantoms = text.split("<details>")
     baseline, hybrid = [line for line in scans.splitlines() if line.startswith("| `")]
@@ -109,7 +109,7 @@ def test_pictures_have_iou_and_f1_and_an_arm_without_runs_is_named(
     for config in configs[:2]:
         make_run(tmp_path, config)
     collect("busi", tmp_path)
-    text = readme.readme_block(tmp_path, ROOT / "data" / "paper_reported.csv")
+    text = readme.readme_block(tmp_path)
     alone, hybrid = [line for line in text.splitlines() if line.startswith("| `")]
     assert "HD95, px" in text and "| 0.500 |" in alone and f"| {mean(DICE):.3f} |" in hybrid
     assert "80.63 % / 87.66 %" in hybrid and "80.63" not in alone
@@ -128,7 +128,7 @@ def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:
 
 
 def test_paper_numbers_are_whole() -> None:
-    rows = tables.read_rows(ROOT / "data" / "paper_reported.csv", readme.PAPER_COLUMNS)
+    rows = reported().to_dict("records")
     keys = [tuple(r[k] for k in ("paper", "table", "task", "system", "metric")) for r in rows]
     assert len(set(keys)) == len(keys)
     assert all(
@@ -138,4 +138,4 @@ def test_paper_numbers_are_whole() -> None:
     status = {
         r["system"]: r["value"] for r in rows if r["table"] == "average" and r["metric"] == "hd95"
     }
-    assert json.loads(status["ViT-Baseline"]) == 14.5
+    assert status["ViT-Baseline"] == 14.5

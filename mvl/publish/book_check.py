@@ -327,10 +327,10 @@ def main() -> int:
     begun, faults = time.monotonic(), check_book(folder)
     if len(sys.argv) < 2:
         faults += [
-            f"{page}: {number - equal} of {number} figures have other data than data/figures.csv;"
-            " where they are meant to, `mvl book --record` keeps theirs"
-            for page, equal, number in figure_data.compared(folder)
-            if equal < number
+            f"{page}: {number - equal - absent} of {number} figures have other data than"
+            " data/figures.csv; where they are meant to, `mvl book --record` keeps theirs"
+            for page, equal, number, absent in figure_data.compared(folder)
+            if equal + absent < number
         ]
     print("\n".join(faults))
     print(

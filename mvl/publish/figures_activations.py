@@ -60,7 +60,7 @@ def seven_columns(maps: Maps | None, holes: Sequence[str] = ()) -> Figure:
     activation IoU over the whole case.
     """
     if maps is None:
-        return hole("; ".join(holes) or "no activation maps")
+        return hole("; ".join(holes) or "no activation maps", scans=True)
     systems = ordered(list(maps.arms))
     across, up = next(iter(maps.arms[systems[0]].values())).shape
     figure = finish(Figure(), [maps.task], holes)

@@ -122,7 +122,7 @@ def example_segmentations(examples: Sequence[Example], holes: Sequence[str] = ()
     """Rows: cases (best, median, worst); columns: scan, label, each system's mask as a contour with
     the label's behind it."""
     if not examples:
-        return hole("; ".join(holes) or "no saved predictions")
+        return hole("; ".join(holes) or "no saved predictions", scans=True)
     systems = ordered(list(examples[0].predictions))
     figure = Figure(
         figsize=(1.55 * (2 + len(systems)), 1.9 * len(examples) + 0.5), layout="constrained"

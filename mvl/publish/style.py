@@ -10,11 +10,12 @@ from functools import wraps
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from mvl.evidence.arms import caveat
 from mvl.evidence.decision import UNDECIDED, WITHDRAWN
-from mvl.publish.figure_data import KEY, data_sha256
+from mvl.publish.figure_data import KEY, SCAN, data_sha256
 
 FRACTION_COLOURS = {0.1: "#3B5BDB", 0.3: "#5C940D", 1.0: "#495057"}
 """Blue 10 %, green 30 %, as in MedVisionLlama's figure; for the one figure where colour tells the
@@ -76,8 +77,16 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def inside(*args: Any, **kwargs: Any) -> Figure:
-        with mpl.rc_context({**mpl.rcParamsDefault, "backend": mpl.rcParams["backend"], **STYLE}):  # type: ignore[dict-item]
-            return draw(*args, **kwargs)
+        # seaborn scatters dots by numpy's global generator: the same figure has the same dots
+        state = np.random.get_state()
+        np.random.seed(0)
+        settings: dict[Any, Any] = dict(mpl.rcParamsDefault)
+        settings |= {"backend": mpl.rcParams["backend"], **STYLE}
+        try:
+            with mpl.rc_context(settings):
+                return draw(*args, **kwargs)
+        finally:
+            np.random.set_state(state)
 
     return inside
 
@@ -109,9 +118,13 @@ def finish(
 
 
 @styled
-def hole(message: str, tasks: Sequence[str] = ()) -> Figure:
-    """A card that says what is missing and how to get it, where a figure would stand."""
+def hole(message: str, tasks: Sequence[str] = (), scans: bool = False) -> Figure:
+    """A card that says what is missing and how to get it, where a figure would stand.
+
+    scans: the figure shows scans, which a machine need not have.
+    """
     figure = Figure(figsize=(6.4, 1.5), layout="constrained")
+    figure.set_gid(SCAN if scans else None)
     lines = [line for paragraph in message.split("\n") for line in textwrap.wrap(paragraph, 72)]
     figure.text(
         0.5, 0.5, "\n".join(["not yet recorded", *lines]), ha="center", va="center", color="#9A3412"

@@ -6,12 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from mvl.publish import figure_data
 from mvl.publish.figure_data import SCAN, data_sha256
-from mvl.publish.style import svg
+from mvl.publish.figures_cases import dice_by_case
+from mvl.publish.style import hole, svg
 
 
 def drawn(value: float = 0.7, number: str = "0.62", **look: object) -> Figure:
@@ -74,13 +76,37 @@ def test_a_books_figures_are_counted_against_the_published_ones(
     monkeypatch.setattr(figure_data, "TABLE", tmp_path / "figures.csv")
     book = write_book(tmp_path / "book", drawn(), drawn(0.1))
     figure_data.write_table(book)
-    assert figure_data.compared(book) == [("notebooks/01", 2, 2)] and figure_data.main(book) == 0
+    assert figure_data.compared(book) == [("notebooks/01", 2, 2, 0)] and figure_data.main(book) == 0
     assert "figures: 2 of 2 equal" in capsys.readouterr().out
     other = write_book(tmp_path / "other", drawn(), drawn(0.2))
-    assert figure_data.compared(other) == [("notebooks/01", 1, 2)] and figure_data.main(other) == 1
+    assert (
+        figure_data.compared(other) == [("notebooks/01", 1, 2, 0)] and figure_data.main(other) == 1
+    )
     said = capsys.readouterr().out
     assert "1 of 2  DIFFERS" in said and "figures: 1 of 2 equal" in said
-    assert figure_data.compared(tmp_path / "none") == [("notebooks/01", 0, 2)]
+    assert figure_data.compared(tmp_path / "none") == [("notebooks/01", 0, 2, 0)]
+
+
+def test_a_figure_without_its_scans_is_counted_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(figure_data, "TABLE", tmp_path / "figures.csv")
+    figure_data.write_table(write_book(tmp_path / "book", drawn(), drawn(0.1)))
+    bare = write_book(tmp_path / "bare", drawn(), hole("no scans here", scans=True))
+    assert figure_data.compared(bare) == [("notebooks/01", 1, 2, 1)] and figure_data.main(bare) == 0
+    assert "figures: 1 of 1 equal" in (said := capsys.readouterr().out) and "1 more show" in said
+    other = write_book(tmp_path / "other", drawn(), hole("no records here"))
+    assert figure_data.main(other) == 1, "a hole for want of records is a difference"
+
+
+def test_dots_are_scattered_alike_each_time() -> None:
+    rows = [
+        {"task": "t", "system": "unet", "fold": 0, "case": f"c{i}", "dice": i / 9} for i in range(9)
+    ]
+    table = pd.DataFrame(rows)
+    first = data_sha256(dice_by_case(table))
+    np.random.uniform(size=5)
+    assert data_sha256(dice_by_case(table)) == first
 
 
 def test_the_published_table_names_the_chapters() -> None:

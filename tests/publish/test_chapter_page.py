@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib
 import numpy as np
@@ -333,7 +334,7 @@ def test_runs_are_linked_only_where_they_are_published(
     monkeypatch.setattr(run_folder, "records_dir", lambda: tmp_path)
     run = chapter.done["run"].iloc[0]
     assert (
-        f"]({links.repository_url()}/blob/main/data/results/{run}/cases.csv)"
+        f"]({links.repository_url()}/blob/main/data/results/{quote(run)}/cases.csv)"
         in chapter_page.run_links(chapter)
     )
     assert "results_dir data/results" in chapter_page.repeat(chapter, "01_baseline")

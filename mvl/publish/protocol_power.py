@@ -42,7 +42,7 @@ def _line(study: str, row: dict[str, Any], margin: float) -> str:
     seen = f"{row['detectable'][str(family)]:.2f}"
     seen += f" (one of {family})" if family > 1 else ""
     same = f"{row['equivalence']:.0%} within {margin:g}"
-    return f"{start} {row['sd']:.2f} | {seen} | {same} | {row['source']} |"
+    return f"{start} {row['sd']:.2f} | {seen} | {same} | `{row['source']}` |"
 
 
 def calibration_table(results: Path | None = None) -> str:

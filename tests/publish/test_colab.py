@@ -404,7 +404,7 @@ def test_the_set_up_cell_leaves_what_colab_brings_and_the_first_notebook_runs(co
     )
     # what the cell's own processes print comes this way where the kernel does not catch it
     words += capfd.readouterr().out
-    assert "installed; kept: torch==" in words and "Phantom data." in words
+    assert "installed; kept: torch==" in words and "not evidence." in words
     assert (
         "device: CPU only; the study `auto` is `quick`" in words
         and "quick: every run of this notebook is done" in words

@@ -46,7 +46,7 @@ TABLES = (
     "masks.csv",
     "external.csv",
 )
-"Tables of a study; the last two where there are trials, or activations were measured."
+"Tables of a study, those of them that it has."
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "first_study": first_study(results),
             "control": control(tables),
             "table": second_study_table.summary_table(tables, results),
-            "gain": second_study_table.gain_to_see(
-                results, [study for study in REGIMES.values() if study in recorded]
-            ),
+            "gain": second_study_table.gain_to_see(tables, results),
             "answer": answer(tables),
             "described": described(recorded, results),
             "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),

@@ -4,7 +4,6 @@ what each design could have seen."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ import pandas as pd
 
 from mvl.evidence import second_study
 from mvl.evidence.arms import title
+from mvl.evidence.claims_ledger import load_claims
 from mvl.evidence.claims_power import sd_behind
 from mvl.evidence.decision import decided
 from mvl.evidence.power import detectable
 from mvl.evidence.second_study import HYBRID, VIT, Question
 from mvl.study.grid import load_study
+from mvl.study.tables import read_runs
 
 OPEN = "not run yet"
 "What stands in a cell whose planned runs are not all done."
@@ -78,22 +79,22 @@ def _seen(row: dict[Any, Any] | None) -> str:
     return "" if found is None or math.isnan(found) else f"{100 * found:.2f} points"
 
 
-def gain_to_see(results: Path, studies: Sequence[str]) -> str:
-    """Return the paper's gain, scaled to what each study's ViT leaves to gain, in a sentence."""
-    from mvl.evidence.claims_ledger import load_claims
-    from mvl.study.tables import read_runs
-
+def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
+    """Return the paper's gain, scaled to what the ViT of each complete study leaves to gain, beside
+    what that design sees, in a sentence."""
     share = next(claim.reported_gain for claim in load_claims() if claim.id == "mean_dice")
     said = []
-    for study in studies:
-        runs = read_runs(study, results)
-        alone = runs[(runs["system"] == VIT) & (runs["state"] == "done") & (runs["fraction"] == 1)]
-        if len(alone):
-            room = 1 - float(alone["dice"].mean())
-            said.append(f"{100 * share * room:.1f} points ({load_study(study).title})")
+    for question, table in tables.items():
+        row = table.iloc[0].to_dict()
+        if question.contrasts == ((HYBRID, VIT),) and question.fraction == 1 and row["complete"]:
+            runs = read_runs(question.study, results)
+            alone = runs[(runs["system"] == VIT) & (runs["state"] == "done")]
+            room = 1 - float(alone.loc[alone["fraction"] == 1, "dice"].mean())
+            title_of = load_study(question.study).title
+            said.append(f"{100 * share * room:.1f} points where {_seen(row)} are seen ({title_of})")
+    if not said:
+        return ""
     return (
-        f"The paper reports that the hybrid wins {share:.0%} of what its ViT leaves to gain; of"
-        f" what ours leaves, that would be {', '.join(said)}."
-        if said
-        else ""
+        f"The paper reports that the hybrid wins {100 * share:.0f} % of what its ViT leaves to"
+        f" gain; of what ours leaves, that would be {'; '.join(said)}."
     )

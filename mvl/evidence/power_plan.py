@@ -26,8 +26,8 @@ from mvl.evidence.calibration import Components, components
 from mvl.evidence.chapter import _foreground, covered, planned_pairs, systems_of
 from mvl.evidence.decision import MARGIN
 from mvl.evidence.power import Design
-from mvl.evidence.protocol_families import Family
 from mvl.evidence.run_pairs import Pairs
+from mvl.evidence.second_study import Question
 from mvl.evidence.topics import TOPICS, Topic
 from mvl.study import tables
 from mvl.study.grid import load_study, study_runs
@@ -80,7 +80,7 @@ def contrasts(study: str, against: str | None = None) -> list[Contrast]:
     return found + _against(study, baseline, named)
 
 
-def _of_family(family: Family, runs: Sequence[Config]) -> list[Contrast]:
+def _of_family(family: Question, runs: Sequence[Config]) -> list[Contrast]:
     """Return the protocol's contrasts of one family, with the folds and seeds of both arms among
     the study's runs."""
     have: dict[str, set[Unit]] = {}
@@ -97,7 +97,7 @@ def _of_family(family: Family, runs: Sequence[Config]) -> list[Contrast]:
             len(family.contrasts),
             tuple(sorted(have[system] & have[reference])),
             family.margin,
-            family.stand_in,
+            protocol_families.stand_in(family),
         )
         for system, reference in family.contrasts
     ]

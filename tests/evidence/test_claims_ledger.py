@@ -20,6 +20,7 @@ from mvl.evidence import (
     claims_evidence,
     claims_ledger,
     claims_rules,
+    claims_tests,
     claims_text,
     claims_verdicts,
     stats,
@@ -334,3 +335,16 @@ def test_the_command_is_listed(capsys):
     assert "claims" in capsys.readouterr().out
     contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     assert {"file": "claims"} in contents["parts"][0]["chapters"]
+
+
+def test_a_claims_family_is_its_question_of_the_protocol():
+    claim = next(claim for claim in LEDGER if claim.id == "v1_gain")
+    empty = pd.DataFrame(columns=[*RUN_KEYS, "state", "run", "dice", "case"])
+
+    def others(study: str) -> set[tuple[str, ...]]:
+        plan = claims_ledger.planned_runs(study)
+        evidence = claims_evidence.Evidence(study, plan, empty, empty, empty)
+        return {found.systems for found in claims_tests.family(claim, evidence, "dice")}
+
+    assert others("hippocampus2_tuned") == {("medvisionllama_v1", "medvisionllama_v1_noblock")}
+    assert len(others("hippocampus")) > 1, "the chapter's contrasts, in the first study"

@@ -12,7 +12,7 @@ from mvl.core.config import ROOT
 from mvl.evidence import calibration, decision, resampling, run_pairs, stats
 from mvl.evidence.claims_evidence import UNITS, Found
 from mvl.evidence.claims_verdicts import as_gain
-from mvl.evidence.decision import Numbers, decide
+from mvl.evidence.decision import UNDECIDED, Numbers, decide
 
 DONE = {"planned": 5, "done": 5, "folds": 5}
 WORDS = [
@@ -44,7 +44,10 @@ def test_what_withholds_a_word_is_said():
         "not decided, too few runs, 2 folds where 3 are needed",
     ]
     assert "3 planned runs missing" in str(decide(Numbers(*clear, 5, 3, 3, 3)))
-    untuned = decide(Numbers(*clear, **DONE), systems=("vit_baseline", "medvisionllama_v1"))
+    arms = ("vit_baseline", "medvisionllama_v1")
+    untuned = decide(Numbers(*clear, **DONE), systems=arms)
+    tuned = decide(Numbers(*clear, **DONE), systems=arms, study="hippocampus2_tuned")
+    assert tuned.word not in (untuned.word, UNDECIDED), "there each arm has a rate of its own"
     assert untuned.word == "withdrawn" and "0.032" in untuned.why
 
 

@@ -138,3 +138,15 @@ def test_the_facts_of_the_pages(tmp_path: Path, monkeypatch):
         "### Higher Dice than the ViT alone" in found["sections"]
         and "2 claims of the papers: 2 not evidence" in found["summary"]
     )
+
+
+def test_what_other_studies_say_and_what_would_decide_stand_in_the_section():
+    claim = next(claim for claim in LEDGER if claim.id == "mean_dice")
+    one = entry(claim=claim)
+    whole = replace(one, elsewhere=(("hippocampus2_tuned", one.verdict),), needs="Ten folds.")
+    text = claims_page.section(whole, run_folder.records_dir(), ())
+    assert "*In other studies*: Hippocampus by person, tuned (`hippocampus2_tuned`): " in text
+    assert "*What would decide it*: Ten folds." in text
+    published = replace(one, study="hippocampus2_published")
+    assert claims_page.use(published, run_folder.records_dir()).startswith("h = 0: -0.60; tokens")
+    assert claims_page.use(one, run_folder.records_dir()) == "", "the first study recorded no use"

@@ -323,7 +323,8 @@ def check_book(folder: Path) -> list[str]:
 
 def main() -> int:
     """Check the published book, or that in the folder given; return 1 when something is wrong."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "book" / "_build" / "html"
+    asked = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "book" / "_build" / "html"
+    folder = asked.resolve()
     begun, faults = time.monotonic(), check_book(folder)
     if len(sys.argv) < 2:
         faults += [

@@ -49,7 +49,11 @@ def _figure(drawn: Path, tag: str, number: int) -> str:
     key = re.search(rf"{KEY}[0-9a-f]{{16}}", text)
     mark = f' data-figure="{key[0]}"' if key else ""
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = text.replace(f"fill: {CARD}", "fill: none")
+
+    # lines on a scan keep their colours, on a light card: turned round, they would name other arms
+    pictures = "<image" in text
+    if not pictures:
+        text = text.replace(f"fill: {CARD}", "fill: none")
 
     # two figures of one page may use the same ids for clip paths and markers
     names = set(NAMED.findall(text))
@@ -67,5 +71,6 @@ def _figure(drawn: Path, tag: str, number: int) -> str:
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     style = f"max-width: {width:.0f}px; min-width: {SMALLEST * width:.0f}px"
     named = f'{head}{mark} role="img" aria-label="{label}" style="{style}">'
-    holder = '<span class="mvl-figure" tabindex="0" role="group" aria-label="Figure">'
+    kind = "mvl-figure pictures" if pictures else "mvl-figure"
+    holder = f'<span class="{kind}" tabindex="0" role="group" aria-label="Figure">'
     return f"{holder}{named}{rest.rstrip()}</span>"

@@ -84,6 +84,6 @@ def machine_table(results: Path, done: pd.DataFrame) -> str:
     for run in done["run"]:
         said = json.loads((Path(results) / str(run) / "environment.json").read_text())
         facts = {**said["platform"], "python": said["python"], **said["packages"]}
-        text = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+        text = "\n".join(f"| `{key}` | {value} |" for key, value in facts.items())
         counts[text] = counts.get(text, 0) + 1
     return "\n\n".join(f"| {number} runs | |\n|---|---|\n{text}" for text, number in counts.items())

@@ -64,3 +64,14 @@ def test_a_figure_is_not_squeezed_below_nine_pixels_of_type(tmp_path):
         r"max-width: (\d+)px; min-width: (\d+)px", (folder / "index.html").read_text()
     )
     assert (int(found[1]), int(found[2])) == (384, 288), "4 inches at 96 pixels, and three quarters"
+
+
+def test_a_figure_of_pictures_keeps_its_light_card(tmp_path):
+    folder = site(tmp_path)
+    figure = drawn("masks on a scan")
+    figure.axes[0].imshow([[0, 1], [1, 0]])
+    (folder / "_images" / "two.svg").write_text(svg(figure))
+    inline_figures(folder)
+    page = (folder / "index.html").read_text()
+    assert page.count('class="mvl-figure pictures"') == 1 and page.count('class="mvl-figure"') == 1
+    assert "#fcfcfa" in page

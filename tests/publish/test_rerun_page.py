@@ -36,8 +36,8 @@ def test_the_page_shows_the_rerun_beside_the_record(rerun: tuple[Path, Path]) ->
     assert dice.count("| bitwise |") >= 13, "the same runs have the same bytes"
     [run] = list(results.glob("quick/runs/*/vit_baseline/fraction-1.0_fold-0_seed-0"))
     facts = json.loads((run / "environment.json").read_text())
-    assert f"| processor | {facts['platform']['processor']} |" in text
-    assert f"| torch | {facts['packages']['torch']} |" in text
+    assert f"| `processor` | {facts['platform']['processor']} |" in text
+    assert f"| `torch` | {facts['packages']['torch']} |" in text
 
 
 def test_it_comes_first_and_the_landing_page_leads_there(rerun: tuple[Path, Path]) -> None:
@@ -60,4 +60,4 @@ def test_another_machines_numbers_stand_beside_a_tolerance(rerun: tuple[Path, Pa
         status["files"][path.name] = files.sha256_file(path)
         path.with_name("status.json").write_text(json.dumps(status))
     text = rerun_page.page(staging, "quick", results)
-    assert "| processor | another |" in text and "| within |" in text
+    assert "| `processor` | another |" in text and "| within |" in text

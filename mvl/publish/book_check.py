@@ -8,57 +8,23 @@ import os
 import re
 import sys
 import time
-import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mvl.core.config import CONFIG_DIR, ROOT, named, system_names
+from mvl.core.config import ROOT
 from mvl.publish import figure_data
 from mvl.publish.browser import Browser, find_browser
 from mvl.publish.run_pages import FILES, NUMBERED
+from mvl.publish.spelling import misspelt
 
 AXE = ROOT / "tests" / "_vendor" / "axe-core" / "axe.min.js"
 "axe-core, MPL-2.0: only this check loads it, no page of the book."
 SCREENS = ((390, 844), (1440, 900))
 "A phone and a desk, CSS pixels."
 BROWSERS = 2
-NAMES = (
-    "MedVisionLlama",
-    "LLM4Seg",
-    "CMUNeXt",
-    "SmolLM2",
-    "SmolLM2-135M",
-    "SmolLM2-135M-Instruct",
-    "MiniLM",
-    "U-Net",
-    "UNet++",
-    "UNETR",
-    "Swin UNETR",
-    "DynUNet",
-    "nnU-Net",
-    "ViT-Baseline",
-    "ViT-Depth",
-    "ViT-MLP",
-    "LoRA",
-    "TransUNet",
-    "Swin-UNet",
-    "MissFormer",
-    "LLaMA-1",
-    "Llama-3.1-8B",
-    "Llama-3.2-1B",
-    "DeepSeek-R1-Distill-Qwen-1.5B",
-    "BUSI",
-    "MONAI",
-    "SwinUNETR",
-    "V-Net",
-    "LM4VisualEncoding",
-)
-"""Every name as it is written; whatever differs from one of them in case, spaces, hyphens or
-underscores alone is misspelt."""
 UNSPELT = ("script", "style", "code", "pre", "kbd", "svg", "cite", "head")
 "Text in these elements is code, or the title of somebody's work."
 AXE_RUN = """axe.run(document, {resultTypes: ['violations']}).then(found => found.violations
@@ -140,41 +106,6 @@ def dead_links(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
                 and unquote(parts.fragment) not in pages[target].ids
             ):
                 yield f"{path.relative_to(folder)}: {address} has no such anchor"
-
-
-@cache
-def spelling(name: str) -> re.Pattern[str]:
-    """A pattern of the name in any case, with any or no space, hyphen or underscore between its
-    parts."""
-    parts = re.findall(
-        r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]*\d*|\d+(?:\.\d+)?[A-Za-z]*|[a-z]+\d*|\++", name
-    )
-    return re.compile(
-        r"(?<![\w./-])" + r"[\s_-]?".join(map(re.escape, parts)) + r"(?![\w+]|-\w)", re.IGNORECASE
-    )
-
-
-@cache
-def identifiers() -> frozenset[str]:
-    """What systems, sources of layers, and blocks of studies are called in the project's files."""
-    plans = [named("studies", path.stem) for path in (CONFIG_DIR / "studies").glob("*.yaml")]
-    blocks = {str(block["name"]) for plan in plans for block in plan.get("grid", ())}
-    return frozenset(
-        {*system_names(), *tomllib.loads((ROOT / "data" / "sources.toml").read_text()), *blocks}
-    )
-
-
-def misspelt(words: Iterable[str]) -> Iterator[str]:
-    """Names of systems and models that are written neither as in `NAMES` nor as the project's files
-    call them."""
-    known = {*NAMES, *identifiers()}
-    for text in words:
-        for name in NAMES:
-            yield from (
-                f"{found} should be {name}"
-                for found in (m[0] for m in spelling(name).finditer(text))
-                if found not in known
-            )
 
 
 def missing_parts(pages: dict[Path, Page], folder: Path) -> Iterator[str]:

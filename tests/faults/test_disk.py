@@ -37,13 +37,13 @@ STUDY = "title: t\ntasks: [phantoms]\ngrid: [{name: main, systems: [vit_baseline
 def finished_run(results: Path, study: str) -> Config:
     """A run of `study` that is done, with one scored case; every byte is the same each time but the
     time it was finished."""
-    from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS, METRICS
+    from mvl.core.columns import CASE_COLUMNS, DECATHLON, HISTORY_COLUMNS, METRICS
 
     config = load_config(study, "phantoms", "vit_baseline")
     folder = run_folder.run_dir(results, config)
     row = (
         {key: getattr(config, key, "") for key in CASE_COLUMNS}
-        | dict.fromkeys(METRICS, 0.5)
+        | dict.fromkeys((*METRICS, *DECATHLON), 0.5)
         | {"case": "a", "label": "foreground", "status": "ok"}
     )
     run_folder.write_config(folder, config)

@@ -89,7 +89,7 @@ test: setup $(TEST_WEIGHTS) ## run every test (at most 10 minutes on two cores)
 
 faults: setup ## kill, flip, fill and cut on purpose, about 40 minutes (KILLS=1000 over KILLED_RUNS=20 runs, STUDY_KILLS=50; MUTANTS=1: into the code too; goes on where it was)
 	@MVL_FAULT_FIGURES=data/faults.json MVL_FAULT_KILLS=$(KILLS) MVL_FAULT_RUNS=$(KILLED_RUNS) MVL_FAULT_STUDY_KILLS=$(STUDY_KILLS) \
-	    MVL_FAULT_STATE=data/runs/faults $(VENV)/bin/python -m pytest -q -s -m faults tests/faults $(ARGS); code=$$?; $(VENV)/bin/python -m mvl.evidence.faults; exit $$code
+	    MVL_FAULT_STATE=data/runs/faults $(VENV)/bin/python -m pytest -q -s -m faults $(ARGS); code=$$?; $(VENV)/bin/python -m mvl.evidence.faults; exit $$code
 	@test -z "$(MUTANTS)" || $(VENV)/bin/python -m mvl.evidence.mutants --jobs $(JOBS)
 
 smoke: setup ## train every system for a few steps (at most 10 minutes)

@@ -37,6 +37,24 @@ FIGURES = {
         "malformed or hostile scans, labels and lists, refused or flagged with file and remedy",
         "all",
     ),
+    "scan_verdicts": (
+        (
+            "scans at random (type, slope, forms, units, axes, compression), of which `mvl verify`,"
+            " training, evaluation and prediction say the same"
+        ),
+        "500 of 500",
+    ),
+    "picture_verdicts": (
+        (
+            "pictures with masks at random (mode, palette, alpha, turn, ending), of which"
+            " `mvl verify`, training and prediction say the same"
+        ),
+        "500 of 500",
+    ),
+    "start_interrupts": (
+        "interrupts at random moments of a command's start, which end with 130 and leave nothing",
+        "200 of 200",
+    ),
     "archives": (
         "hostile archives, nothing written outside the folder or left in it",
         "at least 12, all",

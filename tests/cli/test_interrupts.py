@@ -6,6 +6,7 @@ import pytest
 
 from mvl.cli import main
 from tests.cli.interrupts import commands, interrupt
+from tests.faults.figures import record_figure
 
 
 @pytest.mark.parametrize(
@@ -15,5 +16,8 @@ def test_a_start_that_is_interrupted_ends_with_130_and_leaves_nothing(
     times, seed, own_data, tmp_path, capsys
 ):
     own_data(tmp_path / "Boxes", shape=(8, 8, 8))
-    assert interrupt(tmp_path, times, seed) == []
+    wrong = interrupt(tmp_path, times, seed)
+    words = f"seed {seed}; six commands in turn, in their first three seconds"
+    record_figure("start_interrupts", times - len(wrong), times, words)
+    assert wrong == []
     assert main.main(commands(tmp_path)[2]) == 0, capsys.readouterr().err

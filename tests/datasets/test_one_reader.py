@@ -26,6 +26,7 @@ from mvl.datasets.registry import find_task, list_cases, task_path
 from mvl.datasets.splits import load_split
 from mvl.datasets.task import Case, TaskError
 from mvl.datasets.verify import verify
+from tests.faults.figures import record_figure
 
 SHAPE = (12, 11, 10)
 DATA = DataConfig(img_size=(8, 8, 8))
@@ -174,7 +175,9 @@ def test_verify_training_evaluation_and_prediction_agree(tmp_path, monkeypatch):
 
 @pytest.mark.faults
 def test_one_verdict_over_500_files(tmp_path, monkeypatch):
-    assert 0.1 < check_files(range(50, 550), tmp_path / "Dataset001_Any", monkeypatch) < 0.9
+    share = check_files(range(50, 550), tmp_path / "Dataset001_Any", monkeypatch)
+    record_figure("scan_verdicts", 500, 500, f"seeds 50 to 549; {share:.0%} were taken")
+    assert 0.1 < share < 0.9
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,8 @@ def test_pictures_get_one_verdict(start, tmp_path):
         assert accepted(partial(read_case, case, 1)) == (not faults), (seed, faults)
         assert accepted(partial(predicted, case.image)) == (case.image not in faults), seed
         passed += not faults
+    words = f"seeds {start} to {start + count - 1}; {passed / count:.0%} were taken"
+    record_figure("picture_verdicts", count, count, words)
     assert 0.1 < passed / count < 0.9
 
 

@@ -93,6 +93,8 @@ def _was_an_image(header: Any) -> bool:
 
 def is_dicom(path: Path) -> bool:
     """True for a file with DICOM's mark after its preamble."""
+    if not path.is_file():  # e.g. a pipe, which would never end
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"

@@ -56,9 +56,12 @@ def read_whole(path: Path) -> bytes:
     """The file's bytes.
 
     Raises:
-        FileFault: missing, a folder, or unreadable.
+        FileFault: missing, a folder, a device or pipe, or unreadable.
     """
     try:
+        # A pipe without a writer would never end.
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise FileFault("no regular file, but a device, a pipe or a socket")
         return path.read_bytes()
     except FileNotFoundError:
         raise FileFault("broken link" if path.is_symlink() else "missing") from None

@@ -101,7 +101,10 @@ def _check_form(name: str, form: Affine, spacing: np.ndarray) -> None:
         )
     cosines = (axes / lengths).T @ (axes / lengths)
     if np.abs(cosines - np.eye(3)).max() > 1e-3:
-        raise FileFault(f"{name} is sheared: {_short(form)}")
+        raise FileFault(
+            f"{name} is sheared, as by a tilted gantry: {_short(form)}; resample the scan to"
+            " perpendicular axes (dcm2niix writes such a copy, `_Tilt`)"
+        )
 
 
 def extent(shape: tuple[int, ...]) -> float:

@@ -3,6 +3,7 @@ pairs, duplicates."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,10 +104,11 @@ def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Fi
                 again,
             )
         )
-    listed = {path.resolve() for case in cases for path in (*case.images, case.label)}
+    # Path.resolve would stop at a circle of links, which is named as a fault of its file.
+    listed = {os.path.realpath(path) for case in cases for path in (*case.images, case.label)}
     for sub in sorted({path.parent for case in cases for path in (case.image, case.label)}):
         for path in sorted(sub.iterdir()) if sub.is_dir() else []:
-            if path.resolve() not in listed and not is_stray(path.name):
+            if os.path.realpath(path) not in listed and not is_stray(path.name):
                 out.append(
                     Finding(
                         str(path),

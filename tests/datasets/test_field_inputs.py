@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 
 import nibabel
 import numpy as np
@@ -579,6 +580,25 @@ def test_what_lists_no_file_of_the_folder_is_refused(image, own_data, tmp_path):
     (folder / "dataset.json").write_text(json.dumps(described))
     with pytest.raises(TaskError, match=r"dataset\.json"):
         find_task("Task900_X", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("pipe", "a pipe"), ("circle", "levels of symbolic links")]
+)
+def test_what_is_no_regular_file_is_named_and_never_waited_for(kind, told, own_data, tmp_path):
+    scan = next(
+        iter(sorted((own_data(tmp_path / "Boxes", shape=(9, 8, 8)) / "imagesTr").iterdir()))
+    )
+    scan.unlink()
+    if kind == "pipe":
+        os.mkfifo(scan)
+    else:
+        scan.symlink_to(scan)
+    words = [sys.executable, "-m", "mvl", "verify", str(tmp_path / "Boxes")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    lines = [line for line in done.stdout.splitlines() if str(scan) in line]
+    assert len(lines) == 1 and told in lines[0]
 
 
 @pytest.mark.parametrize("ending", [".tif", ".TIFF", ".bmp", ".png"])

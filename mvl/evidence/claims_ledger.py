@@ -27,6 +27,7 @@ from mvl.evidence.claims_verdicts import (
 )
 from mvl.evidence.decision import UNDECIDED, WITHDRAWN
 from mvl.study.grid import run_keys
+from mvl.study.tables import read_external
 
 LEDGER = ROOT / "data" / "claims.toml"
 PAPERS = {"P1": "MedVisionLlama, version 3", "P1-v1": "MedVisionLlama, version 1", "P2": "LLM4Seg"}
@@ -135,6 +136,10 @@ def read_evidence(study: str, results_dir: Path) -> Evidence:
         path = Path(results_dir) / Path(study).stem / f"{name}.csv"
         if path.is_file():
             further[name] = pd.read_csv(path, dtype={"case": str})
+
+    external = read_external(study, Path(results_dir))
+    if len(external):
+        further["external"] = _foreground(external)
 
     limit = stand_in(study, plan)
     return Evidence(study, plan, runs, _foreground(cases), history, further, limit)

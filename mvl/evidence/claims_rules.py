@@ -280,11 +280,21 @@ def beside_controls(
 
 
 def masks(claim: Claim, evidence: Evidence) -> Verdict:
-    """Every contrast of a quantity of the predicted masks is a gain, over the (fold, seed) that are
+    """Every contrast of a quantity of the predicted masks is a gain."""
+    return of_table(claim, evidence, "masks", "Measures of the masks")
+
+
+def external(claim: Claim, evidence: Evidence) -> Verdict:
+    """Every contrast is a gain on the cases of another source, which no run was trained on."""
+    return of_table(claim, evidence, "external", "External tests")
+
+
+def of_table(claim: Claim, evidence: Evidence, table: str, title: str) -> Verdict:
+    """Every contrast of one of the further tables is a gain, over the (fold, seed) that are
     planned."""
-    rows = evidence.further.get("masks", EMPTY)
+    rows = evidence.further.get(table, EMPTY)
     if rows.empty:
-        return unrecorded("Measures of the masks", evidence)
+        return unrecorded(title, evidence)
     rows = rows[rows["fraction"] == 1.0]
     differences = []
     for system, reference in claim.contrasts:
@@ -320,6 +330,7 @@ RULES: dict[str, Callable[[Claim, Evidence], Verdict]] = {
     "smaller_loss": smaller_loss,
     "activation": activation,
     "masks": masks,
+    "external": external,
     "conjunction": conjunction,
     "untestable": untestable,
 }

@@ -25,12 +25,13 @@ from mvl.evidence import (
     claims_verdicts,
     stats,
 )
+from mvl.evidence.claims_verdicts import REPRODUCED
 from mvl.evidence.topics import TOPICS
 from mvl.study import grid
-from mvl.study.tables import HISTORY_COLUMNS, RUN_COLUMNS
+from mvl.study.tables import EXTERNAL_COLUMNS, HISTORY_COLUMNS, RUN_COLUMNS
 
 LEDGER = claims_ledger.load_claims()
-RECORDED = {"hippocampus", "busi", "hippocampus2_published", "hippocampus2_tuned"}
+ASKED = {"hippocampus", "busi", "hippocampus2_published", "hippocampus2_tuned", "isic", "kvasir"}
 "Studies that the ledger may ask."
 SYSTEMS = {path.stem for path in (ROOT / "mvl" / "configs" / "systems").glob("*.yaml")}
 
@@ -54,7 +55,7 @@ def test_there_are_at_least_twenty_claims_with_ids_of_their_own():
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
 def test_everything_that_a_claim_names_exists(claim):
     studies = [grid.load_study(study) for study in claim.studies]
-    assert {study.name for study in studies} <= RECORDED
+    assert {study.name for study in studies} <= ASKED
     assert not claim.block or any(claim.block in [b["name"] for b in s.grid] for s in studies)
     named = {s for pair in claim.contrasts for s in pair} | {s for s in (claim.cheaper_than,) if s}
     named |= {f"{s}_{noise}" for s in named for noise in claim.noises}
@@ -241,6 +242,29 @@ def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):
         assert rank.word == word and ("no gain to explain" in rank.verdict.sentence) == (
             word == "moot"
         )
+
+
+def test_tests_on_another_source_are_judged_from_their_own_table(tmp_path):
+    [claim] = [c for c in LEDGER if c.id == "llm4seg_generalizable"]
+    plan = claims_ledger.planned_runs("isic")
+    runs = plan[plan["system"].isin(claim.contrasts[0])]
+    rows = [
+        dict.fromkeys(EXTERNAL_COLUMNS, 0.5)
+        | run
+        | {"trained_on": run["task"], "task": "PH2_256", "study": "isic", "status": "ok"}
+        | {"case": case, "label": label, "jaccard": 0.6 + gain * (run["system"] == "llm4seg")}
+        for run in runs.to_dict("records")
+        for case in ("a", "b")
+        # the label of its own is no second case, and would turn the verdict round
+        for label, gain in (("foreground", 0.05 + 0.001 * run["fold"]), ("1", -0.5))
+    ]
+    files.write_csv(tmp_path / "isic" / "external.csv", rows, EXTERNAL_COLUMNS)
+    evidence = claims_ledger.read_evidence("isic", tmp_path)
+    verdict = claims_ledger.judge(claim, replace(evidence, runs=plan.assign(state="done", run="r")))
+    assert verdict is not None and verdict.word == REPRODUCED
+    assert verdict.numbers[0].n_folds == 5 and abs(verdict.numbers[0].difference - 0.052) < 1e-9
+    nothing = claims_ledger.judge(claim, claims_ledger.read_evidence("kvasir", tmp_path))
+    assert nothing is not None and "External tests are not recorded" in nothing.sentence
 
 
 def test_a_weak_measure_contradicts_nothing(monkeypatch):

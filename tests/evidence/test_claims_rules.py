@@ -88,7 +88,7 @@ def test_a_lower_distance_is_a_gain_where_lower_is_better(evidence):
 
 
 @pytest.mark.parametrize(
-    "rule", sorted(set(RULES) - {"untestable", "activation", "masks", "conjunction"})
+    "rule", sorted(set(RULES) - {"untestable", "activation", "masks", "external", "conjunction"})
 )
 def test_a_missing_run_withholds_every_verdict(evidence, rule):
     claim = replace(
@@ -307,8 +307,9 @@ def test_activations_before_and_after_the_block(evidence):
     )
 
 
-def test_measures_of_masks(evidence):
-    claim = replace(CLAIM, rule="masks", metric="roughness", lower=True)
+@pytest.mark.parametrize("rule", ["masks", "external"])
+def test_measures_of_masks_and_external_tests(rule, evidence):
+    claim = replace(CLAIM, rule=rule, metric="roughness", lower=True)
     rows = [
         (
             "hippocampus",
@@ -327,20 +328,18 @@ def test_measures_of_masks(evidence):
         rows, columns=["study", "system", "fraction", "fold", "seed", "case", "roughness"]
     )
     assert (
-        word(claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={"masks": table}))
+        word(claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={rule: table}))
         == REPRODUCED
     )
     assert (
         word(
             replace(claim, contrasts=((VIT, HYBRID),)),
-            evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={"masks": table}),
+            evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={rule: table}),
         )
         == CONTRADICTED
     )
     one = table[table["fold"] == 0]
-    holes = claims_rules.masks(
-        claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={"masks": one})
-    )
+    holes = RULES[rule](claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={rule: one}))
     assert (
         holes.word == UNDECIDED
         and "3 planned pairs of runs missing" in holes.sentence
@@ -348,11 +347,11 @@ def test_measures_of_masks(evidence):
     )
     assert (
         "too few runs"
-        in claims_rules.masks(
-            claim, evidence({VIT: BASE, HYBRID: BASE}, folds=1, further={"masks": one})
+        in RULES[rule](
+            claim, evidence({VIT: BASE, HYBRID: BASE}, folds=1, further={rule: one})
         ).sentence
     )
-    assert "not recorded" in claims_rules.masks(claim, evidence({VIT: BASE, HYBRID: BASE})).sentence
+    assert "not recorded" in RULES[rule](claim, evidence({VIT: BASE, HYBRID: BASE})).sentence
 
 
 def test_what_no_record_decides_says_why(evidence):

@@ -94,10 +94,19 @@ def plan_power(args: argparse.Namespace) -> int:
 
 def study_tune(args: argparse.Namespace) -> int:
     """`mvl study tune S`: the short trials on validation cases that the study's learning rates come
-    from; writes tuning.csv."""
-    from mvl.study.tuning import tune
+    from; writes tuning.csv and says which rates it would choose."""
+    import pandas as pd
 
-    print(tune(args.study, args.results_dir, args.data_dir, args.systems))
+    from mvl.study import tuning
+
+    path = tuning.tune(args.study, args.results_dir, args.data_dir, args.systems)
+    table = pd.read_csv(path)
+    for system, rate in tuning.best_rates(table).items():
+        print(f"[tune] {system}: {rate:g}", file=sys.stderr)
+    for system in tuning.at_the_edge(table):
+        words = "no stable rate lies between two others; widen its grid"
+        print(f"[tune] {system}: {words}", file=sys.stderr)
+    print(path)
     return DONE
 
 

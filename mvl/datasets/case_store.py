@@ -16,11 +16,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mvl.core.config import DataConfig
-from mvl.core.files import atomic_write, sha256_file
+from mvl.core.files import sha256_file
 from mvl.datasets import cases_2d, decoded_cache
 from mvl.datasets.augment import Mask, Volume
-from mvl.datasets.nifti import FileFault, nifti_bytes, read_scan
-from mvl.datasets.pictures import png_bytes
+from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.preflight import files_of, refuse_closed, sound_voxels
 from mvl.datasets.preprocessing import (
     NativeProbabilities,
@@ -148,15 +147,6 @@ class CaseStore:
         if index not in self.traces:  # it came from disk, which keeps no way back
             self._transformed(index, self._digests(index))
         return to_scan_grid(self.transform, prediction, *self.traces[index])
-
-    def save_native(self, index: int, mask: np.ndarray, path: Path) -> Path:
-        """Write a mask on the case's own grid: `.nii.gz` with the scan's geometry and nothing else
-        in the header, or white on black as `.png`."""
-        if path.suffix == ".png":
-            atomic_write(path, png_bytes(mask.astype(np.uint8)))
-            return path
-        atomic_write(path, nifti_bytes(mask.astype(np.uint8), self.native(index).affine))
-        return path
 
     def warm(self) -> None:
         """Decode what fits under the cap now, so that loader processes share it instead of decoding

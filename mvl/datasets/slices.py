@@ -35,11 +35,6 @@ def _slices(case: Case) -> list[Case]:
     return [Case(f"{case.case_id}_z{z:03d}", case.image, case.label, z=z) for z in chosen]
 
 
-def volume_of(case_id: str) -> str:
-    """`hippocampus_001_z017` -> `hippocampus_001`."""
-    return case_id.rpartition("_z")[0]
-
-
 @lru_cache(maxsize=4096)
 def foreground_slices(label: Path) -> tuple[bool, ...]:
     """Whether each axial slice of a label volume holds foreground."""

@@ -6,11 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from mvl.cli import study_commands
+from mvl.cli import main, study_commands
 from mvl.core.errors import BAD, DONE
-from mvl.study import status
+from mvl.study import status, tuning
 
 FOUND: dict[str, Any] = {
     "study": "quick",
@@ -44,3 +45,22 @@ def test_only_an_incomplete_study_that_should_be_complete_is_bad(
     monkeypatch.setattr(status, "study_status", lambda study, results: FOUND | {"done": done})
     args = Namespace(study="quick", results_dir=Path("x"), json=True, complete=complete)
     assert study_commands.study_status(args) == code
+
+
+def test_the_trials_name_the_rates_and_the_grids_to_widen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"system": system, "lr": rate, "best_val_dice": dice, "largest_loss_rise": 0.0}
+        for system, scores in {"inner": (0.5, 0.7, 0.6), "outer": (0.5, 0.6, 0.7)}.items()
+        for rate, dice in zip((0.002, 0.004, 0.008), scores)
+    ]
+    path = tmp_path / "tuning.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    monkeypatch.setattr(tuning, "tune", lambda *words: path)
+    assert main.main(["study", "tune", "hippocampus2_tuned"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{path}\n" and "inner: 0.004" in said.err and "outer: 0.008" in said.err
+    assert [line for line in said.err.splitlines() if "widen" in line] == [
+        "[tune] outer: no stable rate lies between two others; widen its grid"
+    ]

@@ -17,9 +17,9 @@ import torch
 from mvl.cli import main
 from mvl.core import files, run_folder
 from mvl.core.config import ROOT, Config, load_config
-from mvl.datasets.case_store import CaseStore
+from mvl.datasets.new_scans import nifti_like
 from mvl.datasets.phantoms import write_phantoms
-from mvl.datasets.registry import find_task
+from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.splits import write_split_file
 from mvl.evidence.faults import keep_figure
 from mvl.publish.notebooks import write_notebook
@@ -60,13 +60,7 @@ def writers(outside: Path, case_folder: Path) -> dict[str, Callable[[Path], obje
     study = outside / "tiny.yaml"
     study.write_text(STUDY)
     finished_run(outside / "results", str(study))
-    task = find_task("Toy", case_folder.parent)
-    store = CaseStore(
-        task,
-        ("toy_000",),
-        load_config("quick", "phantoms", "vit_baseline").data,
-        case_folder.parent,
-    )
+    scan = list_cases(find_task("Toy", case_folder.parent), case_folder.parent)[0].image
     mask = np.ones((16, 16, 16), np.uint8)
     return {
         "bytes": lambda to: files.atomic_write(to / "x.bin", b"new" * 1000),
@@ -78,7 +72,7 @@ def writers(outside: Path, case_folder: Path) -> dict[str, Callable[[Path], obje
         "records": lambda to: record(str(study), outside / "results", to),
         "notebook": lambda to: write_notebook(to / "n.ipynb", {"cells": []}),
         "split": lambda to: write_split_file("Toy", [f"c{i}" for i in range(12)], to / "Toy.json"),
-        "prediction": lambda to: store.save_native(0, mask, to / "mask.nii.gz"),
+        "prediction": lambda to: files.atomic_write(to / "mask.nii.gz", nifti_like(mask, scan)),
         "phantoms": lambda to: write_phantoms(to / "phantoms", 1),
         "figures": lambda to: keep_figure(to / "faults.json", "kills", 1.0, 1, ""),
     }

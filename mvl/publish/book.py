@@ -28,6 +28,7 @@ from mvl.publish.book_facts import PUBLISHED, BookError, facts, plan, repository
 from mvl.publish.inline_figures import inline_figures
 from mvl.publish.notebooks import FOLDER, run_notebook, write_notebook
 from mvl.publish.records_archive import write_archive
+from mvl.publish.style import CAPTION
 from mvl.study import tables
 from mvl.study.status import missing_runs
 
@@ -138,15 +139,19 @@ def execute_notebooks(target: Path, shown: dict[str, str], results: Path) -> Non
 
 
 def execute_one(name: str, target: Path, study: str, results: Path) -> None:
-    """Execute one notebook for the book, without its set-up cells; its badge, an image from the
-    network, becomes a plain link."""
+    """Execute one notebook for the book, without its set-up cells and with what was set folded; its
+    badge, an image from the network, becomes a plain link, and captions go to their figures."""
     place = str(results.relative_to(ROOT)) if results.is_relative_to(ROOT) else str(results)
     path = run_notebook(
         name, {"study": study, "results_dir": place}, target / f"{name}.ipynb", FOLDER
     )
     notebook = json.loads(COLAB_BADGE.sub(r"[Open in Colab](\1)", path.read_text()))
-    for tags in (cell["metadata"].get("tags", []) for cell in notebook["cells"]):
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
         tags += ["remove-cell"] if {"setup", "parameters"} & set(tags) else []
+        tags += ["hide-input"] if "injected-parameters" in tags else []
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("metadata") != CAPTION]
     write_notebook(path, notebook)
 
 

@@ -25,6 +25,7 @@ from mvl.core import run_folder
 from mvl.core.config import ROOT
 from mvl.publish import rerun_page, run_pages
 from mvl.publish.book_facts import PUBLISHED, BookError, facts, plan, repository_url
+from mvl.publish.glossary_links import link_terms
 from mvl.publish.inline_figures import inline_figures
 from mvl.publish.notebooks import FOLDER, run_notebook, write_notebook
 from mvl.publish.records_archive import write_archive
@@ -70,6 +71,7 @@ def build_book(
     if asked := sorted(set(network_requests(html))):
         raise BookError("the built pages would ask the network: " + "; ".join(asked[:10]))
     inline_figures(html)
+    link_terms(html)
     write_archive(run_folder.records_dir(), html)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)

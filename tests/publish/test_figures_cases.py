@@ -193,7 +193,7 @@ def test_interval_is_drawn_where_the_table_says():
 def test_empty_pictures_are_counted_and_not_drawn():
     figure = figures_cases.overlap_by_class(pictures("BUSI"))
     assert "n = 3 pictures" in words(figure) and words(figure).count(": 1 of 2") == len(SYSTEMS)
-    assert [label.get_text().split()[0] for label in figure.axes[1].get_xticklabels()] == ["benign"]
+    assert [label.get_text().split()[0] for label in figure.axes[0].get_xticklabels()] == ["benign"]
     only = figures_cases.overlap_by_class(pictures("BUSI").query("kind == 'benign'"))
     assert "left empty" not in words(only)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mvl.evidence.chapter import Chapter
@@ -13,6 +14,8 @@ from mvl.publish.chapter_page import means, sentence
 
 HOLE = "not yet recorded"
 "The word for a planned difference without a pair of finished runs."
+INTERVAL = re.compile(r"\(95 % interval (\S+) to ([^\s,;]+)[,;].*\)")
+"An interval with all that the ledger says of it, which the card leaves to the page below."
 
 
 def card(chapter: Chapter, about: str = "") -> str:
@@ -89,8 +92,7 @@ def of_claims(chapter: Chapter, name: str) -> str:
     for entry in judged:
         assert entry.verdict is not None
         short = entry.claim.short
-        lines.append(
-            f"- {short[:1].upper()}{short[1:]}: **{entry.word}**. {entry.verdict.parts[0]}."
-        )
+        numbers = INTERVAL.sub(r"[\1, \2]", entry.verdict.parts[0])
+        lines.append(f"- {short[:1].upper()}{short[1:]}: **{entry.word}**. {numbers}.")
     head = "**Answer.** What the paper's claims come to here:"
     return "\n".join([head, "", *lines])

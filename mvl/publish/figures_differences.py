@@ -166,7 +166,7 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
     axis.set_ylim(len(rows) - 0.6, -0.75)
     reach = 1.6 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
     axis.set(xlim=(-reach, reach), xlabel=f"{_points(rows)} (grey: within 1)")
-    axis.yaxis.grid(False)
+    axis.grid(False)
     return finish(
         figure,
         list(rows["task"]),

@@ -174,13 +174,16 @@ def cost(runs: pd.DataFrame) -> str:
     """Say which arm has the highest mean test Dice, what it costs, and what the cheapest has."""
     if runs.empty:
         return NOTHING
-    arms = runs.groupby("system").agg(dice=("dice", "mean"), minutes=("cpu_s", "mean"))
+    arms = runs.groupby("system").agg(
+        dice=("dice", "mean"), minutes=("cpu_s", "mean"), n=("dice", "size")
+    )
     arms["minutes"] /= 60
     best, cheap = arms["dice"].idxmax(), arms["minutes"].idxmin()
 
     def words(system: str) -> str:
         arm = arms.loc[system]
-        return f"{title(system)} ({arm['dice']:.3f}, {arm['minutes']:.0f} core-minutes a run)"
+        count = "1 run" if arm["n"] == 1 else f"{arm['n']:.0f} runs"
+        return f"{title(system)} ({arm['dice']:.3f}, {count} of {arm['minutes']:.0f} core-minutes)"
 
     if best == cheap:
         return f"{words(str(best))} has the highest mean test Dice and the shortest training."

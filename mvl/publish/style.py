@@ -151,6 +151,8 @@ def show(figure: Figure, caption: str = "") -> None:
     words = " ".join(
         text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text().strip()
     )
-    display({"image/svg+xml": svg(figure), "text/plain": f"<figure: {words[:200]}>"}, raw=True)
+    display(
+        {"image/svg+xml": svg(figure, caption), "text/plain": f"<figure: {words[:200]}>"}, raw=True
+    )
     if caption:
         display({"text/markdown": f"**Figure.** {caption}"}, raw=True, metadata=CAPTION)

@@ -43,7 +43,7 @@ def few_shot_curves(
             for axis, column in zip(axes, ("val_dice", "val_loss")):
                 band(axis, runs, column, **line)
         if reported:
-            _reported_ends(axes, float(fraction), int(rows["epoch"].max()))
+            _reported_ends(list(axes), float(fraction), int(rows["epoch"].max()))
         axes[0].set_title(f"{fraction:.0%} of the training cases")
         axes[1].set_xlabel("epoch")
     grid[0][0].set_ylabel("validation Dice")

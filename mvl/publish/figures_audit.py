@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -31,7 +32,12 @@ def reported_against_true(rows: pd.DataFrame) -> Figure:
         true, reported = 100 * row["resized"], 100 * row["reported"]
         axis.plot([true, reported], [y, y], color=MUTED, linewidth=2, zorder=1)
         axis.plot(true, y, marker="o", color=TRUE, markersize=8, linestyle="", zorder=2)
-        look = {"marker": "D", "markerfacecolor": "none", "markeredgewidth": 1.8, "markersize": 8}
+        look: dict[str, Any] = {
+            "marker": "D",
+            "markerfacecolor": "none",
+            "markeredgewidth": 1.8,
+            "markersize": 8,
+        }
         axis.plot(reported, y, color=WARN, linestyle="", zorder=3, **look)
         axis.annotate(
             f"{100 * row['gap']:+z.2f}",

@@ -39,7 +39,7 @@ def few_shot_curves(
         rows = few[few["fraction"] == fraction]
         for place, system in enumerate(ordered(list(rows["system"]))):
             runs = rows[rows["system"] == system]
-            line = {"color": colour(system), "linestyle": DASHES[place % 4]}
+            line: dict[str, Any] = {"color": colour(system), "linestyle": DASHES[place % 4]}
             for axis, column in zip(axes, ("val_dice", "val_loss")):
                 band(axis, runs, column, **line)
         if reported:
@@ -53,7 +53,11 @@ def few_shot_curves(
     for place, system in enumerate(ordered(list(few["system"]))):
         n = counts[counts["system"] == system].groupby("fraction").size().unique()
         label = f"{title(system)} (n = {'/'.join(map(str, n))} runs)"
-        look = {"color": colour(system), "linestyle": DASHES[place % 4], "label": label}
+        look: dict[str, Any] = {
+            "color": colour(system),
+            "linestyle": DASHES[place % 4],
+            "label": label,
+        }
         keys.append(mpl.lines.Line2D([], [], **look))
     figure.legend(handles=keys, loc="outside upper left", ncols=2, fontsize=9)
     key = "line: mean of n runs; band: their range"

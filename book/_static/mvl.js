@@ -1,5 +1,28 @@
-// What the pages need beyond the theme: search without a server, tables that a keyboard can scroll, names for buttons, a filter for tables of runs.
+// What the pages need beyond the theme: search without a server, tables that a keyboard can scroll, names for buttons, a filter for tables of runs, one switch for all code.
+// Code is out of sight until it is asked for, on this page and on those after it; without this script, or in a browser that does not say
+// that it runs scripts, each cell keeps its own fold (mvl.css).
+const code = {
+  get shown() { try { return localStorage.getItem("mvl-code") === "shown"; } catch { return false; } },
+  set shown(value) { try { localStorage.setItem("mvl-code", value ? "shown" : "hidden"); } catch { /* private windows keep nothing */ } },
+};
+document.documentElement.toggleAttribute("data-code", code.shown);
+
 document.addEventListener("DOMContentLoaded", () => {
+  const folds = document.querySelectorAll(".cell details.hide.above-input");
+  const title = document.querySelector(".bd-article h1");
+  if (folds.length && title) {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "mvl-code", textContent: "Show the code" });
+    const apply = (shown) => {
+      document.documentElement.toggleAttribute("data-code", shown);
+      button.setAttribute("aria-pressed", shown);
+      folds.forEach((fold) => { fold.open = shown; });
+    };
+    button.addEventListener("click", () => { code.shown = !document.documentElement.hasAttribute("data-code"); apply(code.shown); });
+    apply(code.shown);
+    const colab = title.parentElement.querySelector('p > a[href*="colab"]');
+    if (colab) { colab.parentElement.append(" ", button); } else { title.after(button); }
+  }
+
   // Names that differ from what the button says confuse speech control; the visible words name it.
   document.querySelectorAll("summary[aria-label], .search-button-field[aria-label]").forEach((e) => e.removeAttribute("aria-label"));
 

@@ -81,3 +81,15 @@ def caution(results_dir: Path, page: str = "protocol_2.md") -> str:
         " that matters. So *equivalent* is said here of a network that may ignore its block, and"
         f" nearly every substitution for it gets the same word.{answer}"
     )
+
+
+def brief(results_dir: Path, study: str) -> str:
+    """Return in one sentence what the rate takes from the answer of the study that was tuned so;
+    nothing for another study, or without trials."""
+    if Path(study).stem != STUDY or gaps(results_dir).empty:
+        return ""
+    return (
+        "**Read with care.** The trials that chose the learning rate suggest that it switches the"
+        " block off, so that *equivalent* is said of networks that may ignore their block. The"
+        " [second study](../second_study.html) is made to see a block that matters."
+    )

@@ -63,13 +63,21 @@ def _line(row: dict[str, Any], results_dir: Path) -> str:
 def finding_page(finding: Finding) -> str:
     """A finding as Markdown; `REPOSITORY` stands for our address."""
     lines = [f"### {finding.title}", "", f"*{finding.where}; {KNOWN[finding.known]}.*", ""]
-    lines += [f"**Said.** {finding.says}", ""] if finding.says else []
-    lines += [f"**Done.** {finding.does}", ""]
+    lines += [f"**README or paper says.** {finding.says}", ""] if finding.says else []
+    lines += [f"**Code does.** {finding.does}", ""]
     if finding.measure:
         source = f"[`{finding.measure}`](REPOSITORY/blob/main/mvl/evidence/audit_measures.py)"
         lines += [f"**Measured.** {measured(finding)} {source}", ""]
     return "\n".join(
-        [*lines, f"**So.** {finding.consequence}", "", "```bash", finding.command, "```", ""]
+        [
+            *lines,
+            f"**Consequence.** {finding.consequence}",
+            "",
+            "```bash",
+            finding.command,
+            "```",
+            "",
+        ]
     )
 
 

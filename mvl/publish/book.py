@@ -25,9 +25,11 @@ from mvl.core import run_folder
 from mvl.core.config import ROOT
 from mvl.publish import rerun_page, run_pages
 from mvl.publish.book_facts import PUBLISHED, BookError, facts, plan, repository_url
+from mvl.publish.glossary_links import link_terms
 from mvl.publish.inline_figures import inline_figures
 from mvl.publish.notebooks import FOLDER, run_notebook, write_notebook
 from mvl.publish.records_archive import write_archive
+from mvl.publish.style import CAPTION
 from mvl.study import tables
 from mvl.study.status import missing_runs
 
@@ -69,6 +71,7 @@ def build_book(
     if asked := sorted(set(network_requests(html))):
         raise BookError("the built pages would ask the network: " + "; ".join(asked[:10]))
     inline_figures(html)
+    link_terms(html)
     write_archive(run_folder.records_dir(), html)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,15 +141,19 @@ def execute_notebooks(target: Path, shown: dict[str, str], results: Path) -> Non
 
 
 def execute_one(name: str, target: Path, study: str, results: Path) -> None:
-    """Execute one notebook for the book, without its set-up cells; its badge, an image from the
-    network, becomes a plain link."""
+    """Execute one notebook for the book, without its set-up cells and with what was set folded; its
+    badge, an image from the network, becomes a plain link, and captions go to their figures."""
     place = str(results.relative_to(ROOT)) if results.is_relative_to(ROOT) else str(results)
     path = run_notebook(
         name, {"study": study, "results_dir": place}, target / f"{name}.ipynb", FOLDER
     )
     notebook = json.loads(COLAB_BADGE.sub(r"[Open in Colab](\1)", path.read_text()))
-    for tags in (cell["metadata"].get("tags", []) for cell in notebook["cells"]):
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
         tags += ["remove-cell"] if {"setup", "parameters"} & set(tags) else []
+        tags += ["hide-input"] if "injected-parameters" in tags else []
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("metadata") != CAPTION]
     write_notebook(path, notebook)
 
 

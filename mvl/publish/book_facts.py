@@ -63,6 +63,8 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
         chapter_page,
         claims_page,
         figures_differences,
+        findings,
+        page_figures,
         paper_words,
         plan_page,
         reported_page,
@@ -74,8 +76,9 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
 
     name = main_notebook(studies[0])
     chapter = open_notebook(name, studies[0], results)
-    hero = figures_differences.paired_differences(differences.differences(chapter), chapter.holes)
-    (staging / "landing.svg").write_text(svg(hero))
+    pairs = differences.differences(chapter)
+    hero = figures_differences.paired_differences(pairs, chapter.holes)
+    (staging / "landing.svg").write_text(svg(hero, findings.pairs(pairs)))
     return {
         "repository": repository_url(),
         "study": studies[0],
@@ -110,6 +113,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
         **reported_page.facts(studies, results),
         **second_study_page.facts(run_folder.records_dir(), staging),
         **mutants.facts(),
+        **page_figures.facts(staging, studies, results),
         **audit_page.facts(studies, results, repository_url()),
         # the published ledger asks the second study too, which has no chapters of its own
         "claims": claims_page.facts(

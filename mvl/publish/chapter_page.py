@@ -39,7 +39,7 @@ def answer(chapter: Chapter) -> str:
             f"\nNot planned in the study `{chapter.study}`: {', '.join(f'`{s}`' for s in absent)}."
         )
     if not table["n_runs"].any():
-        return "\n".join([lead + _means(chapter), *([""] if lines else []), *lines])
+        return "\n".join([lead + means(chapter), *([""] if lines else []), *lines])
     if (table["n_folds"] > 1).any():
         lines.append(f"\n*{INTERVAL}*")
     return "\n".join([f"{lead.strip()}\n"] * bool(lead) + lines)
@@ -79,7 +79,8 @@ def _sentence(row: dict[str, Any], metric: str) -> str:
     return f"{words}: **{mid:+z.2f} {metric} points** ({interval}; {test}; {n}): {word}."
 
 
-def _means(chapter: Chapter) -> str:
+def means(chapter: Chapter) -> str:
+    """Return the mean test Dice of each arm that has finished runs, in sentences."""
     parts = []
     for system, rows in chapter.done.groupby("system", sort=False):
         runs = "one run; run-to-run variation not measured"
@@ -161,9 +162,9 @@ def convergence_table(chapter: Chapter) -> str:
             [last_quarter_gain(run) for _, run in arm.groupby(["task", "fold", "seed"])]
         )
         kept, count = selected_epochs(arm)["epoch"].median() + 1, int(arm["epoch"].max()) + 1
-        spread = f"{gains.mean():+z.2f}" + (
-            f" ({gains.min():+z.2f} to {gains.max():+z.2f})" if len(gains) > 1 else ""
-        )
+        spread = "validated once there" if gains.isna().all() else f"{gains.mean():+z.2f}"
+        if gains.notna().sum() > 1:
+            spread += f" ({gains.min():+z.2f} to {gains.max():+z.2f})"
         lines.append(
             f"| {title(str(system))} | {fraction:.0%} | {len(gains)} | {count} | {spread} |"
             f" {kept:g} |"
@@ -217,13 +218,14 @@ INTERVAL = (
 )
 
 
-def run_links(chapter: Chapter) -> str:
-    """Markdown list of the chapter's done runs, each with its config, environment and cases; links
-    where the runs are published."""
-    if chapter.done.empty:
+def run_links(*chapters: Chapter) -> str:
+    """Return the done runs of the chapters as a folded Markdown table, each with its config,
+    environment and cases; links where the runs are published."""
+    done = [(chapter, run) for chapter in chapters for run in chapter.done["run"]]
+    if not done:
         return "No run is recorded yet."
     lines = ["| run | config | environment | cases |", "|---|---|---|---|"]
-    for run in chapter.done["run"]:
+    for chapter, run in done:
         files = [
             f"[{name}]({run_address(chapter.results_dir, f'{run}/{name}')})"
             for name in ("config.yaml", "environment.json", "cases.csv")
@@ -232,11 +234,16 @@ def run_links(chapter: Chapter) -> str:
             f"| [`{str(run).split('/runs/')[-1]}`]({run_address(chapter.results_dir, str(run))}) |"
             f" {' | '.join(files)} |"
         )
-    return "\n".join(lines)
+    return folded(f"Every run behind this page ({len(done)})", "\n".join(lines))
+
+
+def folded(words: str, markdown: str) -> str:
+    """Return Markdown that is folded under its words, in a notebook as in the book."""
+    return f"<details><summary>{words}</summary>\n\n{markdown}\n\n</details>"
 
 
 def inputs(chapter: Chapter) -> str:
-    """sha256 of each table that the chapter read, one line each."""
+    """Return the sha256 of each table that the chapter read, folded, one line each."""
     folder = chapter.folder
     drawn = (
         ("examples.npz", "masks.csv", "activations.csv", "activations.npz")
@@ -251,7 +258,8 @@ def inputs(chapter: Chapter) -> str:
         inside = path.is_relative_to(ROOT)
         name = path.relative_to(ROOT) if inside else Path(chapter.study) / path.name
         lines.append(f"{sha256_file(path)}  {name}")
-    return "\n".join(lines)
+    text = "```text\n" + "\n".join(lines) + "\n```"
+    return folded("The tables that this page read, by sha256", text)
 
 
 def repeat(chapter: Chapter, notebook: str) -> str:

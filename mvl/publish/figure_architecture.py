@@ -14,7 +14,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, PathPatc
 from matplotlib.path import Path
 from torch import nn
 
-from mvl.core.config import Config
+from mvl.core.config import Config, load_config
 from mvl.evidence.arms import title
 from mvl.publish.network_parts import Part, Plan, plan
 from mvl.publish.network_shapes import make_network
@@ -30,26 +30,45 @@ ICONS = 0.36
 
 
 @styled
-def draw(subject: Config | nn.Module, img_size: tuple[int, ...] = ()) -> Figure:
-    """The network of a config, or a network itself (a CNN with the size of its images), from input
-    to output.
+def draw(*subjects: Config | nn.Module, img_size: tuple[int, ...] = ()) -> Figure:
+    """The networks of configs, or networks themselves (a CNN with the size of its images), from
+    input to output, side by side.
 
     Raises:
         PartsError: a network of a kind that has no drawing.
     """
+    found = [_plan(subject, img_size) for subject in subjects]
+    heights = [[_height(part) for part in one.parts] for one in found]
+    total = max(sum(each) + GAP * (len(each) - 1) for each in heights) + 0.95
+    figure = Figure(figsize=(WIDTH * len(subjects), total), layout="constrained")
+    row = figure.subplots(1, len(subjects), squeeze=False)[0]
+    for axis, subject, one, each in zip(row, subjects, found, heights):
+        _network(axis, subject, one, each, total)
+    tasks = {subject.task for subject in subjects if isinstance(subject, Config)}
+    return finish(figure, sorted(tasks))
+
+
+def _plan(subject: Config | nn.Module, img_size: tuple[int, ...]) -> Plan:
+    if isinstance(subject, Config):
+        return plan(make_network(subject), subject.data.img_size, subject)
+    return plan(subject, img_size, None)
+
+
+def _network(
+    axis: Axes,
+    subject: Config | nn.Module,
+    found: Plan,
+    heights: Sequence[float],
+    total: float,
+) -> None:
+    """Draw one network in its column, which is `total` inches high."""
     config = subject if isinstance(subject, Config) else None
-    network = subject if isinstance(subject, nn.Module) else make_network(subject)
-    found = plan(network, config.data.img_size if config else img_size, config)
-    heights = [_height(part) for part in found.parts]
-    total = sum(heights) + GAP * (len(heights) - 1) + 0.95
-    figure = Figure(figsize=(WIDTH, total), layout="constrained")
-    axis = figure.subplots()
     axis.set(xlim=(0, WIDTH), ylim=(-total + 0.35, 0.35), aspect="equal")
     axis.axis("off")
     axis.text(
         LEFT,
         0.1,
-        title(config.system) if config else type(network).__name__,
+        title(config.system) if config else type(subject).__name__,
         fontsize=12,
         fontweight="bold",
         va="bottom",
@@ -59,8 +78,35 @@ def draw(subject: Config | nn.Module, img_size: tuple[int, ...] = ()) -> Figure:
         _flow(axis, start, places[start.key][1], places[end.key][0], _letter(start, found))
     for kind, first, last in found.around:
         (_residual if kind == "residual" else _skip)(axis, places, first, last)
-    _totals(axis, found, 0.35 - total)
-    return finish(figure, [config.task] if config else [])
+    _totals(axis, found, places[found.parts[-1].key][1] - 0.6)
+
+
+def of_systems(study: str, task: str, *systems: str) -> Figure:
+    """The networks of a study's systems at the study's own size, side by side."""
+    return draw(*(load_config(study, task, system) for system in systems))
+
+
+def places(study: str, task: str, *systems: str) -> str:
+    """Say for each system what its block follows and how many parameters are trained and frozen:
+    the caption of `of_systems`."""
+    sentences = []
+    for system in systems:
+        parts = _plan(load_config(study, task, system), ()).parts
+        keys = [part.key for part in parts]
+        before = (
+            [part for part in parts[: keys.index("block")] if "mapper" not in part.key]
+            if ("block" in keys)
+            else []
+        )
+        where = "no language layer"
+        if before:
+            name = before[-1].title.split("$")[0].strip()
+            where = f"the language layer comes after the {name.replace('Patch', 'patch')}"
+        trained = sum(part.trained for part in parts)
+        frozen = sum(part.frozen for part in parts)
+        end = f" and {frozen:,} frozen" if frozen else ""
+        sentences.append(f"{title(system)}: {where}; {trained:,} trained parameters{end}.")
+    return " ".join(sentences)
 
 
 def _height(part: Part) -> float:

@@ -203,6 +203,7 @@ def measure_figure(rows: pd.DataFrame, column: str, holes: Sequence[str] = ()) -
         _place(axis, table[table["place"] == place], systems)
         axis.set_title(f"{place}: {WHERE[place]}", fontsize=10.5)
         axis.set_ylabel(LABELS[column])
+        axis.set_ylim(bottom=0)  # one rule for every measure: none of them can be negative
         if column.startswith("activation_iou"):
             _chance(axis, rows)
     handles = [
@@ -273,7 +274,6 @@ def _chance(axis: Axes, rows: pd.DataFrame) -> None:
         va="bottom",
         fontsize=9.5,
     )
-    axis.set_ylim(bottom=0)
 
 
 def measures_table(rows: pd.DataFrame) -> str:

@@ -16,8 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mvl.evidence.arms import LABEL, colour, marker, ordered, title
+from mvl.evidence.decision import EQUIVALENCE_POINTS
 from mvl.evidence.example_masks import Example
-from mvl.publish.style import finish, hole, styled
+from mvl.publish.findings import case_gaps
+from mvl.publish.style import INK, MUTED, finish, hole, styled
 
 
 @styled
@@ -62,40 +64,38 @@ def dice_by_case(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
 
 @styled
 def overlap_by_class(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """IoU and F1 of every test picture with a lesion by class and system (dot: a picture, mean over
-    seeds; box: quartiles), n under each class; of pictures without one, how many were left empty.
+    """IoU of every test picture with a lesion by class and system (dot: a picture, mean over seeds;
+    box: quartiles), n under each class; of pictures without one, how many were left empty.
 
-    cases (as `mvl.evidence.lesion_classes.with_class`): system, task, fold, seed, case, kind,
-    status, jaccard, dice.
+    F1 rises and falls with IoU on every picture, so a panel of it would show nothing else. cases
+    (as `mvl.evidence.lesion_classes.with_class`): system, task, fold, seed, case, kind, status,
+    jaccard.
     """
     if cases.empty:
         return hole("; ".join(holes) or "no test pictures")
     lesions, systems = cases[cases["status"].isin(("ok", "missed"))], ordered(list(cases["system"]))
-    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    dots = lesions.groupby(["kind", "system", "fold", "case"], as_index=False)[
-        ["jaccard", "dice"]
-    ].mean()
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    dots = lesions.groupby(["kind", "system", "fold", "case"], as_index=False)["jaccard"].mean()
     kinds, palette = sorted(dots["kind"].unique()), {s: colour(s) for s in systems}
-    for axis, column, word in zip(axes, ("jaccard", "dice"), ("IoU", "F1 (Dice)")):
-        common: dict[str, Any] = {
-            "data": dots,
-            "x": "kind",
-            "y": column,
-            "order": kinds,
-            "hue": "system",
-            "hue_order": systems,
-            "palette": palette,
-            "ax": axis,
-            "dodge": True,
-            "legend": False,
-        }
-        sns.boxplot(**common, showfliers=False, fill=False, width=0.75, linewidth=1.3)
-        sns.stripplot(**common, size=3.5, alpha=0.6, jitter=0.22)
-        axis.set(xlabel="", ylabel=f"{word}, test picture", ylim=(-0.03, 1.03))
-        axis.xaxis.grid(False)
+    common: dict[str, Any] = {
+        "data": dots,
+        "x": "kind",
+        "y": "jaccard",
+        "order": kinds,
+        "hue": "system",
+        "hue_order": systems,
+        "palette": palette,
+        "ax": axis,
+        "dodge": True,
+        "legend": False,
+    }
+    sns.boxplot(**common, showfliers=False, fill=False, width=0.75, linewidth=1.3)
+    sns.stripplot(**common, size=3.5, alpha=0.6, jitter=0.22)
+    axis.set(xlabel="", ylabel="IoU, test picture", ylim=(-0.03, 1.03))
+    axis.xaxis.grid(False)
     sizes = dots.groupby("kind")["case"].nunique()
-    axes[1].set_xticks(range(len(kinds)), [f"{kind}\nn = {sizes[kind]} pictures" for kind in kinds])
+    axis.set_xticks(range(len(kinds)), [f"{kind}\nn = {sizes[kind]} pictures" for kind in kinds])
     handles = [
         mpl.lines.Line2D([], [], color=palette[s], marker="o", linestyle="", label=title(s))
         for s in systems
@@ -213,3 +213,51 @@ def _fold_panel(axis: Axes, table: pd.DataFrame, fold: int) -> None:
     axis.set(xticks=[], xlim=(-0.6, len(places) - 0.4))
     axis.set_title(f"fold {fold}, n = {len(table)} cases", fontsize=9.5)
     axis.xaxis.grid(False)
+
+
+@styled
+def case_differences(cases: pd.DataFrame, reference: str, holes: Sequence[str] = ()) -> Figure:
+    """Test Dice of each case minus that under the reference (mean over seeds), a panel for each
+    arm, a column for each fold; bar: the fold's mean.
+
+    cases: system, task, fraction, fold, seed, case, dice (one label).
+    """
+    gaps = case_gaps(cases, reference)
+    if gaps.empty:
+        return hole("; ".join(holes) or "no test cases that both arms have", list(cases["task"]))
+    systems, folds = ordered(list(gaps["system"])), sorted(gaps["fold"].unique())
+    figure = Figure(figsize=(6.4, 1.0 + 1.75 * len(systems)), layout="constrained")
+    grid = figure.subplots(len(systems), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axis, system in zip(grid, systems):
+        rows = gaps[gaps["system"] == system]
+        axis.axhspan(
+            -EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0
+        )
+        axis.axhline(0, color=MUTED, linewidth=1)
+        sns.stripplot(
+            data=rows,
+            x="fold",
+            y="points",
+            order=folds,
+            color=colour(system),
+            size=4,
+            alpha=0.65,
+            jitter=0.25,
+            ax=axis,
+            legend=False,
+            marker=marker(system),
+        )
+        for place, fold in enumerate(folds):
+            mean = rows.loc[rows["fold"] == fold, "points"].mean()
+            axis.plot([place - 0.36, place + 0.36], [mean, mean], color=INK, linewidth=2)
+        axis.set_title(f"{title(system)} minus {title(reference)}")
+        axis.set(xlabel="", ylabel="Dice points")
+        axis.xaxis.grid(False)
+    counts = gaps.groupby("fold")["case"].nunique()
+    grid[-1].set_xticks(range(len(folds)), [f"fold {f}\nn = {counts[f]} cases" for f in folds])
+    return finish(
+        figure,
+        list(cases["task"]),
+        holes,
+        key="dot: one test case (mean over seeds); bar: mean of the fold; grey: within one point",
+    )

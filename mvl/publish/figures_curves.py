@@ -11,44 +11,113 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mvl.evidence.arms import colour, marker, ordered, title
-from mvl.publish.style import DASHES, FRACTION_COLOURS, INK, MUTED, finish, hole, styled
-
-ARM_DASHES = {"vit_baseline": ":", "medvisionllama_v3": "-", "medvisionllama_v3_random": "-."}
-"""Solid hybrid and dotted baseline, as in MedVisionLlama's figure; dash-dotted the control that it
-lacks."""
+from mvl.evidence.decision import EQUIVALENCE_POINTS
+from mvl.evidence.reported import paper_values
+from mvl.evidence.topics import HYBRID, VIT
+from mvl.publish.findings import epoch_gaps
+from mvl.publish.style import DASHES, INK, MUTED, finish, hole, styled
 
 
 @styled
-def few_shot_curves(history: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Validation Dice (top) and loss (bottom) by epoch as in MedVisionLlama's figure: colour tells
-    the share of the data, the dash the arm.
+def few_shot_curves(
+    history: pd.DataFrame, holes: Sequence[str] = (), reported: bool = False
+) -> Figure:
+    """Validation Dice (top) and loss (bottom) by epoch with few training cases, a column for each
+    share of them.
 
+    MedVisionLlama's figure has the share as the colour; here a colour is the same arm everywhere.
     Line: mean over runs; band: smallest to largest. history: system, task, fraction, fold, seed,
-    epoch, val_dice, val_loss.
+    epoch, val_dice, val_loss. reported: draw where the paper's own curves end too.
     """
     few = history[history["fraction"] < 1]
     if few.empty:
         return hole("; ".join(holes) or "no training history with few cases", list(history["task"]))
-    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    for (fraction, system), runs in few.groupby(["fraction", "system"], sort=True):
-        n = len(runs[["task", "fold", "seed"]].drop_duplicates())
-        ink, words = (
-            FRACTION_COLOURS.get(fraction, MUTED),
-            f"{fraction:.0%}: {title(system)} (n = {n})",
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    fractions = sorted(few["fraction"].unique())
+    grid = figure.subplots(2, len(fractions), sharex="col", sharey="row", squeeze=False)
+    for axes, fraction in zip(grid.T, fractions):
+        rows = few[few["fraction"] == fraction]
+        for place, system in enumerate(ordered(list(rows["system"]))):
+            runs = rows[rows["system"] == system]
+            line: dict[str, Any] = {"color": colour(system), "linestyle": DASHES[place % 4]}
+            for axis, column in zip(axes, ("val_dice", "val_loss")):
+                band(axis, runs, column, **line)
+        if reported:
+            _reported_ends(list(axes), float(fraction), int(rows["epoch"].max()))
+        axes[0].set_title(f"{fraction:.0%} of the training cases")
+        axes[1].set_xlabel("epoch")
+    grid[0][0].set_ylabel("validation Dice")
+    grid[1][0].set_ylabel("validation loss")
+    counts = few.drop_duplicates(["system", "task", "fraction", "fold", "seed"])
+    keys = []
+    for place, system in enumerate(ordered(list(few["system"]))):
+        n = counts[counts["system"] == system].groupby("fraction").size().unique()
+        label = f"{title(system)} (n = {'/'.join(map(str, n))} runs)"
+        look: dict[str, Any] = {
+            "color": colour(system),
+            "linestyle": DASHES[place % 4],
+            "label": label,
+        }
+        keys.append(mpl.lines.Line2D([], [], **look))
+    figure.legend(handles=keys, loc="outside upper left", ncols=2, fontsize=9)
+    key = "line: mean of n runs; band: their range"
+    if reported:
+        key += "; diamond: where the paper's curve of that arm ends (epoch 100, tasks not stated)"
+    return finish(figure, list(few["task"]), holes, key=key)
+
+
+def _reported_ends(axes: Sequence[Axes], fraction: float, epoch: int) -> None:
+    """Draw the last validation Dice and loss that the paper's figure shows at this share."""
+    for name, system in (("MedVisionLlama", HYBRID), ("ViT-Baseline", VIT)):
+        for axis, metric in zip(axes, ("val_dice", "val_loss")):
+            found = paper_values(
+                table=f"few-shot {fraction:.0%}".replace("%", " %"), system=name, metric=metric
+            )
+            look: dict[str, Any] = {"marker": "D", "markerfacecolor": "none", "markersize": 7}
+            for value in found:
+                axis.plot(epoch, value, linestyle="", color=colour(system), **look)
+
+
+@styled
+def curve_differences(history: pd.DataFrame, reference: str, holes: Sequence[str] = ()) -> Figure:
+    """Validation Dice of each arm minus that of the reference at the same fold, seed and epoch, a
+    panel for each arm.
+
+    Line: mean over runs; band: smallest to largest; ticks: the arm's epochs selected. history:
+    system, task, fraction, fold, seed, epoch, val_dice.
+    """
+    gaps = epoch_gaps(history, reference)
+    if gaps.empty:
+        return hole("; ".join(holes) or "no pairs of training histories", list(history["task"]))
+    systems = ordered(list(gaps["system"]))
+    figure = Figure(figsize=(6.4, 1.0 + 1.6 * len(systems)), layout="constrained")
+    grid = figure.subplots(len(systems), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axis, system in zip(grid, systems):
+        rows = gaps[gaps["system"] == system]
+        axis.axhspan(
+            -EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0
         )
-        for axis, column in zip(axes, ("val_dice", "val_loss")):
-            band(axis, runs, column, color=ink, linestyle=ARM_DASHES.get(system, "--"), label=words)
-    axes[0].set(ylabel="validation Dice")
-    axes[1].set(ylabel="validation loss", xlabel="epoch (line: mean of runs; band: their range)")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9
-    )
+        axis.axhline(0, color=MUTED, linewidth=1)
+        curve = band(axis, rows, "points", color=colour(system))
+        kept = selected_epochs(history[history["system"] == system])["epoch"].unique()
+        axis.plot(curve["mean"].reindex(kept), linestyle="", marker="|", markersize=9, color=INK)
+        n = len(rows[["task", "fold", "seed"]].drop_duplicates())
+        axis.set_title(f"{title(system)} minus {title(reference)} (n = {n} pairs of runs)")
+        axis.set_ylabel("points")
+    grid[-1].set_xlabel("epoch")
+    # the first epochs differ by tens of points, which would flatten all that follows
+    late = gaps[gaps["epoch"] >= gaps["epoch"].max() / 4]["points"].abs()
+    reach = max(2 * EQUIVALENCE_POINTS, 1.1 * float(late.max()))
+    grid[0].set_ylim(-reach, reach)
     return finish(
         figure,
-        list(few["task"]),
+        list(history["task"]),
         holes,
-        key="here colour tells the share of the training cases, and the dash the arm (n: runs)",
+        key=(
+            "validation Dice at the same fold, seed and epoch; line: mean of n pairs; band: their"
+            " range, cut where the first epochs leave the frame; grey: within one point; ticks:"
+            " epochs whose weights were kept"
+        ),
     )
 
 

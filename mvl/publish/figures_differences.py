@@ -157,22 +157,32 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
     rows = differences.reset_index(drop=True)
     figure = Figure(figsize=(6.4, 1.2 + 0.8 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    axis.axvspan(-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0)
-    axis.axvline(0, color="#57606A", linewidth=1)
     for y, row in enumerate(rows.to_dict("records")):
+        if row["n_runs"]:
+            _zero(axis, y)
         _difference(axis, y, row)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     axis.set_ylim(len(rows) - 0.6, -0.75)
     reach = 1.6 * max(2 * EQUIVALENCE_POINTS, *(100 * rows[["low", "high"]].abs().max()))
     axis.set(xlim=(-reach, reach), xlabel=f"{_points(rows)} (grey: within 1)")
-    axis.yaxis.grid(False)
+    axis.grid(False)
     return finish(
         figure,
         list(rows["task"]),
         holes,
         textwrap.wrap(f"dashed: {ONE_PAIR}", 84) if (rows["n_runs"] == 1).any() else (),
     )
+
+
+def _zero(axis: Axes, y: int) -> None:
+    """Draw band and zero beside one interval alone: across the whole plot they would cross the
+    words between the intervals."""
+    ends = [y - 0.13, y + 0.25]
+    axis.fill_betweenx(
+        ends, -EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0
+    )
+    axis.vlines(0, *ends, color=MUTED, linewidth=1)
 
 
 def _points(rows: pd.DataFrame) -> str:

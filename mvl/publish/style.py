@@ -17,9 +17,6 @@ from mvl.evidence.arms import caveat
 from mvl.evidence.decision import UNDECIDED, WITHDRAWN
 from mvl.publish.figure_data import KEY, SCAN, data_sha256
 
-FRACTION_COLOURS = {0.1: "#3B5BDB", 0.3: "#5C940D", 1.0: "#495057"}
-"""Blue 10 %, green 30 %, as in MedVisionLlama's figure; for the one figure where colour tells the
-share and the dash tells the arm."""
 DASHES = ("-", "--", ":", "-.")
 CARD, INK, GRID, MUTED, WARN = "#FCFCFA", "#1F2328", "#D9DCE0", "#57606A", "#9A3412"
 "Figures are light cards with dark ink, so they read the same on a light and on a dark page."
@@ -132,21 +129,30 @@ def hole(message: str, tasks: Sequence[str] = (), scans: bool = False) -> Figure
     return finish(figure, tasks)
 
 
-def svg(figure: Figure) -> str:
-    """The figure as SVG text, the hash of its data among its facts; the same bytes for the same
-    figure."""
+def svg(figure: Figure, caption: str = "") -> str:
+    """Return the figure as SVG text, the hash of its data and its caption among its facts; the same
+    bytes for the same figure."""
     buffer = io.BytesIO()
     facts = {"Date": None, "Creator": None, "Identifier": KEY + data_sha256(figure)}
+    facts |= {"Description": caption} if caption else {}
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure.savefig(buffer, format="svg", metadata=facts)
     return buffer.getvalue().decode()
 
 
-def show(figure: Figure) -> None:
-    """Display the figure in a notebook as SVG."""
+CAPTION = {"mvl": "caption"}
+"Marks a caption among a notebook's outputs: in the book it stands in the figure itself."
+
+
+def show(figure: Figure, caption: str = "") -> None:
+    """Display the figure in a notebook as SVG, its caption below it; the book numbers it."""
     from IPython.display import display
 
     words = " ".join(
         text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text().strip()
     )
-    display({"image/svg+xml": svg(figure), "text/plain": f"<figure: {words[:200]}>"}, raw=True)
+    display(
+        {"image/svg+xml": svg(figure, caption), "text/plain": f"<figure: {words[:200]}>"}, raw=True
+    )
+    if caption:
+        display({"text/markdown": f"**Figure.** {caption}"}, raw=True, metadata=CAPTION)

@@ -62,7 +62,7 @@ def test_a_finding_shows_its_words_its_measure_and_its_command() -> None:
         text = audit_page.finding_page(finding)
         assert text.startswith(f"### {finding.title}\n") and KNOWN[finding.known] in text
         assert f"```bash\n{finding.command}\n```" in text and finding.consequence in text
-        assert ("**Said.**" in text) is bool(finding.says)
+        assert ("**README or paper says.**" in text) is bool(finding.says)
         assert ("**Measured.**" in text) is bool(finding.measure)
     one = next(finding for finding in load_findings() if finding.measure)
     assert measured(one) in audit_page.finding_page(one)

@@ -343,8 +343,9 @@ def test_runs_are_linked_only_where_they_are_published(
 def test_inputs_are_the_hashes_of_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "quick").mkdir()
     (tmp_path / "quick" / "runs.csv").write_text("x")
-    lines = chapter_page.inputs(make_chapter(ALL, "quick", results=tmp_path)).splitlines()
-    assert lines == [
+    text = chapter_page.inputs(make_chapter(ALL, "quick", results=tmp_path))
+    assert text.startswith("<details>") and text.endswith("</details>")
+    assert text.split("```")[1].splitlines()[1:] == [
         f"{files.sha256_bytes(b'x')}  quick/runs.csv",
         f"{files.sha256_file(reported.PAPER_TABLE)}  data/paper_reported.csv",
     ]
@@ -460,6 +461,12 @@ def test_convergence_has_a_row_for_each_arm_with_its_range() -> None:
         f"| {title(HYBRID)} | 100% | 1 | 40 | +1.00 | 40 |",
     ]
     assert "No training history" in chapter_page.convergence_table(make_chapter(ALL))
+
+
+def test_a_run_that_was_validated_once_at_its_end_has_no_gain_and_no_nan() -> None:
+    history = curve(0.03, 40, step=40)
+    text = chapter_page.convergence_table(replace(make_chapter(ALL), history=history))
+    assert "validated once there" in text and "nan" not in text
 
 
 def test_what_both_names_end_with_is_said_once() -> None:

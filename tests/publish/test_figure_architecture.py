@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from mvl.core.config import Config, load_config
 from mvl.models.build import parameter_counts
-from mvl.publish.figure_architecture import draw
+from mvl.publish.figure_architecture import draw, of_systems, places
 from mvl.publish.network_shapes import make_network
 
 
@@ -99,7 +99,22 @@ def test_words_stay_inside_their_box(hybrid: Figure) -> None:
 
 def test_a_network_itself_is_drawn() -> None:
     config = load_config("smoke", "shapes", "llm4seg")
-    figure = draw(make_network(config), config.data.img_size)
+    figure = draw(make_network(config), img_size=config.data.img_size)
     assert "arrow:skip-cnn_encoder-cnn_decoder" in names(figure) and "arrow:residual" not in names(
         figure
     )
+
+
+def test_two_networks_stand_side_by_side_and_the_caption_says_where_the_layer_is() -> None:
+    study, task = "smoke", "phantoms"
+    systems = ("vit_baseline", "medvisionllama_v3", "medvisionllama_v3_after_embedding")
+    figure = of_systems(study, task, *systems[:2])
+    first, second = figure.axes
+    assert not [t for t in first.texts if t.get_gid() == "words:block"]
+    assert [t for t in second.texts if t.get_gid() == "words:block"]
+    alone, within, before = places(study, task, *systems).split(" parameters")[:3]
+    said = places(study, task, *systems)
+    assert "ViT-Baseline: no language layer" in said
+    assert "comes after the ViT encoder" in said.split("v3, block before")[0]
+    assert "comes after the patch embedding" in said.split("v3, block before")[1]
+    assert all("trained" in part for part in (alone, within, before))

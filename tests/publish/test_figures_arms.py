@@ -13,12 +13,20 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from mvl.evidence.arms import colour, title
+from mvl.evidence.reported import paper_value
 from mvl.evidence.topics import HYBRID, RANDOM, VIT
-from mvl.publish import figures_cases, figures_cost, figures_curves, figures_differences, style
-from mvl.publish.style import FRACTION_COLOURS
+from mvl.publish import (
+    figures_cases,
+    figures_cost,
+    figures_curves,
+    figures_differences,
+    findings,
+    style,
+)
 
 SYSTEMS = (VIT, HYBRID, RANDOM)
 SCANS = "Task04_Hippocampus"
+PAPERS = ("MedVisionLlama", "ViT-Baseline")
 
 
 def words(figure: Figure) -> str:
@@ -205,17 +213,59 @@ def test_a_forest_is_grouped_fills_what_holm_decides_and_cuts_what_is_too_wide()
     assert "10% of the data" in text and "leave" not in text
 
 
-def test_few_shot_curves_have_the_papers_colours_and_dashes() -> None:
-    axes = figures_curves.few_shot_curves(history()).axes
-    looks = {
-        (to_hex(line.get_color()).upper(), line.get_linestyle()) for line in axes[0].get_lines()
-    }
-    assert looks == {(FRACTION_COLOURS[f], dash) for f in (0.1, 0.3) for dash in (":", "-", "-.")}
-    line = axes[0].get_lines()[0]
+def test_few_shot_curves_have_a_column_for_each_share_and_a_colour_for_each_arm() -> None:
+    figure = figures_curves.few_shot_curves(history())
+    assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == [
+        f"{share}% of the training cases" for share in (10, 30)
+    ]
+    for axis in figure.axes:
+        assert [to_hex(line.get_color()) for line in axis.get_lines()] == [
+            colour(s).lower() for s in SYSTEMS
+        ]
+        assert len({line.get_linestyle() for line in axis.get_lines()}) == len(SYSTEMS)
+    line = figure.axes[0].get_lines()[0]
     assert line.get_xdata().tolist() == [1, 3, 5] and line.get_ydata() == pytest.approx(
         [0.25, 0.65, 0.65]
     )
-    assert "(n = 2)" in words(axes[0].figure) and "100%" not in words(axes[0].figure)
+    assert "(n = 2 runs)" in words(figure) and "100%" not in words(figure)
+
+
+def test_the_papers_own_few_shot_ends_are_drawn_only_where_asked_for() -> None:
+    def ends(reported: bool) -> list[float]:
+        axis = figures_curves.few_shot_curves(history(), reported=reported).axes[0]
+        return [float(line.get_ydata()[0]) for line in axis.get_lines() if line.get_marker() == "D"]
+
+    assert ends(False) == []
+    assert ends(True) == [paper_value("few-shot 10 %", name, "val_dice") for name in PAPERS]
+
+
+def test_curves_as_differences_are_taken_at_the_same_fold_and_epoch() -> None:
+    table = history(fractions=(1.0,))
+    better = table["system"] == HYBRID
+    table.loc[better, "val_dice"] += 0.01
+    figure = figures_curves.curve_differences(table, VIT, ["fold 2"])
+    shown = {axis.get_title(loc="left").split(" minus")[0]: axis for axis in figure.axes}
+    assert list(shown) == [title(HYBRID), title(RANDOM)] and "not yet recorded" in words(figure)
+    assert shown[title(HYBRID)].get_lines()[1].get_ydata() == pytest.approx([1, 1, 1])
+    assert shown[title(RANDOM)].get_lines()[1].get_ydata() == pytest.approx([0, 0, 0])
+
+
+def test_case_differences_are_paired_and_have_a_bar_at_each_folds_mean() -> None:
+    table = cases()
+    gaps = findings.case_gaps(table, VIT)
+    figure = figures_cases.case_differences(table, VIT, ["fold 2"])
+    assert [axis.get_title(loc="left").split(" minus")[0] for axis in figure.axes] == [
+        title(s) for s in (HYBRID, RANDOM)
+    ]
+    for axis, system in zip(figure.axes, (HYBRID, RANDOM)):
+        own = gaps[gaps["system"] == system]
+        dots = np.concatenate(
+            [c.get_offsets()[:, 1] for c in axis.collections if len(c.get_offsets())]
+        )
+        assert sorted(dots) == pytest.approx(sorted(own["points"]))
+        bars = [line.get_ydata()[0] for line in axis.get_lines()[1:]]
+        means = own.groupby("fold")["points"].mean()
+        assert [b for b in bars if b == b] == pytest.approx(means.tolist())
 
 
 def test_kept_epochs_are_those_of_highest_validation_dice_and_are_marked() -> None:

@@ -190,10 +190,19 @@ def test_interval_is_drawn_where_the_table_says():
     assert any(np.allclose(line.get_xdata(), [-2, 3]) for line in axis.get_lines())
 
 
+def test_nothing_of_the_zero_line_crosses_the_words_of_a_forest():
+    axis = figures_differences.paired_differences(tables()[3]).axes[0]
+    spans = [path.vertices[:, 1] for each in axis.collections for path in each.get_paths()]
+    words = [text.get_position()[1] for text in axis.texts]
+    assert spans and words
+    assert not any(low.min() < y < low.max() for low in spans for y in words)
+    assert len(axis.get_lines()) == 2 * len(tables()[3]), "no line runs through all rows"
+
+
 def test_empty_pictures_are_counted_and_not_drawn():
     figure = figures_cases.overlap_by_class(pictures("BUSI"))
     assert "n = 3 pictures" in words(figure) and words(figure).count(": 1 of 2") == len(SYSTEMS)
-    assert [label.get_text().split()[0] for label in figure.axes[1].get_xticklabels()] == ["benign"]
+    assert [label.get_text().split()[0] for label in figure.axes[0].get_xticklabels()] == ["benign"]
     only = figures_cases.overlap_by_class(pictures("BUSI").query("kind == 'benign'"))
     assert "left empty" not in words(only)
 

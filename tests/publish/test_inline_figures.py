@@ -75,3 +75,22 @@ def test_a_figure_of_pictures_keeps_its_light_card(tmp_path):
     page = (folder / "index.html").read_text()
     assert page.count('class="mvl-figure pictures"') == 1 and page.count('class="mvl-figure"') == 1
     assert "#fcfcfa" in page
+
+
+def test_figures_are_numbered_by_page_and_carry_their_captions(tmp_path):
+    folder = site(tmp_path)
+    page = folder / "notebooks" / "02_hybrid.html"
+    page.write_text('<img alt="Curves." src="../_images/one.svg"/><img src="../_images/two.svg"/>')
+    (folder / "_images" / "one.svg").write_text(svg(drawn("x"), "The gain is < 1 & not > 2."))
+    inline_figures(folder)
+    text = page.read_text()
+    assert re.findall(r'<a href="#(figure-\d)">(Figure [\d.]+)\.</a>', text) == [
+        ("figure-1", "Figure 2.1"),
+        ("figure-2", "Figure 2.2"),
+    ]
+    assert text.count('id="figure-1"') == text.count('id="figure-2"') == 1
+    assert "The gain is &lt; 1 &amp; not &gt; 2.</span>" in text, "the caption stands under it"
+    assert 'aria-label="Curves. The gain is &lt; 1 &amp; not &gt; 2."' in text
+    index = (folder / "index.html").read_text()
+    assert re.findall(r">(Figure [\d.]+)\.<", index) == ["Figure 1", "Figure 2"]
+    assert "</a> Two</span>" in index, "without a caption, the image's text is one"

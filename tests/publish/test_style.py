@@ -68,3 +68,12 @@ def test_the_committed_scans_say_that_they_are_no_evidence() -> None:
         assert caveat([task]) == said and said in words(style.hole("x", [task]))
     assert [caveat([task]) for task in ("Task04_Hippocampus", "Dataset001_Own")] == ["", ""]
     assert title("medvisionllama_v3_tuned") == f"{title('medvisionllama_v3')}, tuned"
+
+
+def test_a_caption_is_shown_under_its_figure_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[dict[str, str], dict[str, object]]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append((data, how)))
+    style.show(style.hole("x"), "Nothing is there.")
+    (drawing, _), (caption, how) = shown
+    assert "<dc:description>Nothing is there.</dc:description>" in drawing["image/svg+xml"]
+    assert "Nothing is there." in caption["text/markdown"] and how["metadata"] == style.CAPTION

@@ -158,6 +158,18 @@ def predict(args: argparse.Namespace) -> int:
     return BAD if value["failures"] else DONE
 
 
+def export(args: argparse.Namespace) -> int:
+    """`mvl export RUN DIR`: writes a trained run in the hub's layout; prints the folder last."""
+    from mvl.training.export import export_as_text, export_run
+
+    answer(
+        args,
+        lambda: export_run(args.run, args.folder, not args.no_onnx, args.data_dir),
+        export_as_text,
+    )
+    return DONE
+
+
 def claims(args: argparse.Namespace) -> int:
     """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule
     computes from the records."""

@@ -7,6 +7,7 @@ EXTRAS = {
     "docs": ("jupyter_book", "sphinx_book_theme"),
     "workflow": ("snakemake",),
     "tensorboard": ("tensorboard",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
     "dev": ("pytest", "ruff", "mypy", "beartype"),
 }
 "Modules that each extra of pyproject.toml brings."

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields
 from typing import Any
 
 from mvl.core.errors import BAD, DONE, USAGE
@@ -147,9 +148,7 @@ def predict(args: argparse.Namespace) -> int:
     def ask() -> dict[str, Any]:
         from mvl.training.predict import Options, predict_run
 
-        options = Options(
-            args.device, args.overlap, args.probabilities, args.overwrite, args.series
-        )
+        options = Options(**{each.name: getattr(args, each.name) for each in fields(Options)})
         return predict_run(args.run, args.inputs, args.output, options)
 
     value = answer(args, ask, lambda value: "\n".join(row["output"] for row in value["outputs"]))

@@ -157,6 +157,11 @@ def add_run(commands: Any) -> None:
         "--probabilities", action="store_true", help="write the classes' probabilities too"
     )
     command.add_argument(
+        "--overlays",
+        action="store_true",
+        help="draw each mask's outline too, on the picture or the axial plane with most of it",
+    )
+    command.add_argument(
         "--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is one"
     )
     command.add_argument(

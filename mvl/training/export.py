@@ -23,6 +23,7 @@ from mvl.core.config import Config, to_dict
 from mvl.core.errors import MvlError
 from mvl.core.extras import lacking
 from mvl.core.shapes import Image
+from mvl.core.stopping import stoppable
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task, task_of_run
 from mvl.datasets.splits import run_split
@@ -32,7 +33,6 @@ from mvl.models.exported import CARD, CONFIG, MODEL_TYPE, ONNX, WEIGHTS, load_ex
 from mvl.training import checkpoints, export_card
 from mvl.training.evaluate import label_names
 from mvl.training.objective import num_classes
-from mvl.training.predict import stoppable
 from mvl.training.trained import load_run
 from mvl.training.usage import has_block
 

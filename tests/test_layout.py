@@ -17,7 +17,7 @@ from mvl.core.config import ROOT
 
 TOP = set(
     "README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md CITATION.cff codemeta.json LICENSE"
-    " pyproject.toml constraints.txt environment.yml Makefile".split()
+    " pyproject.toml constraints.txt requirements.lock environment.yml Makefile".split()
 )
 TOP |= {
     "Snakefile",

@@ -8,6 +8,7 @@ EXTRAS = {
     "workflow": ("snakemake",),
     "tensorboard": ("tensorboard",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "jats": ("mystmd_py",),
     "dev": ("pytest", "ruff", "mypy", "beartype"),
 }
 "Modules that each extra of pyproject.toml brings."

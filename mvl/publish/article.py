@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from mvl.core.config import load_config
 from mvl.core.files import atomic_write
+from mvl.publish.article_jats import JATS, write_jats
 from mvl.publish.browser import Browser, BrowserError, find_browser
 from mvl.publish.figure_architecture import draw
 from mvl.publish.style import svg
@@ -98,7 +99,9 @@ def write_article(staging: Path, site: Path) -> Path | None:
     for name in re.findall(r"\]\(([\w-]+\.svg)\)", text):
         shutil.copy(staging / name, site / name)
     page = site / PAGE
+    text = with_own_links(text)
     page.write_text(as_page(text), encoding="utf-8")
+    write_jats(text, staging, site)
     return page
 
 
@@ -108,13 +111,16 @@ def architecture() -> Figure:
     return draw(load_config(study, load_study(study).tasks[0], system))
 
 
+def with_own_links(text: str) -> str:
+    """Return the Markdown with links to the book's built pages and without roles of its builder."""
+    text = OWN_PAGE.sub(lambda found: f"]({_page_of(found[1])}{found[2] or ''})", text)
+    return ROLE.sub("", text)
+
+
 def as_page(text: str) -> str:
-    """Return the page of an article in Markdown: links lead to the book's pages, wide tables
-    scroll in boxes of their own."""
+    """Return the page of an article in Markdown; wide tables scroll in boxes of their own."""
     from markdown_it import MarkdownIt
 
-    text = OWN_PAGE.sub(lambda found: f"]({_page_of(found[1])}{found[2] or ''})", text)
-    text = ROLE.sub("", text)
     body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     box = '<div class="scroll" tabindex="0" role="region" aria-label="Table {}">'
     for number in range(1, body.count("<table>") + 1):
@@ -146,7 +152,9 @@ def print_article(site: Path) -> Path | None:
         except BrowserError as error:
             print(f"[book] the browser printed no {PDF}: {error}", file=sys.stderr)
             pdf = None
-    words = f'<a href="{PDF}">The same as PDF.</a>' if pdf else ""
+    there = {"PDF": PDF, "JATS": JATS}
+    links = [f'<a href="{f}">{kind}</a>' for kind, f in there.items() if (site / f).is_file()]
+    words = f"The same as {' and as '.join(links)}." if links else ""
     for page in site.glob("*.html"):
         text = page.read_text(encoding="utf-8")
         if LINK in text:

@@ -253,6 +253,7 @@ def test_imports_are_declared():
         "yaml": "pyyaml",
         "PIL": "pillow",
         "IPython": "ipykernel",
+        "markdown_it": "markdown-it-py",
         "sphinx": "jupyter-book",
         "packaging": "packaging",
     }

@@ -59,7 +59,7 @@ def read_described(folder: Path) -> Described:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ExportedError(
             f"{path}: no description of an exported network ({type(error).__name__}: {error});"
-            " export the run again with `mvl export`"
+            " export the run again"
         ) from error
 
 
@@ -92,7 +92,6 @@ def load_exported(folder: str | Path) -> nn.Module:
     if frozen_sha256(network) != described.frozen_sha256:
         raise ExportedError(
             f"{folder}: the frozen layer of {described.config.model.token_block.source} differs"
-            " from the one that the network was trained with; fetch it again with `mvl fetch"
-            " weights`"
+            " from the one that the network was trained with; fetch that source again"
         )
     return network.eval()

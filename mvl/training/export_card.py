@@ -82,7 +82,7 @@ def loading(config: Config, task: Task) -> str:
         f"It maps an image of shape (batch, {len(task.channels)}, {size.replace('x', ', ')}) to"
         f" logits. The image has the channels {', '.join(task.channels)}, {axes}each channel scaled"
         f" to mean 0 and variance 1, and is then {grid} to {size}"
-        " (`mvl.datasets.preprocessing.preprocessing(config.data)`)."
+        ": `preprocessing(config.data)` of mvl.datasets.preprocessing."
     )
 
 

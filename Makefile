@@ -38,7 +38,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MPLBACKEND := agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce decisive test faults smoke check data figures notebooks book serve bench gpu gpu-pack doctor clean
+.PHONY: help setup reproduce decisive test faults smoke check data figures notebooks book release serve bench gpu gpu-pack doctor clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -115,6 +115,9 @@ notebooks: setup ## execute the notebooks on STUDY's runs, training what is miss
 
 book: setup ## build the book from the committed records alone (under 2 minutes)
 	@$(MVL) book
+
+release: book ## write the book and the records as archives with checksums, into book/_build/release
+	@$(VENV)/bin/python -m mvl.publish.records_archive
 
 serve: book ## build the book and serve it at http://localhost:PORT
 	@echo "http://localhost:$(PORT)  (Ctrl-C stops)"

@@ -17,7 +17,7 @@ from mvl.core.config import ROOT
 
 TOP = set(
     "README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md CITATION.cff codemeta.json LICENSE"
-    " pyproject.toml constraints.txt environment.yml Makefile".split()
+    " pyproject.toml constraints.txt requirements.lock environment.yml Makefile".split()
 )
 TOP |= {
     "Snakefile",
@@ -253,6 +253,7 @@ def test_imports_are_declared():
         "yaml": "pyyaml",
         "PIL": "pillow",
         "IPython": "ipykernel",
+        "markdown_it": "markdown-it-py",
         "sphinx": "jupyter-book",
         "packaging": "packaging",
     }

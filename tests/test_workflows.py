@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mvl.core.config import ROOT
+from mvl.publish.records_archive import RELEASE
 
 FOLDER = ROOT / ".github" / "workflows"
 TARGETS = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
@@ -37,7 +38,10 @@ def test_a_workflow_calls_only_make_targets_that_there_are(path):
             if "checkout" in step["uses"]:
                 assert step["with"]["persist-credentials"] == "false"
     [python] = [step["with"] for step in steps(workflow) if "setup-python" in step.get("uses", "")]
-    assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).is_file()
+    if path.name == "release.yml":
+        assert "cache" not in python, "a cache that others can fill must not reach a release"
+    else:
+        assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).is_file()
 
 
 def test_the_book_is_built_with_the_scans_and_published():
@@ -56,6 +60,33 @@ def test_the_book_is_built_with_the_scans_and_published():
     assert workflow["jobs"]["deploy"]["needs"] == "build" and workflow["on"]["push"][
         "branches"
     ] == ["main"]
+
+
+def test_a_tag_builds_attests_and_keeps_the_archives_and_may_do_nothing_else():
+    workflow = read("release.yml")
+    assert workflow["on"] == {"push": {"tags": ["v*"]}} and not workflow["permissions"]
+    [job] = workflow["jobs"].values()
+    assert job["permissions"] == {
+        "contents": "read",
+        "id-token": "write",
+        "attestations": "write",
+    }
+    made = [step["run"].split()[1] for step in job["steps"] if "run" in step]
+    assert made == ["setup", "data", "release"]
+    attest, upload = job["steps"][-2:]
+    assert "actions/attest-build-provenance@" in attest["uses"]
+    folder = RELEASE.relative_to(ROOT).as_posix()
+    assert attest["with"]["subject-path"] == f"{folder}/*.zip"
+    assert upload["with"]["path"] == folder and "upload-artifact@" in upload["uses"]
+
+
+def test_an_action_has_one_pin_in_all_workflows():
+    pins = {}
+    for path in FOLDER.glob("*.yml"):
+        for step in steps(read(path.name)):
+            if "uses" in step:
+                name, _, commit = step["uses"].partition("@")
+                assert pins.setdefault(name, commit) == commit, name
 
 
 def test_ci_runs_everything():

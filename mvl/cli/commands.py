@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields
 from typing import Any
 
 from mvl.core.errors import BAD, DONE, USAGE
@@ -147,15 +148,25 @@ def predict(args: argparse.Namespace) -> int:
     def ask() -> dict[str, Any]:
         from mvl.training.predict import Options, predict_run
 
-        options = Options(
-            args.device, args.overlap, args.probabilities, args.overwrite, args.series
-        )
+        options = Options(**{each.name: getattr(args, each.name) for each in fields(Options)})
         return predict_run(args.run, args.inputs, args.output, options)
 
     value = answer(args, ask, lambda value: "\n".join(row["output"] for row in value["outputs"]))
     for failure in value["failures"]:
         print(f"mvl: {failure['fault']}", file=sys.stderr)
     return BAD if value["failures"] else DONE
+
+
+def export(args: argparse.Namespace) -> int:
+    """`mvl export RUN DIR`: writes a trained run in the hub's layout; prints the folder last."""
+    from mvl.training.export import export_as_text, export_run
+
+    answer(
+        args,
+        lambda: export_run(args.run, args.folder, not args.no_onnx, args.data_dir),
+        export_as_text,
+    )
+    return DONE
 
 
 def claims(args: argparse.Namespace) -> int:

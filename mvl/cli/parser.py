@@ -74,7 +74,7 @@ def add_data(commands: Any) -> None:
 
 
 def add_run(commands: Any) -> None:
-    """train, evaluate, usage, predict."""
+    """train, evaluate, usage, export, predict."""
     command = add(commands, "train", do.train, results_dir, data_dir)
     command.add_argument("--study", required=True, metavar="S", help="name in mvl/configs/studies")
     command.add_argument(
@@ -131,6 +131,14 @@ def add_run(commands: Any) -> None:
     add(commands, "usage", do.usage, data_dir, as_json).add_argument(
         "run", type=Path, metavar="RUN", help="folder of a trained hybrid's run"
     )
+    command = add(commands, "export", do.export, data_dir, as_json)
+    command.add_argument("run", type=Path, metavar="RUN", help="folder of a trained run")
+    command.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
+    command.add_argument(
+        "--no-onnx",
+        action="store_true",
+        help="leave model.onnx out; it needs the packages of the extra `export` and the run's data",
+    )
     command = add(commands, "predict", do.predict, as_json)
     command.add_argument(
         "run", type=Path, metavar="RUN", help="folder of a trained run, with its weights"
@@ -147,6 +155,11 @@ def add_run(commands: Any) -> None:
     )
     command.add_argument(
         "--probabilities", action="store_true", help="write the classes' probabilities too"
+    )
+    command.add_argument(
+        "--overlays",
+        action="store_true",
+        help="draw each mask's outline too, on the picture or the axial plane with most of it",
     )
     command.add_argument(
         "--device", choices=("cpu", "cuda"), default="", help="default: cuda where there is one"

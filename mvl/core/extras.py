@@ -7,6 +7,8 @@ EXTRAS = {
     "docs": ("jupyter_book", "sphinx_book_theme"),
     "workflow": ("snakemake",),
     "tensorboard": ("tensorboard",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "jats": ("mystmd_py",),
     "dev": ("pytest", "ruff", "mypy", "beartype"),
 }
 "Modules that each extra of pyproject.toml brings."

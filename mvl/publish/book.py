@@ -24,6 +24,7 @@ import yaml
 from mvl.core import run_folder
 from mvl.core.config import ROOT
 from mvl.publish import rerun_page, run_pages
+from mvl.publish.article import print_article, write_article
 from mvl.publish.book_facts import PUBLISHED, BookError, facts, plan, repository_url
 from mvl.publish.glossary_links import link_terms
 from mvl.publish.inline_figures import inline_figures
@@ -34,7 +35,7 @@ from mvl.study import tables
 from mvl.study.status import missing_runs
 
 SOURCES = ROOT / "book"
-COPIED = ("*.md", "_config.yml", "_toc.yml", "references.bib")
+COPIED = ("*.md", "article/*.md", "_config.yml", "_toc.yml", "references.bib")
 COLAB_BADGE = re.compile(
     r"\[!\[[^\]]*\]\(https://colab\.research\.google\.com/assets/[^)]*\)\]\(([^)]*)\)"
 )
@@ -68,10 +69,13 @@ def build_book(
     if rerun:
         rerun_page.add(staging, rerun, own)
     html = run_jupyter_book(staging)
+    article = write_article(staging, html)
     if asked := sorted(set(network_requests(html))):
         raise BookError("the built pages would ask the network: " + "; ".join(asked[:10]))
     inline_figures(html)
     link_terms(html)
+    if article:
+        print_article(html)
     write_archive(run_folder.records_dir(), html)
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -178,11 +178,16 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
 def _zero(axis: Axes, y: int) -> None:
     """Draw band and zero beside one interval alone: across the whole plot they would cross the
     words between the intervals."""
-    ends = [y - 0.13, y + 0.25]
+    low, high = y - 0.13, y + 0.25
     axis.fill_betweenx(
-        ends, -EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0
+        [low, high],
+        -EQUIVALENCE_POINTS,
+        EQUIVALENCE_POINTS,
+        color="#8C959F",
+        alpha=0.22,
+        linewidth=0,
     )
-    axis.vlines(0, *ends, color=MUTED, linewidth=1)
+    axis.vlines(0, low, high, color=MUTED, linewidth=1)
 
 
 def _points(rows: pd.DataFrame) -> str:

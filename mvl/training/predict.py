@@ -4,14 +4,11 @@ back to each scan's own grid."""
 from __future__ import annotations
 
 import io
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.files import RunError, atomic_write
+from mvl.core.stopping import stoppable
 from mvl.datasets import sandbox
 from mvl.datasets.cases_2d import flat
 from mvl.datasets.new_scans import Failure, NewScan, find_scans, nifti_like, series_as_nifti
@@ -37,6 +35,7 @@ from mvl.datasets.registry import task_of_run
 from mvl.datasets.slices import load_volume
 from mvl.training.metrics import MetricError, class_masks
 from mvl.training.objective import predict_probabilities
+from mvl.training.overlays import drawn_mask
 from mvl.training.precision import check_precision
 from mvl.training.trained import Predictor as Network
 from mvl.training.trained import load_run
@@ -63,6 +62,8 @@ class Options:
     "Replace masks that are already there."
     series: str | None = None
     "SeriesInstanceUID to take from DICOM folders."
+    overlays: bool = False
+    "Draw each mask's outline on its scan too."
 
 
 class Predictor:
@@ -248,20 +249,6 @@ def predict_run(
     }
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """While the block runs, SIGTERM unwinds it as Ctrl-C does, so that no temporary file stays."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
-
-
 def segment(
     predictor: Predictor, scan: NewScan, output: Path, sources: set[Path]
 ) -> dict[str, Any]:
@@ -278,7 +265,9 @@ def segment(
         output / f"{scan.name}{ending[0]}",
         output / f"{scan.name}_probabilities{ending[1]}",
     )
-    for path in (target, extra) if options.probabilities else (target,):
+    drawing = output / f"{scan.name}_overlay.png"
+    asked = {target: True, extra: options.probabilities, drawing: options.overlays}
+    for path in (path for path, wanted in asked.items() if wanted):
         check_target(path, sources, options.overwrite)
     with tempfile.TemporaryDirectory() as folder:
         files = as_nifti(scan, predictor, Path(folder))
@@ -298,6 +287,9 @@ def segment(
                     np.moveaxis(probabilities.numpy(), 0, -1).astype(np.float32), scan, files[0]
                 ),
             )
+        if options.overlays:
+            channels = len(predictor.task.channels)
+            atomic_write(drawing, drawn_mask(mask, scan.kind, files[0], channels))
         atomic_write(target, encoded(mask, scan, files[0]))
     counts = {predictor.name_of(value): int((mask == value).sum()) for value in predictor.values}
     return {
@@ -305,6 +297,7 @@ def segment(
         "output": str(target),
         "voxels": counts,
         "probabilities": str(extra) if options.probabilities else None,
+        "overlay": str(drawing) if options.overlays else None,
     }
 
 

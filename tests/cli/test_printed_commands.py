@@ -30,7 +30,7 @@ from mvl.evidence import activation_records, example_masks, longer_training, pre
 from mvl.evidence.chapter import Chapter
 from mvl.publish import run_pages, viewer
 from mvl.study import reproduction, run_rows, tables, tuning
-from mvl.training import checkpoints, evaluate, external, loop, predict, run, usage
+from mvl.training import checkpoints, evaluate, export, external, loop, predict, run, usage
 from mvl.weights import gguf_source, wheels
 
 MAKERS = {
@@ -136,6 +136,11 @@ def unfinished(place: Place) -> Path:
     status = run_folder.read_status(place.folder)
     files.write_json(place.folder / "status.json", status | {"state": "interrupted"})
     return place.folder
+
+
+@at("export.py:export_run")
+def _(place, patch):
+    return told(lambda: export.export_run(unfinished(place), place.root / "exported"))
 
 
 @at("predict.py:__init__")

@@ -4,10 +4,8 @@ half-written, and the book's page as it stands."""
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import signal
 from pathlib import Path
 
 import nibabel
@@ -33,7 +31,6 @@ from mvl.training.predict import (
     Predictor,
     choose_device,
     predict_run,
-    stoppable,
 )
 from mvl.training.run import train_run
 from mvl.training.trained import load_run
@@ -259,11 +256,20 @@ def test_an_interrupted_write_leaves_nothing(root, resized, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_polite_kill_unwinds_as_ctrl_c_does():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left, stoppable():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert left.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+def test_an_outline_is_drawn_beside_each_mask_when_it_is_asked_for(root, resized, tmp_path):
+    value = quiet(resized, [scan_of(root, "case_01")], tmp_path / "with", overlays=True)
+    [row] = value["outputs"]
+    assert sorted(path.name for path in (tmp_path / "with").iterdir()) == [
+        "case_01.nii.gz",
+        "case_01_overlay.png",
+    ]
+    with Image.open(row["overlay"]) as picture:
+        assert min(picture.size) > 16 * 12
+    again = quiet(resized, [scan_of(root, "case_01")], tmp_path / "with", overlays=True)
+    assert "is there already" in again["failures"][0]["fault"]
+    without = quiet(resized, [scan_of(root, "case_01")], tmp_path / "without")
+    assert without["outputs"][0]["overlay"] is None
+    assert [path.name for path in (tmp_path / "without").iterdir()] == ["case_01.nii.gz"]
 
 
 def test_what_is_no_finished_run_or_no_device_is_refused(resized, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def case_dots(chapter: Chapter, still: str = "before") -> str:
                 "score": round(theirs, 4),
                 "gain": round(100 * (ours - theirs), 3),
                 "says": says[case],
-                "href": f"../{page_name(chapter.study)}.html#{anchor(task, arm, 1, place)}",
+                "href": f"../{page_name(chapter.study)}.html#{anchor(task, arm, 1.0, place)}",
                 "leads": "The run tested on it",
             }
             if name in seen:
@@ -74,6 +74,8 @@ def case_dots(chapter: Chapter, still: str = "before") -> str:
                     "leads": "The viewer at this case",
                 }
             rows.append(row)
+    if not rows:
+        return ""
     gains = [row["gain"] for row in rows]
     text = Chart(
         _specification(word, names[reference], switches, (min(gains), max(gains))),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -324,7 +323,7 @@ def test_the_studys_worst_case_is_drawn_by_its_own_runs_where_their_weights_are(
     near, far = (done[done["fold"] == fold] for fold in (0, 1))
     dice = {"a": 0.9, "b": 0.8, "c": 0.7}
     cases = pd.concat([scores(near, dice), scores(far, {"d": 0.2, "e": 0.9})])
-    chapter = SimpleNamespace(done=done, cases=cases)
+    chapter = Chapter("qualitative", "s", tmp_path, done, cases, cases, ())
     mask = np.ones((3, 3, 3), bool)
     monkeypatch.setattr(example_masks, "read_volume", lambda *_: (mask, mask, np.eye(4)))
     monkeypatch.setattr(example_masks, "has_weights", lambda *_: kept)
@@ -336,7 +335,7 @@ def test_the_studys_worst_case_is_drawn_by_its_own_runs_where_their_weights_are(
 
     monkeypatch.setattr(example_masks, "predicted_masks", predicted_masks)
     chosen = example_cases.common_runs(done)
-    found = example_masks.draw(chapter, chosen, tmp_path)  # type: ignore[arg-type]
+    found = example_masks.draw(chapter, chosen, tmp_path)
     last = [("d", example_cases.STUDY_WORST, 1, 0)] if kept else []
     assert [(one.case, one.rank, one.fold, one.seed) for one in found] == [
         ("a", "best", 0, 0),

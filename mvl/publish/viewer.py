@@ -36,7 +36,7 @@ TEMPLATE = ROOT / "book" / "viewer.html"
 LARGEST = 300_000
 "Bytes of one compressed volume; larger ones are thinned out."
 ERRORS = (
-    ("false positive: in the mask, not in the label", "#E69F00"),
+    ("false positive: in the mask, not in the label", "#D41159"),
     ("false negative: in the label, not in the mask", "#56B4E9"),
 )
 "What a mask gets wrong and its colour, told apart by the colour-blind too."

@@ -15,7 +15,7 @@ import pandas as pd
 from mvl.core import run_folder
 from mvl.core.config import Config
 from mvl.datasets.task import TaskError
-from mvl.evidence import example_masks, predicted
+from mvl.evidence import example_cases, example_masks, predicted
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, LLM4SEG_RANDOM, RANDOM, VIT
 
@@ -59,11 +59,11 @@ def draw_maps(there: Sequence[Config], results_dir: Path, data_dir: Path | None)
         for c in there
         if c.system in next((row for row in ROWS if {c.system for c in there} & set(row)), ())
     ]
-    chosen = example_masks.common_runs(run_table(arms, results_dir))
+    chosen = example_cases.common_runs(run_table(arms, results_dir))
     cases = pd.concat(
         [pd.read_csv(results_dir / run / "cases.csv", dtype={"case": str}) for run in chosen["run"]]
     )
-    picks = example_masks.pick_cases(
+    picks = example_cases.pick_cases(
         cases[cases["label"].isin(("foreground", cases["label"].iloc[0]))], chosen
     )
     case = next((name for name, rank in picks if rank == "median"), picks[0][0])

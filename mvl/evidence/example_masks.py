@@ -20,10 +20,17 @@ from mvl.core import files, run_folder
 from mvl.core.command_lines import command_line
 from mvl.datasets.task import TaskError
 from mvl.evidence.chapter import Chapter, open_chapter
+from mvl.evidence.example_cases import (
+    STUDY_WORST,
+    common_runs,
+    pick_cases,
+    same_arms,
+    study_worst,
+    used_runs,
+)
 from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative, view
 
 FILE = "examples.npz"
-RANKS = ("best", "median", "worst")
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Drawn:
     case: str
     "Case id."
     rank: str
-    "best, median or worst by the Dice of the first arm."
+    "One of `RANKS` by the Dice of the first arm, or `STUDY_WORST`."
     z: int
     "Axial slice that holds most of the label; 0 for a picture."
     affine: tuple[tuple[float, ...], ...]
@@ -45,6 +52,9 @@ class Drawn:
     "Boolean mask by system name."
     dice: dict[str, float]
     "Dice of the whole case by system name."
+    fold: int = 0
+    seed: int = 0
+    "Of the runs that drew the masks."
 
 
 def load_examples(
@@ -72,7 +82,7 @@ def load_drawn(
         return [], ["no finished run to draw predictions of"]
     chosen = common_runs(chapter.done)
     path = chapter.folder / FILE
-    if kept := read_drawn(path, chosen):
+    if kept := read_drawn(path, chosen, chapter.done):
         return kept, []
     homes = [h for h in (home, chapter.results_dir, run_folder.default_results_dir()) if h]
     found = next(
@@ -95,7 +105,9 @@ def load_drawn(
     except TaskError as error:
         return [], [f"example segmentations need the scans: {relative(error)}"]
     if not chapter.published:
-        files.atomic_write(path, packed(drawn, chosen))
+        files.atomic_write(
+            path, packed(drawn, used_runs(chapter.done, [(one.fold, one.seed) for one in drawn]))
+        )
     return drawn, []
 
 
@@ -107,64 +119,55 @@ def save_examples(
     drawn, _ = load_drawn(chapter, data_dir, home)
     path = chapter.folder / FILE
     if drawn:
-        files.atomic_write(path, packed(drawn, common_runs(chapter.done)))
-    return path if drawn else None
-
-
-def common_runs(done: pd.DataFrame) -> pd.DataFrame:
-    """One run of each arm, at the lowest fold and seed that most arms have, on all the data."""
-    whole = done[done["fraction"] == done["fraction"].max()]
-    arms = whole.groupby(["task", "fold", "seed"])["system"].nunique()
-    task, fold, seed = min(arms.index, key=lambda key: (-arms[key], *key))
-    return whole[
-        (whole["task"] == task) & (whole["fold"] == fold) & (whole["seed"] == seed)
-    ].reset_index(drop=True)
-
-
-def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str]]:
-    """(case, rank): best, median and worst by the Dice of the first chosen run, ties broken by
-    name; of cases with a label where any has one."""
-    first = chosen.iloc[0]
-    labelled = cases[cases["voxels_label"] > 0] if "voxels_label" in cases else cases
-    cases = cases if labelled.empty else labelled
-    same = cases[
-        np.logical_and.reduce(
-            [cases[key] == first[key] for key in ("task", "system", "fraction", "fold", "seed")]
+        files.atomic_write(
+            path, packed(drawn, used_runs(chapter.done, [(one.fold, one.seed) for one in drawn]))
         )
-    ]
-    order = [
-        str(case) for case in same.sort_values(["dice", "case"], ascending=[False, True])["case"]
-    ]
-    return list(dict(zip((order[0], order[len(order) // 2], order[-1]), RANKS)).items())
+    return path if drawn else None
 
 
 def draw(
     chapter: Chapter, chosen: pd.DataFrame, home: Path, data_dir: Path | None = None
 ) -> list[Drawn]:
-    """Predict the picked cases with every chosen run."""
-    task, picked = str(chosen["task"].iloc[0]), pick_cases(chapter.cases, chosen)
+    """Predict the picked cases with every chosen run, and the study's worst case with its own runs
+    where their weights are at hand."""
+    picked = pick_cases(chapter.cases, chosen)
+    out = _drawn_by(chapter, chosen, picked, home, data_dir)
+    worst = study_worst(chapter.cases, chosen)
+    if worst["case"] not in dict(picked):
+        runs = same_arms(chapter.done, chosen, int(worst["fold"]), int(worst["seed"]))
+        # another run's weights may not be kept; then the page names the case without showing it
+        if len(runs) == len(chosen) and all(
+            has_weights(home / str(row.run), str(row.weights_sha256)) for row in runs.itertuples()
+        ):
+            case = (str(worst["case"]), STUDY_WORST)
+            out += _drawn_by(chapter, runs, [case], home, data_dir)
+    return out
+
+
+def _drawn_by(
+    chapter: Chapter,
+    runs: pd.DataFrame,
+    picked: Sequence[tuple[str, str]],
+    home: Path,
+    data_dir: Path | None,
+) -> list[Drawn]:
+    """Predict cases of one fold by its runs."""
+    first = runs.iloc[0]
+    task, fold, seed = str(first["task"]), int(first["fold"]), int(first["seed"])
     masks = {
         str(row.system): predicted_masks(
             home / str(row.run), [case for case, _ in picked], data_dir
         )
-        for row in chosen.itertuples()
+        for row in runs.itertuples()
     }
     out = []
     for case, rank in picked:
         _, label, affine = read_volume(task, case, data_dir)
         z = int(label.sum(axis=(0, 1)).argmax()) if label.ndim == 3 else 0
         shown = {system: mask[case] for system, mask in masks.items()}
-        out.append(
-            Drawn(
-                task,
-                case,
-                rank,
-                z,
-                tuple(map(tuple, affine.tolist())),
-                shown,
-                case_dice(chapter.cases, chosen, case),
-            )
-        )
+        dice = case_dice(chapter.cases, runs, case)
+        place = tuple(map(tuple, affine.tolist()))
+        out.append(Drawn(task, case, rank, z, place, shown, dice, fold, seed))
     return out
 
 
@@ -210,6 +213,8 @@ def packed(drawn: Sequence[Drawn], chosen: pd.DataFrame) -> bytes:
                 "z": e.z,
                 "affine": e.affine,
                 "dice": e.dice,
+                "fold": e.fold,
+                "seed": e.seed,
                 "shape": list(next(iter(e.predictions.values())).shape),
             }
             for e in drawn
@@ -225,9 +230,9 @@ def _unpacked(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
-def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
+def read_drawn(path: Path, chosen: pd.DataFrame, done: pd.DataFrame | None = None) -> list[Drawn]:
     """The kept masks of these runs' arms; none where the file is absent, or was drawn by other
-    weights or ranked by another arm."""
+    weights than those of `chosen`, or of `done`, or ranked by another arm."""
     if not path.is_file():
         return []
     with np.load(path) as kept:
@@ -235,6 +240,9 @@ def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
         others = any(
             facts["weights"].get(row.run) != row.weights_sha256 for row in chosen.itertuples()
         )
+        if done is not None:
+            recorded = dict(zip(done["run"], done["weights_sha256"]))
+            others |= any(recorded.get(run, sha) != sha for run, sha in facts["weights"].items())
         if others or facts.get("ranked_by") != chosen["system"].iloc[0]:
             return []
 
@@ -248,6 +256,9 @@ def read_drawn(path: Path, chosen: pd.DataFrame) -> list[Drawn]:
                 tuple(map(tuple, e["affine"])),
                 {s: _unpacked(kept[f"{i}_bits_{s}"], e["shape"]) for s in systems},
                 {s: e["dice"][s] for s in systems},
+                # kept masks of the common fold and seed alone once did not name them
+                e.get("fold", int(chosen["fold"].iloc[0])),
+                e.get("seed", int(chosen["seed"].iloc[0])),
             )
             for i, e in enumerate(facts["examples"])
         ]

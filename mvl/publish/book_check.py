@@ -77,7 +77,9 @@ class Page(HTMLParser):
             self._quiet.pop()
 
     def handle_data(self, data: str) -> None:
-        """Keep what is prose."""
+        """Keep what is prose, and where a chart's marks lead."""
+        if self._quiet[-1:] == ["script"] and data.startswith('{"specification"'):
+            self.links += {row["href"] for row in json.loads(data)["rows"] if row.get("href")}
         if not self._quiet and data.strip():
             self.words.append(data)
 

@@ -21,6 +21,7 @@ FETCHED = {
 VENDORED = {
     "mathjax": ("MathJax", "Apache-2.0", "formulas, in the book"),
     "niivue": ("NiiVue", "BSD-2-Clause", "the viewer, in the book"),
+    "vega": ("Vega and Vega-Lite", "BSD-3-Clause", "interactive charts, in the book"),
 }
 "Folder of `book/_vendor` = name, licence, what it is for."
 

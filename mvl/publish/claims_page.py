@@ -24,7 +24,7 @@ from mvl.evidence.claims_verdicts import (
     number,
 )
 from mvl.evidence.decision import MARGINS, UNDECIDED, WITHDRAWN
-from mvl.publish import figure_reported, reported_page
+from mvl.publish import charts_claims, figure_reported, reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
 from mvl.study.grid import load_study
 from mvl.study.links import run_address
@@ -326,6 +326,7 @@ def facts(
         "table": table(entries, results, shown),
         "sections": sections(entries, results, shown),
         "words": f"| word | meaning |\n|---|---|\n{words}",
+        "chart": charts_claims.ledger(entries, results),
         "alt": f"Verdict on each claim. {summary(entries)}",
         "intervals": INTERVALS,
     }

@@ -26,6 +26,7 @@ from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
 from mvl.evidence.arms import LABEL, caveat, colour, generated, ordered, title
 from mvl.evidence.chapter import Chapter
+from mvl.evidence.example_cases import common_runs, study_worst
 from mvl.evidence.example_masks import Drawn, example, load_drawn
 from mvl.evidence.predicted import read_volume, view
 from mvl.publish.figures_cases import example_segmentations
@@ -34,6 +35,11 @@ from mvl.publish.style import CARD, STYLE, finish, hole, styled
 TEMPLATE = ROOT / "book" / "viewer.html"
 LARGEST = 300_000
 "Bytes of one compressed volume; larger ones are thinned out."
+ERRORS = (
+    ("false positive: in the mask, not in the label", "#D41159"),
+    ("false negative: in the label, not in the mask", "#56B4E9"),
+)
+"What a mask gets wrong and its colour, told apart by the colour-blind too."
 SHOWN_AT_FIRST = 1
 "Arms whose mask is switched on when the page opens."
 
@@ -45,7 +51,7 @@ def show(chapter: Chapter, data_dir: Path | None = None) -> None:
     drawn, holes = load_drawn(chapter, data_dir)
     display(
         {
-            "text/html": page(drawn, holes, chapter.tasks, data_dir),
+            "text/html": page(drawn, holes, chapter.tasks, data_dir, not_shown(chapter, drawn)),
             "text/plain": f"<viewer: {caption(drawn, holes)}>",
         },
         raw=True,
@@ -57,9 +63,13 @@ def page(
     holes: Sequence[str] = (),
     tasks: Sequence[str] = (),
     data_dir: Path | None = None,
+    aside: str = "",
 ) -> str:
     """The block: still picture, caption, canvas, its volumes and its script. A flat task gets the
-    still alone."""
+    still alone.
+
+    aside: what the caption says of a case that is not shown.
+    """
     scans = scans_at_hand(drawn, data_dir)
     volumes = bool(drawn) and find_task(drawn[0].task, data_dir).dims == 3
     note = " ".join(
@@ -68,14 +78,18 @@ def page(
     facts = {
         "cases": [case_volumes(one, not scans, data_dir) for one in drawn] if volumes else [],
         "blank": int(bool(scans)),
+        "errors": [{"title": words, "colour": ink, "rgb": rgb(ink)} for words, ink in ERRORS],
         "layers": layers(ordered(list(drawn[0].predictions)), not scans) if volumes else [],
         "note": note or ("" if volumes else "Pictures are shown as they are, without a viewer."),
     }
     text = json.dumps(facts, sort_keys=True).replace("<", "\\u003c")
-    words = html.escape(caption(drawn, holes, scans))
+    words = html.escape(f"{caption(drawn, holes, scans)} {aside}".strip())
     parts = {
         "ID": f"mvl-viewer-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
         "DATA": text,
+        "PLACES": "".join(
+            f'<span id="case={html.escape(one.case)}"></span>' for one in drawn if volumes
+        ),
         "CAPTION": words,
         "ALT": words,
         "PNG": base64.b64encode(still(drawn, holes, tasks, scans, data_dir)).decode(),
@@ -88,6 +102,21 @@ def page(
     for name, value in parts.items():
         out = out.replace(f"@@{name}@@", value)
     return out
+
+
+def not_shown(chapter: Chapter, drawn: Sequence[Drawn]) -> str:
+    """A sentence on the study's worst case where the block does not show it; else nothing."""
+    if not drawn:
+        return ""
+    chosen = common_runs(chapter.done)
+    worst = study_worst(chapter.cases, chosen)
+    if worst["case"] in {one.case for one in drawn}:
+        return ""
+    return (
+        f"The worst case of {title(str(worst['system']))} over all folds and seeds,"
+        f" {worst['case']} (fold {int(worst['fold'])}, seed {int(worst['seed'])}, Dice"
+        f" {worst['dice']:.3f}), is not shown: the weights of that run are not kept."
+    )
 
 
 def scans_at_hand(drawn: Sequence[Drawn], data_dir: Path | None = None) -> str:
@@ -106,12 +135,21 @@ def caption(drawn: Sequence[Drawn], holes: Sequence[str] = (), scans: str = "") 
     if not drawn:
         return "not yet recorded: " + ("; ".join(holes) or "no saved predictions")
     first = title(next(iter(drawn[0].predictions)))
-    cases = ", ".join(f"{one.case} ({one.rank})" for one in drawn)
+    common = (drawn[0].fold, drawn[0].seed)
+    cases = ", ".join(
+        f"{one.case} ({one.rank}"
+        + ("" if (one.fold, one.seed) == common else f", fold {one.fold}, seed {one.seed}")
+        + ")"
+        for one in drawn
+    )
     seen = scans or "Scan, label (yellow) and the masks of each arm."
     if not scans and not generated([drawn[0].task]):
         task = find_task(drawn[0].task)
         seen += f" {task.title}: {task.licence}."
-    return f"{seen} Test cases ranked by the Dice of {first}, none chosen by hand: {cases}."
+    return (
+        f"{seen} Test cases of fold {common[0]}, seed {common[1]}, ranked by the Dice of {first},"
+        f" none chosen by hand: {cases}."
+    )
 
 
 def layers(systems: Sequence[str], scans: bool) -> list[dict[str, Any]]:
@@ -161,6 +199,7 @@ def case_volumes(drawn: Drawn, scans: bool, data_dir: Path | None = None) -> dic
     return {
         "case": drawn.case,
         "rank": drawn.rank,
+        "runs": f"fold {drawn.fold}, seed {drawn.seed}",
         "volumes": text,
         "at": opening(middle, drawn.z, affine),
         "dice": {s: f"{value:.3f}" for s, value in drawn.dice.items()},
@@ -252,14 +291,13 @@ def case_table(drawn: Sequence[Drawn], holes: Sequence[str] = ()) -> str:
     if not drawn:
         return f"Not yet recorded: {'; '.join(holes) or 'no saved predictions'}."
     systems = ordered(list(drawn[0].predictions))
-    head = [
-        f"| case | rank | {' | '.join(map(title, systems))} |",
-        f"|---|---|{'---:|' * len(systems)}",
+    lines = [
+        f"| case | rank | fold, seed | {' | '.join(map(title, systems))} |",
+        f"|---|---|---|{'---:|' * len(systems)}",
     ]
-    lines = head
     for one in drawn:
         numbers = " | ".join(f"{one.dice[s]:.3f}" for s in systems)
-        lines.append(f"| {one.case} | {one.rank} | {numbers} |")
+        lines.append(f"| {one.case} | {one.rank} | {one.fold}, {one.seed} | {numbers} |")
 
     label = caveat([one.task for one in drawn])
     made = f"{label}. " if label else ""

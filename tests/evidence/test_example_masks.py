@@ -14,7 +14,7 @@ import pytest
 from mvl.core import columns, files, run_folder
 from mvl.core.config import load_config
 from mvl.datasets.registry import find_task, list_cases
-from mvl.evidence import example_masks, predicted
+from mvl.evidence import example_cases, example_masks, predicted
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.example_masks import Drawn
 from mvl.training.run import train_run
@@ -83,7 +83,7 @@ def drawn(systems: tuple[str, ...] = ARMS) -> list[Drawn]:
             {s: mask() for s in systems},
             dict.fromkeys(systems, 0.1 * i),
         )
-        for i, rank in enumerate(example_masks.RANKS)
+        for i, rank in enumerate(example_cases.RANKS)
     ]
 
 
@@ -94,12 +94,12 @@ def test_the_run_that_most_arms_share_is_shown() -> None:
         ("medvisionllama_v3", 1.0, 0, 1),
         ("medvisionllama_v3", 0.1, 0, 0),
     )
-    chosen = example_masks.common_runs(done)
+    chosen = example_cases.common_runs(done)
     assert chosen[["system", "fraction", "seed"]].values.tolist() == [
         ["vit_baseline", 1.0, 1],
         ["medvisionllama_v3", 1.0, 1],
     ]
-    tie = example_masks.common_runs(table(("vit_baseline", 1.0, 1, 0), ("vit_baseline", 1.0, 0, 2)))
+    tie = example_cases.common_runs(table(("vit_baseline", 1.0, 1, 0), ("vit_baseline", 1.0, 0, 2)))
     assert tie[["fold", "seed"]].values.tolist() == [[0, 2]]
 
 
@@ -110,12 +110,12 @@ def test_best_median_and_worst_are_picked_by_the_first_arm() -> None:
         scores(chosen.iloc[1:], {"a": 0.99, "b": 0.0}),
         scores(table(("vit_baseline", 1.0, 0, 1)), {"c": 1.0, "b": 0.0}),
     ]
-    assert example_masks.pick_cases(pd.concat([*others, cases]), chosen) == [
+    assert example_cases.pick_cases(pd.concat([*others, cases]), chosen) == [
         ("b", "best"),
         ("d", "median"),
         ("c", "worst"),
     ]
-    assert len(example_masks.pick_cases(scores(chosen, {"a": 0.5}), chosen)) == 1
+    assert len(example_cases.pick_cases(scores(chosen, {"a": 0.5}), chosen)) == 1
 
 
 def test_kept_masks_read_back_bit_for_bit_and_hold_no_scan(
@@ -253,7 +253,7 @@ def test_examples_are_drawn_once_and_kept(
     trained: Chapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, holes = example_masks.load_examples(trained)
-    assert holes == [] and [e.rank for e in found] == list(example_masks.RANKS)
+    assert holes == [] and [e.rank for e in found] == list(example_cases.RANKS)
     recorded = trained.cases.set_index("case")["dice"]
     assert [e.dice["vit_baseline"] for e in found] == [recorded[e.case] for e in found] and found[
         0
@@ -313,3 +313,45 @@ def test_the_command_keeps_masks_and_roughness_of_the_published_study(
         "examples.npz",
         "masks.csv",
     ]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_studys_worst_case_is_drawn_by_its_own_runs_where_their_weights_are(
+    kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = table(*((system, 1.0, fold, 0) for fold in (0, 1) for system in ARMS))
+    near, far = (done[done["fold"] == fold] for fold in (0, 1))
+    dice = {"a": 0.9, "b": 0.8, "c": 0.7}
+    cases = pd.concat([scores(near, dice), scores(far, {"d": 0.2, "e": 0.9})])
+    chapter = Chapter("qualitative", "s", tmp_path, done, cases, cases, ())
+    mask = np.ones((3, 3, 3), bool)
+    monkeypatch.setattr(example_masks, "read_volume", lambda *_: (mask, mask, np.eye(4)))
+    monkeypatch.setattr(example_masks, "has_weights", lambda *_: kept)
+    asked: list[tuple[str, list[str]]] = []
+
+    def predicted_masks(run: Path, wanted: list[str], _: object) -> dict[str, np.ndarray]:
+        asked.append((run.name, wanted))
+        return dict.fromkeys(wanted, mask)
+
+    monkeypatch.setattr(example_masks, "predicted_masks", predicted_masks)
+    chosen = example_cases.common_runs(done)
+    found = example_masks.draw(chapter, chosen, tmp_path)
+    last = [("d", example_cases.STUDY_WORST, 1, 0)] if kept else []
+    assert [(one.case, one.rank, one.fold, one.seed) for one in found] == [
+        ("a", "best", 0, 0),
+        ("b", "median", 0, 0),
+        ("c", "worst", 0, 0),
+        *last,
+    ]
+    if not kept:
+        return
+    assert asked[-1] == (f"{ARMS[1]}-1.0-1-0", ["d"]) and found[-1].dice["vit_baseline"] == 0.2
+
+    # the kept file brings them back, and is void where the further runs have other weights
+    used = example_cases.used_runs(done, [(one.fold, one.seed) for one in found])
+    path = tmp_path / example_masks.FILE
+    path.write_bytes(example_masks.packed(found, used))
+    again = example_masks.read_drawn(path, chosen, done)
+    assert [(one.case, one.fold) for one in again] == [("a", 0), ("b", 0), ("c", 0), ("d", 1)]
+    other = done.assign(weights_sha256=done["weights_sha256"].where(done["fold"] == 0, "other"))
+    assert example_masks.read_drawn(path, chosen, other) == []

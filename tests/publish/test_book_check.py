@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from mvl.publish import book_check
+from mvl.publish import book_check, charts
 from mvl.publish.browser import Browser, find_browser
 
 FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv", "status.json")
@@ -71,6 +71,14 @@ def test_a_book_without_fault_has_none(book):
 )
 def test_a_fault_is_found_and_named(book, words, fault):
     assert any(fault in line for line in add(book, "index.html", words))
+
+
+def test_where_a_charts_marks_lead_is_a_link(book):
+    chart = charts.Chart({}, "", "")
+    block = charts.block(chart, [{"href": "runs_s.html#r"}, {"href": "runs_s.html#gone"}])
+    assert add(book, "index.html", block) == [
+        "index.html: runs_s.html#gone has no such anchor",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.core import files
+from mvl.core import files, run_folder
 from mvl.datasets.task import TaskError
 from mvl.evidence.arms import LABEL, colour
-from mvl.evidence.example_masks import RANKS, Drawn
+from mvl.evidence.chapter import open_chapter
+from mvl.evidence.example_cases import RANKS, STUDY_WORST
+from mvl.evidence.example_masks import Drawn
 from mvl.publish import book, viewer
+from mvl.publish.browser import Browser, find_browser
 
 VENDOR = book.SOURCES / "_vendor" / "niivue"
 SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
@@ -161,7 +164,8 @@ def test_without_scans_only_masks_are_shown_and_it_says_so(
 def test_the_rule_of_choice_and_phantoms_are_named(drawn: list[Drawn], scans: np.ndarray) -> None:
     page = viewer.page(drawn, (), ["phantoms"])
     assert (
-        "ranked by the Dice of ViT-Baseline, none chosen by hand: case_0 (best), case_1 (median),"
+        "of fold 0, seed 0, ranked by the Dice of ViT-Baseline, none chosen by hand: case_0 (best),"
+        " case_1 (median),"
         " case_2 (worst)" in page
     )
     assert facts(page)["note"].startswith("Phantom data: a smoke study")
@@ -247,7 +251,7 @@ def test_the_block_asks_nothing_of_the_network_and_names_its_parts(
 
 def test_the_case_table_is_the_recorded_dice(drawn: list[Drawn]) -> None:
     text = viewer.case_table(drawn)
-    assert "| case_1 | median | 0.800 | 0.790 |" in text and "phantom data" in text
+    assert "| case_1 | median | 0, 0 | 0.800 | 0.790 |" in text and "phantom data" in text
     assert viewer.case_table([], ["why"]) == "Not yet recorded: why."
 
 
@@ -288,7 +292,7 @@ def test_chromium_loads_the_volumes_and_lets_them_be_switched(
     )
     assert (
         'data-state="loaded"' in text
-        and "loaded 4 volumes of case_1, the median case. Phantom data" in text
+        and "loaded 4 volumes of case_1, the median case (fold 0, seed 0). Phantom data" in text
     )
     controls = [a for t, a in Elements(text).found if t == "input"]
     assert [a["type"] for a in controls] == ["radio"] * 3 + ["checkbox"] * 4 + ["range"] + [
@@ -299,6 +303,66 @@ def test_chromium_loads_the_volumes_and_lets_them_be_switched(
         and "MedVisionLlama v3 (Dice 0.790)" in text
     )
     assert re.findall(r"<output>([^<]*)</output>", text) == ["80 %", "7 of 12", "8 of 14", "4 of 8"]
+
+
+def test_the_caption_names_fold_and_seed_and_the_worst_case_that_is_not_shown(
+    drawn: list[Drawn], scans: np.ndarray
+) -> None:
+    far = replace(drawn[2], case="case_9", rank=STUDY_WORST, fold=4, seed=1)
+    words = viewer.caption([*drawn, far])
+    assert "Test cases of fold 0, seed 0" in words
+    assert "case_9 (worst of the study, fold 4, seed 1)" in words
+    chapter = open_chapter("qualitative", "hippocampus", run_folder.records_dir())
+    worst = chapter.cases[chapter.cases["system"] == "vit_baseline"].sort_values("dice").iloc[0]
+    said = viewer.not_shown(chapter, drawn)
+    place = f"{worst['case']} (fold {worst['fold']}, seed {worst['seed']}, Dice"
+    assert f"{place} {worst['dice']:.3f}), is not shown" in said
+    assert viewer.not_shown(chapter, [replace(far, case=worst["case"])]) == ""
+    assert "not shown" in viewer.page(drawn, (), ["phantoms"], None, said)
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome")
+def test_an_address_opens_its_case_and_errors_are_told_by_words_and_numbers(
+    drawn: list[Drawn], scans: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "niivue").symlink_to(VENDOR)
+    block = viewer.page(drawn, (), ["phantoms"])
+    (tmp_path / "p.html").write_text(
+        '<!doctype html><html lang="en" data-content_root="./"><head><meta charset="utf-8"><title>'
+        f"t</title></head><body>{block}</body></html>"
+    )
+    loaded = (
+        "new Promise((done, fail) => {{ const look = () => {{ const box ="
+        " document.querySelector('.mvl-viewer'); const said = box.querySelector('.mvl-status')"
+        ".textContent; box.dataset.state === 'loaded' && said.includes('{0}') ? done(said) :"
+        " setTimeout(look, 50); }}; look(); setTimeout(fail, 60000, Error('not loaded')); }})"
+    )
+    with Browser() as browser:
+        browser.show(1440, 900, False)
+        browser.open((tmp_path / "p.html").as_uri() + "#case=case_2")
+        assert "the worst case (fold 0, seed 0)" in browser.evaluate(loaded.format("case_2"))
+        assert browser.evaluate("document.querySelectorAll('input[type=radio]')[2].checked")
+        browser.evaluate("location.hash = '#case=case_0'; null")
+        browser.evaluate(loaded.format("case_0"))
+
+        legend = "document.querySelector('.mvl-errors').offsetHeight"
+        assert browser.evaluate(legend) == 0
+        words = browser.evaluate(
+            "(() => { const ways = [...document.querySelectorAll('label')].filter(label =>"
+            " label.textContent.startsWith('errors')); ways[0].querySelector('input').click();"
+            " return document.querySelector('.mvl-viewer').innerText; })()"
+        )
+        assert browser.evaluate(legend) > 0 and "false positive: in the mask" in words
+        # the second arm's blob is the label's, one voxel further: a side of 6 x 4 voxels each
+        assert "24 voxels false positive, 24 false negative" in words
+        assert "ViT-Baseline (Dice 0.900): 0 voxels false positive, 0 false negative" in words
+        browser.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab")
+        ring = (
+            "(() => { const box = document.querySelector('label'); box.firstChild.focus();"
+            " return getComputedStyle(box).outlineStyle; })()"
+        )
+        assert browser.evaluate(ring) == "solid"
+        assert browser.faults() == []
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")

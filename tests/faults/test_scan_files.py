@@ -151,7 +151,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "C15-rgb": (header(70, "2h", 128, 24), "voxels of type"),
     "C15-complex": (voxels(lambda v: v.astype(np.complex64)), "voxels of type complex64"),
     "C16-forms": (header(292, "f", 777.0), r"sform and qform disagree by up to .* mm: \[\["),
-    "C17-sheared": (voxels(lambda v: v, SHEAR), r"sheared: \[\["),
+    "C17-sheared": (voxels(lambda v: v, SHEAR), r"sheared, as by a tilted gantry: \[\["),
     "C17-singular": (header(280, "12f", *[0.0] * 12), r"sform is singular or not finite: \[\["),
     "C17-nan": (header(292, "f", float("nan")), "sform is singular or not finite"),
     "C18-zero": (header(80, "f", 0.0), "spacing .* expected 0.05 to 20"),

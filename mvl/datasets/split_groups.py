@@ -142,11 +142,7 @@ def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
             )
         return found
     path = folder / "dataset.json"
-    stated = (
-        json.loads(path.read_text(encoding="utf-8-sig")).get("patients", {})
-        if path.is_file()
-        else {}
-    )
+    stated = _described(path).get("patients", {})
     if isinstance(stated, str):
         return _patients_by_pattern(stated, case_ids, path)
     if not isinstance(stated, dict) or not all(
@@ -217,11 +213,7 @@ def stated_folds(folder: Path, most: int, fewest: int) -> int:
         TaskError: it is no whole number from `fewest` to `most`.
     """
     path = folder / "dataset.json"
-    folds = (
-        json.loads(path.read_text(encoding="utf-8-sig")).get("folds", most)
-        if path.is_file()
-        else most
-    )
+    folds = _described(path).get("folds", most)
     if isinstance(folds, bool) or not isinstance(folds, int) or not fewest <= folds <= most:
         raise TaskError(f"{path}: folds is {folds!r}; write a number from {fewest} to {most}")
     return folds

@@ -5,6 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.transforms import (
+    AffineGrid,
+    RandAffineGrid,
+    RandScaleIntensity,
+    RandShiftIntensity,
+    Resample,
+)
 
 from mvl.core.config import DataConfig
 from mvl.datasets.augment import (
@@ -30,8 +37,6 @@ def turned_by(image, label, matrix):
 
 def monais(data):
     """The transforms of MONAI whose draws `Augment` repeats."""
-    from monai.transforms import RandAffineGrid, RandScaleIntensity, RandShiftIntensity
-
     angle = np.deg2rad(data.rotate_degrees)
     axes = 3 if len(data.img_size) == 3 else 1
     return (
@@ -199,8 +204,6 @@ def test_a_quarter_turn_goes_the_same_way_in_image_and_label():
 
 
 def test_rotation_of_an_oblong_grid_is_rigid_in_voxels():
-    from monai.transforms import AffineGrid, Resample
-
     image = torch.rand(1, 20, 30, 12)
     grid, matrix = AffineGrid(rotate_params=(0.05, -0.08, 0.03))((20, 30, 12))
     theirs = Resample(mode="bilinear", padding_mode="border")(image, grid=grid).as_tensor()

@@ -110,11 +110,8 @@ def test_units_order_and_kinds():
     assert all_units == [("a", "c"), ("b",), ("d",)]
     order = training_order("T", ["a", "c", "d"], all_units, 0, 0)
     assert sorted(order) == ["a", "c", "d"] and abs(order.index("a") - order.index("c")) == 1
-    assert [kind_of(case) for case in ("benign_003", "patient_3", "x")] == [
-        "benign",
-        "case",
-        "case",
-    ]
+    kinds = [kind_of(case) for case in ("benign_003", "normal_1", "patient_3", "benign_x_3", "x")]
+    assert kinds == ["benign", "normal", "case", "case", "case"]
     assert find_groups(find_task("hippocampus"), [], Path("nowhere")) == []
 
 
@@ -249,8 +246,8 @@ def test_groups_are_the_registrys_else_patients_joined_with_near_duplicates(tmp_
 def test_a_table_gives_each_case_its_patient(tmp_path, mark, encoding):
     """Whatever a spreadsheet writes between fields, around them and before the first; a comma in a
     field is no mark where another one is used."""
-    second = "Ä" if mark == "," else "Ä,2"
-    rows = [("Patient ", "CASE"), ("p 1", "a.nii.gz"), ("", ""), (f" {second}", "b")]
+    second = "Ä;2" if mark == "," else "Ä,2"
+    rows = [("Patient ", "CASE", "X"), ("p 1", "a.nii.gz"), ("", ""), (f" {second}", "b", "")]
     text = "\r\n".join(mark.join(row) for row in rows)
     (tmp_path / "groups.csv").write_text(text + "\r\n\r\n", encoding=encoding)
     (tmp_path / "dataset.json").write_text('{"patients": {"a": "other"}}')
@@ -306,8 +303,9 @@ def test_patients_are_a_mapping_or_a_pattern(tmp_path):
     assert patients(tmp_path, ["a"]) == {}
     describe({"a_1": "ä", "a_2": "ä", "gone": "b"})
     assert patients(tmp_path, ["a_1", "a_2", "b"]) == {"a_1": "ä", "a_2": "ä"}
-    describe("(.+)_([0-9])")
-    assert patients(tmp_path, ["a_1", "b_b_2"]) == {"a_1": "a", "b_b_2": "b_b"}
+    for pattern in ("(.+)_([0-9])", "(.+)_[0-9]"):
+        describe(pattern)
+        assert patients(tmp_path, ["a_1", "b_b_2"]) == {"a_1": "a", "b_b_2": "b_b"}
     for stated in (["a"], 3, {"a": 1}, {"a": ""}):
         describe(stated)
         assert refused(patients, tmp_path, ["a"]) == (

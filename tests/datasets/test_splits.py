@@ -179,7 +179,10 @@ def test_groups_too_few_or_too_large_are_refused_with_what_is_possible():
         ' write "folds": 7 into the dataset.json of your own data, or add cases of other patients'
     )
     four = [cases[k : k + 6] for k in range(0, 24, 6)]
-    assert "4 folds are possible" in refused(make_split, "T", cases, groups=four)
+    assert "6; 4 folds are possible: write" in refused(make_split, "T", cases, groups=four)
+    for number in (9, 8):
+        groups = [cases[k::number] for k in range(number)]
+        assert f"; {number} folds are possible" in refused(make_split, "T", cases, groups=groups)
     three = [cases[:10], cases[10:18], cases[18:]]
     assert refused(make_split, "T", cases, groups=three, num_folds=5) == (
         "T: 24 cases in 3 groups cannot be dealt evenly to 5 blocks: they would hold 10, 8, 6, 0, 0"
@@ -310,7 +313,7 @@ def test_a_run_takes_the_split_that_its_config_names(monkeypatch):
 
 def test_slices_lie_where_their_volumes_do(monkeypatch, tmp_path):
     """The split is that of the volumes; each list holds their slices in order."""
-    volumes = [f"v_{i}" for i in range(12)]
+    volumes = [f"v_z_{i}" for i in range(12)]
     names = [f"{volume}_z{z:03d}" for z in (0, 7) for volume in volumes]
     task = dataclasses.replace(find_task("phantoms"), name="Toy_slices", layout="slices")
     (tmp_path / "Toy.json").write_text(json.dumps(make_split("Toy", volumes)))
@@ -336,6 +339,7 @@ def test_slices_lie_where_their_volumes_do(monkeypatch, tmp_path):
     assert asked == [("decathlon", tmp_path, "persons")]
     load_split(task, 2, 0.5, tmp_path)
     assert asked[1] == ("decathlon", tmp_path, "folds")
+    assert refused(load_split, task, 10, 0.5).startswith(f"{tmp_path / 'Toy.json'}: no fold 10")
 
 
 def test_where_a_split_lies(tmp_path, monkeypatch):
@@ -393,7 +397,8 @@ def dealt(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "dataset.json").write_text(json.dumps(described or {}))
         listed = [Case(name, tmp_path, tmp_path) for name in cases]
-        task = dataclasses.replace(find_task("phantoms"), name="Mine", licence=OWN, **changes)
+        settings = {"name": "Mine", "licence": OWN, **changes}
+        task = dataclasses.replace(find_task("phantoms"), **settings)
         monkeypatch.setattr(splits, "list_cases", lambda *asked: asked == (task, root) and listed)
         monkeypatch.setattr(splits, "task_dir", lambda *asked: asked == (task, root) and folder)
         return split_file(task, root, kind)
@@ -402,7 +407,7 @@ def dealt(tmp_path, monkeypatch):
     return deal
 
 
-def test_a_split_is_dealt_by_what_is_known_of_the_cases(dealt, tmp_path, capsys):
+def test_a_split_is_dealt_by_what_is_known_of_the_cases(dealt, tmp_path, capsys, monkeypatch):
     plain = [f"c{i}" for i in range(12)]
     path = dealt(plain)
     assert path == tmp_path / "data" / "splits" / "Mine.json"
@@ -410,6 +415,11 @@ def test_a_split_is_dealt_by_what_is_known_of_the_cases(dealt, tmp_path, capsys)
     path.unlink()
     dealt(plain, {"folds": 5})
     assert json.loads(path.read_text()) == make_split("Mine", plain, num_folds=5)
+    monkeypatch.setattr(splits, "split_path", lambda *_: path)
+    path.unlink()
+    dealt(plain, {"folds": 5}, licence="MIT")
+    assert json.loads(path.read_text()) == make_split("Mine", plain)
+    monkeypatch.undo()
     path.unlink()
     dealt(plain, {"patients": {"c1": "p", "c2": "p"}, "folds": 4})
     rule = split_groups.PATIENT_RULE
@@ -456,7 +466,8 @@ def test_names_that_look_like_patients_are_told_of_unless_patients_are_stated(
 def test_a_file_that_no_longer_fits_the_cases_or_what_belongs_together_is_refused(dealt):
     numbered = [f"c_{i:03d}" for i in range(1, 25)]
     path = dealt(numbered)
-    assert "case c_025 is on disk but in no block" in refused(dealt, [*numbered, "c_025"])
+    words = refused(dealt, [*numbered, "c_025"])
+    assert words.startswith(f"{path}: case c_025 is on disk but in no block")
     assert "c_001 and c_002 lie in" in refused(dealt, numbered, together=(("c_001", "c_002"),))
     path.with_name("Mine_persons.json").write_text(path.read_text())
     words = refused(dealt, numbered, kind="persons", persons="pairs")

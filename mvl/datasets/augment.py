@@ -50,7 +50,7 @@ class Changes:
         self, drawn: Sequence[Change], size: tuple[int, ...], device: torch.device
     ) -> None:
         self.drawn = list(drawn)
-        unmoved = torch.eye(len(size) + 1, dtype=torch.float64)
+        unmoved = torch.eye(len(size) + 1)
         turns = [unmoved if c.turn is None else c.turn for c in drawn]
         label_turns = [unmoved if c.label_turn is None else c.label_turn for c in drawn]
         self.apart = any(c.turn is not c.label_turn for c in drawn)
@@ -58,7 +58,7 @@ class Changes:
         self.label_theta = self.theta
         if self.apart:
             self.label_theta = stacked([sampling_theta(turn, size) for turn in label_turns], device)
-        values = torch.tensor([c.intensity or (1.0, 0.0) for c in drawn], dtype=torch.float32)
+        values = torch.tensor([c.intensity or (1.0, 0.0) for c in drawn])
         self.intensity = values.reshape(len(drawn), 2, *[1] * (len(size) + 1)).to(device)
 
     def apply(self, image: Tensor, label: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ class Augment:
         self.angle = math.radians(data.rotate_degrees)
         self.factor = data.intensity_factor
         # seeded anew for each draw: a new one costs ten times that
-        self.generator = np.random.RandomState(0)
+        self.generator = np.random.RandomState()
 
     def draw(self, seed: int) -> Change:
         """What a case with this seed gets."""
@@ -204,10 +204,8 @@ class Versions(Augment):
 
     def __init__(self, data: DataConfig) -> None:
         super().__init__(data)
-        self.degrees, self.label_plane = (
-            data.rotate_degrees,
-            ((1, 0) if data.augmentation == "released_planes" else (2, 1)),
-        )
+        self.degrees = data.rotate_degrees
+        self.label_plane = (1, 0) if data.augmentation == "released_planes" else (2, 1)
 
     def draw(self, seed: int, version: int | None = None) -> Change:
         """What the version asked for gets, or one of the three by chance."""
@@ -230,7 +228,7 @@ class Versions(Augment):
 def alone(change: Change, image: Volume, label: Mask) -> tuple[Volume, Mask]:
     """One case after what was drawn for it."""
     changes = Changes([change], tuple(image.shape[1:]), image.device)
-    changed, moved = changes.apply(image[None], label[None], slice(0, 1))
+    changed, moved = changes.apply(image[None], label[None], slice(None))
     return changed[0], moved[0]
 
 
@@ -240,11 +238,11 @@ def rotation(angles: Sequence[float]) -> Tensor:
 
     Sines and products are taken in float32, as MONAI takes them, so that recorded runs repeat.
     """
-    exact = torch.tensor(angles, dtype=torch.float32)
+    exact = torch.tensor(angles)
     sines, cosines = exact.sin().tolist(), exact.cos().tolist()
     if len(angles) == 1:
         (s,), (c,) = sines, cosines
-        return torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]], dtype=torch.float32).double()
+        return torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]]).double()
     (sx, sy, sz), (cx, cy, cz) = sines, cosines
     about_x = torch.tensor([[1, 0, 0, 0], [0, cx, -sx, 0], [0, sx, cx, 0], [0, 0, 0, 1]])
     about_y = torch.tensor([[cy, 0, sy, 0], [0, 1, 0, 0], [-sy, 0, cy, 0], [0, 0, 0, 1]])

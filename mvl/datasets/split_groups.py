@@ -47,13 +47,12 @@ def known_groups(task: Task, case_ids: Sequence[str]) -> list[list[str]]:
         TaskError: a case is no frame number, or lies behind the last sequence.
     """
     known = set(case_ids)
-    held: dict[str, list[str]] = {}
-    for names in task.together:
-        held[names[0]] = sorted(known.intersection(names))
+    groups = [sorted(known.intersection(names)) for names in task.together]
+    frames: dict[int, list[str]] = {}
     if task.sequence_ends:
         for case in sorted(case_ids):
-            held.setdefault(f"sequence {sequence_of(task, case)}", []).append(case)
-    return sorted(group for group in held.values() if len(group) > 1)
+            frames.setdefault(sequence_of(task, case), []).append(case)
+    return sorted(group for group in (*groups, *frames.values()) if len(group) > 1)
 
 
 def sequence_of(task: Task, case_id: str) -> int:
@@ -142,11 +141,7 @@ def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
             )
         return found
     path = folder / "dataset.json"
-    stated = (
-        json.loads(path.read_text(encoding="utf-8-sig")).get("patients", {})
-        if path.is_file()
-        else {}
-    )
+    stated = _described(path).get("patients", {})
     if isinstance(stated, str):
         return _patients_by_pattern(stated, case_ids, path)
     if not isinstance(stated, dict) or not all(
@@ -169,9 +164,9 @@ def _patients_by_column(path: Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: is not in UTF-8; save it as CSV in UTF-8") from error
     # Spreadsheets write what stands between two fields as their country does.
-    head = (text.splitlines() or [""])[0]
+    head = text.partition("\n")[0]
     mark = next((mark for mark in ";\t" if mark in head), ",")
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+    table = csv.reader(io.StringIO(text), delimiter=mark)
     cells = [[cell.strip() for cell in row] for row in table if any(row)]
     names = [name.lower() for name in cells[0]] if cells else []
     rows = [dict(zip(names, row)) for row in cells[1:]]
@@ -217,11 +212,7 @@ def stated_folds(folder: Path, most: int, fewest: int) -> int:
         TaskError: it is no whole number from `fewest` to `most`.
     """
     path = folder / "dataset.json"
-    folds = (
-        json.loads(path.read_text(encoding="utf-8-sig")).get("folds", most)
-        if path.is_file()
-        else most
-    )
+    folds = _described(path).get("folds", most)
     if isinstance(folds, bool) or not isinstance(folds, int) or not fewest <= folds <= most:
         raise TaskError(f"{path}: folds is {folds!r}; write a number from {fewest} to {most}")
     return folds
@@ -277,7 +268,8 @@ def training_order(
         key=lambda unit: draw_seed(seed, "train", task_name, fold, unit[0]),
     )
     for unit in drawn:
-        kind = Counter(map(kind_of, unit)).most_common(1)[0][0]
+        kinds = Counter(map(kind_of, unit))
+        kind = max(kinds, key=kinds.__getitem__)
         places.append(((seen[kind] + len(unit) / 2) / total[kind], unit))
         seen[kind] += len(unit)
     return [case for _, unit in sorted(places, key=lambda place: place[0]) for case in unit]

@@ -125,13 +125,9 @@ def run(
     prepare(layer, folder, root)
     chosen: list[str] = []
     if sample:
-        codes = all_codes(layer, folder)
-        if not codes:
-            # No mutant has this name: mutmut makes them all, times the tests once, and stops.
-            _mutmut(folder, jobs, ["no_mutant"])
-            codes = all_codes(layer, folder)
+        codes = all_codes(layer, folder) or dict.fromkeys(all_names(layer, folder))
         chosen = [n for n in drawn(codes, layer, sample, seed) if not has_verdict(codes[n])]
-        if codes and not chosen:
+        if not chosen:
             return
     done = _mutmut(folder, jobs, chosen)
     if done.returncode:
@@ -140,6 +136,33 @@ def run(
             f"mutmut on {layer.name} ended with {done.returncode}; see {folder / 'mutmut.txt'}:\n"
             + "\n".join(last)
         )
+
+
+NAMES = """
+import sys
+from mutmut.mutation.file_mutation import mutate_file_contents
+for file in sys.argv[1:]:
+    module = file.removesuffix(".py").replace("/", ".")
+    for name in mutate_file_contents(file, open(file).read()).mutant_names:
+        print(f"{module}.{name}")
+"""
+
+
+def all_names(layer: Layer, folder: Path) -> list[str]:
+    """mutmut's name of every mutant, before any is made; mutmut reads its settings on import."""
+    words = [
+        sys.executable,
+        "-c",
+        NAMES,
+        *(str(f.relative_to(folder)) for f in files(layer, folder)),
+    ]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def files(layer: Layer, folder: Path) -> list[Path]:
+    """The files of a layer's project that are mutated."""
+    return sorted(path for pattern in layer.files for path in folder.glob(pattern))
 
 
 def _mutmut(folder: Path, jobs: int, names: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -166,7 +189,7 @@ def has_verdict(code: int | None) -> bool:
 def all_codes(layer: Layer, folder: Path) -> dict[str, int | None]:
     """mutmut's exit code of every mutant by its name; nothing before the first run."""
     codes: dict[str, int | None] = {}
-    for file in sorted(path for pattern in layer.files for path in folder.glob(pattern)):
+    for file in files(layer, folder):
         meta = folder / "mutants" / file.relative_to(folder).with_suffix(".py.meta")
         if meta.is_file():
             codes |= json.loads(meta.read_text())["exit_code_by_key"]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mvl.evidence.decision import LEVEL, MARGIN, TEST_OVER_TRAIN, t_reach
+from mvl.evidence.decision import MARGIN, TEST_OVER_TRAIN, t_reach
 from mvl.evidence.resampling import hierarchical_means
 from mvl.evidence.run_pairs import Pairs, StatsError, pair
 
@@ -242,7 +242,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         return [float(values[0])]
     from statsmodels.stats.multitest import multipletests
 
-    adjusted = multipletests(np.nan_to_num(values, nan=1.0), alpha=LEVEL, method="holm")[1]
+    adjusted = multipletests(np.nan_to_num(values, nan=1.0), method="holm")[1]
     return [float(p) for p in np.where(np.isnan(values), np.nan, adjusted)]
 
 

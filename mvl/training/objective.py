@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mvl.core.config import Config
 from mvl.core.shapes import Image, Labels, Logits
 from mvl.datasets.task import Task
-from mvl.models.deterministic_layers import on_gpu
+from mvl.models.deterministic_layers import GPUS, on_gpu
 
 
 def num_classes(config: Config, task: Task) -> int:
@@ -127,8 +127,9 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     train = config.train
     everything = [p for p in model.parameters() if p.requires_grad]
     kinds = {p.device.type for p in everything}
-    fused = True if "cuda" in kinds or (kinds == {"cpu"} and train.precision == "bf16") else None
-    recorded = train.cuda_graph and "cuda" in kinds
+    on_gpus = bool(kinds & GPUS)
+    fused = True if on_gpus or (kinds == {"cpu"} and train.precision == "bf16") else None
+    recorded = train.cuda_graph and on_gpus
     rate = torch.tensor(train.lr, device=everything[0].device) if recorded else train.lr
     if train.optimizer == "sgd":
         return torch.optim.SGD(
@@ -176,7 +177,7 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     warm = max(1, round(config.train.warmup_fraction * steps))
     if step < warm:
         return config.train.lr * (step + 1) / warm
-    return config.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return config.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
 def predict_probabilities(model: Callable[[Image], Logits], image: Image) -> Logits:
@@ -188,8 +189,10 @@ def predict_probabilities(model: Callable[[Image], Logits], image: Image) -> Log
 def is_better(row: dict[str, Any], before: list[dict[str, Any]], select: str) -> bool:
     """True when an epoch's row beats every validated one before it: highest Dice of the watched
     cases or, for `train_loss`, lowest training loss."""
-    key, sign = ("train_loss", -1) if select == "train_loss" else ("val_dice", 1)
-    return all(sign * row[key] > sign * old[key] for old in before if "val_dice" in old)
+    validated = [old for old in before if "val_dice" in old]
+    if select == "train_loss":
+        return all(row["train_loss"] < old["train_loss"] for old in validated)
+    return all(row["val_dice"] > old["val_dice"] for old in validated)
 
 
 def foreground_dice(logits: Logits, label: Labels) -> Tensor:
@@ -197,6 +200,4 @@ def foreground_dice(logits: Logits, label: Labels) -> Tensor:
     predicted = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(dim=1) > 0
     true, axes = label[:, 0] > 0, tuple(range(1, label.ndim - 1))
     both, total = (predicted & true).sum(axes), predicted.sum(axes) + true.sum(axes)
-    return torch.where(
-        total > 0, 2 * both / total.clamp(min=1), torch.ones_like(total, dtype=torch.float32)
-    )
+    return torch.where(total > 0, 2 * both / total, 1.0)

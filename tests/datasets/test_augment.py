@@ -5,9 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.transforms import (
+    AffineGrid,
+    RandAffineGrid,
+    RandScaleIntensity,
+    RandShiftIntensity,
+    Resample,
+)
 
 from mvl.core.config import DataConfig
-from mvl.datasets.augment import Augment, Changes, FlipRotate, augmentation, rotation
+from mvl.datasets.augment import (
+    Augment,
+    Change,
+    Changes,
+    FlipRotate,
+    Versions,
+    augmentation,
+    rotation,
+    turn,
+)
 from mvl.datasets.resample import resample, sampling_theta
 
 
@@ -21,8 +37,6 @@ def turned_by(image, label, matrix):
 
 def monais(data):
     """The transforms of MONAI whose draws `Augment` repeats."""
-    from monai.transforms import RandAffineGrid, RandScaleIntensity, RandShiftIntensity
-
     angle = np.deg2rad(data.rotate_degrees)
     axes = 3 if len(data.img_size) == 3 else 1
     return (
@@ -38,7 +52,7 @@ def test_draws_and_intensities_are_monais_bit_for_bit(size):
     augment = Augment(data)
     rotate, contrast, brightness = monais(data)
     image = torch.randn(2, *size)
-    for seed in (0, 7, 2**40 + 3, 2**63 - 1):
+    for seed in (0, 7, 2**32 + 5, 2**40 + 3, 2**63 - 1):
         rotate.set_random_state(seed=seed % 2**32)
         rotate(size, lazy=True)
         theirs = torch.as_tensor(rotate.get_transformation_matrix(), dtype=torch.float64)
@@ -50,12 +64,96 @@ def test_draws_and_intensities_are_monais_bit_for_bit(size):
         assert torch.equal(image * factor + summand, brightness(contrast(image)).as_tensor())
 
 
-def test_a_rotation_in_two_dimensions_turns_by_its_angle():
-    assert torch.allclose(
-        rotation([0.3])[:2, :2] @ torch.tensor([1.0, 0.0]).double(),
-        torch.tensor([0.955336, 0.295520]).double(),
-        atol=1e-6,
-    )
+def test_matrices_by_their_formulas():
+    """About the axes in float32, as MONAI takes it; in a plane in float64."""
+    c, s = np.cos(np.float32(0.3)), np.sin(np.float32(0.3))
+    found = rotation([0.3])
+    assert found.dtype == torch.float64
+    assert np.allclose(found, [[c, -s, 0], [s, c, 0], [0, 0, 1]], atol=1e-7)
+    c, s = np.cos(0.3), np.sin(0.3)
+    wanted = np.eye(4)
+    wanted[[2, 2, 1, 1], [2, 1, 2, 1]] = c, s, -s, c
+    assert turn(0.3, (2, 1)).dtype == torch.float64
+    assert np.array_equal(turn(0.3, (2, 1)), wanted)
+
+
+def by_hand(drawn, image, label):
+    """One case after its change, step by step."""
+    moved = image
+    if drawn.turn is not None:
+        moved, _ = turned_by(image, label, drawn.turn)
+        _, label = turned_by(image, label, drawn.label_turn)
+    if drawn.intensity is not None:
+        factor, summand = torch.tensor(drawn.intensity)
+        moved = moved * factor + summand
+    pair = [moved.numpy(), label.numpy()]
+    axes = [axis - 1 for axis in drawn.mirrored]
+    pair = [np.flip(values, axes) for values in pair]
+    if drawn.plane:
+        plane = [axis - 1 for axis in drawn.plane]
+        pair = [np.rot90(values, drawn.quarters, plane) for values in pair]
+    return [torch.from_numpy(values.copy()) for values in pair]
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (8, 6, 8), (8, 8), (8, 6)])
+def test_flips_and_turns_are_drawn_evenly_from_the_seed(size):
+    """Each axis by its own draw, then quarters, then a plane among those with equal sides."""
+    change = FlipRotate(DataConfig(img_size=size))
+    pairs = [(a, b) for a in range(2, 5) for b in range(a + 1, 2 + len(size))]
+    planes = [(a, b) for a, b in pairs if size[a - 2] == size[b - 2]]
+    for seed in range(30):
+        draws = np.random.default_rng(seed)
+        mirrored = tuple(axis for axis in range(2, 2 + len(size)) if draws.random() < 0.5)
+        quarters = int(draws.integers(4))
+        plane = planes[draws.integers(len(planes))] if planes else None
+        assert change.draw(seed) == Change(mirrored=mirrored, quarters=quarters, plane=plane)
+
+
+@pytest.mark.parametrize(("name", "plane"), [("one_plane", (2, 1)), ("released_planes", (1, 0))])
+def test_the_three_versions_by_hand(name, plane):
+    """As it is; turned in one plane, the label in its own; with other intensity, drawn as
+    `Augment` draws it."""
+    data = DataConfig(img_size=(8, 6, 8), augmentation=name, rotate_degrees=20.0)
+    versions, usual = augmentation(data), Augment(data)
+    assert isinstance(versions, Versions)
+    image, label = torch.randn(1, 8, 6, 8), (torch.rand(1, 8, 6, 8) * 3).to(torch.uint8)
+    seen = set()
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        angle = np.deg2rad(draws.uniform(-20.0, 20.0))
+        turned = Change(turn=turn(angle, (2, 1)), label_turn=turn(angle, plane))
+        bright = Change(intensity=usual.draw(seed).intensity)
+        for version, wanted in enumerate((Change(), turned, bright)):
+            drawn = versions.draw(seed, version)
+            assert drawn.intensity == wanted.intensity and not drawn.mirrored
+            for found, matrix in ((drawn.turn, wanted.turn), (drawn.label_turn, wanted.label_turn)):
+                assert (found is matrix is None) or torch.allclose(found, matrix, atol=1e-12)
+            for found, made in zip(
+                versions(image, label, seed, version), by_hand(drawn, image, label)
+            ):
+                assert torch.equal(found, made)
+        draws = np.random.default_rng(seed)
+        version = int(draws.integers(3))
+        angle = np.deg2rad(draws.uniform(-20.0, 20.0))
+        drawn = versions.draw(seed)
+        assert (drawn.turn is not None, drawn.intensity is not None) == (version == 1, version == 2)
+        assert version != 1 or torch.allclose(drawn.turn, turn(angle, (2, 1)), atol=1e-12)
+        seen.add(version)
+    assert seen == {0, 1, 2}
+
+
+def test_draws_lie_on_the_device_that_is_named_and_may_be_none():
+    apart = Change(turn=turn(0.1, (2, 1)), label_turn=turn(0.1, (1, 0)), intensity=(1.1, 0.2))
+    changes = Changes([apart, Change()], (4, 4, 4), torch.device("meta"))
+    held = (changes.theta, changes.label_theta, changes.intensity)
+    assert {tensor.device.type for tensor in held} == {"meta"}
+    assert {tensor.dtype for tensor in held} == {torch.float32}
+    assert changes.theta.shape == (2, 3, 4) and changes.intensity.shape == (2, 2, 1, 1, 1, 1)
+    none = Changes([], (4, 4), torch.device("meta")).theta
+    assert none.shape == (0,) and none.device.type == "meta"
+    bright = Versions(DataConfig(augmentation="one_plane"))
+    image, label = torch.empty(1, 4, 4, 4, device="meta"), torch.empty(1, 4, 4, 4, device="meta")
+    assert bright(image, label.to(torch.uint8), 0, 2)[0].device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -76,8 +174,11 @@ def test_a_batch_gives_each_case_what_it_gets_alone(size, name):
     changes = Changes([augment.draw(seed) for seed in range(10)], size, torch.device("cpu"))
     changed, moved = changes.apply(image, label, slice(1, 10))
     for k in range(9):
-        alone = augment(image[k], label[k], k + 1)
-        assert torch.equal(changed[k], alone[0]) and torch.equal(moved[k], alone[1])
+        for wanted in (
+            augment(image[k], label[k], k + 1),
+            by_hand(augment.draw(k + 1), image[k], label[k]),
+        ):
+            assert torch.equal(changed[k], wanted[0]) and torch.equal(moved[k], wanted[1])
     assert (
         not torch.equal(changed, image)
         and torch.equal(image, before[0])
@@ -103,8 +204,6 @@ def test_a_quarter_turn_goes_the_same_way_in_image_and_label():
 
 
 def test_rotation_of_an_oblong_grid_is_rigid_in_voxels():
-    from monai.transforms import AffineGrid, Resample
-
     image = torch.rand(1, 20, 30, 12)
     grid, matrix = AffineGrid(rotate_params=(0.05, -0.08, 0.03))((20, 30, 12))
     theirs = Resample(mode="bilinear", padding_mode="border")(image, grid=grid).as_tensor()

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from mvl.evidence import resampling, stats
-from mvl.evidence.run_pairs import Pairs, StatsError, pair
+from mvl.evidence.run_pairs import NoPairs, Pairs, StatsError, cases_and_seeds, pair
 from mvl.evidence.stats import bootstrap, cohens_dz, compare, corrected_t, holm, tost, wilcoxon
 
 ONE = (0, 0)
@@ -102,31 +102,95 @@ def test_mean_over_labels_comes_first() -> None:
     assert pair(pd.concat([front, back]), "new", "old", "task").cases == pytest.approx([0.3])
 
 
+def refused(function, *arguments, **named) -> str:
+    """The words with which a StatsError refuses."""
+    with pytest.raises(StatsError) as caught:
+        function(*arguments, **named)
+    return str(caught.value)
+
+
 def test_holes_are_named_and_odd_cases_refused() -> None:
     table = cases_of(
         {"new": {ONE: {"a": 0.9}, (0, 1): {"a": 0.8}}, "old": {ONE: {"a": 0.5}, (2, 0): {"z": 0.5}}}
     )
     assert pair(table, "new", "old", "task").unpaired == ((0, 1), (2, 0))
-    with pytest.raises(StatsError, match=r"same cases.*'b'"):
-        pair(
-            cases_of({"new": {ONE: {"a": 0.9, "b": 0.3}}, "old": {ONE: {"a": 0.5}}}),
-            "new",
-            "old",
-            "task",
+    many = cases_of({"new": {ONE: dict.fromkeys("agfedcb", 0.5)}, "old": {ONE: {"a": 0.5}}})
+    for system, reference in (("new", "old"), ("old", "new")):
+        assert refused(pair, many, system, reference, "task") == (
+            f"task fold 0 seed 0: {system} and {reference} were not scored on the same cases:"
+            " ['b', 'c', 'd', 'e', 'f']"
         )
-    seeds = {ONE: {"a": 0.9}, (0, 1): {"b": 0.9}}
-    with pytest.raises(StatsError, match=r"fold 0 seed 1.*same cases"):
-        pair(cases_of({"new": seeds, "old": seeds}), "new", "old", "task")
-    with pytest.raises(StatsError, match="share no finished"):
-        pair(
-            cases_of({"new": {ONE: {"a": 0.9}}, "old": {(1, 1): {"a": 0.5}}}), "new", "old", "task"
+    for odd in ("new", "old"):
+        seeds = {ONE: {"a": 0.9}, (0, 1): {"a": 0.9}}
+        arms = {"new": seeds, "old": seeds, odd: seeds | {(0, 1): {"b": 0.9}}}
+        assert refused(pair, cases_of(arms), "new", "old", "task").startswith(
+            "task fold 0 seed 1: new and old were not scored on the same cases: ['a', 'b']"
         )
+    apart = cases_of({"new": {ONE: {"a": 0.9}}, "old": {(1, 1): {"a": 0.5}}})
+    with pytest.raises(NoPairs) as caught:
+        pair(apart, "new", "old", "task")
+    assert str(caught.value) == (
+        "new and old share no finished (fold, seed) on task at fraction 1.0"
+    )
+
+
+def test_every_part_of_a_pair_comes_from_its_own_rows() -> None:
+    """Among other tasks, fractions, systems and metrics; units and cases in order."""
+    units = [(1, 1), (0, 0), (1, 0), (2, 5)]
+    rng = np.random.default_rng(0)
+    scores = {
+        arm: {unit: dict(zip("ca", rng.uniform(0, 1, 2))) for unit in units}
+        for arm in ("new", "old")
+    }
+    wanted = cases_of(scores).rename(columns={"dice": "nsd"}).assign(fraction=0.3, dice=0.1)
+    others = [wanted.assign(**change, nsd=0.9) for change in ({"task": "x"}, {"fraction": 1.0})]
+    others.append(wanted[wanted["system"] == "new"].assign(system="third", nsd=0.9))
+    table = pd.concat([*others, wanted]).sample(frac=1, random_state=0)
+    found = pair(table, "new", "old", "task", 0.3, "nsd")
+    named = (found.system, found.reference, found.task, found.fraction, found.metric)
+    assert named == ("new", "old", "task", 0.3, "nsd") and found.planned == ()
+    assert found.units == tuple(sorted(units)) and found.unpaired == ()
+    for unit, differences in zip(found.units, found.differences):
+        by_hand = [scores["new"][unit][case] - scores["old"][unit][case] for case in "ac"]
+        assert differences.dtype == np.float64 and differences == pytest.approx(by_hand)
+    assert [d.shape for d in found.folds] == [(1, 2), (2, 2), (1, 2)]
+    assert (found.n_planned, found.complete, found.n_distinct, len(found.cases)) == (4, True, 6, 8)
+    some = pair(table, "new", "old", "task", 0.3, "nsd", [(7, 7), (1, 0), (0, 0)])
+    assert some.units == ((0, 0), (1, 0)) and some.planned == ((0, 0), (1, 0), (7, 7))
+    assert (some.n_planned, some.complete, some.unpaired) == (3, False, ())
+    usual = pair(cases_of(scores), "new", "old", "task")
+    assert (usual.fraction, usual.metric, usual.planned) == (1.0, "dice", ())
+    hole = pairs_of([0.1])
+    hole = Pairs(
+        *[getattr(hole, n) for n in ("system", "reference", "task", "fraction", "metric")],
+        hole.units,
+        hole.differences,
+        ((1, 0), (2, 0)),
+    )
+    assert (hole.n_planned, hole.complete) == (3, False)
+
+
+def test_how_many_cases_a_number_of_pairs_is_of() -> None:
+    said = [cases_and_seeds(*n) for n in ((26, 26), (130, 260), (130, 261), (0, 5), (2, 6))]
+    assert said == [
+        "26 cases",
+        "130 cases x 2 seeds",
+        "261 pairs of 130 cases",
+        "5 pairs of 0 cases",
+        "2 cases x 3 seeds",
+    ]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_refuses_values_that_are_not_finite(bad: float) -> None:
-    with pytest.raises(StatsError):
-        pair(cases_of({"new": {ONE: {"a": bad}}, "old": {ONE: {"a": 0.5}}}), "new", "old", "task")
+    rows = cases_of({"new": {ONE: {"a": bad, "b": bad, "c": 0.1}}, "old": {ONE: {"a": 0.5}}})
+    message = (
+        "dice of new or old on task holds values that are not finite"
+        if bad == math.inf
+        else "dice is empty or NaN in 2 rows; a mean would leave them out in silence"
+    )
+    kept = rows if math.isnan(bad) else rows[rows["case"] == "a"]
+    assert refused(pair, kept, "new", "old", "task") == message
 
 
 def test_bootstrap_is_seeded_fast_and_centred() -> None:
@@ -171,22 +235,43 @@ def test_bootstrap_coverage() -> None:
     assert naive < hits - 20
 
 
-def test_one_run_invents_nothing() -> None:
-    pairs = pairs_of([0.01, 0.03, 0.02])
-    assert "cases only" in bootstrap(pairs).over
-    for found in (corrected_t(pairs), tost(pairs)):
-        assert (found.p, found.statistic, found.n, found.note) == (None, None, 1, stats.ONE_RUN)
-    assert cohens_dz(pairs.fold_means).dz is None
+def test_the_bootstrap_interval_is_quantiles_of_its_means_and_says_over_what() -> None:
+    pairs = simulated(np.random.default_rng(8), 4, 6, 0.01, 0.03, 0.02)
+    for named, (resamples, level, seed) in (
+        ({}, (10_000, 0.95, 0)),
+        ({"resamples": 300, "level": 0.8, "seed": 3}, (300, 0.8, 3)),
+    ):
+        means = resampling.hierarchical_means(pairs.folds, resamples, seed)
+        tail = 100 * (1 - level) / 2
+        low, high = np.percentile(means, [tail, 100 - tail])
+        found = bootstrap(pairs, **named)
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
+        assert (found.level, found.over) == (level, "folds, seeds and cases")
+    one, seeds = pairs_of([0.01, 0.03, 0.02]), crossed(np.array([[0.01, 0.03], [0.02, 0.05]]))
+    assert bootstrap(one).over == f"cases only ({stats.ONE_RUN})"
+    assert bootstrap(seeds).over == f"seeds and cases ({stats.ONE_FOLD})"
+    assert (bootstrap(seeds).n_units, bootstrap(seeds).n_cases) == (2, 4)
 
 
-def test_several_seeds_of_one_fold_say_nothing_of_others() -> None:
-    pairs = crossed(np.array([[0.01, 0.03], [0.02, 0.05], [0.02, 0.02]]))
-    assert stats.ONE_FOLD in bootstrap(pairs).over and "seeds and cases" in bootstrap(pairs).over
-    assert (corrected_t(pairs).p, tost(pairs).p, corrected_t(pairs).note) == (
-        None,
-        None,
-        stats.ONE_FOLD,
-    )
+def test_without_a_second_fold_nothing_is_tested() -> None:
+    one, seeds = pairs_of([0.01, 0.03, 0.02]), crossed(np.array([[0.01, 0.03], [0.02, 0.05]]))
+    for pairs, note in ((one, stats.ONE_RUN), (seeds, stats.ONE_FOLD)):
+        found = corrected_t(pairs)
+        assert found == stats.Test(
+            "corrected resampled t-test over folds (means over seeds)", None, None, 1, note
+        )
+        name = "equivalence within ±0.01 over folds"
+        assert tost(pairs) == stats.Test(name, None, None, 1, note)
+        assert cohens_dz(pairs.fold_means) == stats.Effect(None, 1, stats.ONE_FOLD)
+        interval = bootstrap(pairs)
+        assert stats.shown_interval(pairs, interval) == (interval.low, interval.high)
+
+
+def test_the_interval_that_is_shown_is_the_corrected_t_tests() -> None:
+    pairs = pairs_of([0.01], [0.03], [0.02], [0.04])
+    reach = scipy_stats.t.ppf(0.975, 3) * pairs.fold_means.std(ddof=1) * math.sqrt(1 / 4 + 1 / 7)
+    found = stats.shown_interval(pairs, bootstrap(pairs))
+    assert found == pytest.approx((0.025 - reach, 0.025 + reach))
 
 
 def test_wilcoxon_is_scipys_over_the_cases_of_one_run() -> None:
@@ -197,8 +282,14 @@ def test_wilcoxon_is_scipys_over_the_cases_of_one_run() -> None:
         expected.pvalue,
         20,
     )
-    assert wilcoxon(pairs_of([0.0, 0.0])).p == 1
-    assert "papers" in wilcoxon(pairs).name and "fold 0 seed 0" in wilcoxon(pairs).name
+    name = "Wilcoxon over the cases of one run, fold 0 seed 0 (the papers' way)"
+    assert wilcoxon(pairs_of([0.0, 0.0])) == stats.Test(
+        name, 0.0, 1.0, 2, "every difference is zero"
+    )
+    assert (wilcoxon(pairs).name, wilcoxon(pairs).note) == (
+        name,
+        "treats cases of one training run as independent of it; too many false positives",
+    )
 
 
 def test_corrected_t_by_hand() -> None:
@@ -212,8 +303,11 @@ def test_corrected_t_by_hand() -> None:
     assert stats.standard_error(few) == pytest.approx(
         few.fold_means.std(ddof=1) * math.sqrt(1 / 2 + 1 / 7)
     )
-    assert corrected_t(pairs_of([0.0], [0.0])).p == 1
-    assert corrected_t(pairs_of([0.1], [0.1])).p == 0
+    found = corrected_t(pairs_of([0.0], [0.0]))
+    assert (found.p, found.statistic, found.note) == (1, 0, "")
+    found = corrected_t(pairs_of([-0.25], [-0.25]))
+    assert (found.p, found.statistic, found.n) == (0, -math.inf, 2)
+    assert corrected_t(pairs).name == "corrected resampled t-test over folds (means over seeds)"
     assert corrected_t(pairs_of([-0.01], [-0.03], [-0.02], [-0.04])).p == pytest.approx(
         corrected_t(pairs).p
     )
@@ -231,24 +325,35 @@ def test_false_positives_cases_against_runs() -> None:
 
 
 def test_equivalence() -> None:
-    same, shifted = (
-        pairs_of([0.001], [-0.001], [0.0], [0.0005]),
-        pairs_of([0.02], [0.022], [0.021], [0.019]),
-    )
-    assert tost(same).p < 0.01
-    assert tost(shifted).p > 0.99
-    assert tost(same, margin=0.0001).p > 0.3
-    t = (0.01 - abs(same.fold_means.mean())) / stats.standard_error(same)
-    assert tost(same).p == pytest.approx(scipy_stats.t.sf(t, 3))
-    assert tost(pairs_of([0.02], [0.02])).p == 1
-    assert tost(pairs_of([0.0], [0.0])).p == 0
-    with pytest.raises(StatsError, match="margin"):
-        tost(same, margin=0.0)
+    """The larger of two one-sided p-values, by hand, on either side of zero."""
+    same = pairs_of([0.001], [-0.001], [0.0], [0.0005])
+    shifted = pairs_of([0.02], [0.022], [0.021], [0.019])
+    below = pairs_of([-0.02], [-0.022], [-0.021], [-0.019])
+    for pairs in (same, shifted, below):
+        for named, (margin, ratio) in (
+            ({}, (0.01, 1 / 7)),
+            ({"margin": 0.03, "test_over_train": 0.5}, (0.03, 0.5)),
+        ):
+            spread = pairs.fold_means.std(ddof=1) * math.sqrt(1 / 4 + ratio)
+            t = (margin - abs(pairs.fold_means.mean())) / spread
+            found = tost(pairs, **named)
+            assert (found.statistic, found.n, found.note) == (pytest.approx(t), 4, "")
+            assert found.p == pytest.approx(scipy_stats.t.sf(t, 3))
+            assert found.name == f"equivalence within ±{margin:g} over folds"
+    assert tost(same).p < 0.01 and tost(shifted).p > 0.99
+    assert (tost(pairs_of([0.02], [0.02])).p, tost(pairs_of([0.0], [0.0])).p) == (1, 0)
+    at_margin = tost(pairs_of([0.01], [0.01]))
+    assert (at_margin.p, at_margin.statistic) == (0.5, 0.0)
+    assert tost(pairs_of([0.02], [0.02])).statistic == -math.inf
+    for margin in (0.0, -0.01, math.nan):
+        message = f"the equivalence margin must be positive, got {margin}"
+        assert refused(tost, same, margin=margin) == message
 
 
 def test_cohens_dz() -> None:
-    assert cohens_dz(np.array([0.1, 0.3])).dz == pytest.approx(0.2 / math.sqrt(0.02))
-    assert cohens_dz(np.array([0.1, 0.1])).dz is None
+    found = cohens_dz(np.array([0.1, 0.3]))
+    assert (found.dz, found.n, found.note) == (pytest.approx(0.2 / math.sqrt(0.02)), 2, "")
+    assert cohens_dz(np.array([0.25, 0.25])) == stats.Effect(None, 2, "the differences do not vary")
 
 
 def test_holm_is_statsmodels() -> None:
@@ -259,8 +364,9 @@ def test_holm_is_statsmodels() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
-    with pytest.raises(StatsError):
-        holm([0.1, 1.2])
+    assert holm([0.0, 1.0]) == [0.0, 1.0] and holm([0.25]) == [0.25]
+    for bad in ([0.1, 1.2], [-0.1, 0.5]):
+        assert refused(holm, bad) == f"p-values must lie in [0, 1], got {bad}"
 
 
 def test_a_hole_counts_and_filling_it_raises_no_other_p() -> None:
@@ -300,7 +406,58 @@ def test_compare_and_table() -> None:
     assert table["p_holm"][0] == pytest.approx(2 * table["p_t"][0]) and math.isnan(
         table["p_holm"][1]
     )
-    assert not stats.table([]).columns.difference(table.columns).any()
+    empty = stats.table([])
+    assert len(empty) == 0 and empty.columns.tolist() == table.columns.tolist()
+    assert {str(empty[name].dtype) for name in ("p_t", "p_equivalence", "p_wilcoxon", "dz")} == {
+        "float64"
+    }
+
+
+def test_a_row_says_what_its_comparison_says() -> None:
+    """Every column by its own way, of a metric and a fraction that are not the usual ones."""
+    rng, units = np.random.default_rng(6), [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]
+    arms = {"new": scores(0.02, rng, units), "old": scores(0.0, rng, [*units, (3, 0)])}
+    cases = cases_of(arms).rename(columns={"dice": "nsd"}).assign(fraction=0.3)
+    found = compare(cases, "new", "old", "task", 0.3, "nsd", 0.02, [*units, (3, 0), (3, 1)])
+    pairs = pair(cases, "new", "old", "task", 0.3, "nsd", [*units, (3, 0), (3, 1)])
+    interval, means = bootstrap(pairs), pairs.fold_means
+    assert found.interval == interval and found.shown == stats.shown_interval(pairs, interval)
+    assert (found.t_test, found.equivalence) == (corrected_t(pairs), tost(pairs, 0.02))
+    assert (found.wilcoxon, found.effect) == (wilcoxon(pairs), cohens_dz(means))
+    usual = compare(cases_of(arms), "new", "old", "task")
+    assert (usual.pairs.fraction, usual.pairs.metric, usual.pairs.planned) == (1.0, "dice", ())
+    assert usual.equivalence.name == "equivalence within ±0.01 over folds"
+    low, high = stats.shown_interval(pairs, interval)
+    wanted = {
+        "task": "task",
+        "system": "new",
+        "reference": "old",
+        "fraction": 0.3,
+        "metric": "nsd",
+        "comparison": "new - old",
+        "difference": means.mean(),
+        "low": low,
+        "high": high,
+        "n_cases": 40,
+        "n_distinct": 24,
+        "n_runs": 5,
+        "n_folds": 3,
+        "planned": 7,
+        "complete": False,
+        "unpaired": 1,
+        "boot_low": interval.low,
+        "boot_high": interval.high,
+        "p_t": corrected_t(pairs).p,
+        "p_equivalence": tost(pairs, 0.02).p,
+        "p_wilcoxon": wilcoxon(pairs).p,
+        "dz": means.mean() / means.std(ddof=1),
+        "p_holm": math.nan,
+    }
+    (row,) = stats.table([found]).to_dict("records")
+    assert list(row) == list(wanted)
+    for name, value in wanted.items():
+        same = value if isinstance(value, str) else pytest.approx(value, nan_ok=True)
+        assert row[name] == same, name
 
 
 def test_a_family_is_one_metric_of_planned_contrasts() -> None:

@@ -4,15 +4,16 @@ BatchNorm that a run keeps."""
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from mvl.core.config import Config, ConfigError, build, merge
+from mvl.core.config import Config, ConfigError, ModelConfig, build, merge
 from mvl.models.build import build_system, count_parameters, own_state
-from mvl.models.cnn import UShape, pointwise, skip_fusion
+from mvl.models.cnn import UShape, build_cnn, check_sizes, pointwise, skip_fusion
 
 SMALL = {
     "data": {"img_size": [16, 16]},
@@ -208,22 +209,85 @@ def test_a_short_batch_of_one_case_trains() -> None:
     assert all(t.isfinite().all() for t in network.state_dict().values())
 
 
+STEP = (
+    "must be a multiple of 4 (model.channels has 3 stages, each halves the grid) and above 4, for"
+    " BatchNorm needs more than one voxel at the bottleneck; set it to"
+)
+
+
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("size", "changes", "message"),
     [
-        ({"data": {"img_size": [18, 16]}}, r"multiple of 4.*\[16, 16\]"),
-        ({"data": {"img_size": [4, 4]}}, r"BatchNorm.*\[8, 8\]"),
-        ({"model": {"depths": [1, 1]}}, "must have 3 values"),
-        ({"model": {"kernel_sizes": [3, 4, 5]}}, "odd"),
+        ((18, 16), {}, f"data.img_size (18, 16) {STEP} [16, 16]"),
+        ((16, 23), {}, f"data.img_size (16, 23) {STEP} [16, 24]"),
+        ((4, 4), {}, f"data.img_size (4, 4) {STEP} [8, 8]"),
+        ((8, 8), {"channels": (4,)}, "model.channels needs two stages or more"),
         (
-            {
-                "model": {"channels": [4], "depths": [1], "kernel_sizes": [3]},
-                "data": {"img_size": [8, 8]},
-            },
-            "two stages",
+            (16, 16),
+            {"depths": (1, 1)},
+            "model.depths (1, 1) and model.kernel_sizes (3, 3, 5) must have 3 values, one for each"
+            " of model.channels",
         ),
+        (
+            (16, 16),
+            {"kernel_sizes": (3, 3, 5, 7)},
+            "model.depths (1, 1, 2) and model.kernel_sizes (3, 3, 5, 7) must have 3 values, one for"
+            " each of model.channels",
+        ),
+        ((16, 16), {"kernel_sizes": (3, 4, 5)}, "model.kernel_sizes (3, 4, 5) must be odd"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(change: dict[str, object], word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
-        make(change)
+def test_sizes_that_do_not_fit_are_refused(
+    size: tuple[int, ...], changes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    model = ModelConfig(channels=(4, 6, 8), depths=(1, 1, 2), kernel_sizes=(3, 3, 5))
+    check_sizes(model, (8, 4))
+    check_sizes(replace(model, channels=(4, 6), depths=(1, 1), kernel_sizes=(3, 3)), (4, 2))
+    check_sizes(replace(model, backbone="unet", depths=(), kernel_sizes=(2,)), (8, 8))
+    with pytest.raises(ConfigError) as caught:
+        check_sizes(replace(model, **changes), size)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", ["cmunext", "unet"])
+def test_every_layer_is_the_one_that_the_papers_draw(dims: int, name: str) -> None:
+    """Kind, widths, kernel, padding and groups of each layer in order."""
+    model = ModelConfig(backbone=name, channels=(4, 6, 8), depths=(1, 2, 1), kernel_sizes=(3, 5, 7))
+    network = build_cnn(model, (16,) * dims, 3, 2)
+    found = []
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+            sizes = (layer.in_channels, layer.out_channels, layer.kernel_size[0])
+            found.append((*sizes, layer.padding[0], layer.groups))
+            assert layer.bias is not None and len(set(layer.kernel_size)) == 1 == layer.stride[0]
+        elif isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            found.append(layer.num_features)
+        elif isinstance(layer, (nn.ReLU, nn.GELU)):
+            found.append(type(layer).__name__)
+        elif isinstance(layer, nn.Upsample):
+            found.append(layer.mode)
+    linear = "nearest" if name == "unet" else {2: "bilinear", 3: "trilinear"}[dims]
+
+    def conv(width: int, out: int) -> list[object]:
+        return [(width, out, 3, 1, 1), out, "ReLU"]
+
+    def narrow(width: int, hidden: int, out: int) -> list[object]:
+        return [(width, hidden, 1, 0, 1), "GELU", hidden, (hidden, out, 1, 0, 1), "GELU", out]
+
+    def block(width: int, kernel: int) -> list[object]:
+        deep = [(width, width, kernel, kernel // 2, width), "GELU", width]
+        return [*deep, *narrow(width, 4 * width, width)]
+
+    ups = [linear, *conv(8, 6), linear, *conv(6, 4)]
+    if name == "unet":
+        wanted = [layer for a, b in ((3, 4), (4, 6), (6, 8)) for layer in conv(a, b) + conv(b, b)]
+        fusions = [layer for w in (6, 4) for layer in conv(2 * w, w) + conv(w, w)]
+    else:
+        wanted = [*conv(3, 4), *block(4, 3), *conv(4, 4), *block(4, 5), *block(4, 5), *conv(4, 6)]
+        wanted += [*block(6, 7), *conv(6, 8)]
+        fusions = []
+        for w in (6, 4):
+            fusions += [(2 * w, 2 * w, 3, 1, 2), "GELU", 2 * w, *narrow(2 * w, 4 * w, w)]
+    assert found == [*wanted, *ups, *fusions, (4, 2, 1, 0, 1)]
+    assert network.bottleneck_width == 8

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mvl.core.config import Config, build, merge
+from mvl.core.seeds import draw_seed
 from mvl.models.build import build_system, frozen_sha256, own_state, parameter_counts
 
 SMALL = {
@@ -188,6 +189,11 @@ def test_the_permutation_is_a_function_of_the_seed(make) -> None:
     from mvl.models.vit import patch_order
 
     assert torch.equal(patch_order(8, 0), make(permute_patches=True).vit.order)
+    generator = torch.Generator().manual_seed(draw_seed(5, "patches"))
+    with torch.device("meta"):
+        assert torch.equal(
+            patch_order(64, 5), torch.randperm(64, generator=generator, device="cpu")
+        )
     assert torch.equal(patch_order(64, 5), patch_order(64, 5)) and not torch.equal(
         patch_order(64, 5), patch_order(64, 6)
     )

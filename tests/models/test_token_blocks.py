@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from mvl.core.block_config import TokenBlockConfig
 from mvl.core.config import ConfigError
+from mvl.core.seeds import draw_seed
 from mvl.models.build import frozen_sha256, parameter_counts
 from mvl.models.drawn_weights import REDRAWN, random_layer, redrawn_layer
 from mvl.models.token_blocks import LanguageLayer, build_token_block
@@ -262,19 +263,96 @@ def test_released_positions_are_llm4segs_table(tiny_llama: Path) -> None:
     )
 
 
+LEARNED = " has learned positions, added before its layer 0; its layers have none to switch on"
+
+
 @pytest.mark.parametrize(
-    ("switches", "message"),
+    ("family", "switches", "message"),
     [
-        ({"rotary": True, "released_positions": True}, "exclude each other"),
-        ({"trainable": True, "lora_targets": ("q_proj",)}, "exclude each other"),
-        ({"lora_targets": ("q_proj",), "lora_r": 0}, "lora_r"),
+        (
+            "qwen2",
+            {"rotary": True, "released_positions": True},
+            "rotary and released_positions exclude each other",
+        ),
+        (
+            "qwen2",
+            {"trainable": True, "lora_targets": ("q_proj",)},
+            "trainable and lora_targets exclude each other",
+        ),
+        ("qwen2", {"lora_targets": ("q_proj",), "lora_r": 0}, "lora_r must be at least 1"),
+        ("qwen2", {"words": "a"}, "words are given, but text_guidance is off"),
+        ("bert", {"rotary": True}, f"rotary: bert{LEARNED}"),
+        ("bert", {"released_positions": True}, f"released_positions: bert{LEARNED}"),
+        (
+            "bert",
+            {"final_norm": "loaded"},
+            "final_norm loaded: bert has no final norm; its layer ends in its own",
+        ),
+        (
+            "qwen2",
+            {"kind": "zero", "text_guidance": True},
+            "text_guidance: kind zero reads no words, they would change nothing",
+        ),
+        ("qwen2", {"kind": "attention"}, "kind attention needs the width of a network"),
     ],
 )
 def test_switches_that_contradict_are_refused(
-    tiny_llama: Path, switches: dict[str, object], message: str
+    tiny: Callable[[str], Path], family: str, switches: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_token_block(replace(TokenBlockConfig(source=str(tiny_llama)), **switches), 0)
+    with pytest.raises(ConfigError) as caught:
+        build_token_block(replace(TokenBlockConfig(source=str(tiny(family))), **switches), 0)
+    assert str(caught.value) == f"token_block.{message}"
+
+
+def drawn(*purpose: object) -> torch.Generator:
+    """The generator of a draw for this purpose, from seed 3."""
+    return torch.Generator().manual_seed(draw_seed(3, "token_block", *purpose))
+
+
+@pytest.mark.parametrize("kind", REDRAWN)
+def test_every_redrawn_value_by_hand(kind: str) -> None:
+    """Each tensor from its own name's draw; the final norm's under its own."""
+    layer = {
+        "a.weight": torch.randn(7, 5) * 3 + 1,
+        "a.bias": torch.rand(7),
+        "n.bias": torch.rand(4),
+    }
+    given = LayerWeights(layer, {"weight": torch.rand(6) + 2})
+    made = redrawn_layer(given, kind, 3)
+    for name, old, new in (
+        *((name, old, made.layer[name]) for name, old in layer.items()),
+        ("norm.weight", given.final_norm["weight"], made.final_norm["weight"]),
+    ):
+        generator = drawn(kind, name)
+        if kind == "shuffled":
+            wanted = old.flatten()[torch.randperm(old.numel(), generator=generator)].view_as(old)
+        elif kind == "random_matched":
+            spread = (old - old.mean()).square().mean().sqrt()
+            wanted = torch.randn(old.shape, generator=generator) * spread + old.mean()
+        elif old.ndim == 2:
+            limit = (6 / (7 + 5)) ** 0.5
+            wanted = (2 * torch.rand(old.shape, generator=generator) - 1) * limit
+        else:
+            wanted = torch.zeros(7) if name == "a.bias" else old
+        assert new.dtype == torch.float32 and torch.allclose(new, wanted, atol=1e-5), name
+    half = LayerWeights({"a.weight": torch.randn(5, 4).bfloat16()}, {})
+    assert redrawn_layer(half, "random_matched", 3).layer["a.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("family", "gain"), [("qwen2", 1), ("gemma2", 0), ("bert", 1)])
+def test_every_random_value_by_hand(tiny: Callable[[str], Path], family: str, gain: int) -> None:
+    """One generator for the layer, its tensors in the order of their names."""
+    config, generator = load_config(str(tiny(family))), drawn()
+    made = random_layer(config, 3)
+    for name, tensor in sorted(made.layer.items()):
+        if tensor.ndim == 2:
+            wanted = torch.randn(tensor.shape, generator=generator) * config.initializer_range
+        else:
+            wanted = torch.full(tensor.shape, 0.0 if name.endswith("bias") else float(gain))
+        assert torch.equal(tensor, wanted), name
+    for name, tensor in made.final_norm.items():
+        assert torch.all(tensor == (0 if name.endswith("bias") else gain))
+    assert bool(made.final_norm) is (family != "bert")
 
 
 def test_a_model_can_be_counted_without_its_memory(tiny: Callable[[str], Path]) -> None:

@@ -18,7 +18,26 @@ def test_distances_are_those_to_the_nearest_voxel(
     source, target = rng.random((8, 9, 7)) > 0.9, rng.random((8, 9, 7)) > 0.95
     here, there = np.argwhere(source) * spacing, np.argwhere(target) * spacing
     wanted = np.sqrt(((here[:, None] - there[None]) ** 2).sum(-1)).min(1)
-    assert edge_distances(source, target, spacing) == pytest.approx(wanted, abs=1e-5)
+    found = edge_distances(source, target, spacing)
+    assert found == pytest.approx(wanted, abs=1e-5) and found.dtype == np.float32
+
+
+@pytest.mark.parametrize(("limit", "tree"), [(4, False), (5, True)])
+def test_the_tree_is_for_few_edge_voxels_of_both_masks_together(
+    limit: int, tree: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def distances(*_: object, spacing: list[float]) -> np.ndarray:
+        asked.append(True)
+        return np.zeros(2, np.float32)
+
+    monkeypatch.setattr("mvl.training.edges.MAX_TREE_EDGES", limit)
+    monkeypatch.setattr("mvl.training.edges.get_surface_distance", distances)
+    source, target = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    source[0, :2], target[3, :3] = True, True
+    edge_distances(source, target, [1.0, 1.0])
+    assert bool(asked) is tree
 
 
 def test_the_joint_box_holds_both_masks_and_no_more() -> None:

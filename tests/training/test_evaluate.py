@@ -24,6 +24,7 @@ from mvl.datasets.shapes2d import ensure_shapes
 from mvl.training import evaluate, metrics
 from mvl.training.evaluate import evaluate_store
 from mvl.training.metrics import MetricError, case_metrics, class_masks, mean
+from mvl.training.surface import decathlon_metrics
 
 SCORES = ("dice", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm")
 
@@ -170,46 +171,128 @@ def test_two_dimensions() -> None:
     )
 
 
+SHAPES = "must have one shape, 2-D or 3-D, without empty axes"
+NOT_BOOL = "not bool: threshold or compare it first (soft or integer masks score wrongly)"
+SPACING = "must give one voxel size per axis of (3, 4, 12); read it from the label's affine"
+
+
+def with_shape(*shape: int) -> dict[str, np.ndarray]:
+    """Both masks empty and of one shape."""
+    return dict.fromkeys(("prediction", "label"), np.zeros(shape, bool))
+
+
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
-        ({"prediction": FULL.astype(np.float32)}, "not bool"),
-        ({"label": FULL.astype(np.uint8)}, "not bool"),
-        ({"prediction": FULL.astype(np.float32) * np.nan}, "not bool"),
-        ({"prediction": FULL[:2]}, "one shape"),
-        ({"prediction": FULL[:1]}, "one shape"),
-        ({"spacing_mm": None}, "affine"),
-        ({"spacing_mm": (1.0, 1.0)}, "per axis"),
-        ({"spacing_mm": (1.0, 0.0, 1.0)}, "positive"),
-        ({"spacing_mm": (1.0, math.nan, 1.0)}, "finite"),
-        ({"tolerance_mm": -1.0}, "tolerance"),
-        ({"tolerance_mm": math.nan}, "tolerance"),
+        ({"prediction": FULL.astype(np.float32)}, f"prediction is float32, {NOT_BOOL}"),
+        ({"label": FULL.astype(np.uint8)}, f"label is uint8, {NOT_BOOL}"),
+        ({"prediction": FULL[:2]}, f"prediction (2, 4, 12) and label (3, 4, 12) {SHAPES}"),
+        (with_shape(3), f"prediction (3,) and label (3,) {SHAPES}"),
+        (with_shape(1, 2, 3, 4), f"prediction (1, 2, 3, 4) and label (1, 2, 3, 4) {SHAPES}"),
+        (with_shape(3, 0), f"prediction (3, 0) and label (3, 0) {SHAPES}"),
+        ({"spacing_mm": None}, f"spacing_mm None {SPACING}"),
+        ({"spacing_mm": (1.0, 1.0)}, f"spacing_mm (1.0, 1.0) {SPACING}"),
+        ({"spacing_mm": (1.0, 0.0, 1.0)}, "spacing_mm [1.0, 0.0, 1.0] must be positive and finite"),
+        (
+            {"spacing_mm": (1.0, 1.0, math.inf)},
+            "spacing_mm [1.0, 1.0, inf] must be positive and finite",
+        ),
+        (
+            {"spacing_mm": (1.0, math.nan, 1.0)},
+            "spacing_mm [1.0, nan, 1.0] must be positive and finite",
+        ),
+        ({"tolerance_mm": -1.0}, "tolerance_mm -1.0 must be finite and not negative"),
+        ({"tolerance_mm": math.nan}, "tolerance_mm nan must be finite and not negative"),
+        ({"tolerance_mm": math.inf}, "tolerance_mm inf must be finite and not negative"),
     ],
 )
-def test_refuses_what_it_cannot_score(change: dict, word: str) -> None:
+def test_refuses_what_it_cannot_score(change: dict, message: str) -> None:
     arguments = {
         "prediction": FULL,
         "label": FULL,
         "spacing_mm": (1.0, 1.0, 1.0),
         "tolerance_mm": 1.0,
     }
-    with pytest.raises(MetricError, match=word):
+    with pytest.raises(MetricError) as caught:
         case_metrics(**(arguments | change))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 12), (5, 7)])
+def test_a_row_holds_every_measure_and_what_it_was_measured_with(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    prediction, label = rng.random(shape) < 0.3, rng.random(shape) < 0.5
+    spacing = [0.7, 1.1, 2.0][: len(shape)]
+    row = case_metrics(prediction, label, np.array(spacing), 1.0)
+    tp, fp, fn = (
+        (prediction & label).sum(),
+        (prediction & ~label).sum(),
+        (~prediction & label).sum(),
+    )
+    tn = label.size - tp - fp - fn
+    nsd, hd95 = second_opinion(prediction, label, tuple(spacing), 1.0)
+    wanted = {
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "jaccard": tp / (tp + fp + fn),
+        "sensitivity": tp / (tp + fn),
+        "specificity": tn / (tn + fp),
+        "nsd": nsd,
+        "hd95_mm": hd95,
+        **decathlon_metrics(prediction, label, spacing, 1.0),
+        "nsd_tolerance_mm": 1.0,
+        "voxels_label": tp + fn,
+        "voxels_prediction": tp + fp,
+    }
+    assert row.pop("status") == "ok"
+    assert row == pytest.approx(wanted, abs=1e-5) and set(row) == set(wanted)
+    assert metrics.dice(prediction, label) == pytest.approx(wanted["dice"], abs=1e-12)
+    assert metrics.confusion(prediction, label) == [tp, fp, tn, fn]
+
+
+def test_dice_of_empty_masks_and_of_what_is_no_mask() -> None:
+    for pair, wanted in (((EMPTY, EMPTY), 1), ((FULL, EMPTY), 0), ((EMPTY, FULL), 0)):
+        assert metrics.dice(*pair) == wanted
+    for pair, found in (
+        ((FULL, FULL[:2]), "bool (3, 4, 12) and bool (2, 4, 12)"),
+        ((FULL * 1.0, FULL), "float64 (3, 4, 12) and bool (3, 4, 12)"),
+        ((FULL, FULL * 1.0), "bool (3, 4, 12) and float64 (3, 4, 12)"),
+    ):
+        with pytest.raises(MetricError) as caught:
+            metrics.dice(*pair)
+        assert str(caught.value) == f"dice needs two boolean masks of one shape, got {found}"
+
+
+def test_label_masks_are_the_values_asked_for_or_the_whole_foreground() -> None:
+    masks = metrics.label_masks(np.array([0, 1, 2, 3]), {"front": 1, "all": None, "back": 3})
+    assert [mask.tolist() for mask in masks] == [
+        [False, True, False, False],
+        [False, True, True, True],
+        [False, False, False, True],
+    ]
 
 
 def test_class_masks() -> None:
     assert class_masks(np.array([[0.2, 0.5, 0.6]], np.float32))[0].tolist() == [False, False, True]
     several = class_masks(np.array([[0.5, 0.2, 0.1], [0.3, 0.6, 0.1], [0.2, 0.2, 0.8]], np.float32))
     assert [m.tolist() for m in several] == [[False, True, False], [False, False, True]]
-    with pytest.raises(MetricError, match="not finite"):
-        class_masks(np.array([[0.2, np.nan]], np.float32))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(MetricError) as caught:
+            class_masks(np.array([[0.2, bad]], np.float32))
+        assert str(caught.value) == (
+            "prediction holds values that are not finite; the run has diverged or its weights are"
+            " damaged"
+        )
 
 
 def test_mean_refuses_nan_and_nothing() -> None:
     assert mean([0.1] * 10) == 0.1
-    for bad in ([0.5, math.nan], [math.inf], []):
-        with pytest.raises(MetricError):
+    assert mean([1e16, 1.0, -1e16]) == 1 / 3
+    for bad, odd in (([0.5, math.nan], 1), ([math.inf], 1), ([math.nan] * 3, 3), ([], 0)):
+        with pytest.raises(MetricError) as caught:
             mean(bad)
+        assert str(caught.value) == (
+            f"cannot average {len(bad)} values of which {odd} are not finite"
+        )
 
 
 def test_cost_of_a_large_case() -> None:

@@ -132,6 +132,9 @@ def test_a_percentile_of_equal_areas_is_the_distance_that_reaches_it(share: floa
     assert weighted_percentile(distances[order], np.full(100, 0.3), share) == pytest.approx(
         100 * share, abs=1
     )
+    quarters = np.array([0.25, 0.25, 0.25, 0.25])
+    for wanted, part in ((7.0, 0.5), (7.5, 0.51), (9.0, 1.0), (9.0, 1.0 + 1e-9), (5.0, 0.0)):
+        assert weighted_percentile(np.array([9.0, 7.0, 5.0, 7.5]), 2 * quarters, part) == wanted
     assert weighted_percentile(np.array([1.0, 9.0]), np.array([1.0, 99.0]), 0.5) == 9
     assert weighted_percentile(np.array([9.0, 1.0]), np.array([1.0, 99.0]), 0.95) == 1
 

@@ -35,7 +35,16 @@ document.addEventListener("DOMContentLoaded", () => {
     const scrolls = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX !== "visible";
     if (scrolls) { box.tabIndex = 0; } else { box.removeAttribute("tabindex"); }
   });
+  // A figure that is wider than the screen says so, since a phone shows no scroll bar.
+  const figures = document.querySelectorAll(".mvl-numbered");
+  const hint = () => figures.forEach((figure) => {
+    const box = figure.querySelector(".mvl-figure");
+    figure.classList.toggle("wide", box !== null && box.scrollWidth > box.clientWidth + 4);
+  });
   reach();
+  hint();
+  addEventListener("resize", hint);
+  addEventListener("load", hint);
   addEventListener("resize", reach);
   addEventListener("load", reach);
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mvl.core.run_folder import records_dir
 from mvl.evidence import run_pairs, stats
-from mvl.evidence.decision import MARGIN, PICTURES
+from mvl.evidence.decision import EQUIVALENT, LOWER, MARGIN, PICTURES, decided
 from mvl.evidence.topics import CNN, LLM4SEG
 from mvl.study.grid import load_study, run_keys
 from mvl.study.tables import read_cases, read_runs
@@ -37,6 +38,8 @@ V1, V1_HYBRID, V1_FUSION, V1_NOBLOCK = (
 PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
 USES_POINTS = 1.0
 "A network uses its block when an intervention costs it so many Dice points (book/protocol_2.md)."
+UNUSED = "unused"
+"The protocol's word, in place of an equivalence, for a layer that training switched off."
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,18 @@ def differences(question: Question, results: Path) -> pd.DataFrame:
     columns = [*stats.table([]).columns, "hole"]
     table = pd.DataFrame(rows, columns=columns).assign(study=question.study, margin=question.margin)
     return stats.adjust(table)
+
+
+def outcome(row: dict[Any, Any], results: Path) -> str:
+    """Return what is said of a difference: the rule's word, or the protocol's word for a hybrid
+    that is not better than the ViT alone and does not use its layer."""
+    word = decided(row)
+    whole = row["fraction"] == 1.0 and (row["system"], row["reference"]) == (HYBRID, VIT)
+    if whole and word.word in (EQUIVALENT, LOWER):
+        rows = use_of_block(row["study"], results)
+        if len(rows) and not any(uses(rows[rows["system"] == HYBRID])):
+            return UNUSED
+    return str(word)
 
 
 def use_of_block(study: str, results: Path) -> pd.DataFrame:

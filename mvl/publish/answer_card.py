@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mvl.core.run_folder import records_dir
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.decision import EQUIVALENT, verdict
 from mvl.evidence.differences import OVERLAPS, differences
 from mvl.evidence.learning_rates import brief
 from mvl.evidence.topics import TOPICS
+from mvl.publish import second_study_page
 from mvl.publish.chapter_page import means, sentence
 
 HOLE = "not yet recorded"
@@ -40,6 +42,15 @@ def card(chapter: Chapter, about: str = "") -> str:
     if any(word.startswith(EQUIVALENT) for word in groups):
         lines += ["", brief(chapter.results_dir, chapter.study)]
     return "\n".join([head, "", *lines]).rstrip()
+
+
+def of_second_study(chapter: Chapter) -> str:
+    """Return what the second study says of a chapter of the first, from the committed records;
+    nothing for another study's chapter."""
+    if chapter.study != "hippocampus":
+        return ""
+    said = second_study_page.sentence(records_dir(), "../second_study.md")
+    return f"**The second study**, which can see a block that matters. {said}" if said else ""
 
 
 def _by_verdict(rows: list[dict[str, Any]], metric: str) -> dict[str, list[dict[str, Any]]]:

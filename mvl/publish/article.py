@@ -76,6 +76,7 @@ thead th { border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--in
 .mvl-figure svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 html[data-theme="dark"] .mvl-figure:not(.pictures) svg { filter: invert(1) hue-rotate(180deg); }
 .mvl-figure:focus-visible, .scroll:focus-visible { outline: 2px solid var(--link); }
+.mvl-caption { display: none; }  /* the article has captions of its own */
 @media print {
   nav, .mvl-pdf { display: none; }
   body { font-size: 9.6pt; line-height: 1.38; }

@@ -177,7 +177,7 @@ def table(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
 
 def use(entry: Entry, results: Path) -> str:
     """What silencing and disturbing the layer costs the claim's first system, in Dice points."""
-    if not entry.claim.contrasts:
+    if not entry.claim.contrasts or not (entry.verdict and entry.verdict.runs):
         return ""
     return second_study.use_in_numbers(entry.study, entry.claim.contrasts[0][0], results)
 

@@ -55,9 +55,9 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "control": control(tables),
             "table": second_study_table.summary_table(tables, results),
             "gain": second_study_table.gain_to_see(tables, results),
-            "answer": answer(tables),
+            "answer": answer(tables, results),
             "described": described(recorded, results),
-            "contrasts": "\n\n".join(contrast_table(*item) for item in tables.items()),
+            "contrasts": "\n\n".join(contrast_table(*item, results) for item in tables.items()),
             "use": "\n\n".join(use_table(study, rows) for study, rows in shown.items()),
             "progress": progress_table(results),
             "figure": bool(shown),
@@ -68,17 +68,16 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
 def sentence(results: Path, page: str = "book/second_study.md") -> str:
     """Return the answer of each regime that is complete in a sentence, with a link to the page;
     empty before one is."""
-    said = " ".join(
-        text
-        for words, study in REGIMES.items()
-        if study in second_study.recorded_studies(results)
-        and (text := _of_regime(words, study, results))
-    )
-    return f"{said} ([Second study]({page}).)" if said else ""
+    said: list[str] = []
+    for words, study in REGIMES.items():
+        if study in second_study.recorded_studies(results):
+            said += filter(None, [_of_regime(words, study, results, again=bool(said))])
+    return f"{' '.join(said)} ([Second study]({page}).)" if said else ""
 
 
-def _of_regime(words: str, study: str, results: Path) -> str:
-    """Return a regime's answer; empty before its runs are complete."""
+def _of_regime(words: str, study: str, results: Path, again: bool) -> str:
+    """Return a regime's answer, shorter where another one stands before it; empty before its runs
+    are complete."""
     help_, pretraining = [question for question in QUESTIONS if question.study == study][:2]
     gain = second_study.differences(help_, results).iloc[0].to_dict()
     controls = second_study.differences(pretraining, results).to_dict("records")
@@ -89,12 +88,20 @@ def _of_regime(words: str, study: str, results: Path) -> str:
     used = second_study.use_of_block(study, results)
     hybrid = used[used["system"] == gain["system"]]
     said = meaning(decided(gain).word, verdicts, *second_study.uses(hybrid))
+    word = second_study.outcome(gain, results)
+    protocol = f" The protocol's words for such an outcome: *{said}*" if said else ""
+    if again:
+        return (
+            f"{words}, the same two differences are **{in_points(gain)}** ({word}) and"
+            f" **{in_points(shuffled)}** ({decided(shuffled)}); the hybrid {use_in_words(hybrid)}."
+            + protocol
+        )
     return (
         f"{words}, on hippocampus scans split by person, MedVisionLlama's ViT with one frozen"
         f" layer of SmolLM2-135M differs from the same ViT alone by **{in_points(gain)} Dice"
-        f" points** ({decided(gain)}), and from the same network with the layer's weights shuffled"
+        f" points** ({word}), and from the same network with the layer's weights shuffled"
         f" by **{in_points(shuffled)}** ({decided(shuffled)}). The hybrid {use_in_words(hybrid)}."
-        + (f" The protocol's words for such an outcome: *{said}*" if said else "")
+        + protocol
     )
 
 
@@ -161,14 +168,14 @@ def in_points(row: dict[Any, Any]) -> str:
     return f"{mid} [{low}, {high}]"
 
 
-def answer(tables: dict[Question, pd.DataFrame]) -> str:
+def answer(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     """Return one sentence a decided contrast, in the protocol's order."""
     said = []
     for question, table in tables.items():
         for row in table.to_dict("records"):
             if row["hole"] or not row["complete"]:
                 continue
-            word = decided(row).word
+            word = second_study.outcome(row, results)
             within = f" within {100 * MARGIN:g} Dice point" if word == EQUIVALENT else ""
             name = minus(row["system"], row["reference"]).replace("\n", " ")
             where = load_study(question.study).title
@@ -176,7 +183,7 @@ def answer(tables: dict[Question, pd.DataFrame]) -> str:
     return "\n".join(said) or "No contrast of the second study is complete yet."
 
 
-def contrast_table(question: Question, table: pd.DataFrame) -> str:
+def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> str:
     """Return a question's family as Markdown: difference, tests, verdict and pairs of runs."""
     lines = [
         f"**{question.words}** ({load_study(question.study).title})",
@@ -193,7 +200,7 @@ def contrast_table(question: Question, table: pd.DataFrame) -> str:
         tests = (
             f"{row[key]:.2g}" if row[key] == row[key] else "" for key in ("p_holm", "p_equivalence")
         )
-        found = decided(row)
+        found = second_study.outcome(row, results)
         lines.append(f"| {name} | {in_points(row)} | {' | '.join(tests)} | {found} | {pairs} |")
     return "\n".join(lines)
 

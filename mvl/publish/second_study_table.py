@@ -13,13 +13,12 @@ from mvl.evidence import second_study
 from mvl.evidence.arms import title
 from mvl.evidence.claims_ledger import load_claims
 from mvl.evidence.claims_power import sd_behind
-from mvl.evidence.decision import decided
 from mvl.evidence.power import detectable
 from mvl.evidence.second_study import HYBRID, VIT, Question
 from mvl.study.grid import load_study
 from mvl.study.tables import read_runs
 
-OPEN = "not run yet"
+OPEN = "incomplete"
 "What stands in a cell whose planned runs are not all done."
 
 
@@ -42,7 +41,7 @@ def summary_table(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     arms = list(dict.fromkeys(arm for rows in columns.values() for arm in rows))
     heads = [_head(*place) for place in columns]
     body = [
-        [f"minus {title(arm)}", *(_cell(rows.get(arm)) for rows in columns.values())]
+        [f"minus {title(arm)}", *(_cell(rows.get(arm), results) for rows in columns.values())]
         for arm in arms
     ]
     body.append(["use of the layer", *(_use(*place, results) for place in columns)])
@@ -56,7 +55,7 @@ def _head(study: str, fraction: float) -> str:
     return f"{load_study(study).title}{share}"
 
 
-def _cell(row: dict[Any, Any] | None) -> str:
+def _cell(row: dict[Any, Any] | None, results: Path) -> str:
     """Return a difference in Dice points with its interval and word; nothing where none is
     planned."""
     if row is None:
@@ -64,7 +63,7 @@ def _cell(row: dict[Any, Any] | None) -> str:
     if not row["complete"]:
         return OPEN
     middle, low, high = (f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high"))
-    return f"{middle} [{low}, {high}] {decided(row)}"
+    return f"{middle} [{low}, {high}] {second_study.outcome(row, results)}"
 
 
 def _use(study: str, fraction: float, results: Path) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from mvl.core.config import ROOT
 from mvl.evidence import differences
 from mvl.evidence.chapter import Chapter, open_chapter
-from mvl.publish import answer_card
+from mvl.publish import answer_card, second_study_page
 
 RECORDS = ROOT / "data" / "results"
 
@@ -68,3 +70,9 @@ def test_a_chapter_without_differences_gives_its_mean_or_its_claims() -> None:
     maps = open_chapter("qualitative", "hippocampus", RECORDS)
     text = answer_card.of_claims(maps, "08_qualitative")
     assert text.count("\n- ") == 3 and "Smoother masks: **" in text
+
+
+def test_the_first_studys_chapter_says_what_the_second_study_found(hybrid: Chapter) -> None:
+    said = answer_card.of_second_study(hybrid)
+    assert second_study_page.sentence(RECORDS, "../second_study.md") in said
+    assert answer_card.of_second_study(replace(hybrid, study="quick")) == ""

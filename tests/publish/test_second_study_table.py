@@ -120,6 +120,9 @@ def test_each_difference_is_that_of_the_runs(label, column):
     expected = [folds.mean(), folds.mean() - reach, folds.mean() + reach]
     assert [float(n) for n in re.findall(NUMBER, cell)] == pytest.approx(expected, abs=0.00501)
     one_sided = (1 - abs(folds.mean())) / spread(folds)
+    if label == f"minus {title('vit_baseline')}" and fraction == 1.0:
+        loses = [-usage(study, what) for what in ("zero", "shuffled_tokens", "shuffled_weights")]
+        assert cell.endswith("unused") == (max(loses) < 1 and not cell.endswith("higher"))
     if "equivalent" in cell:
         assert stats.t.sf(one_sided, len(folds) - 1) < 0.05
     if cell.endswith(("higher", "lower")):

@@ -51,7 +51,7 @@ setup: $(WEIGHTS) ## make .venv with the pinned versions and get the pretrained 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one by PYTHON=python3.x")'
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { echo "[setup] making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "[setup] installing the pinned packages (1.5 GB on disk with a CPU build of torch; 1 to 4 minutes)"
+	@echo "[setup] installing the pinned packages (2 GB on disk with a CPU build of torch; 1 to 4 minutes)"
 	@set -o pipefail; PYTHONUNBUFFERED=1 $(VENV)/bin/python -m pip install --no-compile --progress-bar off $(TORCH_INDEX:%=--extra-index-url %) \
 	    -c constraints.txt -e '.[all]' 2>&1 | tee $(VENV)/install.log | grep --line-buffered -oE '$(SHOWN)' \
 	    || { tail -n 20 $(VENV)/install.log; echo "[setup] pip failed; see $(VENV)/install.log, then make setup goes on from here"; exit 1; }

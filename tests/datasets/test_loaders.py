@@ -14,6 +14,7 @@ import torch
 from mvl.core.config import Config, DataConfig, TrainConfig
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.loaders import epoch_order, steps_per_epoch, training_loader
+from mvl.datasets.new_scans import nifti_like
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.task import TaskError
 
@@ -82,9 +83,9 @@ def test_way_back_keeps_every_class_apart(toy):
     assert np.allclose(back.sum(0), 1, atol=1e-4)
 
 
-def test_saved_prediction_has_the_scans_geometry_and_nothing_else(toy, tmp_path):
-    store = store_of(toy)
-    path = store.save_native(0, store.native(0).label, tmp_path / "p.nii.gz")
+def test_a_mask_that_is_written_has_the_scans_geometry_and_nothing_else(toy, tmp_path):
+    store, path = store_of(toy), tmp_path / "p.nii.gz"
+    path.write_bytes(nifti_like(store.native(0).label, store.cases[0].image))
     saved, source = nibabel.load(path), nibabel.load(store.cases[0].label)
     assert np.array_equal(saved.affine, source.affine) and np.array_equal(
         saved.dataobj, source.dataobj

@@ -211,6 +211,10 @@ def row_G2(
         "inline_figures.py",
         "records_archive.py",
         "rerun_page.py",
+        "page_figures.py",
+        "glossary_links.py",
+        "article.py",
+        "article_jats.py",
     }
     others = {
         "files.py": "atomic_write itself",

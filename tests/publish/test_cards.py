@@ -103,6 +103,7 @@ def test_pages_ask_for_no_other_fact():
         "tasks",
         "runs_page",
         "rounding",
+        "figure_splits",
     }
     for name in ("model_card", "data_card", "cite"):
         asked = set(re.findall(r"{{ (\w+)", (ROOT / "book" / f"{name}.md").read_text()))

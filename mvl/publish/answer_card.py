@@ -49,7 +49,7 @@ def of_second_study(chapter: Chapter) -> str:
     nothing for another study's chapter."""
     if chapter.study != "hippocampus":
         return ""
-    said = second_study_page.sentence(records_dir(), "../second_study.md")
+    said = second_study_page.sentence(records_dir(), "../second_study.html")
     return f"**The second study**, which can see a block that matters. {said}" if said else ""
 
 

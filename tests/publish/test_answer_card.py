@@ -74,5 +74,5 @@ def test_a_chapter_without_differences_gives_its_mean_or_its_claims() -> None:
 
 def test_the_first_studys_chapter_says_what_the_second_study_found(hybrid: Chapter) -> None:
     said = answer_card.of_second_study(hybrid)
-    assert second_study_page.sentence(RECORDS, "../second_study.md") in said
+    assert second_study_page.sentence(RECORDS, "../second_study.html") in said
     assert answer_card.of_second_study(replace(hybrid, study="quick")) == ""

@@ -34,25 +34,19 @@ def reported_and_measured(entries: Sequence[Entry]) -> Figure:
     rows = [(entry, found) for entry, found in rows if found]
     if not rows:
         return hole("no claim of a gain has a measured difference")
-    heights = [1.1 + 0.62 * len(found) for _, found in rows]
-    figure = Figure(figsize=(8.4, 0.42 * sum(heights) + 0.9), layout="constrained")
+    heights = [1.5 + len(found) for _, found in rows]
+    # words above their marks, not beside them: so narrow that a phone shows all of it
+    figure = Figure(figsize=(4.9, 0.36 * sum(heights) + 1.1), layout="constrained")
     axis = figure.subplots()
-    axis.axvspan(-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS, color="#8C959F", alpha=0.22, linewidth=0)
-    axis.axvline(0, color=MUTED, linewidth=1)
-    labels: list[tuple[float, str, str]] = []
     y = 0.0
     for (entry, found), height in zip(rows, heights, strict=True):
-        labels += _claim(axis, y, entry, found)
+        _claim(axis, y, entry, found)
         y += height
-    axis.set_yticks([place for place, _, _ in labels], [words for _, words, _ in labels])
-    for tick, (_, _, ink) in zip(axis.get_yticklabels(), labels, strict=True):
-        tick.set(color=ink, fontsize=10 if ink == INK else 9)
-        tick.set_fontweight("bold" if ink == INK else "normal")
-    axis.tick_params(axis="y", length=0)
-    axis.set(ylim=(y, -0.5), xlim=(-9, 14.5))
-    axis.set_xlabel("points of Dice or IoU over the reference (grey: within 1)")
+    axis.set_yticks([])
+    axis.set(ylim=(y - 0.6, -0.9), xlim=(-9, 14.5))
+    axis.set_xlabel("points of Dice or IoU over the reference\n(grey: within 1)")
     axis.spines["left"].set_visible(False)
-    axis.yaxis.grid(False)
+    axis.grid(False)
     key = (
         "Empty diamond: the gain that the paper reports. Upright bar: the same share of the room"
         " that our baseline leaves. Filled marks: measured here, with 95 % intervals; empty ones"
@@ -68,32 +62,40 @@ def _measured(entry: Entry) -> list[tuple[str, Found]]:
     return [(study, found) for study, found in firsts if found.n_runs]
 
 
-def _claim(
-    axis: Axes, y: float, entry: Entry, found: list[tuple[str, Found]]
-) -> list[tuple[float, str, str]]:
-    """Draw one claim from y on; return the place, words and colour of its labels."""
+def _claim(axis: Axes, y: float, entry: Entry, found: list[tuple[str, Found]]) -> None:
+    """Draw one claim from y on: what is reported, then a row for each study."""
     version = {"P1-v1": "version 1: ", "P2": "LLM4Seg: "}.get(entry.claim.paper, "")
-    labels = [(y, f"{version}{entry.claim.short}", INK)]
+    _words(axis, y, f"{version}{entry.claim.short}", color=INK, weight="bold")
     numbers = reported_numbers(entry.claim) if entry.claim.size == "error" else []
     if len(numbers) == 2:
         gain = 100 * (numbers[0] - numbers[1])
         axis.plot(gain, y, marker="D", ms=7, mfc="none", mec=WARN, mew=1.6, ls="")
-        axis.text(gain + 0.4, y, f"{gain:+.0f} reported", va="center", fontsize=9, color=WARN)
+        words = f"{gain:+.0f} reported"
+        axis.text(gain - 0.7, y, words, va="center", ha="right", fontsize=9, color=WARN)
     for place, (study, one) in enumerate(found):
-        level = y + 0.62 * (place + 1)
+        level = y + place + 1
         ink, mark = LOOKS.get(study, FIRST)
         scale = UNITS[one.metric][0]
         low, middle, high = (scale * v for v in (one.low, one.difference, one.high))
-        axis.plot([low, high], [level, level], color=ink, lw=2)
         words = f"{load_study(study).title}: {middle:+.2f} [{low:+.2f}, {high:+.2f}]"
         interim = one.n_runs < one.n_planned
         if interim:
             words = f"{one.n_runs} of {one.n_planned} pairs, {words}"
         if one.decision(entry.claim.margin).word == WITHDRAWN:
             words = f"withdrawn, {words}"
-        labels.append((level, words, ink))
+        _words(axis, level, words, color=ink)
+        # the band and zero beside the marks alone: across the plot they would cross the words
+        band = (-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS)
+        axis.fill_betweenx([level - 0.2, level + 0.2], *band, color="#8C959F", alpha=0.3, lw=0)
+        axis.vlines(0, level - 0.2, level + 0.2, color=MUTED, linewidth=1)
+        axis.plot([low, high], [level, level], color=ink, lw=2)
         axis.plot(middle, level, marker=mark, color=ink, ms=6.5, mfc="none" if interim else ink)
         if len(numbers) == 2:
             room = scale * entry.claim.reported_gain * (1 - one.base)
             axis.plot([room, room], [level - 0.22, level + 0.22], color=WARN, lw=1.6)
-    return labels
+
+
+def _words(axis: Axes, level: float, words: str, **look: str) -> None:
+    """Write above a row, from the axis' left end."""
+    place = axis.get_yaxis_transform()
+    axis.text(0, level - 0.27, words, va="bottom", fontsize=9, transform=place, **look)

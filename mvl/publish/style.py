@@ -100,16 +100,17 @@ def finish(
 
     key: what lines and marks mean; alone, it is no warning and is written in grey.
     """
+    width = min(84, round(13 * figure.get_figwidth()))  # letters that fit beside one another
     notes = [*filter(None, [caveat(tasks)]), *caveats]
     notes += (
-        textwrap.wrap("not yet recorded: " + "; ".join(holes), 84, break_on_hyphens=False)
+        textwrap.wrap("not yet recorded: " + "; ".join(holes), width, break_on_hyphens=False)
         if holes
         else []
     )
     if notes or key:
         look = {"color": WARN, "style": "italic"} if notes else {"color": MUTED}
         figure.supxlabel(
-            "\n".join([*textwrap.wrap(key, 84), *notes]), x=0.01, ha="left", fontsize=9.5, **look
+            "\n".join([*textwrap.wrap(key, width), *notes]), x=0.01, ha="left", fontsize=9.5, **look
         )
     return figure
 

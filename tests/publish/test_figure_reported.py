@@ -39,7 +39,7 @@ def test_reported_and_measured_stand_at_their_numbers():
     )
     axis = figure_reported.reported_and_measured([gain, old]).axes[0]
     assert marks(axis) == {13.0, -2.0, 3.0, 5.0, -2.5}, "0.87 - 0.74 and 0.79 - 0.74, and ours"
-    words = [label.get_text() for label in axis.get_yticklabels()]
+    words = [text.get_text() for text in axis.texts]
     assert "Hippocampus by person, as published: -2.00 [-3.00, -1.00]" in words
     assert any(word.startswith(WITHDRAWN) for word in words)
     bars = [line for line in axis.get_lines() if list(np.unique(line.get_xdata()).round(2)) == [10]]
@@ -50,7 +50,7 @@ def test_an_interim_difference_says_how_many_pairs_it_has():
     half = replace(found(-0.02, "hippocampus2_tuned"), n_planned=10)
     claim = entry("mean_dice", ("hippocampus2_tuned", half))
     axis = figure_reported.reported_and_measured([claim]).axes[0]
-    assert any("3 of 10 pairs, " in label.get_text() for label in axis.get_yticklabels())
+    assert any("3 of 10 pairs, " in text.get_text() for text in axis.texts)
 
 
 def test_a_claim_without_a_measured_difference_is_left_out_and_none_is_a_hole():

@@ -268,8 +268,7 @@ def training_order(
         key=lambda unit: draw_seed(seed, "train", task_name, fold, unit[0]),
     )
     for unit in drawn:
-        kinds = Counter(map(kind_of, unit))
-        kind = max(kinds, key=kinds.__getitem__)
+        kind = Counter(map(kind_of, unit)).most_common(1)[0][0]
         places.append(((seen[kind] + len(unit) / 2) / total[kind], unit))
         seen[kind] += len(unit)
     return [case for _, unit in sorted(places, key=lambda place: place[0]) for case in unit]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mvl.core import run_folder
+from mvl.core.config import ROOT
 from mvl.evidence import claims_ledger
 from mvl.evidence.claims_evidence import Found
 from mvl.evidence.claims_ledger import Entry, load_claims
@@ -150,3 +151,15 @@ def test_what_other_studies_say_and_what_would_decide_stand_in_the_section():
     published = replace(one, study="hippocampus2_published")
     assert claims_page.use(published, run_folder.records_dir()).startswith("h = 0: -0.60; tokens")
     assert claims_page.use(one, run_folder.records_dir()) == "", "the first study recorded no use"
+
+
+def test_the_use_of_the_layer_stands_beside_runs_alone():
+    [claim] = [claim for claim in LEDGER if claim.id == "mean_dice"]
+    records = ROOT / "data" / "results"
+    judged = claims_ledger.judge(
+        claim, claims_ledger.read_evidence("hippocampus2_published", records)
+    )
+    entry = Entry(claim, "hippocampus2_published", judged)
+    assert claims_page.use(entry, records).startswith("h = 0: -")
+    without = replace(entry, verdict=replace(judged, runs=()))
+    assert claims_page.use(without, records) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ def _claim(axis: Axes, y: float, entry: Entry, found: list[tuple[str, Found]]) -
             axis.plot([room, room], [level - 0.22, level + 0.22], color=WARN, lw=1.6)
 
 
-def _words(axis: Axes, level: float, words: str, **look: str) -> None:
+def _words(axis: Axes, level: float, words: str, **look: Any) -> None:
     """Write above a row, from the axis' left end."""
     place = axis.get_yaxis_transform()
     axis.text(0, level - 0.27, words, va="bottom", fontsize=9, transform=place, **look)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LAYER_KINDS = ("pretrained", "random", "random_matched", "shuffled", "xavier")
+LAYER_KINDS = ("pretrained", "random", "random_matched", "rounded", "shuffled", "xavier")
 "Kinds that are one layer of a language model, whatever its values."
 NATIVE_KINDS = ("attention", "transformer")
 "Kinds that are trained at the network's own width; they have no mappers around them."
@@ -22,8 +22,9 @@ class TokenBlockConfig:
 
     kind: str = "pretrained"
     """pretrained: layer of source; random: the same layer before its training; random_matched:
-    normal with each pretrained tensor's mean and variance; shuffled: pretrained values permuted
-    within each tensor; xavier: linear maps Xavier, norms pretrained, as LLM4Seg's --need_init;
+    normal with each pretrained tensor's mean and variance; rounded: pretrained matrices rounded to
+    4 bits and back; shuffled: pretrained values permuted within each tensor; xavier: linear maps
+    Xavier, norms pretrained, as LLM4Seg's --need_init;
     attention: one trained attention layer and transformer: one trained ViT block, both at the
     network's own width, without mappers; norm (mlp in old records): GELU and a norm, no weights;
     noise: random tokens of the pretrained block's size, drawn anew in every pass; zero: the

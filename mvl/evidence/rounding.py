@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mvl.core import files
 from mvl.core.config import ROOT
+from mvl.models.drawn_weights import round_q4_1
 from mvl.weights import gguf_source, sources
 from mvl.weights.gguf_source import Gguf
 
@@ -29,24 +30,16 @@ SOURCE = "smollm2-135m"
 RECORD, TEXT = ROOT / "data" / "rounding.json", ROOT / "data" / "rounding.txt"
 TEXT_SOURCE = "Charles Darwin, On the Origin of Species (1859), Introduction, its beginning"
 "Public domain; dashes are written as commas in the file."
-BLOCK, LEVELS = 32, 15
-"Values that share a step in Q4_1, and steps from the smallest to the largest of them."
 SEED = 0
 
 
-def round_q4_1(matrix: Tensor) -> Tensor:
+def rounded_again(matrix: Tensor) -> Tensor:
     """Rounds a matrix (rows, columns) to Q4_1 and back, with blocks that run down its columns.
 
     Blocks along the rows are those of the file. Rounding along them again changes nothing, because
     smallest value and step are found again; a block down a column has values of 32 such blocks.
     """
-    blocks = matrix.T.reshape(matrix.shape[1], -1, BLOCK)
-    low = blocks.amin(-1, keepdim=True)
-    step = ((blocks.amax(-1, keepdim=True) - low) / LEVELS).half().float()
-    low = low.half().float()
-    # A block of equal values has step 0; any other step gives back the smallest value there.
-    level = ((blocks - low) / step.where(step > 0, 1.0)).round().clamp(0, LEVELS)
-    return (level * step + low).reshape(matrix.T.shape).T.contiguous()
+    return round_q4_1(matrix.T).T.contiguous()
 
 
 def steps_of(packed: Any) -> Tensor:
@@ -72,7 +65,7 @@ def relative_errors(path: Path, layer: int) -> dict[str, dict[str, float]]:
         steps = steps_of(stored[f"blk.{layer % count}.{theirs}.weight"].data)
         out[ours] = {
             "from_steps": rms(steps) / math.sqrt(12) / size,
-            "second": rms(round_q4_1(weight) - weight) / size,
+            "second": rms(rounded_again(weight) - weight) / size,
         }
     return out
 
@@ -137,7 +130,7 @@ def losses(path: Path) -> dict[str, float]:
     found = {"as published": next_token_loss(model, tokens), "tokens": float(tokens.numel())}
     published = {name: value.clone() for name, value in model.state_dict().items()}
     for name, change in (
-        ("rounded once more", round_q4_1),
+        ("rounded once more", rounded_again),
         ("shuffled", shuffled),
         ("random", drawn),
     ):

@@ -19,7 +19,7 @@ from mvl.study.tables import read_cases, read_runs
 from mvl.training.usage import FILE, read_usage
 
 VIT, HYBRID = "vit_baseline", "medvisionllama_v3"
-SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16 = (
+SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16, MINILM, MINILM_ROUNDED = (
     f"{HYBRID}_{name}"
     for name in (
         "shuffled",
@@ -30,6 +30,8 @@ SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16 = (
         "noise",
         "linear",
         "r16",
+        "minilm",
+        "minilm_rounded",
     )
 )
 V1, V1_HYBRID, V1_FUSION, V1_NOBLOCK = (
@@ -121,6 +123,7 @@ DESCRIBED = (
         "Described, without a verdict",
         ((NORM, IDENTITY), (NORM, HYBRID), (NOISE, IDENTITY)),
     ),
+    Question(PUBLISHED, "Does the file's 4-bit rounding matter?", ((MINILM_ROUNDED, MINILM),)),
     *(
         Question(study, "Described, without a verdict", ((system, VIT),))
         for study, system in (

@@ -1,5 +1,5 @@
 """Weights of a language model's layer that are drawn: as before its training, or the pretrained
-tensors with other values.
+tensors with other values, drawn or rounded.
 
 Every draw is made on the CPU and is a function of the seed, so that it is the same on every device.
 """
@@ -17,6 +17,8 @@ from mvl.weights.layer_check import LayerWeights, expected_shapes, norm_shapes
 
 REDRAWN = ("random_matched", "shuffled", "xavier")
 "Kinds that start from the pretrained tensors and replace their values."
+BLOCK, LEVELS = 32, 15
+"Values that share a step in Q4_1, and steps from the smallest to the largest of them."
 
 
 def make_weights(block: TokenBlockConfig, config: PreTrainedConfig, seed: int) -> LayerWeights:
@@ -24,6 +26,8 @@ def make_weights(block: TokenBlockConfig, config: PreTrainedConfig, seed: int) -
     if block.kind == "random":
         return random_layer(config, seed)
     weights = sources.load_layer(block.source, block.layer)
+    if block.kind == "rounded":
+        return rounded_layer(weights)
     return redrawn_layer(weights, block.kind, seed) if block.kind in REDRAWN else weights
 
 
@@ -72,6 +76,41 @@ def redrawn_layer(weights: LayerWeights, kind: str, seed: int) -> LayerWeights:
     layer = {name: redraw(name, tensor) for name, tensor in weights.layer.items()}
     norm = {name: redraw(f"norm.{name}", tensor) for name, tensor in weights.final_norm.items()}
     return LayerWeights(layer, norm)
+
+
+def rounded_layer(weights: LayerWeights) -> LayerWeights:
+    """The pretrained layer as a file in Q4_1 would give it back: its matrices rounded, the rest as
+    it was.
+
+    Raises:
+        SourceError: a matrix whose rows are no multiple of 32 long, which Q4_1 cannot hold.
+    """
+    for name, tensor in weights.layer.items():
+        if tensor.dim() == 2 and tensor.shape[1] % BLOCK:
+            raise families.SourceError(
+                f"token_block.kind rounded: the rows of {name} have {tensor.shape[1]} values, and"
+                f" Q4_1 takes multiples of {BLOCK}; choose another source"
+            )
+    layer = {
+        name: round_q4_1(tensor) if tensor.dim() == 2 else tensor
+        for name, tensor in weights.layer.items()
+    }
+    return LayerWeights(layer, weights.final_norm)
+
+
+def round_q4_1(matrix: Tensor) -> Tensor:
+    """A matrix (rows, columns) rounded to Q4_1 and back: 32 neighbours of a row share a smallest
+    value and a step, both kept as halves, and each is one of 16 levels.
+
+    Source: GGUF's type Q4_1 (ggml), the type of SmolLM2-135M's file.
+    """
+    blocks = matrix.reshape(matrix.shape[0], -1, BLOCK)
+    low = blocks.amin(-1, keepdim=True)
+    step = ((blocks.amax(-1, keepdim=True) - low) / LEVELS).half().float()
+    low = low.half().float()
+    # A block of equal values has step 0; any other step gives back the smallest value there.
+    level = ((blocks - low) / step.where(step > 0, 1.0)).round().clamp(0, LEVELS)
+    return (level * step + low).reshape(matrix.shape)
 
 
 def redrawn_tensor(name: str, tensor: Tensor, kind: str, seed: int) -> Tensor:

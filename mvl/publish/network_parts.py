@@ -27,6 +27,7 @@ KINDS = {
     "pretrained": "pretrained",
     "random": "random, as before training",
     "random_matched": "random, pretrained mean and variance",
+    "rounded": "pretrained, rounded to 4 bits",
     "shuffled": "pretrained values shuffled",
     "xavier": "Xavier-random, norms pretrained",
 }

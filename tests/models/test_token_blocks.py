@@ -14,8 +14,9 @@ from mvl.core.block_config import TokenBlockConfig
 from mvl.core.config import ConfigError
 from mvl.core.seeds import draw_seed
 from mvl.models.build import frozen_sha256, parameter_counts
-from mvl.models.drawn_weights import REDRAWN, random_layer, redrawn_layer
+from mvl.models.drawn_weights import REDRAWN, random_layer, redrawn_layer, round_q4_1
 from mvl.models.token_blocks import LanguageLayer, build_token_block
+from mvl.weights.families import SourceError
 from mvl.weights.layer_check import LayerWeights
 from mvl.weights.sources import load_config, load_layer
 
@@ -208,6 +209,20 @@ def test_what_each_redrawn_kind_keeps() -> None:
     assert torch.equal(kinds["xavier"].layer["n.weight"], given.layer["n.weight"])
     assert not torch.equal(kinds["shuffled"].layer["n.weight"], given.layer["n.weight"])
     assert abs(kinds["random_matched"].layer["n.weight"].mean() - 5.5) < 0.1
+
+
+def test_a_rounded_layer_is_the_pretrained_one_in_4_bits(minilm: Path, tiny_llama: Path) -> None:
+    plain = TokenBlockConfig(source="minilm-l6")
+    exact = dict(build_token_block(plain, 0).named_parameters())
+    rounded = dict(build_token_block(replace(plain, kind="rounded"), 0).named_parameters())
+    assert exact.keys() == rounded.keys()
+    for name, value in rounded.items():
+        wanted = round_q4_1(exact[name]) if value.dim() == 2 else exact[name]
+        assert torch.equal(value, wanted), name
+        assert torch.equal(value, exact[name]) is (value.dim() != 2), name
+        assert value.dim() != 2 or len(value[0, :32].unique()) <= 16
+    with pytest.raises(SourceError, match="have 48 values, and Q4_1 takes multiples of 32"):
+        build_token_block(TokenBlockConfig(source=str(tiny_llama), kind="rounded"), 0)
 
 
 def test_random_layers_start_as_the_models_do(tiny: Callable[[str], Path]) -> None:

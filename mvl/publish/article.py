@@ -3,12 +3,12 @@ prints."""
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -26,9 +26,8 @@ DRAWN = ("hippocampus2_published", "medvisionllama_v3")
 "Study and system of the network that Figure 1 shows."
 LINK = '<span class="mvl-pdf"></span>'
 "Where pages of the book name the PDF once it is printed."
-SHEET = {"paperWidth": 8.27, "paperHeight": 11.69}
 "A4, in inches."
-MARGINS_INCH = 0.6
+MARGIN = "0.6in"
 ROLE = re.compile(r"\s*\{[\w:]+\}`[^`]*`")
 "A citation or reference that only the book's builder understands."
 OWN_PAGE = re.compile(r"\]\(((?:[\w-]+/)*[\w-]+)\.(?:md|ipynb)(#[^)]*)?\)")
@@ -166,6 +165,5 @@ def print_article(site: Path) -> Path | None:
 
 def printed(browser: Browser) -> bytes:
     """Return the page that the browser shows as a PDF: A4, tagged for screen readers."""
-    edges = {f"margin{side}": MARGINS_INCH for side in ("Top", "Bottom", "Left", "Right")}
-    options = {**SHEET, **edges, "printBackground": True, "generateTaggedPDF": True}
-    return base64.b64decode(browser.send("Page.printToPDF", **options)["data"])
+    edges: Any = dict.fromkeys(("top", "bottom", "left", "right"), MARGIN)
+    return bytes(browser.page.pdf(format="A4", margin=edges, print_background=True, tagged=True))

@@ -1,17 +1,10 @@
-"""A headless Chromium, driven through its DevTools protocol over a pipe: no driver, no package,
-nothing but the browser itself."""
+"""One headless Chromium with one page, by Playwright: for the book's checks and the article."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import select
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
+from importlib.util import find_spec
 from typing import Any
 
 from mvl.core.errors import MvlError
@@ -25,28 +18,15 @@ NAMES = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
 FLAGS = (
-    "--headless",
     "--no-sandbox",
-    "--hide-scrollbars",
-    "--no-first-run",
-    "--disable-extensions",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--allow-file-access-from-files=false",
     "--use-gl=angle",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
-    "--remote-debugging-pipe",
 )
 """Names resolve to nothing, so that a page cannot reach the network even where there is one;
 SwiftShader draws WebGL without a GPU."""
-AS_3_AND_4 = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
-    " os.execv(sys.argv[3], sys.argv[3:])"
-)
-"The browser reads commands from file 3 and answers on file 4."
 
 
 class BrowserError(MvlError, RuntimeError):
@@ -54,7 +34,10 @@ class BrowserError(MvlError, RuntimeError):
 
 
 def find_browser() -> str | None:
-    """Find a Chromium: `$CHROMIUM`, else the first of the usual names; None where there is none."""
+    """Find a Chromium: `$CHROMIUM`, else the first of the usual names; None where there is none, or
+    where Playwright, which drives it, is not installed."""
+    if find_spec("playwright") is None:
+        return None
     names = (os.environ.get("CHROMIUM", ""), *NAMES)
     return next(filter(None, map(shutil.which, filter(None, names))), None)
 
@@ -71,98 +54,47 @@ class Browser:
         if path is None:
             raise BrowserError(
                 "no Chromium or Chrome found; install one, or name it by CHROMIUM=/path/to/chrome"
+                " (and `pip install playwright`, which drives it)"
             )
-        self.timeout_s, self.number, self.events, self.session = (
-            timeout_s,
-            0,
-            list[dict[str, Any]](),
-            "",
-        )
-        self.scratch = tempfile.TemporaryDirectory(
-            prefix="mvl-chromium-", ignore_cleanup_errors=True
-        )
-        self._start(path)
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-        self.send("Page.setLifecycleEventsEnabled", enabled=True)
+        from playwright.sync_api import Error, sync_playwright
 
-    def _start(self, path: str) -> None:
-        ours, theirs = os.pipe(), os.pipe()
-        high = [fcntl.fcntl(end, fcntl.F_DUPFD, 30) for end in (theirs[0], ours[1])]
-        words = [path, *FLAGS, f"--user-data-dir={self.scratch.name}"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", AS_3_AND_4, *map(str, high), *words],
-            pass_fds=high,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for end in (*high, theirs[0], ours[1]):
-            os.close(end)
-        self.reads, self.writes, self.buffer = ours[0], theirs[1], b""
+        self.error = Error
+        self.said: list[str] = []
+        self.playwright = sync_playwright().start()
+        try:
+            self.chromium = self.playwright.chromium.launch(
+                executable_path=path, args=list(FLAGS), timeout=1000 * timeout_s
+            )
+            self.page = self.chromium.new_page(reduced_motion="reduce")
+        except Error as error:
+            self.playwright.stop()
+            raise BrowserError(f"{path} did not start: {error}") from error
+        self.page.set_default_timeout(1000 * timeout_s)
+        self.page.on("pageerror", lambda error: self.said.append(f"exception: {error}"))
+        self.page.on("console", self._console)
+        self.page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type in ("error", "assert"):
+            self.said.append(f"console: {message.text} {message.location.get('url', '')}".strip())
+
+    def _request(self, request: Any) -> None:
+        if leaves(request.url):
+            self.said.append(f"request: {request.url}")
 
     def __enter__(self) -> Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.reads)
-        os.close(self.writes)
-        self.scratch.cleanup()
-
-    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol and wait for its result; events that come meanwhile are
-        kept in `events`.
-
-        Raises:
-            BrowserError: the browser refused the call, or did not answer in time.
-        """
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": parameters} | (
-            {"sessionId": self.session} if self.session else {}
-        )
-        os.write(self.writes, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + self.timeout_s
-        while (answer := self._receive(end, method)).get("id") != self.number:
-            self.events.append(answer)
-        if "error" in answer:
-            raise BrowserError(f"{method}: {answer['error'].get('message')}")
-        return answer["result"]
-
-    def _receive(self, end: float, waiting_for: str) -> dict[str, Any]:
-        while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.reads], [], [], max(0.0, end - time.monotonic()))
-            data = os.read(self.reads, 1 << 20) if ready else b""
-            if not data:
-                raise BrowserError(
-                    f"Chromium {'ended' if ready else 'did not answer'} while waiting for"
-                    f" {waiting_for}"
-                )
-            self.buffer += data
-        message, _, self.buffer = self.buffer.partition(b"\0")
-        return json.loads(message)
+        self.chromium.close()
+        self.playwright.stop()
 
     def show(self, width: int, height: int, dark: bool) -> None:
         """Be a screen of that size, CSS pixels, and colour scheme, for the page that is open and
         the next ones."""
-        self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-        self.send(
-            "Emulation.setEmulatedMedia",
-            features=[
-                {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-                {"name": "prefers-reduced-motion", "value": "reduce"},
-            ],
-        )
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+        # Styles have followed once two frames are drawn.
         self.evaluate(
             "new Promise(done => { requestAnimationFrame(() => requestAnimationFrame(() =>"
             " done(null))); setTimeout(done, 1000, null); })"
@@ -174,23 +106,11 @@ class Browser:
         Raises:
             BrowserError: no such page, or it does not load in time.
         """
-        self.events.clear()
-        begun = self.send("Page.navigate", url=address)
-        if fault := begun.get("errorText"):
-            raise BrowserError(f"{address}: {fault}")
-        end, loaded = (
-            time.monotonic() + self.timeout_s,
-            {
-                "name": "load",
-                "loaderId": begun.get("loaderId"),
-            },
-        )
-        while not any(
-            event.get("method") == "Page.lifecycleEvent"
-            and loaded.items() <= event["params"].items()
-            for event in self.events
-        ):
-            self.events.append(self._receive(end, f"the load of {address}"))
+        self.said.clear()
+        try:
+            self.page.goto(address)
+        except self.error as error:
+            raise BrowserError(f"{address}: {error}") from error
         self.evaluate(
             "(window.MathJax && MathJax.startup && MathJax.startup.promise ||"
             " Promise.resolve()).then(() => null)"
@@ -202,33 +122,17 @@ class Browser:
         Raises:
             BrowserError: it threw.
         """
-        done = self.send(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
-        )
-        if fault := done.get("exceptionDetails"):
-            raise BrowserError(f"{fault.get('exception', {}).get('description', fault['text'])}")
-        return done["result"].get("value")
+        try:
+            return self.page.evaluate(script)
+        except self.error as error:
+            raise BrowserError(str(error)) from error
 
     def faults(self) -> list[str]:
         """Errors on the console and requests that left the machine, since the page was opened or
         this was asked last."""
-        out, events = list[str](), list(self.events)
-        self.events.clear()
-        for event in events:
-            match event.get("method"), event.get("params", {}):
-                case "Runtime.exceptionThrown", {"exceptionDetails": details}:
-                    out.append(
-                        "exception:"
-                        f" {details.get('exception', {}).get('description', details['text'])}"
-                    )
-                case "Runtime.consoleAPICalled", {"type": "error" | "assert", "args": words}:
-                    said = [str(word.get("value", word.get("description"))) for word in words]
-                    out.append(f"console: {' '.join(said)}")
-                case "Log.entryAdded", {"entry": {"level": "error", "text": text} as entry}:
-                    out.append(f"console: {text} {entry.get('url', '')}".strip())
-                case "Network.requestWillBeSent", {"request": {"url": address}} if leaves(address):
-                    out.append(f"request: {address}")
-        return list(dict.fromkeys(out))
+        out = list(dict.fromkeys(self.said))
+        self.said.clear()
+        return out
 
 
 def leaves(address: str) -> bool:

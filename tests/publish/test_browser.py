@@ -1,4 +1,4 @@
-"""The browser's pipe: what a page logs, asks and shows comes back, on the screen and in the colours
+"""The browser: what a page logs, asks and shows comes back, on the screen and in the colours
 that were asked for."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_the_environment_names_a_browser(monkeypatch, tmp_path):
     monkeypatch.setenv("CHROMIUM", str(own))
     assert find_browser() == str(own)
     own.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(BrowserError, match="ended while waiting"):
+    with pytest.raises(BrowserError, match="did not start"):
         Browser()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from playwright.sync_api import CDPSession
 
 from mvl.core import files
 from mvl.core.config import ROOT
@@ -153,16 +154,7 @@ def page(folder: Path, block: str, scripts: bool = True) -> str:
 def drawn(browser: Browser, address: str) -> None:
     """Open a page and wait until its first chart is drawn."""
     browser.open(address)
-    browser.evaluate(
-        "new Promise((done, fail) => { const look = () =>"
-        " document.querySelector('.mvl-chart').dataset.state === 'drawn' ? done(null) :"
-        " setTimeout(look, 20); look(); setTimeout(fail, 20000, Error('not drawn')); })"
-    )
-
-
-def press(browser: Browser, key: str) -> None:
-    for kind in ("keyDown", "keyUp"):
-        browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+    waited(browser, "document.querySelector('.mvl-chart').dataset.state === 'drawn'")
 
 
 def middle(browser: Browser, place: int) -> tuple[float, float]:
@@ -175,23 +167,14 @@ def middle(browser: Browser, place: int) -> tuple[float, float]:
     return x, y
 
 
-def mouse(browser: Browser, x: float, y: float, click: bool = False) -> None:
-    """Move the pointer there, and click."""
-    browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    if click:
-        for kind in ("mousePressed", "mouseReleased"):
-            browser.send(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+def in_chromiums_words(browser: Browser) -> CDPSession:
+    """What Playwright has for new contexts alone."""
+    return browser.page.context.new_cdp_session(browser.page)
 
 
 def waited(browser: Browser, script: str) -> Any:
-    """The value of an expression once it is true."""
-    return browser.evaluate(
-        "new Promise((done, fail) => { const look = () => { const value = (() => "
-        f"{script})(); value ? done(value) : setTimeout(look, 20); }}; look();"
-        " setTimeout(fail, 10000, Error('never')); })"
-    )
+    """The value of an expression once it is true, on this page or on the one that follows."""
+    return browser.page.wait_for_function(script, timeout=20_000).json_value()
 
 
 TIP = "(tip => tip.hidden ? '' : tip.innerText)(document.querySelector('.mvl-tip'))"
@@ -212,20 +195,20 @@ def test_chromium_filters_the_rows_says_their_words_and_leads_on(tmp_path: Path)
         assert browser.evaluate("document.querySelector('.mvl-count').textContent").startswith(
             "2 of 3 dots shown"
         )
-        mouse(browser, *middle(browser, 1))
+        browser.page.mouse.move(*middle(browser, 1))
         assert waited(browser, TIP).split() == ["three:", "3", "more"]
-        mouse(browser, *middle(browser, 1), click=True)
+        browser.page.mouse.click(*middle(browser, 1))
         assert waited(browser, "document.title === 'there' && location.hash") == "#three"
 
         drawn(browser, address)
         browser.evaluate("document.querySelector('.mvl-plot').focus()")
         for key in ("ArrowDown", "ArrowDown"):
-            press(browser, key)
+            browser.page.keyboard.press(key)
         assert waited(browser, TIP).startswith("two: 2")
         assert browser.evaluate("document.querySelector('.mvl-said').textContent").startswith(
             "2 of 3: two: 2"
         )
-        press(browser, "Enter")
+        browser.page.keyboard.press("Enter")
         assert waited(browser, "document.title === 'there' && location.hash") == "#two"
         assert browser.faults() == []
 
@@ -234,11 +217,12 @@ def test_chromium_filters_the_rows_says_their_words_and_leads_on(tmp_path: Path)
 def test_a_finger_gets_the_words_first_and_a_link(tmp_path: Path) -> None:
     with Browser() as browser:
         browser.show(390, 844, True)
-        browser.send("Emulation.setTouchEmulationEnabled", enabled=True)
+        chromium = in_chromiums_words(browser)
+        chromium.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
         drawn(browser, page(tmp_path, charts.block(CHART, ROWS, KINDS)))
         x, y = middle(browser, 0)
         for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
-            browser.send("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+            chromium.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
         link = "document.querySelector('.mvl-tip.stays a')"
         assert waited(browser, f"{link} && {link}.href").endswith("there.html#one")
         assert browser.evaluate("document.title") == "t"
@@ -271,7 +255,9 @@ def test_without_scripts_the_still_figure_stays_and_no_empty_box(
     with Browser() as browser:
         browser.show(390, 844, False)
         if missing == "javascript":
-            browser.send("Emulation.setScriptExecutionDisabled", value=True)
+            in_chromiums_words(browser).send(
+                "Emulation.setScriptExecutionDisabled", {"value": True}
+            )
         browser.open(address)
         assert browser.evaluate("document.querySelector('.mvl-figure').innerText") == "still"
         assert browser.evaluate("document.querySelector('.mvl-chart').offsetHeight") == 0

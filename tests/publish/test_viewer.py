@@ -356,7 +356,7 @@ def test_an_address_opens_its_case_and_errors_are_told_by_words_and_numbers(
         # the second arm's blob is the label's, one voxel further: a side of 6 x 4 voxels each
         assert "24 voxels false positive, 24 false negative" in words
         assert "ViT-Baseline (Dice 0.900): 0 voxels false positive, 0 false negative" in words
-        browser.send("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab")
+        browser.page.keyboard.press("Tab")
         ring = (
             "(() => { const box = document.querySelector('label'); box.firstChild.focus();"
             " return getComputedStyle(box).outlineStyle; })()"

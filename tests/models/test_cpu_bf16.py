@@ -41,6 +41,14 @@ def test_the_scale_is_the_callers() -> None:
     assert torch.allclose(found.float(), wanted, rtol=0.05, atol=0.05)
 
 
+def test_attention_of_a_short_bf16_sequence_is_that_of_fp32() -> None:
+    query, key, value = (heads(3, 8, seed).to(torch.bfloat16) for seed in range(3))
+    wanted = scaled_dot_product_attention(query.float(), key.float(), value.float())
+    found = attention.attention(query, key, value)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), wanted, rtol=0.05, atol=0.05)
+
+
 def test_only_short_bf16_sequences_on_a_cpu_go_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 

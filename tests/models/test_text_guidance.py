@@ -91,14 +91,13 @@ def test_no_words_and_blocks_that_mix_nothing_are_refused(spoken: Path) -> None:
         build_token_block(TokenBlockConfig(source=str(spoken), words="MRI"), 0)
 
 
-def test_the_system_takes_its_tasks_words(spoken: Path) -> None:
+@pytest.mark.parametrize("architecture", ["medvisionllama_v3", "medvisionllama_v1", "llm4seg"])
+def test_the_system_takes_its_tasks_words(spoken: Path, architecture: str) -> None:
     block = {"source": str(spoken), "text_guidance": True}
-    model = {
-        "architecture": "medvisionllama_v3",
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "token_block": block,
-    }
+    sizes: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 1}
+    if architecture == "llm4seg":
+        sizes = {"channels": [4, 6, 8], "depths": [1, 1, 1], "kernel_sizes": [3, 3, 5]}
+    model = {"architecture": architecture, "token_block": block, **sizes}
 
     def made(task):
         return build_system(

@@ -19,8 +19,8 @@ INSTALLED := $(VENV)/.installed
 WEIGHTS := $(VENV)/.weights
 # The tests read a second model's weights.
 TEST_WEIGHTS := $(VENV)/.weights-minilm
-# Lines of pip that show how far it is.
-SHOWN := ^(Installing collected packages|Successfully installed|ERROR.*| +(Downloading|Using cached) .*[MG]B[)])
+# Lines of pip that show how far it is, or what it waits for: an index out of reach, versions that do not fit together.
+SHOWN := ^(Installing collected packages|Successfully installed|ERROR.*|WARNING: Retrying.*|INFO: pip is looking at multiple versions of [^ ]+| +(Downloading|Using cached) .*[MG]B[)])
 RUNS := data/runs/$(STUDY)
 # Written last, by a whole book with the rerun's page; holds the book's address.
 REPRODUCED := $(RUNS)/.book

@@ -3,8 +3,11 @@ hash."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
+import tomllib
 
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from mvl.core.config import ROOT
@@ -34,3 +37,16 @@ def test_every_line_of_the_lock_is_a_comment_or_belongs_to_an_entry_with_a_hash(
 
 def test_contributing_names_the_version_of_torch_that_the_lock_leaves_out() -> None:
     assert f"torch=={pins()['torch']} --index-url" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_the_oldest_python_that_is_promised_can_install_every_pinned_version() -> None:
+    """Otherwise pip tries other versions for minutes, and then refuses (Debian 12 has 3.11.2)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    refused = []
+    for found in importlib.metadata.distributions():
+        name, needed = canonicalize_name(found.metadata["Name"]), found.metadata["Requires-Python"]
+        pinned = pins().get(name) == found.version
+        if pinned and needed and oldest not in SpecifierSet(needed):
+            refused.append(f"{name}=={found.version} needs Python {needed}")
+    assert refused == []

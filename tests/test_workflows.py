@@ -110,3 +110,15 @@ def test_make_check_covers_the_built_book_and_the_colab_set_up():
         "fetch Task04_Hippocampus"
         in re.search(r"^data:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
     )
+
+
+def test_an_install_that_waits_says_for_what():
+    shown = re.search(r"^SHOWN := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    for line in (
+        "WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by",
+        "INFO: pip is looking at multiple versions of soupsieve to determine which",
+        "  Downloading torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl (526.6 MB)",
+        "Installing collected packages: torch",
+    ):
+        assert re.match(shown, line), line
+    assert not re.match(shown, "  Downloading executing-2.3.0-py3-none-any.whl (29 kB)")

@@ -170,7 +170,7 @@ def test_setup_cell_does_nothing_outside_colab(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_setup_cell_clones_and_runs_the_setup_on_colab(tmp_path):
+def test_setup_cell_clones_once_and_runs_the_setup_on_colab(tmp_path):
     """A stand-in for Colab: `google.colab` is importable, git brings a repository from this
     machine, and its set-up leaves a mark."""
     origin, home, packages = tmp_path / "origin", tmp_path / "home", tmp_path / "packages"
@@ -194,13 +194,14 @@ def test_setup_cell_clones_and_runs_the_setup_on_colab(tmp_path):
     work = tmp_path / "content"
     work.mkdir()
     subprocess.run(
-        [sys.executable, "-c", setup],
+        [sys.executable, "-c", f"{setup}\nos.unlink('set_up')\n{setup}"],  # run twice in one kernel
         cwd=work,
         check=True,
         timeout=60,
         env={**os.environ, "HOME": str(home), "PYTHONPATH": str(packages)},
     )
     assert (work / "mvl-book" / "set_up").exists()
+    assert not (work / "mvl-book" / "mvl-book").exists(), "the second run clones into the clone"
 
 
 def test_unknown_parameter_and_notebook_are_refused_with_a_hint():

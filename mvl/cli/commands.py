@@ -43,7 +43,8 @@ def answer(args: argparse.Namespace, ask: Callable[[], Any], show: Callable[[Any
 
 
 def fetch(args: argparse.Namespace) -> int:
-    """`mvl fetch TASK|weights`: prints where it lies."""
+    """`mvl fetch TASK|weights`: gets a task's data, or a language model's layer, and prints where
+    it lies."""
     if args.task == "weights":
         from mvl.weights.sources import fetch_source
 
@@ -62,8 +63,8 @@ def fetch(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """`mvl verify TASK`: one line per bad file, exit 1 when there is one; files that no run reads
-    are noted."""
+    """`mvl verify TASK`: checks every case of a task; one line per bad file, exit 1 when there is
+    one; files that no run reads are noted."""
     from mvl.datasets import registry
     from mvl.datasets import verify as verify_module
 
@@ -91,7 +92,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def cache(args: argparse.Namespace) -> int:
-    """`mvl cache`: how many decoded cases MVL_CACHE keeps on disk, and with --clear none."""
+    """`mvl cache`: says how many decoded cases MVL_CACHE keeps on disk; --clear deletes them."""
     from mvl.datasets import decoded_cache
 
     answer(args, lambda: decoded_cache.describe(args.clear), decoded_cache.show)

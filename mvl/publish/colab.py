@@ -44,7 +44,11 @@ def kept_versions() -> list[str]:
 
 def set_up() -> None:
     """Install what is missing or too old, never touching torch, numpy or matplotlib; get block and
-    scans; say which device there is."""
+    scans; say which device there is.
+
+    Each line is flushed, for the commands in between print by themselves.
+    """
+    print("setting up, 1 to 3 minutes: packages first, which are installed in silence", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "keep.txt"
         constraints.write_text("\n".join(kept_versions()) + "\n")
@@ -52,7 +56,7 @@ def set_up() -> None:
             [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), "-e", str(ROOT)],
             check=True,
         )
-    print(f"installed; kept: {', '.join(kept_versions())}")
+    print(f"installed; kept: {', '.join(kept_versions())}", flush=True)
     for what in ("weights", "Task04_Hippocampus"):
         done = subprocess.run([sys.executable, "-m", "mvl", "fetch", what], cwd=ROOT)
         word = "fetched"
@@ -60,7 +64,7 @@ def set_up() -> None:
             word = (
                 "NOT fetched; the study quick brings its scans, run this cell again for the others"
             )
-        print(f"{what}: {word}")
+        print(f"{what}: {word}", flush=True)
     subprocess.run(
         [sys.executable, "-c", "from mvl.publish import colab; print(colab.device_text())"],
         cwd=ROOT,
@@ -114,7 +118,13 @@ def ready(
         on_drive = mounted() / "mvl" / "runs"
         print(
             f"results: {keep_on_drive(results_folder(results_dir), on_drive)} files taken from"
-            f" {on_drive}, which is kept up to date"
+            f" {on_drive}, which is kept up to date; after a disconnect run every cell again, and"
+            " runs that another machine began go on with `allow_drift = True` above"
+        )
+    elif here:
+        print(
+            f"results: {results_folder(results_dir)}, which ends with this machine; `drive = True`"
+            " above keeps them in your Google Drive too"
         )
     if here:
         print(plan_text(notebook, study, results_folder(results_dir), gpu))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -224,6 +225,30 @@ def test_set_up_leaves_torch_numpy_and_matplotlib_as_they_are(monkeypatch):
     assert [words[-1] for words, _ in calls[1:3]] == ["weights", "Task04_Hippocampus"]
 
 
+def test_what_the_set_up_says_stands_before_what_its_commands_print(monkeypatch):
+    """The standard output of the set-up is a pipe in a notebook, which is not flushed by line."""
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe))
+
+    def run(words, **_):
+        pipe.write(" ".join(map(str, words)).encode())
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    set_up()
+    found = [
+        pipe.getvalue().decode().index(word)
+        for word in (
+            "setting up",
+            "pip install",
+            "installed; kept",
+            "mvl fetch",
+            "weights: fetched",
+        )
+    ]
+    assert found == sorted(found)
+
+
 @pytest.mark.parametrize(
     ("notebook", "gpu", "study"),
     [
@@ -282,6 +307,7 @@ def test_the_plan_is_said_before_anything_starts(
         and "go on here and are marked" in said
         and on_colab == []
     )
+    assert said.startswith(f"results: {tmp_path / 'results'}, which ends with this machine")
 
 
 def test_colab_is_an_hour_of_a_t4_at_most_with_cases_read_one_by_one():
@@ -309,10 +335,9 @@ def test_results_come_from_drive_and_go_there(on_colab, tmp_path, monkeypatch, c
     run.mkdir(parents=True)
     (run / "checkpoint-000000001-0123.pt").write_text("old")
     ready("01_baseline", "quick", str(here), drive=True)
-    assert (
-        on_colab == [str(tmp_path / "drive")]
-        and "results: 1 files taken" in capsys.readouterr().out
-    )
+    assert on_colab == [str(tmp_path / "drive")]
+    said = capsys.readouterr().out
+    assert "results: 1 files taken" in said and "`allow_drift = True`" in said
     own = here / "quick" / "runs" / "a"
     assert (own / "checkpoint-000000001-0123.pt").read_text() == "old"
     (own / "checkpoint-000000002-4567.pt").write_text("new")

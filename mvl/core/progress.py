@@ -19,6 +19,10 @@ class Interrupted(SystemExit):
         super().__init__(128 + signum)
         self.command = command
 
+    def __str__(self) -> str:
+        """The words that a notebook shows, where the exit code alone would tell nothing."""
+        return f"stopped after a checkpoint; the same cell goes on, and so does `{self.command}`"
+
 
 @dataclass
 class Progress:

@@ -41,7 +41,13 @@ def ensure_runs(
     if not missing or Path(results_dir).resolve() == run_folder.records_dir().resolve():
         return missing
     with gpu_slots.one_gpu():
-        for config in missing:
+        for place, config in enumerate(missing, 1):
+            # a notebook is no terminal and shows no bar; a line for each run says that it goes on
+            print(
+                f"[{name}] run {place} of {len(missing)}: {run_folder.run_name(config)}",
+                file=sys.stderr,
+                flush=True,
+            )
             if not _train_recorded(name, config, results_dir, data_dir, allow_drift):
                 break
     return missing_runs(name, results_dir, block)

@@ -50,3 +50,9 @@ def test_the_largest_rise_is_found_with_its_epoch() -> None:
     assert rise(1.0, 0.5, 0.75, 0.25, 0.5) == (0.25, 2)
     assert rise(1.0, 0.5, 0.75, 1.5) == (0.75, 3)
     assert rise(3.0, 2.0, 1.0) == rise(1.0) == rise() == (0.0, None)
+
+
+def test_an_interrupted_run_says_in_words_how_it_goes_on() -> None:
+    stopped = Interrupted(signal.SIGINT, "mvl train --study quick")
+    assert stopped.code == 130
+    assert "the same cell goes on" in str(stopped) and "`mvl train --study quick`" in str(stopped)

@@ -105,12 +105,18 @@ def test_nothing_to_do_is_said(
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_records_are_never_trained_into(
-    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_records_are_never_trained_into_and_each_run_elsewhere_is_announced(
+    trained: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(run_folder, "records_dir", lambda: tmp_path)
     assert len(launch.ensure_runs("quick", "lora", tmp_path)) == 3 and not trained
+    assert capsys.readouterr().err == ""
     assert launch.ensure_runs("quick", "lora", tmp_path / "mine") == [] and len(trained) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"[quick] run {place} of 3: {name}" for place, name in enumerate(trained, 1)]
 
 
 def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def cases(table: pd.DataFrame) -> str:
     words = f"Test cases of one fold differ by up to {100 * spread:.0f} Dice points"
     if table["system"].nunique() == 1:
         folds = means.groupby("fold").mean()
+        if len(folds) == 1:
+            return f"{words}."
         return f"{words}, the means of the folds by {100 * (folds.max() - folds.min()):.1f}."
     apart = means.groupby("fold").agg(lambda m: m.max() - m.min()).max()
     return f"{words}, the means of the arms by up to {100 * apart:.1f}."

@@ -54,6 +54,8 @@ def test_cases_are_paired_and_counted() -> None:
     assert f"{title(RANDOM)} in 2 of 2 (mean +5.00 points)" in words
     assert "the means of the arms by up to 6.0" in findings.cases(table)
     assert "the means of the folds by 10.0" in findings.cases(table[table["system"] == VIT])
+    alone = findings.cases(table[(table["system"] == VIT) & (table["fold"] == 0)])
+    assert alone.startswith("Test cases of one fold") and "folds by" not in alone
 
 
 def difference(value: float, **more: object) -> dict[str, object]:

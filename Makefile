@@ -71,7 +71,8 @@ reproduce: setup ## run STUDY, redraw every figure of the book from the records,
 	@{ test -f $(RUNS)/runs.csv && $(MVL) study status $(STUDY) --complete >/dev/null; } \
 	    || $(MVL) study run $(STUDY) --jobs $(JOBS) --profile $(PROFILE) || [ $$? -eq 1 ]
 	@if $(MAKE) --no-print-directory -q $(REPRODUCED); then echo "everything is up to date: $$(cat $(REPRODUCED))"; else $(MAKE) --no-print-directory $(REPRODUCED); fi
-	@$(MVL) figures --check $(RERUN); figures=$$?; echo; $(MVL) study check $(STUDY) && exit $$figures
+	@$(MVL) figures --check $(RERUN); figures=$$?; echo; $(MVL) study check $(STUDY); check=$$?; \
+	    echo; echo "the book with your rerun: $$(cat $(REPRODUCED))"; exit $$((check ? check : figures))
 
 $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
 	@echo "[book] drawing every figure from the committed records, with a page on your runs of $(STUDY) (2 to 3 minutes)"

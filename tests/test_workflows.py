@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 import yaml
@@ -122,3 +123,26 @@ def test_an_install_that_waits_says_for_what():
     ):
         assert re.match(shown, line), line
     assert not re.match(shown, "  Downloading executing-2.3.0-py3-none-any.whl (29 kB)")
+
+
+@pytest.mark.parametrize(("figures", "check"), [(0, 0), (1, 0), (0, 1)])
+def test_make_reproduce_ends_with_the_address_of_the_book_and_fails_when_a_table_does(
+    tmp_path, figures, check
+):
+    """The two tables are some hundred lines long; whoever reads their end needs the address."""
+    recipe = re.search(r"^reproduce:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    last = recipe[recipe.index("\t@$(MVL) figures --check") + 2 :]
+    (tmp_path / "address").write_text("file:///the/book/index.html\n")
+    command = tmp_path / "mvl"
+    command.write_text(f'[ "$1" = figures ] && exit {figures}\necho rows; exit {check}\n')
+    for name, value in (
+        ("$(MVL)", f"bash '{command}'"),
+        ("$(REPRODUCED)", f"'{tmp_path / 'address'}'"),
+        ("$(RERUN)", "rerun"),
+        ("$(STUDY)", "quick"),
+        ("$$", "$"),
+    ):
+        last = last.replace(name, value)
+    done = subprocess.run(["bash", "-c", last], capture_output=True, text=True)
+    assert bool(done.returncode) is bool(figures or check)
+    assert done.stdout.splitlines()[-1].endswith("file:///the/book/index.html")

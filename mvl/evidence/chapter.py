@@ -14,6 +14,7 @@ import pandas as pd
 
 from mvl.core import run_folder
 from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
+from mvl.core.config import Config
 from mvl.datasets.registry import find_task
 from mvl.evidence.arms import caveat, title
 from mvl.evidence.topics import TOPICS, Topic
@@ -99,8 +100,7 @@ def train_chapter(
     folder = run_folder.results_folder(results_dir)
     if folder.resolve() == run_folder.records_dir().resolve():
         return
-    for block in used_blocks(load_study(study), TOPICS[topic]):
-        ensure_runs(study, block, folder, allow_drift=allow_drift)
+    ensure_runs(study, planned_runs(study, TOPICS[topic]), folder, allow_drift=allow_drift)
     tables.collect(study, folder)
 
 
@@ -143,6 +143,20 @@ def used_blocks(plan: Study, spec: Topic) -> list[str]:
     known = [str(block["name"]) for block in plan.grid]
     wanted = [*spec.blocks, *(spec.beside if spec.extra else ())]
     return [name for name in dict.fromkeys(wanted) if name in known]
+
+
+def planned_runs(study: str, spec: Topic) -> list[Config]:
+    """Configs of the runs that the chapter shows and its study plans, each once."""
+    plan = load_study(study)
+    systems, units = systems_of(plan, spec), units_of(plan, spec)
+    runs = {
+        run_folder.run_name(run): run
+        for block in used_blocks(plan, spec)
+        for run in study_runs(study, block)
+        if run.system in systems and run.fraction in spec.fractions
+        if not units or (run.task, run.fold, run.seed) in units
+    }
+    return list(runs.values())
 
 
 def systems_of(plan: Study, spec: Topic) -> list[str]:
@@ -201,18 +215,11 @@ def _restricted(
 def _holes(study: str, plan: Study, spec: Topic, table: pd.DataFrame) -> list[str]:
     """Write one line for a block that the study has not, and one for each arm with planned runs
     that are not done."""
-    used, systems, units = used_blocks(plan, spec), systems_of(plan, spec), units_of(plan, spec)
     lines = []
-    if spec.blocks[0] not in used:
+    if spec.blocks[0] not in used_blocks(plan, spec):
         lines.append(f"block `{spec.blocks[0]}` is not in the grid of study `{study}`")
 
-    wanted = set()
-    for block in used:
-        for run in study_runs(study, block):
-            compared = not units or (run.task, run.fold, run.seed) in units
-            if run.system in systems and run.fraction in spec.fractions and compared:
-                wanted.add((run.system, run.fraction, run.fold, run.seed))
-
+    wanted = {(r.system, r.fraction, r.fold, r.seed) for r in planned_runs(study, spec)}
     keys = ["system", "fraction", "fold", "seed"]
     done = table.loc[table["state"] == "done", keys].itertuples(index=False, name=None)
     arms = Counter((system, fraction) for system, fraction, *_ in sorted(wanted - set(done)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedConfig
 
 from mvl.core.block_config import TokenBlockConfig
@@ -80,17 +81,7 @@ def redrawn_layer(weights: LayerWeights, kind: str, seed: int) -> LayerWeights:
 
 def rounded_layer(weights: LayerWeights) -> LayerWeights:
     """The pretrained layer as a file in Q4_1 would give it back: its matrices rounded, the rest as
-    it was.
-
-    Raises:
-        SourceError: a matrix whose rows are no multiple of 32 long, which Q4_1 cannot hold.
-    """
-    for name, tensor in weights.layer.items():
-        if tensor.dim() == 2 and tensor.shape[1] % BLOCK:
-            raise families.SourceError(
-                f"token_block.kind rounded: the rows of {name} have {tensor.shape[1]} values, and"
-                f" Q4_1 takes multiples of {BLOCK}; choose another source"
-            )
+    it was."""
     layer = {
         name: round_q4_1(tensor) if tensor.dim() == 2 else tensor
         for name, tensor in weights.layer.items()
@@ -100,17 +91,20 @@ def rounded_layer(weights: LayerWeights) -> LayerWeights:
 
 def round_q4_1(matrix: Tensor) -> Tensor:
     """A matrix (rows, columns) rounded to Q4_1 and back: 32 neighbours of a row share a smallest
-    value and a step, both kept as halves, and each is one of 16 levels.
+    value and a step, both kept as halves, and each is one of 16 levels. The last block of a row may
+    be shorter here; in a file it cannot.
 
     Source: GGUF's type Q4_1 (ggml), the type of SmolLM2-135M's file.
     """
-    blocks = matrix.reshape(matrix.shape[0], -1, BLOCK)
+    # Repeating the last value fills the last block and moves neither its smallest nor its largest.
+    filled = functional.pad(matrix, (0, -matrix.shape[1] % BLOCK), mode="replicate")
+    blocks = filled.reshape(matrix.shape[0], -1, BLOCK)
     low = blocks.amin(-1, keepdim=True)
     step = ((blocks.amax(-1, keepdim=True) - low) / LEVELS).half().float()
     low = low.half().float()
     # A block of equal values has step 0; any other step gives back the smallest value there.
     level = ((blocks - low) / step.where(step > 0, 1.0)).round().clamp(0, LEVELS)
-    return (level * step + low).reshape(matrix.shape)
+    return (level * step + low).reshape(filled.shape)[:, : matrix.shape[1]].contiguous()
 
 
 def redrawn_tensor(name: str, tensor: Tensor, kind: str, seed: int) -> Tensor:

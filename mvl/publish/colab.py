@@ -153,26 +153,19 @@ def plan_text(notebook: str, study: str, results_dir: Path, gpu: str) -> str:
     machine."""
     from mvl.bench import plan
     from mvl.bench.gpus import device_of_card
-    from mvl.core.run_folder import run_name
-    from mvl.evidence.chapter import used_blocks
+    from mvl.evidence.chapter import planned_runs
     from mvl.evidence.topics import TOPICS
-    from mvl.study.grid import load_study
     from mvl.study.status import missing_runs
 
-    topic = TOPICS[notebook[3:]]
-    missing = {
-        run_name(run): run
-        for block in used_blocks(load_study(study), topic)
-        for run in missing_runs(study, results_dir, block)
-    }
+    missing = missing_runs(study, results_dir, planned_runs(study, TOPICS[notebook[3:]]))
     if not missing:
         return f"{study}: every run of this notebook is done"
     known = device_of_card(gpu)
     device = plan.find_device(known or ("t4" if gpu else "cpu"))
-    minutes = sum(plan.seconds(run, device) for run in missing.values()) / 60
+    minutes = sum(plan.seconds(run, device) for run in missing) / 60
     where = gpu or "one core of this machine"
     by = f", planned as a {device.name.upper()}" if gpu and not known else ""
-    rests_on = plan.assumptions(list(missing.values()), device)[0]
+    rests_on = plan.assumptions(missing, device)[0]
     return (
         f"{study}: {len(missing)} runs are left, about {max(1, round(minutes))} minutes on"
         f" {where}{by} ({rests_on}). Interrupting loses nothing: the same cell goes on"

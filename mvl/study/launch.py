@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mvl.core import run_folder
@@ -27,17 +27,18 @@ LAST_LINES = 8
 
 def ensure_runs(
     name: str,
-    block: str,
+    runs: Sequence[Config],
     results_dir: Path,
     data_dir: Path | None = None,
     allow_drift: bool = False,
 ) -> list[Config]:
-    """Train what the block lacks, one run after another; returns the runs that are still missing.
+    """Train those of the study's runs that are not done, one after another; returns the runs that
+    are still missing.
 
     Published records (`data/results`) are never trained into: there the holes are returned as they
     are.
     """
-    missing = missing_runs(name, results_dir, block)
+    missing = missing_runs(name, results_dir, runs)
     if not missing or Path(results_dir).resolve() == run_folder.records_dir().resolve():
         return missing
     with gpu_slots.one_gpu():
@@ -50,7 +51,7 @@ def ensure_runs(
             )
             if not _train_recorded(name, config, results_dir, data_dir, allow_drift):
                 break
-    return missing_runs(name, results_dir, block)
+    return missing_runs(name, results_dir, runs)
 
 
 def ensure_data(name: str, data_dir: Path | None = None) -> None:

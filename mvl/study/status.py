@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,12 @@ def progress_line(status: dict[str, Any], jobs: int) -> str:
     )
 
 
-def missing_runs(name: str, results_dir: Path, block: str | None = None) -> list[Config]:
-    """Runs of the study, or of one block, that are not done."""
+def missing_runs(
+    name: str, results_dir: Path, runs: Sequence[Config] | None = None
+) -> list[Config]:
+    """Runs of the study, or those among the given ones, that are not done."""
     return [
         config
-        for config in study_runs(name, block)
+        for config in (study_runs(name) if runs is None else runs)
         if state_of(run_folder.run_dir(results_dir, config), config) != "done"
     ]

@@ -62,14 +62,14 @@ def write_run(results: Path, config: Config) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Blocks that a chapter asked to be trained; none is."""
-    blocks: list[str] = []
+    """Arms that a chapter asked to be trained, each once; none is."""
+    arms: list[str] = []
     monkeypatch.setattr(
         chapter_module,
         "ensure_runs",
-        lambda study, block, folder, allow_drift: blocks.append(block),
+        lambda study, runs, folder, allow_drift: arms.extend(dict.fromkeys(r.system for r in runs)),
     )
-    return blocks
+    return arms
 
 
 def trained_chapter(topic: str, study: str, results: Path) -> Chapter:
@@ -85,7 +85,10 @@ def test_a_chapter_reads_its_own_runs_and_names_its_holes(asked: list[str], tmp_
         ):
             write_run(tmp_path, config)
     train_chapter("llm_hybrid", "quick", tmp_path)
-    assert asked == ["main"]
+    assert asked == [VIT, HYBRID, f"{HYBRID}_shuffled"]
+    asked.clear()
+    train_chapter("baseline", "quick", tmp_path)
+    assert asked == [VIT], "a reader of one chapter waits for no arm of another"
     chapter = open_chapter("llm_hybrid", "quick", tmp_path)
     assert set(chapter.runs["system"]) == {VIT, HYBRID, f"{HYBRID}_shuffled"} and set(
         chapter.runs["fraction"]

@@ -15,6 +15,7 @@ from mvl.models.build import build_system, frozen_sha256, own_state
 from mvl.models.describe import system_config
 
 PARENTS = {
+    "medvisionllama_v3_minilm_rounded": "medvisionllama_v3_minilm",
     "medvisionllama_v3_mask_rotary": "medvisionllama_v3_mask",
     "medvisionllama_v3_random_trained": "medvisionllama_v3_random",
 }

@@ -112,9 +112,15 @@ def test_records_are_never_trained_into_and_each_run_elsewhere_is_announced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(run_folder, "records_dir", lambda: tmp_path)
-    assert len(launch.ensure_runs("quick", "lora", tmp_path)) == 3 and not trained
+    assert (
+        len(launch.ensure_runs("quick", grid.study_runs("quick", "lora"), tmp_path)) == 3
+        and not trained
+    )
     assert capsys.readouterr().err == ""
-    assert launch.ensure_runs("quick", "lora", tmp_path / "mine") == [] and len(trained) == 3
+    assert (
+        launch.ensure_runs("quick", grid.study_runs("quick", "lora"), tmp_path / "mine") == []
+        and len(trained) == 3
+    )
     said = capsys.readouterr().err.splitlines()
     assert said == [f"[quick] run {place} of 3: {name}" for place, name in enumerate(trained, 1)]
 
@@ -326,7 +332,7 @@ def test_a_cuda_error_that_nothing_survives_ends_the_process_and_not_the_study(
         in run_folder.read_status(run_folder.run_dir(tmp_path, first))["error"]
     )
     assert (
-        launch.ensure_runs("quick", "lora", tmp_path)
+        launch.ensure_runs("quick", grid.study_runs("quick", "lora"), tmp_path)
         and study_status("quick", tmp_path)["failed"] == 2
     )
     monkeypatch.setattr("mvl.training.run.train_run", seal)
@@ -357,6 +363,6 @@ def test_runs_of_another_machine_go_on_only_when_that_is_allowed(
         lambda config, results, data, allow_drift, study: asked.append(allow_drift),
     )
     inline.run_inline("quick", tmp_path, launch=Launch(allow_drift=True))
-    launch.ensure_runs("quick", "lora", tmp_path, allow_drift=True)
-    launch.ensure_runs("quick", "lora", tmp_path)
+    launch.ensure_runs("quick", grid.study_runs("quick", "lora"), tmp_path, allow_drift=True)
+    launch.ensure_runs("quick", grid.study_runs("quick", "lora"), tmp_path)
     assert asked == [True] * (len(grid.study_runs("quick")) + 3) + [False] * 3

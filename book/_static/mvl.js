@@ -48,17 +48,76 @@ document.addEventListener("DOMContentLoaded", () => {
   addEventListener("resize", reach);
   addEventListener("load", reach);
 
-  // A table of runs shows the rows that hold every word typed; a link to a row shows all.
+  // Where a table is wider than a phone, each row becomes a card: its first cell, then a line for each column with the column's name.
+  const tables = document.querySelectorAll(".bd-content table:has(thead)");
+  const label = (table) => {
+    const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent.trim());
+    // roles of their own, since a table that is laid out as blocks loses them in some browsers
+    table.setAttribute("role", "table");
+    table.querySelectorAll("thead th").forEach((head) => head.setAttribute("role", "columnheader"));
+    table.querySelectorAll("tr").forEach((row) => row.setAttribute("role", "row"));
+    table.querySelectorAll("tbody tr").forEach((row) => [...row.cells].forEach((cell, at) => {
+      if (cell.dataset.label !== undefined) return;
+      const inside = document.createElement("span");
+      inside.append(...cell.childNodes);
+      cell.append(inside);
+      cell.dataset.label = heads[at] || "";
+      cell.setAttribute("role", cell.tagName === "TH" ? "rowheader" : "cell");
+      cell.classList.toggle("blank", !inside.textContent.trim());
+    }));
+  };
+  const stack = () => tables.forEach((table) => {
+    table.classList.remove("cards");
+    const box = table.closest(".pst-scrollable-table-container") || table;
+    if (innerWidth > 700 || box.scrollWidth <= box.clientWidth + 2) return;
+    label(table);
+    table.classList.add("cards");
+  });
+  stack();
+  addEventListener("resize", stack);
+  addEventListener("load", stack);
+  // what is folded has no width until it is opened
+  document.addEventListener("toggle", (event) => { if (event.target.open && event.target.querySelector("table")) { stack(); } }, true);
+
+  // A link opens what it leads to: the folds around its target, and the details of a claim.
+  const open = () => {
+    const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    const claim = (target.closest("section") || target).querySelector(":scope > details.claim");
+    if (claim) { claim.open = true; }
+    for (let at = target.closest("details"); at; at = at.parentElement.closest("details")) { at.open = true; }
+    target.scrollIntoView();
+  };
+  open();
+  addEventListener("hashchange", open);
+
+  // Runs are filtered by the name of their arm, by fold and by seed; arms with a run that fits are opened.
   document.querySelectorAll("div.runs").forEach((box) => {
-    const field = document.createElement("input");
-    Object.assign(field, { type: "search", className: "form-control runs-filter", placeholder: "Filter runs: random fold seed ..." });
-    field.setAttribute("aria-label", "Filter the runs");
-    field.addEventListener("input", () => {
-      const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-      box.querySelectorAll("tr[id]").forEach((row) => { row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word)); });
-      box.querySelectorAll("tr.block").forEach((row) => { row.hidden = words.length > 0; });
+    const form = Object.assign(document.createElement("div"), { className: "runs-filter" });
+    const field = Object.assign(document.createElement("input"), { type: "search", className: "form-control", placeholder: "Name of the arm: random ..." });
+    field.setAttribute("aria-label", "Filter the runs by the name of their arm");
+    const rows = [...box.querySelectorAll("tr[id]")];
+    const choices = ["fold", "seed"].map((name) => {
+      const choice = Object.assign(document.createElement("select"), { className: "form-select", name });
+      choice.setAttribute("aria-label", `Filter the runs by ${name}`);
+      choice.add(new Option(`every ${name}`, ""));
+      [...new Set(rows.map((row) => row.dataset[name]))].sort((a, b) => a - b).forEach((value) => choice.add(new Option(`${name} ${value}`, value)));
+      return choice;
     });
-    box.before(field);
+    const apply = () => {
+      const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const asked = words.length > 0 || choices.some((choice) => choice.value);
+      rows.forEach((row) => { row.hidden = choices.some((choice) => choice.value && row.dataset[choice.name] !== choice.value); });
+      box.querySelectorAll("details.arm").forEach((arm) => {
+        const name = arm.querySelector("summary").textContent.toLowerCase();
+        arm.hidden = !words.every((word) => name.includes(word)) || !arm.querySelector("tr[id]:not([hidden])");
+        arm.open = asked && !arm.hidden;
+      });
+      box.querySelectorAll("p.block").forEach((line) => { line.hidden = asked; });
+    };
+    [field, ...choices].forEach((part) => part.addEventListener("input", apply));
+    form.append(field, ...choices);
+    box.before(form);
   });
 });
 

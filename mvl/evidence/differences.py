@@ -87,6 +87,8 @@ def _difference(
         )
         return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
     except run_pairs.StatsError as error:
+        # the row is named already, by the arms' titles
+        unpaired = isinstance(error, run_pairs.NoPairs)
         return {
             "task": task,
             "system": system,
@@ -100,5 +102,5 @@ def _difference(
             "planned": len(planned),
             "complete": False,
             "unpaired": 0,
-            "hole": str(error),
+            "hole": "the two arms share no finished (fold, seed)" if unpaired else str(error),
         }

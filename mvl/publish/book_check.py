@@ -143,7 +143,7 @@ def untraced(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
         if shows and not links and "No run is recorded yet." not in " ".join(page.words):
             yield f"{path.relative_to(folder)}: leads to no run"
     for path in sorted(folder.glob("runs_*.html")):
-        for row in re.findall(r'<tr id="[^"]*" class="done">.*?</tr>', path.read_text(), re.S):
+        for row in re.findall(r'<tr id="[^"]*" class="done".*?</tr>', path.read_text(), re.S):
             for name in FILES:
                 if f"/{name}.txt" not in row:
                     yield f"{path.name}: {row[8:80]} has no {name}"

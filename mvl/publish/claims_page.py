@@ -128,16 +128,18 @@ def summary(entries: Sequence[Entry]) -> str:
     return claims_text.totals(entries)
 
 
-def headline(entries: Sequence[Entry]) -> str:
+def headline(entries: Sequence[Entry], results: Path | None = None) -> str:
     """A Markdown table of the main claims: claim, verdict, and each difference behind it with
-    interval, n and what it means."""
+    interval, n and what it means; with the folder of results, links to its runs."""
     rows = []
     for e in entries:
         if not (e.claim.main and e.verdict):
             continue
         paper = PAPERS[e.claim.paper].split(",")[0]
         whose = f"{paper}, implied" if e.claim.implied else paper
-        rows.append(f"| {whose}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e))} |")
+        rows.append(
+            f"| {whose}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e, results))} |"
+        )
     return (
         "\n".join(
             ["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]
@@ -147,18 +149,28 @@ def headline(entries: Sequence[Entry]) -> str:
     )
 
 
-def differences(entry: Entry) -> list[str]:
-    """Each difference behind a verdict: its interval, what it is of, what it means, and n."""
+def differences(entry: Entry, results: Path | None = None) -> list[str]:
+    """Each difference behind a verdict: its interval, what it is of, what it means, n, and links to
+    the runs of its arms where their folder is given."""
     verdict, lines = entry.verdict, []
     assert verdict is not None
     for found, part in zip(verdict.numbers, verdict.parts):
         value, _, pairs = claims_text.short(found).rpartition(", ")
         means = part.removeprefix(number(found)).lstrip(": ")
-        lines.append(
-            f"**{value or 'no run'}**, {found.words}: {means} ({pairs};"
-            f" {run_pairs.cases_and_seeds(found.n_distinct, found.n_cases)})"
-        )
+        n = run_pairs.cases_and_seeds(found.n_distinct, found.n_cases)
+        traces = linked_arms(found.runs, Path(entry.study).stem, results) if results else []
+        shown = f"; runs: {', '.join(traces)}" if traces else ""
+        lines.append(f"**{value or 'no run'}**, {found.words}: {means} ({pairs}; {n}{shown})")
     return lines
+
+
+def linked_arms(names: Sequence[str], stem: str, results: Path) -> list[str]:
+    """A Markdown link to each arm of these runs, in its words, with its number of runs."""
+    return [
+        f"[{title(system)}{share(f)}, {n} run{'s' * (n > 1)}]"
+        f"({run_address(results, f'{stem}/runs/{task}/{system}#fraction-{f}')})"
+        for (task, system, f), n in arms(names).items()
+    ]
 
 
 def table(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
@@ -212,12 +224,11 @@ def sections(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> s
 
 
 def section(entry: Entry, results: Path, shown: Sequence[str]) -> str:
-    """One claim: where it stands, the verdict with its numbers and runs, how it is decided and what
-    it would take."""
+    """One claim: its verdict in a line, and folded below it where it stands, numbers and runs, how
+    it is decided and what it would take."""
     claim, verdict = entry.claim, entry.verdict
     tag = {"none": "not stated"}.get(claim.confidence, f"confidence {claim.confidence}")
     parts = [
-        f"({label(entry)})=\n### {claim.short[:1].upper()}{claim.short[1:]}",
         f"{claim.claim} *({claim.place}; {tag}.)*{reported(entry)}",
     ]
     if verdict:
@@ -246,7 +257,14 @@ def section(entry: Entry, results: Path, shown: Sequence[str]) -> str:
         parts.append(said)
     if verdict and (traces := runs(entry, results)):
         parts.append(traces)
-    return "\n\n".join([*parts, f"Chapter: {chapter(entry, shown)}."])
+    parts.append(f"Chapter: {chapter(entry, shown)}.")
+    first = claims_text.brief(entry)
+    found = f"{entry.word[:1].upper()}{entry.word[1:]}{f': {first}' if first else ''}"
+    body = "\n\n".join(parts)
+    return (
+        f"({label(entry)})=\n### {claim.short[:1].upper()}{claim.short[1:]}\n\n"
+        f":::{{dropdown}} {found}\n:class-container: claim\n\n{body}\n:::"
+    )
 
 
 def margin(entry: Entry) -> str:
@@ -273,13 +291,8 @@ def runs(entry: Entry, results: Path) -> str:
     """Links to the arms whose runs the verdict was computed from, and how many planned runs of each
     are missing."""
     assert entry.verdict is not None
-    used, absent = (arms(names) for names in (entry.verdict.runs, entry.verdict.missing))
-    stem = Path(entry.study).stem
-    links = [
-        f"[{title(system)}{share(f)}, {n} run{'s' * (n > 1)}]"
-        f"({run_address(results, f'{stem}/runs/{task}/{system}#fraction-{f}')})"
-        for (task, system, f), n in used.items()
-    ]
+    absent = arms(entry.verdict.missing)
+    links = linked_arms(entry.verdict.runs, Path(entry.study).stem, results)
     holes = [f"{title(system)}{share(f)}, {n}" for (task, system, f), n in absent.items()]
     return " ".join(
         [f"Runs: {'; '.join(links)}."] * bool(links)
@@ -322,7 +335,7 @@ def facts(
     return {
         "judged": any(e.verdict for e in entries),
         "summary": summary(entries),
-        "headline": headline(entries),
+        "headline": headline(entries, results),
         "table": table(entries, results, shown),
         "sections": sections(entries, results, shown),
         "words": f"| word | meaning |\n|---|---|\n{words}",

@@ -3,7 +3,6 @@ same arm everywhere."""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -151,68 +150,53 @@ def _outline(axis: Axes, mask: np.ndarray, ink: str, width: float) -> None:
 
 @styled
 def dice_by_fold(cases: pd.DataFrame, holes: Sequence[str] = ()) -> Figure:
-    """Test Dice by fold: a thin line for each case across the arms (mean over seeds), a marker for
-    each arm's mean over the cases.
+    """Test Dice of each case (mean over seeds), a block of rows for each arm, the best above, and a
+    row for each fold that it has runs in; bar: the fold's mean.
 
     cases: system, task, fold, seed, case, dice (one label).
     """
     if cases.empty:
         return hole("; ".join(holes) or "no test cases")
-    dots, systems = (
-        cases.groupby(["system", "fold", "case"], as_index=False)["dice"].mean(),
-        ordered(list(cases["system"])),
-    )
-    folds = sorted(dots["fold"].unique())
-    rows = math.ceil(len(folds) / 3)
-    figure = Figure(figsize=(6.4, 0.9 + 0.16 * len(systems) + 2.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, min(3, len(folds)), sharey=True, squeeze=False).ravel()
-    for axis, fold in zip(grid, folds):
-        _fold_panel(
-            axis,
-            dots[dots["fold"] == fold]
-            .pivot(index="case", columns="system", values="dice")
-            .reindex(columns=systems),
-            int(fold),
-        )
-    for axis in grid[len(folds) :]:
-        axis.axis("off")
-    for axis in grid[:: min(3, len(folds))]:
-        axis.set_ylabel("test Dice")
-    keys = [
-        mpl.lines.Line2D([], [], color=colour(s), marker=marker(s), linestyle="", label=title(s))
-        for s in systems
-    ]
-    figure.legend(handles=keys, loc="outside upper left", ncols=2)
+    dots = cases.groupby(["system", "fold", "case"], as_index=False)["dice"].mean()
+    means = dots.groupby("system")["dice"].mean().sort_values(ascending=False)
+    figure, names, y = Figure(layout="constrained"), dict[float, str](), 0.0
+    axis = figure.subplots()
+    for system in map(str, means.index):
+        own = dots[dots["system"] == system]
+        folds = sorted(own["fold"].unique())
+        name = textwrap.fill(title(system), 26)
+        names[y + (len(folds) - 1) / 2] = name
+        for fold in folds:
+            _fold_row(axis, own[own["fold"] == fold], y)
+            y += 1
+        # a name of two or three lines needs their height
+        y += max(0.7, 0.9 * (name.count("\n") + 1) - len(folds) + 0.7)
+    figure.set_size_inches(6.4, 1.1 + 0.21 * y)
+    axis.set(xlabel="test Dice", ylim=(y - 0.4, -0.7))
+    axis.set_yticks(list(names), list(names.values()), fontsize=9.5)
+    axis.yaxis.grid(False)
     return finish(
         figure,
         list(cases["task"]),
         holes,
-        key=(
-            "line: one test case across the arms (mean over seeds); marker: mean of the arm's cases"
-        ),
+        key="dot: one test case (mean over seeds); bar: mean of the fold's n cases",
     )
 
 
-def _fold_panel(axis: Axes, table: pd.DataFrame, fold: int) -> None:
-    """One fold: cases down the table, arms across it; a gap where an arm has no run."""
-    places = np.arange(len(table.columns))
-    axis.plot(places, table.T.to_numpy(), color="#8C959F", linewidth=0.6, alpha=0.6)
-    for place, system in zip(places, table.columns):
-        axis.scatter(
-            [place] * len(table), table[system], s=5, color=colour(system), alpha=0.6, linewidths=0
-        )
-        axis.plot(
-            place,
-            table[system].mean(),
-            marker=marker(system),
-            color=colour(system),
-            markersize=8,
-            markeredgecolor="white",
-            linestyle="",
-        )
-    axis.set(xticks=[], xlim=(-0.6, len(places) - 0.4))
-    axis.set_title(f"fold {fold}, n = {len(table)} cases", fontsize=9.5)
-    axis.xaxis.grid(False)
+def _fold_row(axis: Axes, rows: pd.DataFrame, y: float) -> None:
+    """One fold of one arm: a dot for each case, a bar at their mean, the fold and n at the side."""
+    system = str(rows["system"].iloc[0])
+    axis.scatter(rows["dice"], [y] * len(rows), s=11, color=colour(system), alpha=0.5, linewidths=0)
+    axis.plot([rows["dice"].mean()] * 2, [y - 0.42, y + 0.42], color=INK, linewidth=2)
+    axis.text(
+        1.01,
+        y,
+        f"fold {rows['fold'].iloc[0]}, n = {len(rows)}",
+        transform=axis.get_yaxis_transform(),
+        va="center",
+        fontsize=9,
+        color=MUTED,
+    )
 
 
 @styled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +12,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.evidence.arms import colour, marker, ordered, title
-from mvl.publish.style import MUTED, finish, hole, styled
+from mvl.evidence.arms import colour, marker, title
+from mvl.publish.style import finish, hole, styled
 
 COSTS = {
-    "trainable": "trainable parameters, millions",
-    "step_s": "seconds per training step in the bench (grid and batch of the bench)",
-    "minutes": "core-minutes per run (training, one thread)",
+    "trainable": "trained\nparameters,\nmillions",
+    "step_s": "seconds a\nstep, in\nthe bench",
+    "minutes": "core-minutes\na run, in\ntraining",
 }
 
 
 @styled
 def cost(runs: pd.DataFrame, bench: dict[str, dict[str, Any]], holes: Sequence[str] = ()) -> Figure:
-    """Test Dice against trained parameters, a measured training step and core-minutes per run;
-    line: no arm is cheaper and better (Pareto).
+    """A row for each arm, the best above: its test Dice beside trained parameters, a measured
+    training step and core-minutes per run; filled: no arm is cheaper and better (Pareto).
 
     runs: system, task, dice, trainable, cpu_s. bench: `systems` of data/bench.json; an arm that it
     lacks is left out of that panel.
@@ -41,56 +42,56 @@ def cost(runs: pd.DataFrame, bench: dict[str, dict[str, Any]], holes: Sequence[s
     )
     arms["step_s"] = [bench.get(str(s), {}).get("seconds", math.nan) for s in arms.index]
     arms = arms.assign(trainable=arms["trainable"] / 1e6, minutes=arms["minutes"] / 60)
-    figure = Figure(figsize=(6.4, 7.2 + 0.12 * len(arms)), layout="constrained")
-    for axis, (column, words) in zip(figure.subplots(3, 1, sharey=True), COSTS.items()):
+    arms = arms.sort_values("mean").assign(row=range(len(arms)))
+    figure = Figure(figsize=(6.4, 1.6 + 0.36 * len(arms)), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(COSTS), sharey=True)
+    for system, arm in arms.iterrows():
+        ink = colour(str(system))
+        first.hlines(arm["row"], arm["low"], arm["high"], color=ink, linewidth=1.4)
+        look: dict[str, Any] = {"marker": marker(str(system)), "markersize": 7, "linestyle": ""}
+        first.plot(arm["mean"], arm["row"], color=ink, **look)
+    first.set(xlabel="test Dice", ylim=(-0.6, len(arms) - 0.4))
+    names = [f"{textwrap.fill(title(str(s)), 24)} ({n})" for s, n in arms["n"].items()]
+    first.set_yticks(arms["row"], names, fontsize=9.5)
+    for axis, (column, words) in zip(others, COSTS.items(), strict=True):
         _cost_panel(axis, arms[arms[column].notna()], column)
-        axis.set(xscale="log", xlabel=words, ylabel="test Dice")
-        axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set(xscale="log", xlabel=words)
+        axis.xaxis.set_major_locator(mpl.ticker.LogLocator(numticks=4))
         axis.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
         axis.minorticks_off()
-    keys = [
-        mpl.lines.Line2D(
-            [],
-            [],
-            color=colour(s),
-            marker=marker(s),
-            linestyle="",
-            label=f"{title(s)} (n = {arms.loc[s, 'n']})",
-        )
-        for s in ordered(list(arms.index))
-    ]
-    figure.legend(handles=keys, loc="outside upper left", ncols=2, fontsize=9)
+        axis.margins(x=0.25)
+    for axis in (first, *others):
+        axis.tick_params(axis="x", labelsize=9.5)
+        axis.xaxis.label.set_size(9.5)
     return finish(
         figure,
         list(runs["task"]),
         holes,
-        key="marker: mean of n runs; bar: their range; dashed line: Pareto front",
+        key=(
+            "in brackets: runs; marker: their mean; bar: their range; filled: no arm shown costs"
+            " less and scores higher"
+        ),
     )
 
 
 def _cost_panel(axis: Axes, arms: pd.DataFrame, column: str) -> None:
-    """One panel: a marker for each arm with the range of its runs, and the front."""
+    """One panel: a marker for each arm with its cost in figures, filled on the front."""
+    front = pareto(arms[column], arms["mean"])
     for system, arm in arms.iterrows():
         ink = colour(str(system))
-        axis.vlines(arm[column], arm["low"], arm["high"], color=ink, linewidth=1.2)
-        axis.plot(
-            arm[column],
-            arm["mean"],
-            marker=marker(str(system)),
-            color=ink,
-            markersize=8,
-            linestyle="",
+        best = front.get(arm[column]) == arm["mean"]
+        look: dict[str, Any] = {"color": ink, "markerfacecolor": ink if best else "none"}
+        look |= {"marker": marker(str(system)), "markersize": 7, "linestyle": ""}
+        axis.plot(arm[column], arm["row"], **look)
+        axis.annotate(
+            f"{arm[column]:.2g}" if arm[column] < 10 else f"{arm[column]:.0f}",
+            (arm[column], arm["row"]),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
         )
-    front = pareto(arms[column], arms["mean"])
-    axis.plot(
-        front.index,
-        front,
-        drawstyle="steps-post",
-        color=MUTED,
-        linewidth=1,
-        linestyle="--",
-        zorder=0,
-    )
 
 
 def pareto(costs: pd.Series, scores: pd.Series) -> pd.Series:

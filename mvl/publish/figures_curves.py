@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,47 +125,49 @@ def curve_differences(history: pd.DataFrame, reference: str, holes: Sequence[str
 
 @styled
 def curves_by_arm(history: pd.DataFrame, reference: str, holes: Sequence[str] = ()) -> Figure:
-    """Validation Dice by epoch, one row for each arm, whole and its last half enlarged, the
-    reference's mean dotted; ticks: epochs selected.
+    """Validation Dice by epoch, a panel for each arm over its own epochs, the reference's mean at
+    the same epochs dotted; ticks: epochs selected.
 
-    history: system, task, fraction, fold, seed, epoch, val_dice, of one share of the data.
+    All panels have one scale, which begins where the slowest arm is after a third of its epochs:
+    what came before would flatten the rest. history: system, task, fraction, fold, seed, epoch,
+    val_dice, of one share of the data.
     """
     if history.empty:
         return hole("; ".join(holes) or "no training history")
     systems = [s for s in ordered(list(history["system"])) if s != reference] or [reference]
-    figure = Figure(figsize=(6.4, 0.9 + 1.35 * len(systems)), layout="constrained")
-    grid, beside = (
-        figure.subplots(len(systems), 2, sharex="col", squeeze=False),
-        history[history["system"] == reference],
-    )
-    for axes, system in zip(grid, systems):
+    rows = math.ceil(len(systems) / 2)
+    figure = Figure(figsize=(6.4, 0.9 + 1.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2, sharey=True, squeeze=False).ravel()
+    beside = history[history["system"] == reference].groupby("epoch")["val_dice"].mean().dropna()
+    floors, tops = [], []
+    for axis, system in zip(grid, systems):
         runs = history[history["system"] == system]
-        for axis, start in zip(axes, (0.0, history["epoch"].max() / 2)):
-            axis.plot(
-                beside[beside["epoch"] >= start].groupby("epoch")["val_dice"].mean().dropna(),
-                color=MUTED,
-                linestyle=":",
-                linewidth=1.3,
-            )
-            curve = band(axis, runs[runs["epoch"] >= start], "val_dice", color=colour(system))
-        axes[1].plot(
-            curve["mean"].reindex(selected_epochs(runs)["epoch"].unique()),
-            linestyle="",
-            marker="|",
-            markersize=9,
-            color=INK,
-        )
+        last = int(runs["epoch"].max())
+        axis.plot(beside[beside.index <= last], color=MUTED, linestyle=":", linewidth=1.3)
+        curve = band(axis, runs, "val_dice", color=colour(system))
+        kept = selected_epochs(runs)["epoch"].unique()
+        axis.plot(curve["mean"].reindex(kept), linestyle="", marker="|", markersize=9, color=INK)
         n = len(runs[["task", "fraction", "fold", "seed"]].drop_duplicates())
-        axes[0].set_title(f"{title(system)} (n = {n} run{'s' if n > 1 else ''})", fontsize=9.5)
-    grid[-1][0].set_xlabel("epoch, all")
-    grid[-1][1].set_xlabel("epoch, last half, enlarged")
+        name = textwrap.shorten(title(system), 26, placeholder=" …")
+        axis.set_title(f"{name} ({n} run{'s' if n > 1 else ''})", fontsize=9.5)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
+        floors.append(float(curve[curve.index >= last / 3]["min"].min()))
+        tops.append(float(curve["max"].max()))
+    for axis in grid[len(systems) :]:
+        axis.set_axis_off()
+    room = 0.08 * (max(tops) - min(floors))
+    grid[0].set_ylim(min(floors) - room, max(tops) + room)
+    for axis in grid[::2]:
+        axis.set_ylabel("validation Dice", fontsize=9.5)
+    for axis in grid[max(0, len(systems) - 2) : len(systems)]:
+        axis.set_xlabel("epoch")
     return finish(
         figure,
         list(history["task"]),
         holes,
         key=(
-            f"validation Dice; dotted: mean of {title(reference)}; band: range of the runs; ticks:"
-            " epochs whose weights were kept"
+            f"line: mean of the runs; dotted: mean of {title(reference)} at the same epochs; band:"
+            " range of the runs, cut below; ticks: epochs whose weights were kept"
         ),
     )
 

@@ -66,18 +66,10 @@ def _figure(drawn: Path, tag: str, count: int, number: str) -> str:
     found = CAPTION.search(text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
 
-    # lines on a scan keep their colours, on a light card: turned round, they would name other arms
+    # lines on a scan keep their colours: turned round, they would name other arms
     pictures = "<image" in text
-    if not pictures:
-        text = text.replace(f"fill: {CARD}", "fill: none")
-
-    # two figures of one page may use the same ids for clip paths and markers
-    names = set(NAMED.findall(text))
-    text = NAMED.sub(lambda found: f'id="f{count}-{found[1]}"', text)
-    text = LINK.sub(
-        lambda found: found[1] + (f"f{count}-" if found[2] in names else "") + found[2], text
-    )
-
+    text = text.replace(f"fill: {CARD}", "fill: none")
+    text = with_ids(text, f"f{count}-")
     box = re.search(r'\bviewBox="[\d.-]+ [\d.-]+ ([\d.]+)', text)
     assert box is not None
     width = float(box[1]) * 96 / 72
@@ -99,3 +91,11 @@ def _figure(drawn: Path, tag: str, count: int, number: str) -> str:
         f'<span class="mvl-caption"><a href="#{anchor}">{words}.</a>'
         f" {html.escape(caption, quote=False)}</span></span>"
     )
+
+
+def with_ids(svg: str, prefix: str) -> str:
+    """Return the drawing with a prefix before each of its ids: two figures of one page may use the
+    same for clip paths and markers."""
+    names = set(NAMED.findall(svg))
+    svg = NAMED.sub(lambda found: f'id="{prefix}{found[1]}"', svg)
+    return LINK.sub(lambda found: found[1] + (prefix if found[2] in names else "") + found[2], svg)

@@ -173,10 +173,10 @@ def study_page(study: str, rows: Sequence[Row], results: Path) -> str:
     return f"""# Runs: {plan.title}
 
 {made}Study `{plan.name}`: {done} of {len(rows)} runs are recorded; a run that is not there keeps
-its row. Each row leads to the run's settings (*config*), its machine, code and versions
-(*environment*), its scores by case, its training history, and the sha256 of each (*status*); the
-last column repeats it and prints its folder. Dice and HD95 ({units}) are means over the test cases
-on the native grid.
+its row. Each arm opens to its runs. A row leads to the run's settings (*config*), its machine, code
+and versions (*environment*), its scores by case, its training history, and the sha256 of each
+(*status*); the command in the last column repeats it and prints its folder. Dice and HD95 ({units})
+are means over the test cases on the native grid.
 
 Splits: {splits or "made on demand"}. Fold *k* tests block *k*, validates on the next two and trains
 on the other seven; a share of the data is a prefix of each training set. Tables of the study:
@@ -189,30 +189,38 @@ on the other seven; a share of the data is a prefix of each training set. Tables
 
 
 def runs_table(study: str, rows: Sequence[Row], results: Path) -> str:
-    """The table itself; one `tbody` with an id for each arm, one row with an id for each run."""
+    """The runs by arm, each arm folded under its name with an id; one row with an id for each
+    run."""
+    arms: dict[tuple[str, str, str, float], list[Row]] = {}
+    for row in rows:
+        arms.setdefault(row.arm, []).append(row)
+    body, block = list[str](), None
+    for arm, own in arms.items():
+        if arm[0] != block:
+            block = arm[0]
+            body.append(f'<p class="block">Block <code>{html.escape(block)}</code></p>')
+        body.append(arm_table(study, own, results))
+    return '<div id="runs-table" class="runs">\n' + "\n".join(body) + "\n</div>"
+
+
+def arm_table(study: str, rows: Sequence[Row], results: Path) -> str:
+    """One arm: its name, share of the data, number of runs and mean Dice, and its rows below."""
+    first = rows[0]
+    scores = [float(row.facts["dice"]) for row in rows if row.facts.get("dice")]
+    mean = f", mean Dice {sum(scores) / len(scores):.3f}" if scores else ""
+    done = sum(row.facts["state"] == "done" for row in rows)
+    name = f"{html.escape(title(first.system))}, {first.fraction:.0%} of the data"
+    count = f"{done} of {len(rows)} runs{mean}"
+    words = f"{name} <small><code>{html.escape(first.system)}</code>: {count}</small>"
     head = "".join(
         f'<th scope="col">{name}</th>'
-        for name in ("system", "data", "fold", "seed", "record", "Dice", "HD95", "code", "command")
+        for name in ("fold, seed", "Dice", "HD95", "record", "code", "command")
     )
-    body, block, arm = list[str](), "", None
-    for row in rows:
-        if row.arm != arm:
-            body.append("</tbody>" * bool(body))
-            if row.block != block:
-                words = f"block <code>{html.escape(row.block)}</code>"
-                body.append(
-                    '<tbody><tr class="block"><th scope="rowgroup"'
-                    f' colspan="9">{words}</th></tr></tbody>'
-                )
-            body.append(f'<tbody id="{anchor(*row.arm[1:])}">')
-            block, arm = row.block, row.arm
-        body.append(run_row(study, row, results))
-    caption = f"<caption>Runs of the study <code>{html.escape(study)}</code></caption>"
+    body = "\n".join(run_row(study, row, results) for row in rows)
     return (
-        '<div id="runs-table" class="pst-scrollable-table-container runs"><table class="table'
-        f' runs">{caption}<thead><tr>{head}</tr></thead>\n'
-        + "\n".join(body)
-        + "</tbody></table></div>"
+        f'<details class="arm" id="{anchor(*first.arm[1:])}"><summary>{words}</summary>'
+        '<div class="pst-scrollable-table-container"><table class="table">'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div></details>"
     )
 
 
@@ -231,24 +239,21 @@ def run_row(study: str, row: Row, results: Path) -> str:
     command = ""
     if row.config:
         words = train_command(row.config, run_folder.default_results_dir())
-        command = f"<code>{html.escape(words)}</code>"
+        command = f"<details><summary>repeat</summary><code>{html.escape(words)}</code></details>"
 
-    system, name = html.escape(row.system), html.escape(title(row.system))
-    cells = [f'<th scope="row"><code>{system}</code><br><small>{name}</small></th>']
+    cells = [f'<th scope="row">fold {row.fold}, seed {row.seed}</th>']
     for text in (
-        f"{row.fraction:.0%}",
-        row.fold,
-        row.seed,
-        links or row.facts["state"],
         number("dice", 3),
         number("hd95_mm", 2),
+        links or row.facts["state"],
         code_version(folder),
         command,
     ):
         cells.append(f"<td>{text}</td>")
 
     where = anchor(row.task, row.system, row.fraction, place)
-    return f'<tr id="{where}" class="{row.facts["state"]}">{"".join(cells)}</tr>'
+    state = f'class="{row.facts["state"]}" data-fold="{row.fold}" data-seed="{row.seed}"'
+    return f'<tr id="{where}" {state}>{"".join(cells)}</tr>'
 
 
 def code_version(folder: Path) -> str:

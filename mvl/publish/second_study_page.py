@@ -11,12 +11,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mvl.evidence import second_study
+from mvl.evidence import example_masks, second_study
 from mvl.evidence.arms import colour, marker, title
+from mvl.evidence.chapter import open_chapter
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
+from mvl.evidence.example_cases import common_runs, study_worst
 from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
-from mvl.publish import second_study_table
+from mvl.publish import second_study_table, viewer
 from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
 
@@ -58,9 +60,10 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "answer": answer(tables, results),
             "described": described(recorded, results),
             "contrasts": "\n\n".join(contrast_table(*item, results) for item in tables.items()),
-            "use": "\n\n".join(use_table(study, rows) for study, rows in shown.items()),
+            "use": "\n\n".join(use_table(study, rows, results) for study, rows in shown.items()),
             "progress": progress_table(results),
             "figure": bool(shown),
+            "pictures": pictures(results),
         }
     }
 
@@ -191,8 +194,14 @@ def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> st
         "| contrast | Dice points, 95 % interval | p, Holm | p, equivalence | verdict | pairs |",
         "|---|---|---|---|---|---|",
     ]
+    place = (question.study, question.fraction)
     for row in table.to_dict("records"):
-        name = minus(row["system"], row["reference"]).replace("\n", " ")
+        pair = (row["system"], row["reference"])
+        # either half of the name leads to the runs of its arm
+        name = " minus ".join(
+            second_study_table.to_runs(words, place, system, results)
+            for words, system in zip(minus(*pair).split("\nminus "), pair, strict=True)
+        )
         pairs = f"{row['n_runs']} of {row['planned']}"
         if row["hole"]:
             lines.append(f"| {name} | | | | not decided: not run yet | {pairs} |")
@@ -205,7 +214,7 @@ def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> st
     return "\n".join(lines)
 
 
-def use_table(study: str, rows: pd.DataFrame) -> str:
+def use_table(study: str, rows: pd.DataFrame, results: Path) -> str:
     """Return the use of the block in a study's hybrids as Markdown, means over their runs."""
     lines = [
         f"**{load_study(study).title}**: Dice points lost or won when h is replaced",
@@ -215,20 +224,24 @@ def use_table(study: str, rows: pd.DataFrame) -> str:
     ]
     for system, own in rows.groupby("system", sort=False):
         cells = [f"{own[name].mean():+.2f}" if name in own else "" for name in INTERVENTIONS]
+        arm = second_study_table.to_runs(title(str(system)), (study, 1.0), str(system), results)
         lines.append(
-            f"| {title(str(system))} | {len(own)} | {own['relative_size'].mean():.2f} |"
-            f" {' | '.join(cells)} | {use_in_words(own)} |"
+            f"| {arm} | {len(own)} | {own['relative_size'].mean():.2f} |"
+            f" {' | '.join(cells)} | {use_in_words(own, in_table=True)} |"
         )
     return "\n".join(lines)
 
 
-def use_in_words(rows: pd.DataFrame) -> str:
-    """Return what the protocol calls this use of the block: its two thresholds can disagree."""
+def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
+    """Return what the protocol calls this use of the block: its two thresholds can disagree; in a
+    table the points stand beside and are not said again."""
     of_block, computed = second_study.uses(rows)
     if of_block and computed:
         return "uses the layer and what it computes"
     if of_block:
         return "uses the layer, not what it computes"
+    if computed and in_table:
+        return "below the threshold when silenced, above it when disturbed"
     if computed:
         worst = rows[["shuffled_tokens", "shuffled_weights"]].mean().min()
         return (
@@ -245,6 +258,26 @@ def progress_table(results: Path) -> str:
     for study, done, planned in second_study.progress(results):
         lines.append(f"| {load_study(study).title} (`{study}`) | {done} of {planned} |")
     return "\n".join(lines)
+
+
+def pictures(results: Path) -> str:
+    """Return the viewer of the tuned study's best, median and worst case as HTML; empty where its
+    masks are not kept.
+
+    Of the study trained as published the weights are gone, so that it has no masks to show.
+    """
+    if not (results / second_study.TUNED / example_masks.FILE).is_file():
+        return ""
+    chapter = open_chapter("qualitative", second_study.TUNED, results)
+    chosen = common_runs(chapter.done)
+    drawn = example_masks.read_drawn(chapter.folder / example_masks.FILE, chosen, chapter.done)
+    if not drawn:
+        return ""
+    worst = study_worst(chapter.cases, chosen)
+    shown = [(one.case, one.fold, one.seed) for one in drawn]
+    whole = (worst["case"], worst["fold"], worst["seed"]) in shown
+    words = "The worst of them is the worst of all its folds and seeds." if whole else ""
+    return viewer.page(drawn, (), chapter.tasks, aside=words)
 
 
 def first_study(results: Path) -> str:
@@ -285,9 +318,7 @@ def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
             points = axis.plot(-own["zero"], own["over_vit"], ls="", ms=6, alpha=0.85, **look)
             named.setdefault(title(str(system)), points[0])
     axes[0].set_ylabel("Dice points over the ViT alone")
-    labels = [textwrap.fill(name, 46) for name in named]
-    figure.legend(
-        list(named.values()), labels, loc="outside lower left", ncols=2, frameon=False, fontsize=8.5
-    )
+    labels = [textwrap.fill(name, 42) for name in named]
+    figure.legend(list(named.values()), labels, loc="outside lower left", ncols=2, fontsize=9.5)
     tasks = [task for study in use for task in load_study(study).tasks]
     return finish(figure, tasks)

@@ -16,6 +16,7 @@ from mvl.evidence.claims_power import sd_behind
 from mvl.evidence.power import detectable
 from mvl.evidence.second_study import HYBRID, VIT, Question
 from mvl.study.grid import load_study
+from mvl.study.links import run_address
 from mvl.study.tables import read_runs
 
 OPEN = "incomplete"
@@ -39,9 +40,12 @@ def summary_table(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     if not columns:
         return ""
     arms = list(dict.fromkeys(arm for rows in columns.values() for arm in rows))
-    heads = [_head(*place) for place in columns]
+    heads = [_head(*place, results) for place in columns]
     body = [
-        [f"minus {title(arm)}", *(_cell(rows.get(arm), results) for rows in columns.values())]
+        [
+            f"minus {title(arm)}",
+            *(_cell(place, rows.get(arm), results) for place, rows in columns.items()),
+        ]
         for arm in arms
     ]
     body.append(["use of the layer", *(_use(*place, results) for place in columns)])
@@ -50,12 +54,20 @@ def summary_table(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
 
 
-def _head(study: str, fraction: float) -> str:
+def _head(study: str, fraction: float, results: Path) -> str:
+    """Return the study's title, which leads to the hybrid's runs in it."""
     share = "" if fraction == 1.0 else f", {100 * fraction:g} % of the data"
-    return f"{load_study(study).title}{share}"
+    return to_runs(f"{load_study(study).title}{share}", (study, fraction), HYBRID, results)
 
 
-def _cell(row: dict[Any, Any] | None, results: Path) -> str:
+def to_runs(words: str, place: tuple[str, float], system: str, results: Path) -> str:
+    """Return words as a Markdown link to an arm's runs in a study at a share of the data."""
+    study, fraction = place
+    arm = f"{study}/runs/{load_study(study).tasks[0]}/{system}#fraction-{fraction!r}"
+    return f"[{words}]({run_address(results, arm)})"
+
+
+def _cell(place: tuple[str, float], row: dict[Any, Any] | None, results: Path) -> str:
     """Return a difference in Dice points with its interval and word; nothing where none is
     planned."""
     if row is None:
@@ -63,7 +75,8 @@ def _cell(row: dict[Any, Any] | None, results: Path) -> str:
     if not row["complete"]:
         return OPEN
     middle, low, high = (f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high"))
-    return f"{middle} [{low}, {high}] {second_study.outcome(row, results)}"
+    linked = to_runs(middle, place, row["reference"], results)
+    return f"{linked} [{low}, {high}] {second_study.outcome(row, results)}"
 
 
 def _use(study: str, fraction: float, results: Path) -> str:

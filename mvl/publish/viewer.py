@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from mvl.evidence.example_cases import common_runs, study_worst
 from mvl.evidence.example_masks import Drawn, example, load_drawn
 from mvl.evidence.predicted import read_volume, view
 from mvl.publish.figures_cases import example_segmentations
-from mvl.publish.style import CARD, STYLE, finish, hole, styled
+from mvl.publish.inline_figures import with_ids
+from mvl.publish.style import CARD, finish, hole, styled, svg
 
 TEMPLATE = ROOT / "book" / "viewer.html"
 LARGEST = 300_000
@@ -91,8 +92,9 @@ def page(
             f'<span id="case={html.escape(one.case)}"></span>' for one in drawn if volumes
         ),
         "CAPTION": words,
-        "ALT": words,
-        "PNG": base64.b64encode(still(drawn, holes, tasks, scans, data_dir)).decode(),
+        "STILL": still(drawn, holes, tasks, scans, data_dir).replace(
+            "<svg", f'<svg role="img" aria-label="{words}"', 1
+        ),
         "CANVAS": (
             "Three slices and a rendering of the chosen case; the controls beside it choose what is"
             " shown."
@@ -236,16 +238,22 @@ def still(
     tasks: Sequence[str],
     scans: str,
     data_dir: Path | None = None,
-) -> bytes:
-    """PNG of the block's slices: over the scans where they are there, else the masks alone, else a
-    card with the holes."""
+) -> str:
+    """SVG of the block's slices: over the scans where they are there, else the masks alone, else a
+    card with the holes.
+
+    It has no paper of its own, so that its words take the page's ink in either theme.
+    """
     if not drawn:
-        return png(hole("; ".join(holes) or "no saved predictions", tasks))
-    return png(
-        masks_alone(drawn, data_dir)
-        if scans
-        else example_segmentations([example(one, data_dir) for one in drawn])
-    )
+        figure = hole("; ".join(holes) or "no saved predictions", tasks)
+    elif scans:
+        figure = masks_alone(drawn, data_dir)
+    else:
+        figure = example_segmentations([example(one, data_dir) for one in drawn])
+    text = svg(figure)
+    facts_of_file = r'<metadata>.*?</metadata>|\sxmlns(?::\w+)?="[^"]*"'
+    text = re.sub(facts_of_file, "", text[text.index("<svg") :], flags=re.DOTALL)
+    return with_ids(text.replace(f"fill: {CARD.lower()}", "fill: none"), "still-")
 
 
 @styled
@@ -262,7 +270,7 @@ def masks_alone(drawn: Sequence[Drawn], data_dir: Path | None = None) -> Figure:
             mask = view(one.predictions[system], one.z, one.task, data_dir)
             axis.imshow(
                 mask.T,
-                cmap=mpl.colors.ListedColormap([CARD, colour(system)]),
+                cmap=mpl.colors.ListedColormap([(0, 0, 0, 0), colour(system)]),
                 origin="lower",
                 interpolation="nearest",
                 vmin=0,
@@ -276,14 +284,6 @@ def masks_alone(drawn: Sequence[Drawn], data_dir: Path | None = None) -> Figure:
     return finish(
         figure, [one.task for one in drawn], (), ["masks only: the scans are not at hand"]
     )
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def case_table(drawn: Sequence[Drawn], holes: Sequence[str] = ()) -> str:

@@ -273,8 +273,8 @@ def test_kept_epochs_are_those_of_highest_validation_dice_and_are_marked() -> No
     assert kept.set_index(["system", "fold"])["epoch"].to_dict() == {
         (s, f): 3 + 2 * f for s in SYSTEMS for f in (0, 1)
     }
-    right = figures_curves.curves_by_arm(history(fractions=(1.0,)), HYBRID).axes[1]
-    marks = [line for line in right.get_lines() if line.get_marker() == "|"]
+    first = figures_curves.curves_by_arm(history(fractions=(1.0,)), HYBRID).axes[0]
+    marks = [line for line in first.get_lines() if line.get_marker() == "|"]
     assert [line.get_xdata().tolist() for line in marks] == [[3, 5]]
     whole = figures_curves.training_curves(history(fractions=(1.0,))).axes[1]
     assert {tuple(line.get_xdata()) for line in whole.get_lines() if line.get_marker() == "|"} == {
@@ -282,22 +282,29 @@ def test_kept_epochs_are_those_of_highest_validation_dice_and_are_marked() -> No
     }
 
 
-def test_each_arm_has_a_row_and_the_reference_is_dotted_in_all() -> None:
-    figure = figures_curves.curves_by_arm(history(fractions=(1.0,)), HYBRID)
-    assert len(figure.axes) == 2 * (len(SYSTEMS) - 1)
-    assert all(
-        any(line.get_linestyle() == ":" for line in axis.get_lines()) for axis in figure.axes
-    )
+def test_each_arm_has_a_panel_over_its_own_epochs_and_the_reference_is_dotted_in_all() -> None:
+    table = history(fractions=(1.0,))
+    short = table[(table["system"] != VIT) | (table["epoch"] <= 3)]
+    figure = figures_curves.curves_by_arm(short, HYBRID)
+    panels = [axis for axis in figure.axes if axis.axison]
+    assert len(panels) == len(SYSTEMS) - 1
+    for axis in panels:
+        dotted, curve = axis.get_lines()[:2]
+        assert dotted.get_linestyle() == ":"
+        assert max(dotted.get_xdata()) <= max(curve.get_xdata())
+    last = {axis.get_title(loc="left"): max(axis.get_lines()[1].get_xdata()) for axis in panels}
+    assert sorted(last.values())[0] == 3 < sorted(last.values())[-1]
 
 
-def test_cases_are_followed_across_the_arms_and_a_missing_run_is_a_gap() -> None:
-    figure = figures_cases.dice_by_fold(cases())
-    first, second = (axis for axis in figure.axes if axis.get_title(loc="left"))
-    assert first.get_title(loc="left") == "fold 0, n = 3 cases"
-    threads = [line.get_ydata() for line in second.get_lines() if len(line.get_xdata()) == 3]
-    assert len(threads) == 3 and all(
-        np.isnan(thread[2]) and not np.isnan(thread[:2]).any() for thread in threads
-    )
+def test_each_case_has_a_dot_and_a_fold_without_a_run_has_no_row() -> None:
+    table = cases()
+    axis = figures_cases.dice_by_fold(table).axes[0]
+    rows = table.groupby(["system", "fold"])
+    assert len(axis.collections) == rows.ngroups
+    bars = sorted(float(line.get_xdata()[0]) for line in axis.get_lines())
+    want = table.groupby(["system", "fold", "case"])["dice"].mean().groupby(["system", "fold"])
+    assert bars == pytest.approx(sorted(want.mean()))
+    assert [t.get_text() for t in axis.texts].count("fold 0, n = 3") == len(SYSTEMS)
 
 
 def test_the_front_holds_what_nothing_cheaper_beats() -> None:
@@ -309,25 +316,20 @@ def test_the_front_holds_what_nothing_cheaper_beats() -> None:
 
 def test_cost_leaves_out_only_what_was_not_measured() -> None:
     figure = figures_cost.cost(finished(), BENCH)
-    dots = [
-        [
-            float(line.get_xdata()[0])
-            for line in axis.get_lines()
-            if len(line.get_xdata()) == 1 and line.get_linestyle() == "None"
-        ]
-        for axis in figure.axes
+    marks = [axis.get_lines() for axis in figure.axes]
+    dots = [sorted(float(line.get_xdata()[0]) for line in lines) for lines in marks[1:]]
+    assert dots == [pytest.approx([0.5, 0.6, 0.7]), [0.5, 1.0], [10.0, 20.0, 30.0]]
+    assert words(figure).count("(2)") == 3
+    filled = [
+        sorted(float(m.get_xdata()[0]) for m in lines if m.get_markerfacecolor() != "none")
+        for lines in marks[1:]
     ]
-    assert [sorted(values) for values in dots] == [
-        pytest.approx([0.5, 0.6, 0.7]),
-        [0.5, 1.0],
-        [10.0, 20.0, 30.0],
-    ]
-    assert words(figure).count("(n = 2)") == 3
+    assert filled == [pytest.approx([0.5, 0.7]), [0.5], [10.0, 30.0]], "the middle one is beaten"
 
 
 def test_one_arm_has_one_colour_here_too() -> None:
     figure = figures_cases.dice_by_fold(cases())
-    assert {colour(s).upper() for s in SYSTEMS} <= {
-        to_hex(line.get_color()).upper() for axis in figure.axes for line in axis.get_lines()
+    assert {colour(s).upper() for s in SYSTEMS} == {
+        to_hex(dots.get_facecolor()[0]).upper() for dots in figure.axes[0].collections
     }
     assert style.CARD.upper() == to_hex(figure.axes[0].get_facecolor()).upper()

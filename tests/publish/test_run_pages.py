@@ -42,7 +42,7 @@ def test_every_planned_run_has_a_row_and_what_it_links_to_is_there(tmp_path, res
     staging.mkdir()
     assert run_pages.write_pages(staging, ["quick"], results) == ["runs_quick"]
     text = (staging / "runs_quick.md").read_text()
-    rows = re.findall(r'<tr id="([^"]+)" class="(\w+)">(.*?)</tr>', text)
+    rows = re.findall(r'<tr id="([^"]+)" class="(\w+)"[^>]*>(.*?)</tr>', text)
     planned = study_runs("quick")
     assert len(rows) == len(planned) and len({name for name, _, _ in rows}) == len(rows)
     assert [state for _, state, _ in rows].count(

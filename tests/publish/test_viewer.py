@@ -79,7 +79,7 @@ def no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_still(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Drawing takes seconds and is looked at by two tests."""
     if "real_still" not in request.fixturenames:
-        monkeypatch.setattr(viewer, "still", lambda *_: b"still")
+        monkeypatch.setattr(viewer, "still", lambda *_: "<svg></svg>")
 
 
 @pytest.fixture
@@ -158,7 +158,8 @@ def test_without_scans_only_masks_are_shown_and_it_says_so(
         "Masks only: the scans are not at hand" in found["note"]
         and "Masks only" in re.search(r"<figcaption>(.*?)</figcaption>", page)[1]
     )
-    assert "image/png;base64,iVBOR" in page
+    still = page[page.index("<svg") : page.index("</svg>")]
+    assert "Dice 0.80" in still and "<image" in still and "#fcfcfa" not in still
 
 
 def test_the_rule_of_choice_and_phantoms_are_named(drawn: list[Drawn], scans: np.ndarray) -> None:
@@ -184,7 +185,8 @@ def test_the_still_is_the_same_picture_each_time(
     drawn: list[Drawn], scans: np.ndarray, real_still: None
 ) -> None:
     first = viewer.still(drawn, (), ["phantoms"], "")
-    assert first.startswith(b"\x89PNG") and first == viewer.still(drawn, (), ["phantoms"], "")
+    assert first.startswith("<svg") and "xmlns" not in first
+    assert first == viewer.still(drawn, (), ["phantoms"], "")
 
 
 def test_the_same_input_gives_the_same_page_and_text_cannot_end_its_script(
@@ -240,11 +242,11 @@ def test_the_block_asks_nothing_of_the_network_and_names_its_parts(
     assert list(book.network_requests(tmp_path)) == [] and not re.search(r"https?://|@@", page)
     tags = Elements(page).found
     assert (
-        next(a for t, a in tags if t == "img")["alt"]
+        next(a for t, a in tags if t == "svg")["aria-label"]
         and next(a for t, a in tags if t == "canvas")["aria-label"]
     )
     assert next(a for t, a in tags if a.get("class") == "mvl-status")["role"] == "status"
-    assert next(i for i, (t, _) in enumerate(tags) if t == "img") < next(
+    assert next(i for i, (t, _) in enumerate(tags) if t == "svg") < next(
         i for i, (t, _) in enumerate(tags) if t == "canvas"
     ), "the still comes first"
 

@@ -69,7 +69,9 @@ document.addEventListener("DOMContentLoaded", () => {
   const stack = () => tables.forEach((table) => {
     table.classList.remove("cards");
     const box = table.closest(".pst-scrollable-table-container") || table;
-    if (innerWidth > 700 || box.scrollWidth <= box.clientWidth + 2) return;
+    // a cell of many short lines is as hard to read as one that is out of sight
+    const tall = [...table.querySelectorAll("tbody td")].some((cell) => cell.offsetHeight > 240);
+    if (innerWidth > 700 || (box.scrollWidth <= box.clientWidth + 2 && !tall)) return;
     label(table);
     table.classList.add("cards");
   });

@@ -123,6 +123,11 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
     }
 
 
+def _folded(table: str) -> str:
+    """Return the long table of a study folded under words."""
+    return f":::{{dropdown}} Every difference of this study\n{table}\n:::"
+
+
 def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
     """Say how often each procedure errs at the variances of each study's runs; every test."""
     from mvl.evidence import differences, yardsticks
@@ -130,7 +135,7 @@ def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
 
     tests = {s: differences.all_differences(s, results) for s in studies}
     power = "\n\n".join(
-        f"### Power of `{s}`\n\n{p}"
+        f"### Power: {load_study(s).title}\n\n{_folded(p)}"
         for s, t in tests.items()
         if not t.empty and (p := yardsticks.power_table(t))
     )
@@ -141,7 +146,7 @@ def statistics(studies: Sequence[str], results: Path) -> dict[str, str]:
             calibration_page.page(open_notebook(main_notebook(s), s, results)) for s in studies
         ),
         "tests": "\n\n".join(
-            f"### Tests of `{s}`\n\n{calibration_page.tests_table(t)}"
+            f"### Tests: {load_study(s).title}\n\n{_folded(calibration_page.tests_table(t))}"
             for s, t in tests.items()
             if not t.empty
         ),

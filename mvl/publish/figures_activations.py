@@ -203,7 +203,7 @@ def measure_figure(rows: pd.DataFrame, column: str, holes: Sequence[str] = ()) -
         _place(axis, table[table["place"] == place], systems)
         axis.set_title(f"{place}: {WHERE[place]}", fontsize=10.5)
         axis.set_ylabel(LABELS[column])
-        axis.set_ylim(bottom=0)  # one rule for every measure: none of them can be negative
+        axis.margins(y=0.12)  # one rule for every measure: the axis spans what is drawn
         if column.startswith("activation_iou"):
             _chance(axis, rows)
     handles = [

@@ -17,6 +17,7 @@ from mvl.evidence import power_plan, protocol_families
 from mvl.evidence.decision import EQUIVALENCE_POINTS
 from mvl.evidence.persons import TASK, person_of
 from mvl.publish.style import FROZEN, INK, MUTED, NEUTRAL, TRAINED, finish, styled
+from mvl.study.grid import load_study
 
 SPLITS = {"split by scan (first study)": TASK, "split by person (second)": f"{TASK}_persons"}
 "Panel = file in `data/splits`."
@@ -128,7 +129,7 @@ def power(table: pd.DataFrame) -> Figure:
             mark = "o" if folds == rows["folds"].max() else "s"
             axis.plot(group["sees"], [y] * len(group), mark, color=MUTED, alpha=0.7, markersize=7)
         designs = sorted({f"{r.folds}x{r.seeds}" for r in rows.itertuples()}, reverse=True)
-        names.append(f"{study}\n{', '.join(designs)} folds x seeds")
+        names.append(f"{load_study(study).title}\n{', '.join(designs)} folds x seeds")
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set(xscale="log", ylim=(len(names) - 0.4, -0.6))
     ticks = [t for t in (0.2, 0.5, 1, 2, 5, 10, 20) if t <= 1.2 * table["sees"].max()]
@@ -149,11 +150,14 @@ def power_finding(table: pd.DataFrame) -> str:
     if table.empty:
         return "No variance is recorded yet."
     worst = table.groupby("study")["sees"].max()
-    able = [study for study, sees in worst.items() if sees <= EQUIVALENCE_POINTS]
+    able = [
+        load_study(str(study)).title for study, sees in worst.items() if sees <= EQUIVALENCE_POINTS
+    ]
     some = int((table["sees"] <= EQUIVALENCE_POINTS).sum())
-    words = f", among them every one of {', '.join(map(str, able))}" if able else ""
+    least = load_study(str(worst.idxmax())).title
+    words = f", among them every one of {'; '.join(able)}" if able else ""
     return (
         f"{some} of {len(table)} planned contrasts see a difference of {EQUIVALENCE_POINTS:g}"
-        f" point{words}; least is seen in {worst.idxmax()}, where a difference must be"
+        f" point{words}; least is seen in {least}, where a difference must be"
         f" {worst.max():.1f} points."
     )

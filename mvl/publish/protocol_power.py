@@ -35,14 +35,21 @@ def _line(study: str, row: dict[str, Any], margin: float) -> str:
     words = f"{title(row['system'])} minus {title(row['reference'])}"
     if row["fraction"] != 1:
         words += f", {row['fraction']:.0%} of the cases"
-    start = f"| `{study}` | {words} | {row['folds']} x {row['seeds']} |"
+    start = f"| {load_study(study).title} | {words} | {row['folds']} x {row['seeds']} |"
     if row["sd"] is None:
         return f"{start} not measured | | | |"
     family = row["family"]
     seen = f"{row['detectable'][str(family)]:.2f}"
     seen += f" (one of {family})" if family > 1 else ""
     same = f"{row['equivalence']:.0%} within {margin:g}"
-    return f"{start} {row['sd']:.2f} | {seen} | {same} | `{row['source']}` |"
+    return f"{start} {row['sd']:.2f} | {seen} | {same} | {_in_words(row['source'])} |"
+
+
+def _in_words(source: str) -> str:
+    """Return the study, and the two arms where they are another contrast's, in their titles."""
+    study, _, arms = source.partition(": ")
+    shown = " minus ".join(title(arm) for arm in arms.split(" - ")) if arms else ""
+    return load_study(study).title + (f": {shown}" if shown else "")
 
 
 def calibration_table(results: Path | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mvl.evidence import reported_evidence
-from mvl.evidence.arms import caveat
+from mvl.evidence.arms import caveat, title
 from mvl.evidence.chapter import _foreground
 from mvl.evidence.decision import LEVEL
 from mvl.evidence.reported import paper_value
@@ -156,7 +156,8 @@ def measured_table(cases: pd.DataFrame) -> str:
         if found is None:
             continue
         correlation, ours, theirs, pairs = found
-        arms = f"`{system}`, `{reference}`: {metric}"
+        name = "IoU" if metric == "jaccard" else "Dice"
+        arms = f"{title(system)} and {title(reference)}, {name}"
         rows.append([arms, str(pairs), f"{correlation:.2f}", f"{ours:.3f}, {theirs:.3f}"])
     return markdown(["arms", "pairs of runs", "r", "s of each"], rows) if rows else ""
 

@@ -80,12 +80,24 @@ def found_with_80_percent(folds: np.ndarray) -> float:
     return optimize.brentq(lacking, 0.5, 9) * spread(folds)
 
 
+LINK = re.compile(r"\[([^\[\]]*)\]\([^()\s]*\)")
+"A Markdown link."
+
+
 def table() -> tuple[list[tuple[str, float]], dict[str, list[str]]]:
     """The published table: its columns (study, share) and its rows by their first cell."""
     recorded = second_study.recorded_studies(RECORDS)
     asked = [q for q in second_study.QUESTIONS if q.study in recorded]
     tables = {question: second_study.differences(question, RECORDS) for question in asked}
-    lines = second_study_table.summary_table(tables, RECORDS).splitlines()
+    linked = second_study_table.summary_table(tables, RECORDS)
+    for study, system in re.findall(r"/results/(\w+)/runs/\w+/(\w+)#fraction-", linked):
+        assert (RECORDS / study / "runs" / grid(study)["tasks"][0] / system).is_dir()
+    assert linked.count("](") == linked.count("#fraction-")
+    numbers = re.findall(r"\|[^|]*\][^|]* \[[-+]\d[^|]*", linked)
+    assert len(numbers) == len(re.findall(r"\[[-+][\d.]+, [-+][\d.]+\]", linked)), (
+        "all lead to runs"
+    )
+    lines = LINK.sub(r"\1", linked).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     titles = {grid(study)["title"]: study for study in recorded}
     columns = []

@@ -319,7 +319,7 @@ def test_cost_leaves_out_only_what_was_not_measured() -> None:
     marks = [axis.get_lines() for axis in figure.axes]
     dots = [sorted(float(line.get_xdata()[0]) for line in lines) for lines in marks[1:]]
     assert dots == [pytest.approx([0.5, 0.6, 0.7]), [0.5, 1.0], [10.0, 20.0, 30.0]]
-    assert words(figure).count("(2)") == 3
+    assert [name.get_text()[-3:] for name in figure.axes[0].get_yticklabels()] == ["(2)"] * 3
     filled = [
         sorted(float(m.get_xdata()[0]) for m in lines if m.get_markerfacecolor() != "none")
         for lines in marks[1:]

@@ -66,7 +66,7 @@ def test_a_figure_is_not_squeezed_below_nine_pixels_of_type(tmp_path):
     assert (int(found[1]), int(found[2])) == (384, 288), "4 inches at 96 pixels, and three quarters"
 
 
-def test_a_figure_of_pictures_keeps_its_light_card(tmp_path):
+def test_a_figure_of_pictures_is_marked_and_has_no_paper_of_its_own(tmp_path):
     folder = site(tmp_path)
     figure = drawn("masks on a scan")
     figure.axes[0].imshow([[0, 1], [1, 0]])
@@ -74,7 +74,7 @@ def test_a_figure_of_pictures_keeps_its_light_card(tmp_path):
     inline_figures(folder)
     page = (folder / "index.html").read_text()
     assert page.count('class="mvl-figure pictures"') == 1 and page.count('class="mvl-figure"') == 1
-    assert "#fcfcfa" in page
+    assert "#fcfcfa" not in page and "<image" in page
 
 
 def test_figures_are_numbered_by_page_and_carry_their_captions(tmp_path):

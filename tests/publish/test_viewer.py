@@ -379,5 +379,5 @@ def test_without_webgl_the_picture_stays_and_it_says_why(
         'data-state="no-webgl"' in text
         and "offers no WebGL 2" in text
         and 'class="mvl-live" hidden' in text
-        and "<img" in text
+        and "<svg" in text
     )

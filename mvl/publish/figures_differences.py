@@ -19,6 +19,8 @@ from mvl.evidence.run_pairs import cases_and_seeds
 from mvl.evidence.stats import ONE_PAIR
 from mvl.publish.style import MUTED, WARN, finish, hole, styled
 
+LINE = 76
+"Letters of a comparison on one line."
 WIDEST_POINTS = 6.0
 """Half-width of a forest plot at most; an interval that goes on beyond it ends in an arrow, its
 numbers stand beside."""
@@ -155,7 +157,9 @@ def paired_differences(differences: pd.DataFrame, holes: Sequence[str] = ()) -> 
             "; ".join(holes) or "no pairs of finished runs", list(differences.get("task", ()))
         )
     rows = differences.reset_index(drop=True)
-    figure = Figure(figsize=(6.4, 1.2 + 0.8 * len(rows)), layout="constrained")
+    # a comparison of two lines needs their height
+    step = 1.05 if rows["comparison"].str.len().max() > LINE else 0.8
+    figure = Figure(figsize=(6.4, 1.2 + step * len(rows)), layout="constrained")
     axis = figure.subplots()
     for y, row in enumerate(rows.to_dict("records")):
         if row["n_runs"]:
@@ -202,7 +206,8 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
     """Draw one row of the forest plot: words, n and interval, or that it is not yet recorded."""
     side: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "bottom"}
     words = str(row["comparison"]).replace("\n", " ")
-    axis.text(0, y - 0.42, words, ha="left", fontsize=min(11, 11 * 62 / len(words)), **side)
+    size = max(9.2, min(11, 11 * 62 / len(words)))
+    axis.text(0, y - 0.42, textwrap.fill(words, LINE), ha="left", fontsize=size, **side)
     if not row["n_runs"]:
         words = textwrap.fill(
             f"not yet recorded: {row.get('hole') or 'no pair of finished runs'}", 78
@@ -222,8 +227,18 @@ def _difference(axis: Axes, y: int, row: dict[Any, Any]) -> None:
         runs = f"{there} of {planned} planned pairs of runs"
     runs += " (interval over its cases)" if one else ""
     cases = cases_and_seeds(row.get("n_distinct", row["n_cases"]), row["n_cases"])
-    axis.text(0, y - 0.16, f"n = {cases}, {runs}", ha="left", fontsize=9, color="#57606A", **side)
-    axis.text(1, y - 0.16, in_points(mid, low, high), ha="right", fontsize=10, **side)
+    # numbers stand at the left, where a phone shows them without a swipe
+    axis.text(0, y - 0.16, in_points(mid, low, high), ha="left", fontsize=10, **side)
+    axis.annotate(
+        f"n = {cases}, {runs}",
+        (0, y - 0.16),
+        (138, 0),
+        xycoords=axis.get_yaxis_transform(),
+        textcoords="offset points",
+        va="bottom",
+        fontsize=9,
+        color=MUTED,
+    )
 
 
 def in_points(mid: float, low: float, high: float) -> str:

@@ -92,6 +92,8 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   open();
   addEventListener("hashchange", open);
+  // charts and cards move the page once more when they are there
+  addEventListener("load", () => setTimeout(open, 400));
 
   // Runs are filtered by the name of their arm, by fold and by seed; arms with a run that fits are opened.
   document.querySelectorAll("div.runs").forEach((box) => {

@@ -241,7 +241,7 @@ def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
     if of_block:
         return "uses the layer, not what it computes"
     if computed and in_table:
-        return "below the threshold when silenced, above it when disturbed"
+        return "between the thresholds"
     if computed:
         worst = rows[["shuffled_tokens", "shuffled_weights"]].mean().min()
         return (

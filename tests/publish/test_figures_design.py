@@ -40,7 +40,7 @@ def test_each_block_is_drawn_with_its_role_and_never_by_colour_alone():
 def test_power_draws_a_mark_for_each_contrast_and_says_which_see_a_point():
     table = pd.DataFrame(
         {
-            "study": ["one", "one", "two"],
+            "study": ["hippocampus2_tuned", "hippocampus2_tuned", "isic"],
             "folds": [5, 5, 3],
             "seeds": [2, 2, 1],
             "sees": [0.5, 0.9, 4.0],
@@ -50,6 +50,12 @@ def test_power_draws_a_mark_for_each_contrast_and_says_which_see_a_point():
     drawn = [x for line in axis.get_lines()[1:] for x in line.get_xdata()]
     assert sorted(drawn) == [0.5, 0.9, 4.0]
     words = figures_design.power_finding(table)
-    assert words.startswith("2 of 3 planned contrasts") and "every one of one;" in words
-    assert "least is seen in two, where a difference must be 4.0 points" in words
+    assert (
+        words.startswith("2 of 3 planned contrasts")
+        and "every one of Hippocampus by person, tuned;" in words
+    )
+    assert (
+        "least is seen in Skin lesions (ISIC 2017), LLM4Seg, where a difference must be 4.0 points"
+        in words
+    )
     assert "among" not in figures_design.power_finding(table.assign(sees=4.0))

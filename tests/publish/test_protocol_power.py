@@ -46,3 +46,8 @@ def test_calibration_is_simulated_at_the_records(monkeypatch: pytest.MonkeyPatch
     )
     assert protocol_power.calibration_table() == "x"
     assert (seen[0].folds, seen[0].seeds, seen[0].cases) == (5, 2, 26)
+
+
+def test_a_source_is_named_in_words() -> None:
+    words = protocol_power._in_words("hippocampus: medvisionllama_v3 - vit_baseline")
+    assert words.endswith(": MedVisionLlama v3 minus ViT-Baseline") and "_" not in words

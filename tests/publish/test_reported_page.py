@@ -138,7 +138,7 @@ def test_the_published_records_show_r_and_s():
     text = reported_page.facts(("hippocampus", "busi"), run_folder.records_dir())["reported"][
         "measured"
     ]
-    assert re.search(r"`medvisionllama_v3`, `vit_baseline`: dice \| 10 \| 0\.98 \|", text)
+    assert re.search(r"MedVisionLlama v3 and ViT-Baseline, Dice \| 10 \| 0\.98 \|", text)
     assert re.search(r"`llm4seg`, `cmunext`: jaccard \| 3 \| 0\.89 \|", text)
 
 

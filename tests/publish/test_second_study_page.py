@@ -3,6 +3,7 @@
 import pandas as pd
 
 from mvl.core.config import ROOT
+from mvl.evidence import second_study
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish import second_study_page
 from mvl.publish.second_study_page import meaning, use_in_words
@@ -14,7 +15,7 @@ def test_the_page_says_what_is_recorded_and_names_what_is_not(tmp_path):
     found = second_study_page.facts(RECORDS, tmp_path)["second"]
     assert found["figure"] and "<svg" in (tmp_path / second_study_page.FILE).read_text()
     assert "MedVisionLlama v3 minus ViT-Baseline, **-0.74 [-1.16, -0.32]" in found["answer"]
-    assert "| ViT-Baseline |" not in found["use"]
+    assert "ViT-Baseline" not in found["use"]
     assert "(`hippocampus2_tuned`)" in found["progress"]
 
 
@@ -51,3 +52,22 @@ def test_the_positive_control_is_named_with_its_number(tmp_path):
     assert found["control"].startswith("**The design sees a layer that matters.**")
     assert "+2.00 [+1.39, +2.61]" in found["control"]
     assert second_study_page.facts(tmp_path, tmp_path)["second"]["control"] == ""
+
+
+def test_the_worst_case_of_the_tuned_study_is_shown(tmp_path):
+    cases = pd.read_csv(RECORDS / "hippocampus2_tuned" / "cases.csv")
+    alone = cases[(cases["system"] == "vit_baseline") & (cases["fraction"] == 1)]
+    worst = alone.loc[alone["dice"].idxmin()]
+    page = second_study_page.pictures(RECORDS)
+    assert f"{worst['case']} (worst)" in page
+    assert f"fold {worst['fold']}, seed {worst['seed']}" in page
+    assert "the worst of all its folds and seeds" in page
+    assert second_study_page.pictures(tmp_path) == "", "without kept masks nothing is drawn"
+
+
+def test_a_contrast_leads_to_the_runs_of_both_arms():
+    question = next(q for q in second_study.QUESTIONS if q.study == second_study.PUBLISHED)
+    table = second_study.differences(question, RECORDS)
+    text = second_study_page.contrast_table(question, table, RECORDS)
+    for system in question.contrasts[0]:
+        assert f"/{question.study}/runs/Task04_Hippocampus/{system}#fraction-1.0)" in text

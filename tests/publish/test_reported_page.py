@@ -139,7 +139,7 @@ def test_the_published_records_show_r_and_s():
         "measured"
     ]
     assert re.search(r"MedVisionLlama v3 and ViT-Baseline, Dice \| 10 \| 0\.98 \|", text)
-    assert re.search(r"`llm4seg`, `cmunext`: jaccard \| 3 \| 0\.89 \|", text)
+    assert re.search(r"LLM4Seg and CMUNeXt, IoU \| 3 \| 0\.89 \|", text)
 
 
 def test_a_study_without_records_has_the_page_all_the_same(tmp_path):

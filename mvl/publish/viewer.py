@@ -270,7 +270,7 @@ def masks_alone(drawn: Sequence[Drawn], data_dir: Path | None = None) -> Figure:
             mask = view(one.predictions[system], one.z, one.task, data_dir)
             axis.imshow(
                 mask.T,
-                cmap=mpl.colors.ListedColormap([(0, 0, 0, 0), colour(system)]),
+                cmap=mpl.colors.ListedColormap(["#00000000", colour(system)]),
                 origin="lower",
                 interpolation="nearest",
                 vmin=0,

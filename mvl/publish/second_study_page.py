@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,22 @@ INTERVENTIONS = {
 "What `usage.csv` calls an intervention, and what the page does."
 
 
+@dataclass(frozen=True)
+class Regime:
+    """What a regime that is complete says of the hybrid."""
+
+    gain: dict[Any, Any]
+    "Its difference over the ViT alone, a row of `second_study.differences`."
+    shuffled: dict[Any, Any]
+    "Its difference over itself with the layer's weights shuffled."
+    word: str
+    "The word for the first: `unused` in place of an equivalence where the layer is."
+    use: str
+    "How far the hybrid uses its layer, in words."
+    protocol: str
+    "What the protocol said beforehand that this means; empty where it has no sentence."
+
+
 def facts(results: Path, staging: Path) -> dict[str, Any]:
     """Return what the page prints, and write its figure into the staged book."""
     recorded = second_study.recorded_studies(results)
@@ -69,43 +86,58 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
 
 
 def sentence(results: Path, page: str = "book/second_study.md") -> str:
-    """Return the answer of each regime that is complete in a sentence, with a link to the page;
-    empty before one is."""
-    said: list[str] = []
-    for words, study in REGIMES.items():
-        if study in second_study.recorded_studies(results):
-            said += filter(None, [_of_regime(words, study, results, again=bool(said))])
-    return f"{' '.join(said)} ([Second study]({page}).)" if said else ""
+    """Return the answer in plain words, then in a sentence for each regime that is complete, with a
+    link to the page; empty before one is."""
+    regimes = {
+        words: found for words, study in REGIMES.items() if (found := _found(study, results))
+    }
+    if not regimes:
+        return ""
+    said = [f"**{plain_answer(list(regimes.values()))}**"]
+    for words, one in regimes.items():
+        rest = f" (in the protocol's words: *{one.protocol}*)" if one.protocol else ""
+        said.append(
+            f"{words}, the hybrid differs from the ViT alone by **{in_points(one.gain)} Dice"
+            f" points** ({one.word}), and from itself with the layer's weights shuffled by"
+            f" **{in_points(one.shuffled)}** ({decided(one.shuffled)}); it {one.use}{rest}."
+        )
+    return f"{' '.join(said)} ([Second study]({page}).)"
 
 
-def _of_regime(words: str, study: str, results: Path, again: bool) -> str:
-    """Return a regime's answer, shorter where another one stands before it; empty before its runs
-    are complete."""
+def plain_answer(found: Sequence[Regime]) -> str:
+    """Return what the regimes say together of the hybrid, in one sentence without numbers: whether
+    it raises Dice, and whether it matters that the layer is pretrained."""
+    words = {decided(one.gain).word for one in found}
+    where = ""
+    if HIGHER in words:
+        does, where = "raises", "" if words == {HIGHER} else ", but not in every regime"
+    else:
+        does = "does not raise" if words <= {LOWER, EQUIVALENT} else "is not shown to raise"
+    pretraining = ""
+    if all(decided(one.shuffled).word == EQUIVALENT for one in found):
+        margin = f"{100 * MARGIN:g} point"
+        pretraining = f", and shuffling the layer's weights changes it by less than {margin}"
+    return (
+        f"On hippocampus scans split by person, one frozen layer of SmolLM2-135M {does} the Dice of"
+        f" MedVisionLlama's ViT{where}{pretraining}."
+    )
+
+
+def _found(study: str, results: Path) -> Regime | None:
+    """Return what a regime says; None before its runs are complete."""
+    if study not in second_study.recorded_studies(results):
+        return None
     help_, pretraining = [question for question in QUESTIONS if question.study == study][:2]
     gain = second_study.differences(help_, results).iloc[0].to_dict()
     controls = second_study.differences(pretraining, results).to_dict("records")
     if not all(row["complete"] for row in (gain, *controls)):
-        return ""
-    shuffled = controls[0]
-    verdicts = [decided(row).word for row in controls]
+        return None
     used = second_study.use_of_block(study, results)
     hybrid = used[used["system"] == gain["system"]]
-    said = meaning(decided(gain).word, verdicts, *second_study.uses(hybrid))
+    verdicts = [decided(row).word for row in controls]
+    protocol = meaning(decided(gain).word, verdicts, *second_study.uses(hybrid))
     word = second_study.outcome(gain, results)
-    protocol = f" The protocol's words for such an outcome: *{said}*" if said else ""
-    if again:
-        return (
-            f"{words}, the same two differences are **{in_points(gain)}** ({word}) and"
-            f" **{in_points(shuffled)}** ({decided(shuffled)}); the hybrid {use_in_words(hybrid)}."
-            + protocol
-        )
-    return (
-        f"{words}, on hippocampus scans split by person, MedVisionLlama's ViT with one frozen"
-        f" layer of SmolLM2-135M differs from the same ViT alone by **{in_points(gain)} Dice"
-        f" points** ({word}), and from the same network with the layer's weights shuffled"
-        f" by **{in_points(shuffled)}** ({decided(shuffled)}). The hybrid {use_in_words(hybrid)}."
-        + protocol
-    )
+    return Regime(gain, controls[0], word, use_in_words(hybrid), protocol)
 
 
 def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) -> str:

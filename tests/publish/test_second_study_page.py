@@ -1,12 +1,15 @@
 """The second study's page: numbers by rule, holes named, one figure."""
 
+from typing import Any
+
 import pandas as pd
+import pytest
 
 from mvl.core.config import ROOT
 from mvl.evidence import second_study
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish import second_study_page
-from mvl.publish.second_study_page import meaning, use_in_words
+from mvl.publish.second_study_page import Regime, meaning, use_in_words
 
 RECORDS = ROOT / "data" / "results"
 
@@ -33,6 +36,35 @@ def test_an_outcome_means_what_the_protocol_said():
     for text in (used, off, higher):
         assert text and all(f"{part}." in protocol for part in text.removesuffix(".").split(". "))
     assert meaning(UNDECIDED, (UNDECIDED,), True, True) == ""
+
+
+def row(low: float, high: float) -> dict[str, Any]:
+    """A difference with this 95 % interval, called different or equivalent as it says."""
+    return {
+        **dict(system="a", reference="b", planned=10, n_runs=10, n_folds=5),
+        "boot_low": low,
+        "boot_high": high,
+        "difference": (low + high) / 2,
+        "low": low,
+        "high": high,
+        "p_holm": 0.001 if low * high > 0 else 0.9,
+        "p_equivalence": 0.001 if max(-low, high) < 0.01 else 0.9,
+        "margin": 0.01,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gains", "shuffled", "said"),
+    [
+        ([(-0.02, -0.005), (-0.004, 0.001)], (-0.002, 0.003), ("does not raise", "less than 1")),
+        ([(-0.03, 0.03), (-0.004, 0.001)], (-0.03, 0.03), ("is not shown to raise", "ViT.")),
+        ([(0.02, 0.04), (-0.004, 0.001)], (0.02, 0.04), ("one frozen layer", "not in every")),
+        ([(0.02, 0.04)], (0.02, 0.04), ("SmolLM2-135M raises the Dice", "ViT.")),
+    ],
+)
+def test_the_plain_answer_follows_the_verdicts(gains, shuffled, said):
+    found = [Regime(row(*gain), row(*shuffled), "", "", "") for gain in gains]
+    assert all(words in second_study_page.plain_answer(found) for words in said)
 
 
 def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():

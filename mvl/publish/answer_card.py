@@ -11,7 +11,7 @@ from mvl.evidence.decision import EQUIVALENT, verdict
 from mvl.evidence.differences import OVERLAPS, differences
 from mvl.evidence.learning_rates import brief
 from mvl.evidence.topics import TOPICS
-from mvl.publish import second_study_page
+from mvl.publish import second_study_answer
 from mvl.publish.chapter_page import means, sentence
 
 HOLE = "not yet recorded"
@@ -49,7 +49,7 @@ def of_second_study(chapter: Chapter) -> str:
     nothing for another study's chapter."""
     if chapter.study != "hippocampus":
         return ""
-    said = second_study_page.sentence(records_dir(), "../second_study.html")
+    said = second_study_answer.sentence(records_dir(), "../second_study.html")
     return f"**The second study**, which can see a block that matters. {said}" if said else ""
 
 

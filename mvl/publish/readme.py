@@ -18,7 +18,7 @@ from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.claims_verdicts import Verdict
 from mvl.evidence.lesion_classes import EMPTY
 from mvl.evidence.reported import paper_values, reported
-from mvl.publish import second_study_page
+from mvl.publish import second_study_answer
 from mvl.publish.book_facts import PUBLISHED
 from mvl.study.tables import TableError, read_cases, read_runs, summary
 
@@ -202,7 +202,7 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
     if first is None or last is None:
         return ""
     return (
-        f"{second_study_page.sentence(records_dir)} At a rate that suits the ViT alone, the first"
+        f"{second_study_answer.sentence(records_dir)} At a rate that suits the ViT alone, the first"
         f" study finds {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the"
         " network may ignore its layer, so that nothing follows for it. LLM4Seg's layer changes a"
         f" CNN on breast ultrasound by {_found(last.verdict)}."

@@ -10,7 +10,7 @@ import pytest
 from mvl.core.config import ROOT
 from mvl.evidence import differences
 from mvl.evidence.chapter import Chapter, open_chapter
-from mvl.publish import answer_card, second_study_page
+from mvl.publish import answer_card, second_study_answer
 
 RECORDS = ROOT / "data" / "results"
 
@@ -74,5 +74,5 @@ def test_a_chapter_without_differences_gives_its_mean_or_its_claims() -> None:
 
 def test_the_first_studys_chapter_says_what_the_second_study_found(hybrid: Chapter) -> None:
     said = answer_card.of_second_study(hybrid)
-    assert second_study_page.sentence(RECORDS, "../second_study.html") in said
+    assert second_study_answer.sentence(RECORDS, "../second_study.html") in said
     assert answer_card.of_second_study(replace(hybrid, study="quick")) == ""

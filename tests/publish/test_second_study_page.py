@@ -1,15 +1,10 @@
 """The second study's page: numbers by rule, holes named, one figure."""
 
-from typing import Any
-
 import pandas as pd
-import pytest
 
 from mvl.core.config import ROOT
 from mvl.evidence import second_study
-from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish import second_study_page
-from mvl.publish.second_study_page import Regime, meaning, use_in_words
 
 RECORDS = ROOT / "data" / "results"
 
@@ -26,57 +21,6 @@ def test_nothing_recorded_says_so(tmp_path):
     found = second_study_page.facts(tmp_path, tmp_path)["second"]
     assert found["answer"].startswith("No contrast") and not found["figure"]
     assert second_study_page.sentence(tmp_path) == ""
-
-
-def test_an_outcome_means_what_the_protocol_said():
-    protocol = (ROOT / "book" / "protocol_2.md").read_text()
-    used = meaning(LOWER, (EQUIVALENT, EQUIVALENT), True, True)
-    off = meaning(EQUIVALENT, (UNDECIDED, EQUIVALENT), False, False)
-    higher = meaning(HIGHER, (HIGHER, HIGHER), True, True)
-    for text in (used, off, higher):
-        assert text and all(f"{part}." in protocol for part in text.removesuffix(".").split(". "))
-    assert meaning(UNDECIDED, (UNDECIDED,), True, True) == ""
-
-
-def row(low: float, high: float) -> dict[str, Any]:
-    """A difference with this 95 % interval, called different or equivalent as it says."""
-    return {
-        **dict(system="a", reference="b", planned=10, n_runs=10, n_folds=5),
-        "boot_low": low,
-        "boot_high": high,
-        "difference": (low + high) / 2,
-        "low": low,
-        "high": high,
-        "p_holm": 0.001 if low * high > 0 else 0.9,
-        "p_equivalence": 0.001 if max(-low, high) < 0.01 else 0.9,
-        "margin": 0.01,
-    }
-
-
-@pytest.mark.parametrize(
-    ("gains", "shuffled", "said"),
-    [
-        ([(-0.02, -0.005), (-0.004, 0.001)], (-0.002, 0.003), ("does not raise", "less than 1")),
-        ([(-0.03, 0.03), (-0.004, 0.001)], (-0.03, 0.03), ("is not shown to raise", "ViT.")),
-        ([(0.02, 0.04), (-0.004, 0.001)], (0.02, 0.04), ("one frozen layer", "not in every")),
-        ([(0.02, 0.04)], (0.02, 0.04), ("SmolLM2-135M raises the Dice", "ViT.")),
-    ],
-)
-def test_the_plain_answer_follows_the_verdicts(gains, shuffled, said):
-    found = [Regime(row(*gain), row(*shuffled), "", "", "") for gain in gains]
-    assert all(words in second_study_page.plain_answer(found) for words in said)
-
-
-def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
-    between = meaning(LOWER, (EQUIVALENT, EQUIVALENT), False, True)
-    assert between == "Pretraining does not matter at this size of layer."
-    rows = pd.DataFrame({"zero": [-0.6], "shuffled_tokens": [-2.4], "shuffled_weights": [-0.9]})
-    assert use_in_words(rows) == (
-        "loses 0.60 points when the layer is silenced, below the threshold of use (1), and 2.40"
-        " when what it computes is disturbed, above it"
-    )
-    assert use_in_words(rows - 5) == "uses the layer and what it computes"
-    assert use_in_words(rows * 0) == "does not use the layer"
 
 
 def test_the_positive_control_is_named_with_its_number(tmp_path):

@@ -1,0 +1,139 @@
+"""The second study's answer in words, for the pages that begin with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mvl.evidence import second_study
+from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
+from mvl.evidence.second_study import QUESTIONS
+
+REGIMES = {
+    "Trained as published": second_study.PUBLISHED,
+    "Trained at rates tuned for each arm": second_study.TUNED,
+}
+"What the pages call the regimes."
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What a regime that is complete says of the hybrid."""
+
+    gain: dict[Any, Any]
+    "Its difference over the ViT alone, a row of `second_study.differences`."
+    shuffled: dict[Any, Any]
+    "Its difference over itself with the layer's weights shuffled."
+    word: str
+    "The word for the first: `unused` in place of an equivalence where the layer is."
+    use: str
+    "How far the hybrid uses its layer, in words."
+    protocol: str
+    "What the protocol said beforehand that this means; empty where it has no sentence."
+
+
+def sentence(results: Path, page: str = "book/second_study.md") -> str:
+    """Return the answer in plain words, then in a sentence for each regime that is complete, with a
+    link to the page; empty before one is."""
+    regimes = {
+        words: found for words, study in REGIMES.items() if (found := _found(study, results))
+    }
+    if not regimes:
+        return ""
+    said = [f"**{plain_answer(list(regimes.values()))}**"]
+    for words, one in regimes.items():
+        rest = f" (in the protocol's words: *{one.protocol}*)" if one.protocol else ""
+        said.append(
+            f"{words}, the hybrid differs from the ViT alone by **{in_points(one.gain)} Dice"
+            f" points** ({one.word}), and from itself with the layer's weights shuffled by"
+            f" **{in_points(one.shuffled)}** ({decided(one.shuffled)}); it {one.use}{rest}."
+        )
+    return f"{' '.join(said)} ([Second study]({page}).)"
+
+
+def plain_answer(found: Sequence[Regime]) -> str:
+    """Return what the regimes say together of the hybrid, in one sentence without numbers: whether
+    it raises Dice, and whether it matters that the layer is pretrained."""
+    words = {decided(one.gain).word for one in found}
+    where = ""
+    if HIGHER in words:
+        does, where = "raises", "" if words == {HIGHER} else ", but not in every regime"
+    else:
+        does = "does not raise" if words <= {LOWER, EQUIVALENT} else "is not shown to raise"
+    pretraining = ""
+    if all(decided(one.shuffled).word == EQUIVALENT for one in found):
+        margin = f"{100 * MARGIN:g} point"
+        pretraining = f", and shuffling the layer's weights changes it by less than {margin}"
+    return (
+        f"On hippocampus scans split by person, one frozen layer of SmolLM2-135M {does} the Dice of"
+        f" MedVisionLlama's ViT{where}{pretraining}."
+    )
+
+
+def _found(study: str, results: Path) -> Regime | None:
+    """Return what a regime says; None before its runs are complete."""
+    if study not in second_study.recorded_studies(results):
+        return None
+    help_, pretraining = [question for question in QUESTIONS if question.study == study][:2]
+    gain = second_study.differences(help_, results).iloc[0].to_dict()
+    controls = second_study.differences(pretraining, results).to_dict("records")
+    if not all(row["complete"] for row in (gain, *controls)):
+        return None
+    used = second_study.use_of_block(study, results)
+    hybrid = used[used["system"] == gain["system"]]
+    verdicts = [decided(row).word for row in controls]
+    protocol = meaning(decided(gain).word, verdicts, *second_study.uses(hybrid))
+    word = second_study.outcome(gain, results)
+    return Regime(gain, controls[0], word, use_in_words(hybrid), protocol)
+
+
+def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) -> str:
+    """Return what the protocol said beforehand that such an outcome means.
+
+    gain, controls: the words for v3 minus the ViT, and for v3 minus each control of its scale.
+    of_block, computed: whether the hybrid uses its layer, and what it computes (`uses`). The
+    protocol has no sentence for a network that uses the second and not the first: none is said.
+    """
+    said = []
+    if gain == HIGHER:
+        said.append("The hybrid helps in this regime.")
+    elif gain in (EQUIVALENT, LOWER) and of_block:
+        said.append("The layer takes part and does not help.")
+    elif gain in (EQUIVALENT, LOWER) and not computed:
+        said.append("Training switched the layer off in this regime.")
+    if computed and all(word == EQUIVALENT for word in controls):
+        said.append("Pretraining does not matter at this size of layer.")
+    elif all(word == HIGHER for word in controls):
+        said.append("Pretraining helps at this size of layer.")
+    return " ".join(said)
+
+
+def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
+    """Return what the protocol calls this use of the block: its two thresholds can disagree; in a
+    table the points stand beside and are not said again."""
+    of_block, computed = second_study.uses(rows)
+    if of_block and computed:
+        return "uses the layer and what it computes"
+    if of_block:
+        return "uses the layer, not what it computes"
+    if computed and in_table:
+        return "between the thresholds"
+    if computed:
+        worst = rows[["shuffled_tokens", "shuffled_weights"]].mean().min()
+        return (
+            f"loses {-rows['zero'].mean():.2f} points when the layer is silenced, below the"
+            f" threshold of use ({second_study.USES_POINTS:g}), and {-worst:.2f} when what it"
+            " computes is disturbed, above it"
+        )
+    return "does not use the layer"
+
+
+def in_points(row: dict[Any, Any]) -> str:
+    """Return a difference and its interval in Dice points."""
+    values = (100 * row[key] for key in ("difference", "low", "high"))
+    mid, low, high = (f"{value:+z.2f}" for value in values)
+    return f"{mid} [{low}, {high}]"

@@ -46,7 +46,8 @@ def sentence(results: Path, page: str = "book/second_study.md") -> str:
         return ""
     said = [f"**{plain_answer(list(regimes.values()))}**"]
     for words, one in regimes.items():
-        rest = f" (in the protocol's words: *{one.protocol}*)" if one.protocol else ""
+        protocol = one.protocol.removesuffix(".")
+        rest = f" (in the protocol's words: *{protocol}*)" if protocol else ""
         said.append(
             f"{words}, the hybrid differs from the ViT alone by **{in_points(one.gain)} Dice"
             f" points** ({one.word}), and from itself with the layer's weights shuffled by"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from mvl.evidence.claims_evidence import UNITS, Found
 from mvl.evidence.claims_ledger import IMPLIED, NO_VERDICT, PAPERS, Entry, reported_numbers
-from mvl.evidence.claims_verdicts import UNTESTABLE, WORDS
+from mvl.evidence.claims_verdicts import CONTRADICTED, REPRODUCED, UNTESTABLE, WORDS
 
 
 def groups(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -31,8 +32,24 @@ def totals(entries: Sequence[Entry]) -> str:
     first, second = (
         ", ".join(f"{n} {word}" for word, n in counts(rows).items()) for rows in (own, implied)
     )
+    # what none has is left out, but for the word that a reader looks for first
+    if own and not {REPRODUCED, NO_VERDICT} & counts(own).keys():
+        first = f"none {REPRODUCED}, {first}"
     said = f"{len(own)} claims of the papers: {first or 'none'}."
     return f"{said} {len(implied)} implied and tested by us: {second}." if implied else said
+
+
+def one_finding(entries: Sequence[Entry]) -> str:
+    """How many contradicted claims rest on the same runs, in a sentence; empty where none do."""
+    against = [entry.verdict for entry in entries if entry.verdict and entry.word == CONTRADICTED]
+    of_runs = Counter(tuple(sorted(verdict.numbers[0].runs)) for verdict in against)
+    same = max(of_runs.values(), default=0)
+    if same < 2:
+        return ""
+    return (
+        f"{same} of the {len(against)} contradicted rest on the same pairs of runs: they are one"
+        " finding in as many forms."
+    )
 
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:

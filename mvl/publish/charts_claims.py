@@ -65,7 +65,7 @@ def ledger(entries: Sequence[Entry], results: Path) -> str:
         "Upright orange bar: the gain that the paper reports, scaled to what our baseline leaves to"
         " gain. Filled marks: the test decides."
     )
-    chart = charts.Chart(_specification(), words, "claims shown", key)
+    chart = charts.Chart(_specification(), words, "claims with a measured difference shown", key)
     return charts.block(chart, rows, switches, "after")
 
 

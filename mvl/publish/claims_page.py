@@ -124,8 +124,8 @@ def _glance_row(axis: Axes, y: float, entry: Entry) -> None:
 
 
 def summary(entries: Sequence[Entry]) -> str:
-    """How many claims there are, and of which verdict."""
-    return claims_text.totals(entries)
+    """How many claims there are, of which verdict, and how many verdicts rest on the same runs."""
+    return f"{claims_text.totals(entries)} {claims_text.one_finding(entries)}".rstrip()
 
 
 def headline(entries: Sequence[Entry], results: Path | None = None) -> str:

@@ -50,7 +50,7 @@ def sentence(results: Path, page: str = "book/second_study.md") -> str:
         rest = f" (in the protocol's words: *{protocol}*)" if protocol else ""
         said.append(
             f"{words}, the hybrid differs from the ViT alone by **{in_points(one.gain)} Dice"
-            f" points** ({one.word}), and from itself with the layer's weights shuffled by"
+            f" points** ({one.word}), and from itself trained with the weights shuffled by"
             f" **{in_points(one.shuffled)}** ({decided(one.shuffled)}); it {one.use}{rest}."
         )
     return f"{' '.join(said)} ([Second study]({page}).)"
@@ -68,7 +68,7 @@ def plain_answer(found: Sequence[Regime]) -> str:
     pretraining = ""
     if all(decided(one.shuffled).word == EQUIVALENT for one in found):
         margin = f"{100 * MARGIN:g} point"
-        pretraining = f", and shuffling the layer's weights changes it by less than {margin}"
+        pretraining = f"; with its weights shuffled before training, Dice stays within {margin}"
     return (
         f"On hippocampus scans split by person, one frozen layer of SmolLM2-135M {does} the Dice of"
         f" MedVisionLlama's ViT{where}{pretraining}."
@@ -122,7 +122,7 @@ def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
     if of_block:
         return "uses the layer, not what it computes"
     if computed and in_table:
-        return "between the thresholds"
+        return "uses what it computes; silencing costs less than the threshold"
     if computed:
         worst = rows[["shuffled_tokens", "shuffled_weights"]].mean().min()
         return (

@@ -19,7 +19,7 @@ from mvl.evidence.differences import minus
 from mvl.evidence.example_cases import common_runs, study_worst
 from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
 from mvl.publish import second_study_table, viewer
-from mvl.publish.second_study_answer import in_points, sentence, use_in_words
+from mvl.publish.second_study_answer import REGIMES, in_points, sentence, use_in_words
 from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
 
@@ -51,7 +51,8 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
         "second": {
             "sentence": sentence(results, "second_study.md"),
             "first_study": first_study(results),
-            "control": control(tables),
+            "control": control(tables, results),
+            "with_blocks": with_blocks(results),
             "table": second_study_table.summary_table(tables, results),
             "gain": second_study_table.gain_to_see(tables, results),
             "answer": answer(tables, results),
@@ -65,8 +66,8 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     }
 
 
-def control(tables: dict[Question, pd.DataFrame]) -> str:
-    """Return what the positive control says; empty before it is complete."""
+def control(tables: dict[Question, pd.DataFrame], results: Path) -> str:
+    """Return what the positive control says, and what it does not; empty before it is complete."""
     for question, table in tables.items():
         row = table.iloc[0].to_dict()
         if question.contrasts != ((second_study.ATTENTION, second_study.IDENTITY),):
@@ -75,14 +76,60 @@ def control(tables: dict[Question, pd.DataFrame]) -> str:
             return ""
         if decided(row).word == HIGHER:
             return (
-                "**The design sees a layer that matters.** Without ViT blocks, where the layer"
-                " alone lets the patches see one another, a trained attention layer in its place is"
-                f" {in_points(row)} Dice points from the mappers alone."
+                "**The design sees a layer that matters.** Without ViT blocks, a trained attention"
+                f" layer in the layer's place raises Dice by {in_points(row)} points over the"
+                f" mappers alone.{_by_a_norm(row, results)}{_where_it_is_used(tables, results)}"
             )
         return (
             "**The design has not been shown to see a layer that matters**: the positive control"
             f" is {in_points(row)} Dice points, {decided(row)}. No equivalence here says anything"
             " about the layer."
+        )
+    return ""
+
+
+def with_blocks(results: Path) -> str:
+    """Return how far the control's layer is from the ViT alone in the ViT itself; empty before it
+    is recorded."""
+    said = []
+    for words, study in REGIMES.items():
+        if study not in second_study.recorded_studies(results):
+            continue
+        rows = second_study.use_of_block(study, results)
+        if not (own := rows[rows["system"] == second_study.ATTENTION]).empty:
+            said.append(f"{own['over_vit'].mean():+.2f} points ({words[:1].lower()}{words[1:]})")
+    if not said:
+        return ""
+    differs = "With them, a trained attention layer differs from the ViT alone by"
+    return f"{differs} {' and '.join(said)}."
+
+
+def _by_a_norm(attention: dict[Any, Any], results: Path) -> str:
+    """Return what follows where a norm, which mixes no patches, does as much as the control."""
+    question = next(q for q in second_study.DESCRIBED if q.study == second_study.UNMIXED)
+    norm = second_study.differences(question, results).iloc[0].to_dict()
+    if norm["hole"] or norm["difference"] < attention["difference"]:
+        return ""
+    return (
+        f" A GELU and a norm without weights, which mix no patches, raise it by {in_points(norm)}:"
+        " what that network lacks is a nonlinearity first, so that the control says nothing about"
+        " mixing."
+    )
+
+
+def _where_it_is_used(tables: dict[Question, pd.DataFrame], results: Path) -> str:
+    """Return the difference that the pretraining makes in the network that depends on its layer."""
+    used = second_study.use_of_block(second_study.UNMIXED, results)
+    hybrid = used[used["system"] == HYBRID]
+    for question, table in tables.items():
+        rows = table[table["reference"] == second_study.SHUFFLED]
+        if question.study != second_study.UNMIXED or rows.empty or not rows.iloc[0]["complete"]:
+            continue
+        row = rows.iloc[0].to_dict()
+        return (
+            f" The hybrid without ViT blocks, which loses {-hybrid['zero'].mean():.1f} points when"
+            " its layer is silenced, differs from itself trained with the layer's weights shuffled"
+            f" by {in_points(row)} ({decided(row)})."
         )
     return ""
 
@@ -213,21 +260,22 @@ def first_study(results: Path) -> str:
 def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
     """Draw each hybrid run's Dice minus the ViT's beside what it loses when its block is silenced,
     a panel for each study."""
-    figure = Figure(figsize=(7.4, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(use), squeeze=False)[0]
+    # Panels below one another, so that a phone shows each of them whole.
+    figure = Figure(figsize=(5.2, 2.2 * len(use) + 1.8), layout="constrained")
+    axes = figure.subplots(len(use), 1, squeeze=False)[:, 0]
     band = 100 * MARGIN
     named: dict[str, Any] = {}
     for axis, (study, rows) in zip(axes, use.items(), strict=True):
         axis.axhspan(-band, band, color="#E9ECEF", zorder=0)
         axis.axhline(0, lw=0.8, color="#6E7781")
         axis.set_title(load_study(study).title.split(", ")[-1])
-        axis.set_xlabel("Dice points lost with h = 0")
         for system, own in rows.dropna(subset=["over_vit"]).groupby("system", sort=False):
             look = {"color": colour(str(system)), "marker": marker(str(system))}
             points = axis.plot(-own["zero"], own["over_vit"], ls="", ms=6, alpha=0.85, **look)
             named.setdefault(title(str(system)), points[0])
-    axes[0].set_ylabel("Dice points over the ViT alone")
-    labels = [textwrap.fill(name, 42) for name in named]
-    figure.legend(list(named.values()), labels, loc="outside lower left", ncols=2, fontsize=9.5)
+    axes[-1].set_xlabel("Dice points lost with h = 0")
+    figure.supylabel("Dice points over the ViT alone", fontsize=10)
+    labels = [textwrap.fill(name, 34) for name in named]
+    figure.legend(list(named.values()), labels, loc="outside lower left", ncols=2, fontsize=8.5)
     tasks = [task for study in use for task in load_study(study).tasks]
     return finish(figure, tasks)

@@ -163,3 +163,15 @@ def test_the_use_of_the_layer_stands_beside_runs_alone():
     assert claims_page.use(entry, records).startswith("h = 0: -")
     without = replace(entry, verdict=replace(judged, runs=()))
     assert claims_page.use(without, records) == ""
+
+
+def test_verdicts_of_the_same_runs_are_named_as_one_finding() -> None:
+    entries = claims_ledger.ledger(run_folder.records_dir())
+    against = [entry for entry in entries if entry.word == "contradicted"]
+    by_runs = [set(entry.verdict.numbers[0].runs) for entry in against]
+    same = max(by_runs.count(runs) for runs in by_runs)
+    said = claims_page.summary(entries)
+    assert same > 1 and f"{same} of the {len(against)} contradicted rest on the same" in said
+    assert "35 claims of the papers: none reproduced, " in said
+    alone = [entry for entry in entries if entry.word != "contradicted"]
+    assert "rest on the same" not in claims_page.summary(alone)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mvl.evidence import second_study
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
-from mvl.evidence.second_study import QUESTIONS
+from mvl.evidence.second_study import QUESTIONS, Question
 
 REGIMES = {
     "Trained as published": second_study.PUBLISHED,
@@ -111,6 +111,33 @@ def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) 
     elif all(word == HIGHER for word in controls):
         said.append("Pretraining helps at this size of layer.")
     return " ".join(said)
+
+
+def what_is_open(results: Path) -> str:
+    """Return the subjects of the protocol whose planned runs are not all recorded, in words."""
+    recorded = second_study.recorded_studies(results)
+    left: dict[str, None] = {}
+    for question in QUESTIONS:
+        if question.study in recorded:
+            rows = second_study.differences(question, results)
+            if bool(rows["complete"].all()):
+                continue
+        left[_subject(question)] = None
+    *first, last = left or {"nothing": None}
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _subject(question: Question) -> str:
+    """Return what a question of the protocol is about."""
+    if question.study not in (*REGIMES.values(), second_study.UNMIXED):
+        return "pictures" if question.metric == "jaccard" else "other organs"
+    if question.fraction < 1:
+        tuned = question.study == second_study.TUNED
+        return f"few-shot training {'at tuned rates' if tuned else 'as published'}"
+    if any("medvisionllama_v1" in pair[0] for pair in question.contrasts):
+        return "version 1"
+    is_mappers = any(second_study.LINEAR in pair for pair in question.contrasts)
+    return "the mappers" if is_mappers else "the hybrid itself"
 
 
 def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:

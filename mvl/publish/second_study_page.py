@@ -19,7 +19,7 @@ from mvl.evidence.differences import minus
 from mvl.evidence.example_cases import common_runs, study_worst
 from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
 from mvl.publish import second_study_table, viewer
-from mvl.publish.second_study_answer import REGIMES, in_points, sentence, use_in_words
+from mvl.publish.second_study_answer import REGIMES, in_points, sentence, use_in_words, what_is_open
 from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
 
@@ -52,6 +52,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "sentence": sentence(results, "second_study.md"),
             "first_study": first_study(results),
             "control": control(tables, results),
+            "open": what_is_open(results),
             "with_blocks": with_blocks(results),
             "table": second_study_table.summary_table(tables, results),
             "gain": second_study_table.gain_to_see(tables, results),

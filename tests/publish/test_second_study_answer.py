@@ -12,6 +12,7 @@ from mvl.publish.second_study_answer import (
     meaning,
     plain_answer,
     use_in_words,
+    what_is_open,
 )
 
 
@@ -64,3 +65,11 @@ def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     )
     assert use_in_words(rows - 5) == "uses the layer and what it computes"
     assert use_in_words(rows * 0) == "does not use the layer"
+
+
+def test_what_is_open_names_subjects_until_their_runs_are_there(tmp_path):
+    everything = what_is_open(tmp_path)
+    assert everything.startswith("the hybrid itself, few-shot training as published, ")
+    assert everything.endswith("other organs and pictures")
+    recorded = what_is_open(ROOT / "data" / "results")
+    assert "the hybrid itself" not in recorded and "few-shot training as published" not in recorded

@@ -28,7 +28,7 @@ def test_the_positive_control_is_named_with_its_number(tmp_path):
     assert found["control"].startswith("**The design sees a layer that matters.**")
     assert "+2.00 [+1.39, +2.61]" in found["control"]
     # what else the control's network says is printed with it
-    assert "raise it by +3.82 [+2.79, +4.85]" in found["control"]
+    assert "raise Dice there by +3.82 [+2.79, +4.85]" in found["by_a_norm"]
     assert "loses 37.5 points" in found["control"] and "-0.32 [-1.08, +0.44]" in found["control"]
     assert "differs from the ViT alone by -0.03 points" in found["with_blocks"]
     assert second_study_page.facts(tmp_path, tmp_path)["second"]["control"] == ""

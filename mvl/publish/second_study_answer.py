@@ -11,7 +11,9 @@ import pandas as pd
 
 from mvl.evidence import second_study
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
+from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
+from mvl.study.grid import load_study
 
 REGIMES = {
     "Trained as published": second_study.PUBLISHED,
@@ -111,6 +113,24 @@ def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) 
     elif all(word == HIGHER for word in controls):
         said.append("Pretraining helps at this size of layer.")
     return " ".join(said)
+
+
+def on_subject(subject: str, results: Path) -> str:
+    """Return the differences of the complete questions on a subject as Markdown, one line each;
+    empty before one is complete."""
+    lines = []
+    for question in QUESTIONS:
+        if not _subject(question).startswith(subject):
+            continue
+        if question.study not in second_study.recorded_studies(results):
+            continue
+        for row in second_study.differences(question, results).to_dict("records"):
+            if row["complete"]:
+                name = " ".join(minus(row["system"], row["reference"]).split())
+                where = load_study(question.study).title
+                word = second_study.outcome(row, results)
+                lines.append(f"- {where}: {name} **{in_points(row)}** ({word})")
+    return "\n".join(lines)
 
 
 def what_is_open(results: Path) -> str:

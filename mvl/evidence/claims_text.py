@@ -47,8 +47,8 @@ def one_finding(entries: Sequence[Entry]) -> str:
     if same < 2:
         return ""
     return (
-        f"{same} of the {len(against)} contradicted rest on the same pairs of runs: they are one"
-        " finding in as many forms."
+        f"{same} of the {len(against)} contradicted rest on the same pairs of runs and are no"
+        " independent findings."
     )
 
 

@@ -118,7 +118,7 @@ def by_a_norm(tables: dict[Question, pd.DataFrame], results: Path) -> str:
         return ""
     return (
         "A GELU and a norm without weights, which mix no patches, raise Dice there by"
-        f" {in_points(norm)}: what that network lacks is a nonlinearity first, so that the control"
+        f" {in_points(norm)}: a nonlinearity alone does as much, so that the control"
         " says nothing about mixing."
     )
 

@@ -120,7 +120,7 @@ def on_subject(subject: str, results: Path) -> str:
     empty before one is complete."""
     lines = []
     for question in QUESTIONS:
-        if not _subject(question).startswith(subject):
+        if not subject_of(question).startswith(subject):
             continue
         if question.study not in second_study.recorded_studies(results):
             continue
@@ -142,12 +142,12 @@ def what_is_open(results: Path) -> str:
             rows = second_study.differences(question, results)
             if bool(rows["complete"].all()):
                 continue
-        left[_subject(question)] = None
+        left[subject_of(question)] = None
     *first, last = left or {"nothing": None}
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _subject(question: Question) -> str:
+def subject_of(question: Question) -> str:
     """Return what a question of the protocol is about."""
     if question.study not in (*REGIMES.values(), second_study.UNMIXED):
         return "pictures" if question.metric == "jaccard" else "other organs"

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from mvl.core.config import ROOT
-from mvl.evidence import differences
+from mvl.evidence import differences, second_study
 from mvl.evidence.chapter import Chapter, open_chapter
+from mvl.evidence.topics import TOPICS
 from mvl.publish import answer_card, second_study_answer
 
 RECORDS = ROOT / "data" / "results"
@@ -79,3 +80,10 @@ def test_the_first_studys_chapter_says_what_the_second_study_found(hybrid: Chapt
     few = answer_card.of_second_study(open_chapter("few_shot", "hippocampus", RECORDS))
     assert "MedVisionLlama v3 minus ViT-Baseline **-0.87 [-1.36, -0.38]** (lower)" in few
     assert few.count("\n- ") in (2, 4), "both questions of each regime that is complete"
+
+
+def test_each_chapter_of_a_subject_has_one_of_its_own() -> None:
+    subjects = {second_study_answer.subject_of(question) for question in second_study.QUESTIONS}
+    for topic, subject in answer_card.SUBJECTS.items():
+        assert topic in TOPICS and any(each.startswith(subject) for each in subjects)
+    assert len(set(answer_card.SUBJECTS.values())) == len(answer_card.SUBJECTS)

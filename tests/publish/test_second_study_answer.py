@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 
 from mvl.core.config import ROOT
+from mvl.evidence import second_study
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish.second_study_answer import (
     Regime,
     meaning,
+    on_subject,
     plain_answer,
     use_in_words,
     what_is_open,
@@ -73,3 +75,16 @@ def test_what_is_open_names_subjects_until_their_runs_are_there(tmp_path):
     assert everything.endswith("other organs and pictures")
     recorded = what_is_open(ROOT / "data" / "results")
     assert "the hybrid itself" not in recorded and "few-shot training as published" not in recorded
+
+
+def test_what_lacks_runs_is_open_and_is_not_said(monkeypatch):
+    complete = second_study.differences
+
+    def lacking(question, results):
+        return complete(question, results).assign(complete=False)
+
+    records = ROOT / "data" / "results"
+    assert "ViT-Baseline" in on_subject("few-shot", records)
+    monkeypatch.setattr(second_study, "differences", lacking)
+    assert on_subject("few-shot", records) == ""
+    assert what_is_open(records).startswith("the hybrid itself, ")

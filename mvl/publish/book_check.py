@@ -149,6 +149,10 @@ def untraced(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
                     yield f"{path.name}: {row[8:80]} has no {name}"
 
 
+OBJECT = re.compile(r"<[\w.]+ object(?: at 0x\w+)?>")
+"What a notebook shows of an object that has no words."
+
+
 def static_faults(folder: Path) -> list[str]:
     """What is wrong with a built book, by reading it."""
     pages = read_pages(folder)
@@ -157,9 +161,15 @@ def static_faults(folder: Path) -> list[str]:
         for path, page in pages.items()
         for fault in dict.fromkeys(misspelt(page.words))
     )
+    shown = (
+        f"{path.relative_to(folder)}: shows {found}, an object in place of its words"
+        for path, page in pages.items()
+        for found in OBJECT.findall(" ".join(page.words))
+    )
     return [
         *dead_links(pages, folder),
         *spelt,
+        *shown,
         *missing_parts(pages, folder),
         *untraced(pages, folder),
     ]

@@ -272,7 +272,9 @@ def repeat(chapter: Chapter, notebook: str) -> str:
 
 
 def say(markdown: str) -> None:
-    """Show Markdown in a notebook."""
+    """Show Markdown in a notebook; nothing where there is none, of which a page would show the
+    object's name."""
     from IPython.display import Markdown, display
 
-    display(Markdown(markdown))
+    if markdown:
+        display(Markdown(markdown))

@@ -63,6 +63,7 @@ def test_a_book_without_fault_has_none(book):
         ("<a href='#gone'>x</a>", "#gone has no such anchor"),
         ("<a href='../../outside.html'>x</a>", "leads nowhere"),
         ("<img src='records/cases.csv.txt' alt=''>", "has no words"),
+        ("<p>&lt;IPython.core.display.Markdown object&gt;</p>", "an object in place of its words"),
         ("<p>the Medvisionllama</p>", "Medvisionllama should be MedVisionLlama"),
         ("<p>a UNet</p>", "UNet should be U-Net"),
         ("<img alt='LLM4SEG' src='records/cases.csv.txt'>", "LLM4SEG should be LLM4Seg"),

@@ -493,3 +493,11 @@ def test_every_difference_of_a_study_has_its_question(tmp_path: Path) -> None:
         found["question"]
     ) and not found["n_runs"].any()
     assert set(found.loc[found["question"] == "Few training cases", "fraction"]) == {0.1, 0.3}
+
+
+def test_a_notebook_shows_words_and_nothing_where_there_are_none(monkeypatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("IPython.display.display", lambda each: shown.append(each.data))
+    chapter_page.say("words")
+    chapter_page.say("")
+    assert shown == ["words"]

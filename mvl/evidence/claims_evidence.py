@@ -13,7 +13,7 @@ import pandas as pd
 from mvl.core.errors import MvlError
 from mvl.evidence import run_pairs
 from mvl.evidence.arms import title
-from mvl.evidence.decision import MARGINS, Decision, Numbers, decide
+from mvl.evidence.decision import MARGINS, Decision, Margin, Numbers, decide
 from mvl.evidence.decision import within as in_words
 
 OVERLAP = {
@@ -82,6 +82,8 @@ class Claim:
     own value."""
     reported_share: float = math.nan
     "Second reported row over the first (the rule `every_metric`)."
+    fixed: Margin | None = None
+    "The margin that the protocol of the judging study fixed, in place of the metric's."
 
     @property
     def implied(self) -> bool:
@@ -94,9 +96,15 @@ class Claim:
         return "epochs" if self.rule == "faster" else self.metric
 
     @property
+    def bound(self) -> Margin:
+        """Its margin with the reason: the judging study's own, or else the metric's
+        (`mvl.evidence.decision.MARGINS`)."""
+        return self.fixed or MARGINS[self.measured_in]
+
+    @property
     def margin(self) -> float:
-        """The metric's margin (`mvl.evidence.decision.MARGINS`)."""
-        return MARGINS[self.measured_in].value
+        """The value of its margin."""
+        return self.bound.value
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,8 @@ from mvl.evidence.claims_verdicts import (
     NOT_REPRODUCED,
     Verdict,
 )
-from mvl.evidence.decision import UNDECIDED, WITHDRAWN
+from mvl.evidence.decision import PICTURES, UNDECIDED, WITHDRAWN
+from mvl.evidence.second_study import of_protocol
 from mvl.study.grid import run_keys
 from mvl.study.tables import read_external
 
@@ -73,8 +74,8 @@ def load_claims(path: Path = LEDGER) -> list[Claim]:
 
 
 def _claim(entry: dict[str, Any]) -> Claim:
-    # these two are computed below
-    known = {field.name for field in fields(Claim)} - {"reported_gain", "reported_share"}
+    # these three are computed, not given
+    known = {field.name for field in fields(Claim)} - {"reported_gain", "reported_share", "fixed"}
     if unknown := sorted(set(entry) - known):
         raise ClaimError(f"claim {entry.get('id')}: unknown key {unknown[0]!r}")
     settings: dict[str, Any] = {key: _frozen(value) for key, value in entry.items()}
@@ -185,15 +186,23 @@ def entry_of(claim: Claim, evidence: dict[str, Evidence]) -> Entry:
 
     Whether runs are there decides, never what they say.
     """
-    verdicts = {study: judge(claim, records) for study, records in evidence.items()}
+    claims = {study: at_margin_of(study, claim) for study in evidence}
+    verdicts = {study: judge(claims[study], records) for study, records in evidence.items()}
     first = next(iter(verdicts))
     study = next((s for s, v in verdicts.items() if v and v.numbers and not v.missing), first)
     beside = tuple((s, v) for s, v in verdicts.items() if v and v.numbers and s != study)
     verdict = verdicts[study]
     needs = ""
     if verdict and verdict.word in (UNDECIDED, WITHDRAWN):
-        needs = what_would_decide(claim, evidence[study], verdict.numbers)
-    return Entry(claim, study, verdict, beside, needs)
+        needs = what_would_decide(claims[study], evidence[study], verdict.numbers)
+    return Entry(claims[study], study, verdict, beside, needs)
+
+
+def at_margin_of(study: str, claim: Claim) -> Claim:
+    """The claim with the margin that the second protocol fixed for its metric in a study of
+    pictures; elsewhere the claim itself."""
+    of_pictures = of_protocol(study) and claim.measured_in == "jaccard"
+    return replace(claim, fixed=PICTURES) if of_pictures else claim
 
 
 def explained(entry: Entry, gain: Entry | None) -> Entry:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from scipy import stats
 
 from mvl.evidence.claims_evidence import UNITS, Claim, Evidence, Found, within
-from mvl.evidence.decision import LEVEL, MARGINS
+from mvl.evidence.decision import LEVEL
 from mvl.evidence.power import POWER, detectable, error_factor, largest_sd
 
 MOST_FOLDS = 10
@@ -57,7 +57,7 @@ def what_would_decide(claim: Claim, evidence: Evidence, numbers: Sequence[Found]
         return ((one if alone else "") + missing).strip()
     sd, widest = max(spread, key=lambda pair: pair[0])
     scale, unit, digits = UNITS[widest.metric]
-    margin = MARGINS[claim.measured_in].value
+    margin = claim.margin
     sees = detectable(sd, widest.n_folds)
     text = (
         f"Fold differences have a standard deviation of {scale * sd:.{digits}f} {unit}"

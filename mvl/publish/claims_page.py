@@ -23,7 +23,7 @@ from mvl.evidence.claims_verdicts import (
     UNTESTABLE,
     number,
 )
-from mvl.evidence.decision import MARGINS, UNDECIDED, WITHDRAWN
+from mvl.evidence.decision import UNDECIDED, WITHDRAWN
 from mvl.publish import charts_claims, figure_reported, reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
 from mvl.study.grid import load_study
@@ -273,7 +273,7 @@ def margin(entry: Entry) -> str:
         return ""
     claim = entry.claim
     words = within(claim.margin, claim.measured_in)
-    return f" Margin {words.removeprefix('within ')}: {MARGINS[claim.measured_in].reason}."
+    return f" Margin {words.removeprefix('within ')}: {claim.bound.reason}."
 
 
 def reported(entry: Entry) -> str:

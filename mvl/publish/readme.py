@@ -20,6 +20,7 @@ from mvl.evidence.lesion_classes import EMPTY
 from mvl.evidence.reported import paper_values, reported
 from mvl.publish import second_study_answer
 from mvl.publish.book_facts import PUBLISHED
+from mvl.study.grid import load_study
 from mvl.study.tables import TableError, read_cases, read_runs, summary
 
 PAPER_NAMES = {"vit_baseline": "ViT-Baseline", "medvisionllama_v3": "MedVisionLlama"}
@@ -201,11 +202,12 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
     first, last = said.get("mean_dice"), said.get("llm4seg_gain")
     if first is None or last is None:
         return ""
+    where = find_task(load_study(last.study).tasks[0]).title
     return (
         f"{second_study_answer.sentence(records_dir)} At a rate that suits the ViT alone, the first"
         f" study finds {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the"
         " network may ignore its layer, so that nothing follows for it. LLM4Seg's layer changes a"
-        f" CNN on breast ultrasound by {_found(last.verdict)}."
+        f" CNN by {_found(last.verdict)} on {where[:1].lower()}{where[1:]}."
     )
 
 

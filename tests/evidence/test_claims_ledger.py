@@ -372,3 +372,14 @@ def test_a_claims_family_is_its_question_of_the_protocol():
 
     assert others("hippocampus2_tuned") == {("medvisionllama_v1", "medvisionllama_v1_noblock")}
     assert len(others("hippocampus")) > 1, "the chapter's contrasts, in the first study"
+
+
+def test_pictures_of_the_second_protocol_are_judged_by_its_own_margin(tmp_path):
+    claim = next(claim for claim in LEDGER if claim.id == "llm4seg_generalizable")
+    evidence = {"isic": claims_ledger.read_evidence("isic", tmp_path)}
+    judged = claims_ledger.entry_of(claim, evidence).claim
+    assert (claim.margin, judged.margin) == (0.01, 0.004)
+    assert judged.bound.protocol and "paper" in judged.bound.reason
+    for study, metric in (("busi", "jaccard"), ("isic", "effective_rank")):
+        other = replace(claim, metric=metric)
+        assert claims_ledger.at_margin_of(study, other) is other

@@ -38,6 +38,8 @@ V1, V1_HYBRID, V1_FUSION, V1_NOBLOCK = (
     f"medvisionllama_v1{part}" for part in ("", "_hybrid", "_fusion", "_noblock")
 )
 PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
+ALONE = {HYBRID: VIT, LLM4SEG: CNN}
+"Each paper's network with a layer, and the same network without one."
 USES_POINTS = 1.0
 "A network uses its block when an intervention costs it so many Dice points (book/protocol_2.md)."
 UNUSED = "unused"
@@ -232,11 +234,12 @@ def use_of_block(study: str, results: Path) -> pd.DataFrame:
     size of the block's output beside its input.
 
     Columns: system, fold, seed, one for each intervention, `relative_size` (|h| / |x|), and
-    `over_vit`, the run's mean Dice minus that of the ViT of its fold and seed (NaN without one).
+    `over_alone`, the run's mean Dice minus that of the network without a layer of its fold and
+    seed (NaN without one).
     """
     runs = read_runs(study, results)
     done = runs[(runs["state"] == "done") & (runs["fraction"] == 1.0)]
-    alone = done[done["system"] == VIT].set_index(["fold", "seed"])["dice"]
+    alone = done[done["system"].isin(ALONE.values())].set_index(["fold", "seed"])["dice"]
     rows = []
     for run in done.itertuples():
         folder = Path(results) / run.run
@@ -246,7 +249,7 @@ def use_of_block(study: str, results: Path) -> pd.DataFrame:
         trained = usage["as_trained"]
         row = {"system": run.system, "fold": run.fold, "seed": run.seed}
         row["relative_size"] = trained["branch_norm"] / trained["input_norm"]
-        row["over_vit"] = 100 * (run.dice - alone.get((run.fold, run.seed), float("nan")))
+        row["over_alone"] = 100 * (run.dice - alone.get((run.fold, run.seed), float("nan")))
         for name, found in usage.items():
             row[name] = 100 * found["dice_difference"]
         rows.append(row)

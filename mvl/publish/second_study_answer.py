@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mvl.evidence import second_study
+from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
@@ -180,8 +181,13 @@ def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
     return "does not use the layer"
 
 
+def in_units(row: dict[Any, Any]) -> str:
+    """Return a difference and its interval with their unit."""
+    return f"{in_points(row)} {UNITS[row['metric']][1]}"
+
+
 def in_points(row: dict[Any, Any]) -> str:
-    """Return a difference and its interval in Dice points."""
+    """Return a difference of scores and its interval in hundredths."""
     values = (100 * row[key] for key in ("difference", "low", "high"))
     mid, low, high = (f"{value:+z.2f}" for value in values)
     return f"{mid} [{low}, {high}]"

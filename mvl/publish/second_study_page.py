@@ -14,12 +14,20 @@ from matplotlib.figure import Figure
 from mvl.evidence import example_masks, second_study
 from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.chapter import open_chapter
-from mvl.evidence.decision import EQUIVALENT, HIGHER, MARGIN, decided
+from mvl.evidence.claims_evidence import UNITS
+from mvl.evidence.decision import EQUIVALENT, HIGHER, MARGIN, decided, within
 from mvl.evidence.differences import minus
 from mvl.evidence.example_cases import common_runs, study_worst
 from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
 from mvl.publish import second_study_table, viewer
-from mvl.publish.second_study_answer import REGIMES, in_points, sentence, use_in_words, what_is_open
+from mvl.publish.second_study_answer import (
+    REGIMES,
+    in_points,
+    in_units,
+    sentence,
+    use_in_words,
+    what_is_open,
+)
 from mvl.publish.style import finish, styled, svg
 from mvl.study.grid import load_study
 
@@ -55,7 +63,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "open": what_is_open(results),
             "by_a_norm": by_a_norm(tables, results),
             "with_blocks": with_blocks(results),
-            "table": second_study_table.summary_table(tables, results),
+            "table": second_study_table.summary_tables(tables, results),
             "gain": second_study_table.gain_to_see(tables, results),
             "answer": answer(tables, results),
             "described": described(recorded, results),
@@ -99,7 +107,7 @@ def with_blocks(results: Path) -> str:
             continue
         rows = second_study.use_of_block(study, results)
         if not (own := rows[rows["system"] == second_study.ATTENTION]).empty:
-            said.append(f"{own['over_vit'].mean():+.2f} points ({words[:1].lower()}{words[1:]})")
+            said.append(f"{own['over_alone'].mean():+.2f} points ({words[:1].lower()}{words[1:]})")
     if not said:
         return ""
     differs = "With them, a trained attention layer differs from the ViT alone by"
@@ -149,7 +157,7 @@ def described(recorded: Sequence[str], results: Path) -> str:
         for row in second_study.differences(question, results).to_dict("records"):
             if not row["hole"] and row["complete"]:
                 name = minus(row["system"], row["reference"]).replace("\n", " ")
-                said.append(f"- {name}: {in_points(row)} Dice points.")
+                said.append(f"- {name}: {in_units(row)}.")
     return "\n".join(said)
 
 
@@ -161,10 +169,11 @@ def answer(tables: dict[Question, pd.DataFrame], results: Path) -> str:
             if row["hole"] or not row["complete"]:
                 continue
             word = second_study.outcome(row, results)
-            within = f" within {100 * MARGIN:g} Dice point" if word == EQUIVALENT else ""
+            scale, unit, _ = UNITS[question.metric]
+            near = f" {within(question.margin, scale, unit)}" if word == EQUIVALENT else ""
             name = minus(row["system"], row["reference"]).replace("\n", " ")
             where = load_study(question.study).title
-            said.append(f"- {where}: {name}, **{in_points(row)} Dice points: {word}{within}**.")
+            said.append(f"- {where}: {name}, **{in_units(row)}: {word}{near}**.")
     return "\n".join(said) or "No contrast of the second study is complete yet."
 
 
@@ -173,7 +182,8 @@ def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> st
     lines = [
         f"**{question.words}** ({load_study(question.study).title})",
         "",
-        "| contrast | Dice points, 95 % interval | p, Holm | p, equivalence | verdict | pairs |",
+        f"| contrast | {UNITS[question.metric][1]}, 95 % interval | p, Holm | p, equivalence |"
+        " verdict | pairs |",
         "|---|---|---|---|---|---|",
     ]
     place = (question.study, question.fraction)
@@ -264,8 +274,8 @@ def first_study(results: Path) -> str:
 
 @styled
 def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
-    """Draw each hybrid run's Dice minus the ViT's beside what it loses when its block is silenced,
-    a panel for each study."""
+    """Draw each hybrid run's Dice minus that of the network without a layer beside what it loses
+    when its block is silenced, a panel for each study."""
     # Panels below one another, so that a phone shows each of them whole.
     figure = Figure(figsize=(5.2, 2.2 * len(use) + 2.2), layout="constrained")
     axes = figure.subplots(len(use), 1, squeeze=False)[:, 0]
@@ -275,12 +285,12 @@ def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
         axis.axhspan(-band, band, color="#E9ECEF", zorder=0)
         axis.axhline(0, lw=0.8, color="#6E7781")
         axis.set_title(load_study(study).title.split(", ")[-1])
-        for system, own in rows.dropna(subset=["over_vit"]).groupby("system", sort=False):
+        for system, own in rows.dropna(subset=["over_alone"]).groupby("system", sort=False):
             look = {"color": colour(str(system)), "marker": marker(str(system))}
-            points = axis.plot(-own["zero"], own["over_vit"], ls="", ms=6, alpha=0.85, **look)
+            points = axis.plot(-own["zero"], own["over_alone"], ls="", ms=6, alpha=0.85, **look)
             named.setdefault(title(str(system)), points[0])
     axes[-1].set_xlabel("Dice points lost with h = 0")
-    figure.supylabel("Dice points over the ViT alone", fontsize=10)
+    figure.supylabel("Dice points over the network alone", fontsize=10)
     labels = [textwrap.fill(name, 28) for name in named]
     figure.legend(list(named.values()), labels, loc="outside lower left", ncols=2, fontsize=9.5)
     tasks = [task for study in use for task in load_study(study).tasks]

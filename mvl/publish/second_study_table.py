@@ -11,10 +11,11 @@ import pandas as pd
 
 from mvl.evidence import second_study
 from mvl.evidence.arms import title
+from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.claims_ledger import load_claims
 from mvl.evidence.claims_power import sd_behind
 from mvl.evidence.power import detectable
-from mvl.evidence.second_study import HYBRID, VIT, Question
+from mvl.evidence.second_study import ALONE, HYBRID, VIT, Question
 from mvl.study.grid import load_study
 from mvl.study.links import run_address
 from mvl.study.tables import read_runs
@@ -23,13 +24,19 @@ OPEN = "incomplete"
 "What stands in a cell whose planned runs are not all done."
 
 
-def summary_table(tables: dict[Question, pd.DataFrame], results: Path) -> str:
-    """Return the table as Markdown: a row for each arm that the hybrid is compared with, a column
-    for each study and share of the data of which anything is recorded."""
+def summary_tables(tables: dict[Question, pd.DataFrame], results: Path) -> str:
+    """Return a table as Markdown for each paper's network of which a contrast is complete."""
+    found = (summary_table(network, tables, results) for network in ALONE)
+    return "\n\n".join(table for table in found if table)
+
+
+def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: Path) -> str:
+    """Return the table as Markdown: a row for each arm that the network with the layer is compared
+    with, a column for each study and share of the data of which anything is recorded."""
     columns: dict[tuple[str, float], dict[str, dict[Any, Any]]] = {}
     for question, table in tables.items():
         for row in table.to_dict("records"):
-            if row["system"] == HYBRID:
+            if row["system"] == network:
                 place = columns.setdefault((question.study, question.fraction), {})
                 place[row["reference"]] = row
     columns = {
@@ -40,7 +47,7 @@ def summary_table(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     if not columns:
         return ""
     arms = list(dict.fromkeys(arm for rows in columns.values() for arm in rows))
-    heads = [_head(*place, results) for place in columns]
+    heads = [_head(*place, network, results) for place in columns]
     body = [
         [
             f"minus {title(arm)}",
@@ -48,16 +55,21 @@ def summary_table(tables: dict[Question, pd.DataFrame], results: Path) -> str:
         ]
         for arm in arms
     ]
-    body.append(["use of the layer", *(_use(*place, results) for place in columns)])
-    body.append(["could be seen with 80 %", *(_seen(rows.get(VIT)) for rows in columns.values())])
-    lines = [f"| MedVisionLlama v3 | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    body.append(["use of the layer", *(_use(*place, network, results) for place in columns)])
+    seen = (_seen(rows.get(ALONE[network])) for rows in columns.values())
+    body.append(["could be seen with 80 %", *seen])
+    unit = UNITS[next(iter(next(iter(columns.values())).values()))["metric"]][1]
+    lines = [
+        f"| {title(network)}, {unit} | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
 
 
-def _head(study: str, fraction: float, results: Path) -> str:
-    """Return the study's title, which leads to the hybrid's runs in it."""
+def _head(study: str, fraction: float, network: str, results: Path) -> str:
+    """Return the study's title, which leads to the network's runs in it."""
     share = "" if fraction == 1.0 else f", {100 * fraction:g} % of the data"
-    return to_runs(f"{load_study(study).title}{share}", (study, fraction), HYBRID, results)
+    return to_runs(f"{load_study(study).title}{share}", (study, fraction), network, results)
 
 
 def to_runs(words: str, place: tuple[str, float], system: str, results: Path) -> str:
@@ -68,7 +80,7 @@ def to_runs(words: str, place: tuple[str, float], system: str, results: Path) ->
 
 
 def _cell(place: tuple[str, float], row: dict[Any, Any] | None, results: Path) -> str:
-    """Return a difference in Dice points with its interval and word; nothing where none is
+    """Return a difference in points with its interval and word; nothing where none is
     planned."""
     if row is None:
         return ""
@@ -79,12 +91,13 @@ def _cell(place: tuple[str, float], row: dict[Any, Any] | None, results: Path) -
     return f"{linked} [{low}, {high}] {second_study.outcome(row, results)}"
 
 
-def _use(study: str, fraction: float, results: Path) -> str:
-    return second_study.use_in_numbers(study, HYBRID, results) if fraction == 1.0 else ""
+def _use(study: str, fraction: float, network: str, results: Path) -> str:
+    return second_study.use_in_numbers(study, network, results) if fraction == 1.0 else ""
 
 
 def _seen(row: dict[Any, Any] | None) -> str:
-    """Return the true difference from the ViT that the design finds, at the spread measured."""
+    """Return the true difference from the network alone that the design finds, at the measured
+    spread."""
     if row is None or not row["complete"]:
         return ""
     found = detectable(sd_behind(row["low"], row["high"], row["n_folds"]), row["n_folds"])

@@ -73,7 +73,7 @@ def test_use_is_the_mean_over_runs_and_a_silent_block_is_not_used():
     )
     one = rows[(rows["system"] == HYBRID) & (rows["fold"] == 2) & (rows["seed"] == 0)].iloc[0]
     expected = 100 * (runs[HYBRID, 2, 0] - runs[VIT, 2, 0])
-    assert one["over_vit"] == pytest.approx(expected) and VIT not in set(rows["system"])
+    assert one["over_alone"] == pytest.approx(expected) and VIT not in set(rows["system"])
     quiet = rows.assign(zero=0.0, shuffled_tokens=0.0, shuffled_weights=0.0)
     assert second_study.uses(quiet) == (False, False)
     assert second_study.uses(quiet.assign(zero=-1.0)) == (True, False)

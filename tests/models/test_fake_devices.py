@@ -94,11 +94,17 @@ def test_a_system_keeps_to_its_device(
     reason="a build of PyTorch for CPUs knows no fake cuda tensors",
 )
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_forward_pass_keeps_to_a_gpu(name: str, tiny_llama: Path) -> None:
+def test_a_forward_pass_keeps_to_a_gpu(
+    name: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where there is no card, autocast would turn itself off.
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     config = small_system(name, tiny_llama)
     network = build_system(config, 2, 3)
     assert forward(network, config).device == torch.device("cuda:0")
     with torch.autocast("cuda", torch.bfloat16):
+        assert torch.is_autocast_enabled("cuda")
         assert forward(network, config).device == torch.device("cuda:0")
 
 

@@ -130,7 +130,7 @@ bench: setup ## measure speed and memory beside their bars (RELEASED=folder: bes
 gpu: setup ## show all that a GPU must show, into data/gpu.json (ARGS="--minutes 12 --then STUDY --at-once 12"; goes on where it was)
 	@$(VENV)/bin/python -m mvl.bench.gpu_checks $(if $(RELEASED),--released $(RELEASED)) $(ARGS)
 
-gpu-pack: setup ## write data/runs/mvl-gpu.tar.gz: make gpu for a machine without network (DATASET=Task04_Hippocampus)
+gpu-pack: setup ## write data/runs/mvl-gpu.tar.xz: make gpu for a machine without network (DATASET=Task04_Hippocampus)
 	@$(VENV)/bin/python -m mvl.bench.gpu_bundle $(if $(DATASET),--task $(DATASET)) $(ARGS)
 
 doctor: setup ## print versions, devices, data and weights found, and what is missing

@@ -5,7 +5,7 @@ The machine has Python, torch, transformers, accelerate, peft, safetensors, jaxt
 pandas, statsmodels and seaborn. The archive brings the tree, wheels of the other packages, the
 language layers that the studies ask for, and one data set.
 
-    mkdir mvl-gpu && tar -xzf mvl-gpu.tar.gz -C mvl-gpu && sh mvl-gpu/run.sh --minutes 12
+    mkdir mvl-gpu && tar -xJf mvl-gpu.tar.xz -C mvl-gpu && sh mvl-gpu/run.sh --minutes 12
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from mvl.weights.wheels import SOURCES, layers_folder
 
 WHEELS = ("monai", "nibabel", "gguf", "einops")
 "Packages of pyproject.toml that such a machine lacks; they have no part that is compiled."
-LEFT_OUT = ("book/_vendor/", "tests/_vendor/")
-"Parts of the tree that only pages and their tests need."
+LEFT_OUT = ("book/_vendor/", "tests/_vendor/", "data/scans/")
+"Parts of the tree that only pages and their tests need, and the scans of `quick`."
 LARGEST = 60_000_000
 "Bytes of a bundle at most."
 SCRIPT = """#!/bin/sh
@@ -83,8 +83,8 @@ def make_bundle(
         found = find_task(task)
         shutil.copytree(task_dir(found), folder / "data" / task_dir(found).name)
         (folder / "run.sh").write_text(SCRIPT)
-        packed = folder / "bundle.tar.gz"
-        with tarfile.open(packed, "w:gz") as archive:
+        packed = folder / "bundle.tar.xz"
+        with tarfile.open(packed, "w:xz") as archive:
             for name in ("run.sh", "tree", "wheels", "weights", "data"):
                 archive.add(folder / name, name)
         size = packed.stat().st_size
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="one archive for `make gpu` on a machine without network",
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "data" / "runs" / "mvl-gpu.tar.gz", metavar="FILE"
+        "--out", type=Path, default=ROOT / "data" / "runs" / "mvl-gpu.tar.xz", metavar="FILE"
     )
     parser.add_argument(
         "--task",
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = make_bundle(args.out, args.task, args.studies, args.wheels)
     place = os.path.relpath(made)
     print(f"{place}: {made.stat().st_size / 1e6:.1f} MB. On the machine:")
-    print(f"mkdir mvl-gpu && tar -xzf {made.name} -C mvl-gpu && sh mvl-gpu/run.sh --minutes 12")
+    print(f"mkdir mvl-gpu && tar -xJf {made.name} -C mvl-gpu && sh mvl-gpu/run.sh --minutes 12")
     return 0
 
 

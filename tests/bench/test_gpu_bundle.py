@@ -84,7 +84,7 @@ def test_a_bundle_is_whole_and_its_script_runs_from_anywhere(
     monkeypatch.setenv("MVL_DATA", str(data.parent))
     monkeypatch.setattr(gpu_bundle, "task_dir", lambda task: data)
     made = gpu_bundle.make_bundle(
-        tmp_path / "out" / "bundle.tar.gz", "Task04_Hippocampus", ["audit"], wheels
+        tmp_path / "out" / "bundle.tar.xz", "Task04_Hippocampus", ["audit"], wheels
     )
     place = tmp_path / "machine"
     place.mkdir()
@@ -126,8 +126,8 @@ def test_a_bundle_that_is_too_large_leaves_no_file(
     monkeypatch.setattr(gpu_bundle, "layers_of", lambda studies: {})
     monkeypatch.setattr(gpu_bundle, "LARGEST", 10)
     with pytest.raises(gpu_bundle.BundleError, match="more than 0; pack a smaller task"):
-        gpu_bundle.make_bundle(tmp_path / "bundle.tar.gz", "phantoms", [], wheels)
-    assert not (tmp_path / "bundle.tar.gz").exists()
+        gpu_bundle.make_bundle(tmp_path / "bundle.tar.xz", "phantoms", [], wheels)
+    assert not (tmp_path / "bundle.tar.xz").exists()
 
 
 def test_only_wheels_for_every_machine_go_in(

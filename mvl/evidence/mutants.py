@@ -272,7 +272,7 @@ def table(path: Path = RECORD) -> str:
     record = read_record(path)
     lines = [
         "| layer | files | mutants | killed by its own tests | target | survivors with a reason |",
-        "|---|---|---:|---:|---:|---:|",
+        "|---|---|---|---|---:|---:|",
     ]
     for name, layer in layers().items():
         row, files = record.get(name), ", ".join(f"`{file}`" for file in layer.files)

@@ -12,11 +12,17 @@ from mvl.evidence.differences import OVERLAPS, differences
 from mvl.evidence.learning_rates import brief
 from mvl.evidence.topics import TOPICS
 from mvl.publish import second_study_answer
+from mvl.publish.book_facts import PUBLISHED
 from mvl.publish.chapter_page import means, sentence
 
 HOLE = "not yet recorded"
 "The word for a planned difference without a pair of finished runs."
-SUBJECTS = {"few_shot": "few-shot", "lora_ablation": "the mappers", "version_1": "version 1"}
+SUBJECTS = {
+    "few_shot": "few-shot",
+    "lora_ablation": "the mappers",
+    "version_1": "version 1",
+    "llm4seg": "pictures",
+}
 "What the second study calls a chapter's subject, by its topic."
 INTERVAL = re.compile(r"\(95 % interval (\S+) to ([^\s,;]+)[,;].*\)")
 "An interval with all that the ledger says of it, which the card leaves to the page below."
@@ -49,11 +55,11 @@ def card(chapter: Chapter, about: str = "") -> str:
 def of_second_study(chapter: Chapter) -> str:
     """Return what the second study says of a chapter of the first, from the committed records;
     nothing for another study's chapter."""
-    if chapter.study != "hippocampus":
+    if chapter.study not in PUBLISHED:
         return ""
     if subject := SUBJECTS.get(chapter.topic):
         said = second_study_answer.on_subject(subject, records_dir())
-        head = "**The [second study](../second_study.html)**, in Dice points:\n\n"
+        head = "**The [second study](../second_study.html)**:\n\n"
         return f"{head}{said}" if said else ""
     said = second_study_answer.sentence(records_dir(), "../second_study.html")
     return f"**The second study**, which can see a block that matters. {said}" if said else ""

@@ -130,7 +130,7 @@ def on_subject(subject: str, results: Path) -> str:
                 name = " ".join(minus(row["system"], row["reference"]).split())
                 where = load_study(question.study).title
                 word = second_study.outcome(row, results)
-                lines.append(f"- {where}: {name} **{in_points(row)}** ({word})")
+                lines.append(f"- {where}: {name} **{in_units(row)}** ({word})")
     return "\n".join(lines)
 
 

@@ -2,8 +2,8 @@
 package index or network.
 
 The machine has Python, torch, transformers, accelerate, peft, safetensors, jaxtyping, scipy,
-pandas, statsmodels and seaborn. The archive brings the tree, wheels of the other packages, the
-language layers that the studies ask for, and one data set.
+pandas and seaborn. The archive brings the tree, wheels of the other packages, the language layers
+that the studies ask for, and one data set.
 
     mkdir mvl-gpu && tar -xJf mvl-gpu.tar.xz -C mvl-gpu && sh mvl-gpu/run.sh --minutes 12
 """

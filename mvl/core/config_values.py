@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -59,13 +61,17 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a mapping, got {values!r}")
-    hints, fields = get_type_hints(cls), {f.name for f in dataclasses.fields(cls)}
+    hints, fields = _hints(cls), {f.name for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
             raise ConfigError(
                 f"{where}: unknown key {key!r}{did_you_mean(str(key), sorted(fields))}"
             )
     return cls(**{k: coerce(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+# Annotations are text, which Python compiles again at every call: most of the time of a config.
+_hints = cache(get_type_hints)
 
 
 def coerce(kind: Any, value: Any, where: str) -> Any:
@@ -133,6 +139,12 @@ class _SafeLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
         return super().construct_mapping(node, deep)
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    """Parse a text once: the runs of a study ask hundreds of times for the same few files."""
+    return yaml.load(text, Loader=_SafeLoader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping.
 
@@ -145,7 +157,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such file{did_you_mean(path.stem, known)}; known: {', '.join(known)}"
         )
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_SafeLoader)
+        # a copy: what one caller changes is not another's
+        loaded = copy.deepcopy(_parsed(path.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not in UTF-8; save it so") from error
     except yaml.YAMLError as error:

@@ -17,12 +17,12 @@ from mvl.core import run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import ROOT, Config, load_config
 from mvl.core.errors import MvlError
+from mvl.core.means import mean
 from mvl.evidence import run_pairs, stats
 from mvl.evidence.audit_clone import CHECKS, which_paper
 from mvl.evidence.audit_measures import MEASURES
 from mvl.study.status import state_of
 from mvl.study.tables import read_rows
-from mvl.training.metrics import mean
 
 FINDINGS = ROOT / "data" / "audit.toml"
 TASK, FOLDS = "Task04_Hippocampus", (0, 1, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Set
-from functools import cache
 
 import numpy as np
 
@@ -101,23 +100,16 @@ def with_tests(
     def equivalent(pairs: run_pairs.Pairs) -> stats.Test:
         return stats.tost(pairs, margin)
 
-    adjusted = holm(
-        tuple(
+    adjusted = stats.holm(
+        [
             p_value(evidence, d, stats.corrected_t)
             for d in (*differences, *(d for d in family if d.planned))
-        )
+        ]
     )
     return [
         _found(evidence, d, p, p_value(evidence, d, equivalent))
         for d, p in zip(differences, adjusted)
     ]
-
-
-@cache
-def holm(values: tuple[float, ...]) -> list[float]:
-    """`mvl.evidence.stats.holm`, once for each family: statsmodels collects garbage at every call,
-    which takes a third of a second beside torch."""
-    return [math.nan] * len(values) if all(map(math.isnan, values)) else stats.holm(values)
 
 
 def p_value(

@@ -152,9 +152,10 @@ def _by_unit(
             f"{metric} is empty or NaN in {int(rows[metric].isna().sum())} rows; a mean would leave"
             " them out in silence"
         )
-    found = {(int(f), int(s)): unit for (f, s), unit in rows.groupby(["fold", "seed"])}
+    means = rows.groupby(["fold", "seed", "case"])[metric].mean()
+    found = {(int(f), int(s)): unit for (f, s), unit in means.groupby(level=["fold", "seed"])}
     return {
-        u: unit.groupby("case")[metric].mean().sort_index()
+        u: unit.droplevel(["fold", "seed"])
         for u, unit in found.items()
         if not planned or u in planned
     }

@@ -16,7 +16,7 @@ from mvl.evidence.decision import EQUIVALENT, LOWER, MARGIN, PICTURES, decided
 from mvl.evidence.topics import CNN, LLM4SEG
 from mvl.study.grid import load_study, run_keys
 from mvl.study.tables import read_cases, read_runs
-from mvl.training.usage import FILE, read_usage
+from mvl.training.usage_records import FILE, read_usage
 
 VIT, HYBRID = "vit_baseline", "medvisionllama_v3"
 SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16, MINILM, MINILM_ROUNDED = (

@@ -224,8 +224,10 @@ def cohens_dz(values: np.ndarray) -> Effect:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (statsmodels), in the order given: valid for any dependence within
-    the family.
+    """Holm's adjusted p-values, in the order given: valid for any dependence within the family.
+
+    Written here, for statsmodels collects garbage at every call: a third of a second beside torch,
+    hundreds of times for the book.
 
     NaN is a planned test without a result: it counts towards the family as p = 1 and stays NaN.
     Whatever it becomes later, the other values cannot rise.
@@ -234,15 +236,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
         StatsError: a value outside [0, 1].
     """
     values = np.asarray(p_values, dtype=np.float64)
-    if not len(values):
-        return []
     if ((values < 0) | (values > 1)).any():
         raise StatsError(f"p-values must lie in [0, 1], got {list(p_values)}")
-    if len(values) == 1:
-        return [float(values[0])]
-    from statsmodels.stats.multitest import multipletests
-
-    adjusted = multipletests(np.nan_to_num(values, nan=1.0), method="holm")[1]
+    known = np.nan_to_num(values, nan=1.0)
+    order = known.argsort()
+    steps = known[order] * np.arange(len(known), 0, -1)
+    adjusted = np.empty_like(known)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return [float(p) for p in np.where(np.isnan(values), np.nan, adjusted)]
 
 

@@ -16,7 +16,6 @@ from mvl.core.config import load_config
 from mvl.core.files import atomic_write
 from mvl.publish.article_jats import JATS, write_jats
 from mvl.publish.browser import Browser, BrowserError, find_browser
-from mvl.publish.figure_architecture import draw
 from mvl.publish.style import svg
 from mvl.study.grid import load_study
 
@@ -107,6 +106,8 @@ def write_article(staging: Path, site: Path) -> Path | None:
 
 def architecture() -> Figure:
     """Return the drawing of the network that the article is about."""
+    from mvl.publish.figure_architecture import draw
+
     study, system = DRAWN
     return draw(load_config(study, load_study(study).tasks[0], system))
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvl.bench.determinism import determinism_table
 from mvl.core import run_folder
 from mvl.core.errors import MvlError
 from mvl.evidence.chapter import Chapter, covered, open_chapter
@@ -56,6 +55,7 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
     """What the pages say by rule: the first study's main chapter, a summary of each further one;
     writes the landing page's figure."""
     from mvl.bench import gpu_record, loader, overhead
+    from mvl.bench.determinism import determinism_table
     from mvl.evidence import differences, faults, learning_rates, mutants, rounding, yardsticks
     from mvl.publish import (
         audit_page,

@@ -33,9 +33,9 @@ from typing import Any
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, DECATHLON, METRICS
 from mvl.core.command_lines import command_line
+from mvl.core.means import mean
 from mvl.study import tables
 from mvl.study.tables import gather, read_rows, without_decathlon
-from mvl.training.metrics import mean
 
 Row = dict[str, Any]
 HASHES = ("weights_sha256", "cases_sha256", "history_sha256")

@@ -13,8 +13,8 @@ from mvl.core.columns import DECATHLON, METRICS, RUN_KEYS, run_columns
 from mvl.core.command_lines import evaluation_command
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
+from mvl.core.means import mean
 from mvl.datasets.splits import split_name
-from mvl.training.metrics import mean
 
 RUN_COLUMNS = [
     *RUN_KEYS,

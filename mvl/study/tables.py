@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mvl.core.columns import (
 )
 from mvl.core.command_lines import command_line
 from mvl.core.config import Config
+from mvl.core.means import mean
 from mvl.study.run_rows import (
     RUN_COLUMNS,
     Fingerprints,
@@ -31,7 +33,6 @@ from mvl.study.run_rows import (
     run_row,
 )
 from mvl.study.status import state_of
-from mvl.training.metrics import mean
 
 EXTERNAL_COLUMNS = ["trained_on", *CASE_COLUMNS]
 """Columns of external.csv: the run's own task, then the row of its external test, whose `task` is
@@ -147,9 +148,17 @@ def read_rows(path: Path, columns: list[str], remedy: str = "") -> list[dict[str
     Raises:
         TableError: no such file, other columns, or a short or long row; names file and line.
     """
+    return _checked_rows(path, _text(path, remedy), columns)
+
+
+def _text(path: Path, remedy: str) -> str:
     if not path.is_file():
         raise TableError(f"{path}: no such file; {remedy or 'restore it from its record'}")
-    reader = csv.DictReader(io.StringIO(path.read_text()))
+    return path.read_text()
+
+
+def _checked_rows(path: Path, text: str, columns: list[str]) -> list[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames not in (columns, without_decathlon(columns)):
         raise TableError(
             f"{path}: columns are {reader.fieldnames}, expected {columns}; remove the run's folder"
@@ -215,12 +224,23 @@ def read_table(study: str, results_dir: Path, name: str, columns: list[str]) -> 
         command_line("study", action, study, results_dir=results_dir)
         for action in ("run", "collect")
     )
-    read_rows(path, columns, f"make it with `{run}`, or `{collect_it}` if the runs are done")
+    text = _text(path, f"make it with `{run}`, or `{collect_it}` if the runs are done")
+    return _frame(path, text, tuple(columns)).copy()
+
+
+@lru_cache(maxsize=32)
+def _frame(path: Path, text: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Parse a table once: the pages of a book ask for the same few again and again."""
+    _checked_rows(path, text, list(columns))
     types = {column: kind for column, kind in TEXT.items() if column in columns}
     table = pd.read_csv(
-        path, dtype=types, keep_default_na=False, na_values=[""], float_precision="round_trip"
+        io.StringIO(text),
+        dtype=types,
+        keep_default_na=False,
+        na_values=[""],
+        float_precision="round_trip",
     )
-    return table.reindex(columns=columns)
+    return table.reindex(columns=list(columns))
 
 
 def record(study: str, results_dir: Path, records_dir: Path) -> Path:

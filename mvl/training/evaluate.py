@@ -15,11 +15,12 @@ from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, run_columns
 from mvl.core.command_lines import command_of
 from mvl.core.config import Config
+from mvl.core.means import MetricError
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import run_split
 from mvl.datasets.task import Task
-from mvl.training.metrics import MetricError, case_metrics, class_masks, dice, label_masks
+from mvl.training.metrics import case_metrics, class_masks, dice, label_masks
 from mvl.training.objective import predict_probabilities
 from mvl.training.trained import Predictor, load_run
 

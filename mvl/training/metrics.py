@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_confusion_matrix_metric, get_mask_edges
 
-from mvl.core.errors import MvlError
+from mvl.core.means import MetricError
 from mvl.training.edges import edge_distances, joint_box
 from mvl.training.surface import decathlon_metrics
 
@@ -25,11 +25,6 @@ OVERLAPS = {
     "specificity": "specificity",
 }
 "Our name = MONAI's name in compute_confusion_matrix_metric."
-
-
-class MetricError(MvlError, ValueError):
-    """A mask, spacing, tolerance or metric value that cannot be scored; the message says which and
-    why."""
 
 
 def case_metrics(
@@ -215,18 +210,3 @@ def class_masks(probabilities: np.ndarray) -> list[np.ndarray]:
 def label_masks(label: np.ndarray, names: dict[str, int | None]) -> list[np.ndarray]:
     """One boolean mask per name: label > 0 where its value is None, else label == value."""
     return [label > 0 if value is None else label == value for value in names.values()]
-
-
-def mean(values: Sequence[float | int] | np.ndarray) -> float:
-    """The mean, exactly rounded, of at least one finite number.
-
-    Raises:
-        MetricError: no value, or one that is not finite: a mean never leaves a case out in silence.
-    """
-    numbers = [float(v) for v in values]
-    if not numbers or not all(map(math.isfinite, numbers)):
-        raise MetricError(
-            f"cannot average {len(numbers)} values of which"
-            f" {sum(not math.isfinite(v) for v in numbers)} are not finite"
-        )
-    return math.fsum(numbers) / len(numbers)

@@ -24,6 +24,7 @@ from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.files import RunError, atomic_write
+from mvl.core.means import MetricError
 from mvl.core.stopping import stoppable
 from mvl.datasets import sandbox
 from mvl.datasets.cases_2d import flat
@@ -33,7 +34,7 @@ from mvl.datasets.pictures import check_pixels, png_bytes, read_image
 from mvl.datasets.preprocessing import NativeProbabilities, preprocessing, to_scan_grid
 from mvl.datasets.registry import task_of_run
 from mvl.datasets.slices import load_volume
-from mvl.training.metrics import MetricError, class_masks
+from mvl.training.metrics import class_masks
 from mvl.training.objective import predict_probabilities
 from mvl.training.overlays import drawn_mask
 from mvl.training.precision import check_precision

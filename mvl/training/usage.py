@@ -3,7 +3,6 @@ retraining, and the sizes of what it adds."""
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mvl.core.columns import run_columns
 from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
+from mvl.core.means import mean
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import run_split
@@ -24,12 +24,11 @@ from mvl.datasets.task import Task
 from mvl.models.control_blocks import TokenBlock
 from mvl.models.interventions import INTERVENTIONS, SIZES, Intervened, intervened_block, replaced
 from mvl.training.evaluate import label_names
-from mvl.training.metrics import class_masks, dice, label_masks, mean
+from mvl.training.metrics import class_masks, dice, label_masks
 from mvl.training.objective import predict_probabilities
 from mvl.training.trained import Predictor, load_run
+from mvl.training.usage_records import FILE
 
-FILE = "usage.csv"
-"Where a run keeps its rows."
 COLUMNS = [
     "study",
     "task",
@@ -151,19 +150,6 @@ def usage_of_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
         status = run_folder.read_status(run_dir)
         status["files"][FILE] = files.sha256_file(run_dir / FILE)
         files.write_json(run_dir / "status.json", status)
-    return rows
-
-
-def read_usage(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run's usage.csv, numbers as numbers; an empty size is nan. None: no rows."""
-    path = Path(run_dir) / FILE
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    for row in rows:
-        for column in ("dice", "dice_difference", *SIZES):
-            row[column] = float(row[column] or "nan")
     return rows
 
 

@@ -38,10 +38,8 @@ SYSTEMS = {path.stem for path in (ROOT / "mvl" / "configs" / "systems").glob("*.
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few resamples, and no garbage collection by statsmodels at each call: the verdicts here do
-    not hang on either."""
+    """Few resamples: the verdicts here do not hang on them."""
     monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
-    monkeypatch.setattr("gc.collect", lambda *generation: 0)
 
 
 def test_there_are_at_least_twenty_claims_with_ids_of_their_own():

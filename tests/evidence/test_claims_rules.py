@@ -49,10 +49,8 @@ GAINS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few resamples, and no garbage collection by statsmodels at each call: the verdicts here do
-    not hang on either."""
+    """Few resamples: the verdicts here do not hang on them."""
     monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
-    monkeypatch.setattr("gc.collect", lambda *generation: 0)
 
 
 def arms(gain, system=HYBRID, reference=VIT):

@@ -33,10 +33,8 @@ CLAIM = claims_evidence.Claim(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Few resamples, and no garbage collection by statsmodels at each call: the verdicts here do
-    not hang on either."""
+    """Few resamples: the verdicts here do not hang on them."""
     monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
-    monkeypatch.setattr("gc.collect", lambda *generation: 0)
 
 
 def test_planned_units_are_those_of_every_system(evidence):

@@ -360,7 +360,7 @@ def test_holm_is_statsmodels() -> None:
     from statsmodels.stats.multitest import multipletests
 
     p = np.random.default_rng(7).uniform(0, 0.2, 9).tolist()
-    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+    assert holm(p) == multipletests(p, method="holm")[1].tolist()
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []

@@ -17,12 +17,13 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from mvl.core import columns, files, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import CONFIG_DIR, Config, ConfigError, load_config
+from mvl.core.means import MetricError, mean
 from mvl.evidence import calibration, run_pairs, stats
 from mvl.evidence.run_pairs import StatsError
 from mvl.publish import readme
 from mvl.study import tables, tuning
 from mvl.study.tables import TableError
-from mvl.training.metrics import MetricError, case_metrics, class_masks, mean
+from mvl.training.metrics import case_metrics, class_masks
 from tests.faults.figures import record_figure
 
 ROWS = [f"M{k}" for k in range(1, 12)]

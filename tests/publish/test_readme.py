@@ -11,12 +11,12 @@ import pytest
 from mvl.core import columns, files, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import Config, load_config
+from mvl.core.means import mean
 from mvl.evidence.reported import reported
 from mvl.publish import readme
 from mvl.publish.readme import update_readme
 from mvl.study import tables
 from mvl.study.tables import TableError, collect
-from mvl.training.metrics import mean
 
 DICE = (0.8123456789012345, 0.1 + 0.2, 1 / 3)
 

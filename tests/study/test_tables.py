@@ -12,6 +12,7 @@ import pytest
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, DECATHLON, RUN_KEYS
 from mvl.core.config import Config, load_config
+from mvl.core.means import mean
 from mvl.study import tables
 from mvl.study.run_rows import Fingerprints
 from mvl.study.status import state_of
@@ -24,7 +25,6 @@ from mvl.study.tables import (
     record,
     summary,
 )
-from mvl.training.metrics import mean
 from tests.faults.injection import layer
 
 DICE = (0.8123456789012345, 0.1 + 0.2, 1 / 3)

@@ -18,12 +18,13 @@ from torch import nn
 
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import Config, DataConfig
+from mvl.core.means import MetricError
 from mvl.datasets.case_store import CaseStore, NativeCase
 from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.shapes2d import ensure_shapes
 from mvl.training import evaluate, metrics
 from mvl.training.evaluate import evaluate_store
-from mvl.training.metrics import MetricError, case_metrics, class_masks, mean
+from mvl.training.metrics import case_metrics, class_masks
 from mvl.training.surface import decathlon_metrics
 
 SCORES = ("dice", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm")
@@ -281,17 +282,6 @@ def test_class_masks() -> None:
         assert str(caught.value) == (
             "prediction holds values that are not finite; the run has diverged or its weights are"
             " damaged"
-        )
-
-
-def test_mean_refuses_nan_and_nothing() -> None:
-    assert mean([0.1] * 10) == 0.1
-    assert mean([1e16, 1.0, -1e16]) == 1 / 3
-    for bad, odd in (([0.5, math.nan], 1), ([math.inf], 1), ([math.nan] * 3, 3), ([], 0)):
-        with pytest.raises(MetricError) as caught:
-            mean(bad)
-        assert str(caught.value) == (
-            f"cannot average {len(bad)} values of which {odd} are not finite"
         )
 
 

@@ -25,6 +25,7 @@ from mvl.models.interventions import INTERVENTIONS, SIZES
 from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
 from mvl.training import usage
 from mvl.training.run import train_run
+from mvl.training.usage_records import read_usage
 
 STUDY = """
 title: test
@@ -192,11 +193,11 @@ def test_the_command_writes_what_the_run_recorded(
     assert (folder / "usage.csv").stat().st_mtime_ns == before, (
         "what is sealed is not written again"
     )
-    rows = usage.read_usage(folder)
+    rows = read_usage(folder)
     assert (
         rows[0]["dice"] == found[0]["dice"]
         and np.isnan(rows[-1]["cosine"])
-        and usage.read_usage(tmp_path) == []
+        and read_usage(tmp_path) == []
     )
 
 

@@ -203,3 +203,12 @@ def test_a_value_is_never_rounded_nor_guessed():
     for kind, value in ((int, 1.0), (bool, 1), (float, "1e-3"), (int, True)):
         with pytest.raises(ConfigError, match="expected"):
             coerce(kind, value, "train.x")
+
+
+def test_what_one_reader_changes_is_not_anothers_and_a_changed_file_is_read_anew(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {folds: [0, 1]}\n")
+    config_module.read_yaml(path)["data"]["folds"].append(9)
+    assert config_module.read_yaml(path) == {"data": {"folds": [0, 1]}}
+    path.write_text("data: {folds: [2]}\n")
+    assert config_module.read_yaml(path) == {"data": {"folds": [2]}}

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -253,3 +255,12 @@ def test_the_machine_of_the_bench_is_named_only_where_there_is_a_bench(tmp_path,
         book_facts.bench_machine()
         == f", on {words} (each row of data/bench.json names its machine)"
     )
+
+
+def test_what_draws_from_records_imports_no_networks():
+    drawn = "from mvl.evidence import differences, example_masks, learning_rates, second_study"
+    pages = "from mvl.publish import book, chapter_page, charts_cases, colab, figures_cases, viewer"
+    asked = "import sys; print({'torch', 'monai', 'transformers'} & set(sys.modules))"
+    command = [sys.executable, "-c", f"{drawn}; {pages}; {asked}"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

@@ -313,3 +313,16 @@ def test_an_empty_or_infinite_value_of_the_decathlons_metrics_is_refused(
         run_folder.seal(folder, {})
         with pytest.raises(TableError, match="empty or not finite"):
             collect("hippocampus", tmp_path)
+
+
+def test_what_one_reader_changes_is_not_anothers_and_a_changed_table_is_read_anew(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a" / "t.csv"
+    path.parent.mkdir()
+    for value in ("1", "2"):
+        path.write_text(f"case,dice\nx,{value}\n")
+        for _ in range(2):
+            table = tables.read_table("a", tmp_path, "t.csv", ["case", "dice"])
+            assert table["dice"].tolist() == [int(value)]
+            table.loc[0, "dice"] = 7

@@ -78,7 +78,8 @@ def test_the_first_studys_chapter_says_what_the_second_study_found(hybrid: Chapt
     assert second_study_answer.sentence(RECORDS, "../second_study.html") in said
     assert answer_card.of_second_study(replace(hybrid, study="quick")) == ""
     few = answer_card.of_second_study(open_chapter("few_shot", "hippocampus", RECORDS))
-    assert "MedVisionLlama v3 minus ViT-Baseline **-0.87 [-1.36, -0.38] Dice points** (lower)" in few
+    line = "MedVisionLlama v3 minus ViT-Baseline **-0.87 [-1.36, -0.38] Dice points** (lower)"
+    assert line in few
     assert few.count("\n- ") in (2, 4), "both questions of each regime that is complete"
 
 

@@ -15,7 +15,8 @@ from mvl.core.config import ROOT
 from mvl.datasets.decathlon import read_cases
 from mvl.datasets.masks import read_case
 from mvl.datasets.pictures import read_pairs
-from mvl.datasets.registry import find_task, task_dir, task_path
+from mvl.datasets.registry import find_task
+from mvl.datasets.task_data import TaskData
 
 SPEC = importlib.util.spec_from_file_location("reduce_data", ROOT / "workflow" / "reduce_data.py")
 reduce_data = importlib.util.module_from_spec(SPEC)
@@ -111,6 +112,8 @@ def test_scans_of_the_clone_are_found_whatever_the_data_root_is(tmp_path, monkey
     task, name = find_task("hippocampus_40"), "Task04_Hippocampus_40"
     for root in (None, tmp_path):
         monkeypatch.setenv("MVL_DATA", str(root or ""))
-        assert task_dir(task) == task_dir(task, root) == ROOT / "data" / "scans" / name
+        assert (
+            TaskData(task).folder == TaskData(task, root).folder == ROOT / "data" / "scans" / name
+        )
     (tmp_path / name).mkdir()
-    assert task_path(task) == tmp_path / name, "a copy in the data root goes first"
+    assert TaskData(task).place == tmp_path / name, "a copy in the data root goes first"

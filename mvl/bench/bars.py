@@ -93,8 +93,9 @@ def probe_loop() -> dict[str, float]:
     interleaved; then with augmentation."""
     import tempfile
 
-    from mvl.datasets import registry, splits
     from mvl.datasets.loaders import CaseStore, training_loader
+    from mvl.datasets.splits import load_split
+    from mvl.datasets.task_data import open_task
     from mvl.training.loop import Trainer
 
     machine.keep_freed_memory()
@@ -106,10 +107,10 @@ def probe_loop() -> dict[str, float]:
         },
         "bench",
     )
-    task = registry.find_task("phantoms")
-    store = CaseStore(task, splits.load_split(task, 0, 1.0).train[:16], config.data)
+    data = open_task("phantoms")
+    store = CaseStore(data, load_split(data, 0, 1.0).train[:16], config.data)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(config, task, store, store, Path(scratch), "")
+        trainer = Trainer(config, store, store, Path(scratch), "")
         batches = list(training_loader(store, config, 0, 0, 0, 1))
 
         def bare() -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from mvl.core import files, machine
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
-from mvl.datasets.registry import find_task, task_dir
+from mvl.datasets.task_data import open_task
 from mvl.study.grid import study_runs
 from mvl.weights import sources
 from mvl.weights.wheels import SOURCES, layers_folder
@@ -80,8 +80,8 @@ def make_bundle(
         (folder / "weights").mkdir()
         for source, layers in layers_of(studies).items():
             write_layers(source, layers, folder / "weights" / layers_folder(source).name)
-        found = find_task(task)
-        shutil.copytree(task_dir(found), folder / "data" / task_dir(found).name)
+        found = open_task(task).folder
+        shutil.copytree(found, folder / "data" / found.name)
         (folder / "run.sh").write_text(SCRIPT)
         packed = folder / "bundle.tar.xz"
         with tarfile.open(packed, "w:xz") as archive:

@@ -29,8 +29,8 @@ from mvl.bench.gpu_parts import Facts, each_part, smoke_configs
 from mvl.core import files, run_folder
 from mvl.core.config import ROOT, Config, load_config
 from mvl.core.progress import Interrupted
-from mvl.datasets.registry import find_task, task_dir
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import open_task
 from mvl.training.evaluate import evaluate_run
 from mvl.training.run import train_run
 
@@ -100,7 +100,7 @@ def share(settings: Facts, part: str) -> Facts:
     need."""
     number, (task, system, epochs) = int(part.split()[0]), SHARED
     try:
-        task_dir(find_task(task), settings_dir(settings))
+        _ = open_task(task, settings_dir(settings)).folder
     except TaskError:
         return {"state": f"skipped: {task} is not here"}
     with tempfile.TemporaryDirectory() as scratch:

@@ -121,13 +121,11 @@ def row(config: Config, source: str, volumes: int, data_dir: Path | None) -> dic
     """One epoch, start and end of the loader processes included: volumes per second, and processor
     seconds per volume over all processes."""
     from mvl.datasets.loaders import CaseStore, training_loader
-    from mvl.datasets.registry import find_task
     from mvl.datasets.splits import load_split
+    from mvl.datasets.task_data import open_task
 
-    task = find_task(config.task, data_dir)
-    store = CaseStore(
-        task, load_split(task, 0, 1.0, data_dir).train[:volumes], config.data, data_dir
-    )
+    data = open_task(config.task, data_dir)
+    store = CaseStore(data, load_split(data, 0, 1.0).train[:volumes], config.data)
     if source != "files":  # decoded before the clock starts, into memory or onto disk
         for index in range(len(store)):
             store.get(index)
@@ -159,15 +157,13 @@ def augmentation_times(
 
     from mvl.datasets.augment import Changes, augmentation
     from mvl.datasets.loaders import CaseStore
-    from mvl.datasets.registry import find_task
     from mvl.datasets.splits import load_split
+    from mvl.datasets.task_data import open_task
 
     # as training does: without it, page faults are most of what is measured
     machine.keep_freed_memory()
-    task = find_task(config.task, data_dir)
-    store = CaseStore(
-        task, load_split(task, 0, 1.0, data_dir).train[:volumes], config.data, data_dir
-    )
+    data = open_task(config.task, data_dir)
+    store = CaseStore(data, load_split(data, 0, 1.0).train[:volumes], config.data)
     pairs = [store.get(index) for index in range(len(store))]
     images, labels = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     augment, size = augmentation(config.data), config.train.batch_size

@@ -214,10 +214,11 @@ def measure(
 
 def counted_steps(config: Config, data_dir: Path | None = None) -> int:
     """Optimiser steps of a run."""
-    from mvl.datasets import registry, splits
     from mvl.datasets.loaders import steps_per_epoch
+    from mvl.datasets.splits import run_split
+    from mvl.datasets.task_data import open_task
 
-    split = splits.run_split(config, registry.find_task(config.task, data_dir), data_dir)
+    split = run_split(config, open_task(config.task, data_dir))
     return config.train.train_epochs * steps_per_epoch(len(split.train), config.train.batch_size)
 
 

@@ -26,8 +26,9 @@ from mvl.core import machine, run_folder
 from mvl.core.block_config import LAYER_KINDS
 from mvl.core.command_lines import command_line
 from mvl.core.config import Config, ConfigError, did_you_mean, load_config, system_names
-from mvl.datasets.registry import find_task, task_path
+from mvl.datasets.registry import find_task
 from mvl.datasets.task import MADE
+from mvl.datasets.task_data import open_task
 from mvl.models import describe
 from mvl.study import grid
 from mvl.weights.hub import is_hub_source
@@ -148,8 +149,8 @@ def download_bytes(configs: Sequence[Config], data_dir: Path | None = None) -> d
     hub model."""
     archives: dict[str, float] = {}
     for name in dict.fromkeys(config.task for config in configs):
-        task = find_task(name, data_dir)
-        there = task_path(task, data_dir).is_dir()
+        data = open_task(name, data_dir)
+        task, there = data.task, data.place.is_dir()
         if task.name not in MADE and not there:
             assumed = SMALL.get(task.name, DECATHLON_BYTES / 9 if task.url else 0)
             archives[task.name] = float(task.bytes or assumed)

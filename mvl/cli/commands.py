@@ -50,29 +50,27 @@ def fetch(args: argparse.Namespace) -> int:
 
         print(fetch_source(args.source, args.layer))
         return DONE
-    from mvl.datasets import download, registry
+    from mvl.datasets import download
     from mvl.datasets.task import MADE
+    from mvl.datasets.task_data import open_task
 
-    task = registry.find_task(args.task, args.data_dir)
-    print(
-        registry.task_dir(task, args.data_dir)
-        if task.own or task.name in MADE
-        else download.fetch(task, args.data_dir)
-    )
+    data = open_task(args.task, args.data_dir)
+    here = data.task.own or data.task.name in MADE
+    print(data.folder if here else download.fetch(data))
     return DONE
 
 
 def verify(args: argparse.Namespace) -> int:
     """`mvl verify TASK`: checks every case of a task; one line per bad file, exit 1 when there is
     one; files that no run reads are noted."""
-    from mvl.datasets import registry
     from mvl.datasets import verify as verify_module
+    from mvl.datasets.task_data import open_task
 
     def listed(found: list[verify_module.Finding]) -> list[dict[str, str]]:
         return [{"path": f.path, "fault": f.fault, "remedy": f.remedy} for f in found]
 
     def ask() -> dict[str, Any]:
-        found = verify_module.verify(registry.find_task(args.task, args.data_dir), args.data_dir)
+        found = verify_module.verify(open_task(args.task, args.data_dir))
         return {
             "task": args.task,
             "findings": listed([f for f in found if not f.note]),

@@ -66,10 +66,11 @@ def torch_facts() -> dict[str, Any]:
 
 def data_found(data_dir: Path | None = None) -> dict[str, Any]:
     """The data root, and per task of the registry where its folder lies (None: absent)."""
-    from mvl.datasets.registry import load_tasks, task_path
+    from mvl.datasets.registry import load_tasks
     from mvl.datasets.task import data_root
+    from mvl.datasets.task_data import TaskData
 
-    folders = {name: task_path(task, data_dir) for name, task in load_tasks().items()}
+    folders = {name: TaskData(task, data_dir).place for name, task in load_tasks().items()}
     found = {
         name: redact(folder) if (folder / "dataset.json").is_file() else None
         for name, folder in folders.items()

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mvl.core.config import DataConfig
+from mvl.core.config import Config, DataConfig
 from mvl.core.files import sha256_file
 from mvl.datasets import cases_2d, decoded_cache
 from mvl.datasets.augment import Mask, Volume
@@ -27,8 +27,9 @@ from mvl.datasets.preprocessing import (
     preprocessing,
     to_scan_grid,
 )
-from mvl.datasets.registry import list_cases, read_manifest, task_dir
-from mvl.datasets.task import Case, Task, TaskError, task_command
+from mvl.datasets.splits import run_split
+from mvl.datasets.task import Case, TaskError
+from mvl.datasets.task_data import TaskData, open_task
 
 Damage = Callable[[str, Mask], Mask]
 "Label noise: case id and label on the network's grid to the label that training sees."
@@ -54,10 +55,9 @@ class CaseStore:
 
     def __init__(
         self,
-        task: Task,
+        task_data: TaskData,
         case_ids: tuple[str, ...],
         data: DataConfig,
-        data_dir: Path | None = None,
         damage: Damage | None = None,
     ) -> None:
         """Find the cases' files; nothing is decoded yet. `damage` is label noise: it changes what
@@ -67,22 +67,22 @@ class CaseStore:
             TaskError: the task's data are absent, a case is unknown or given twice, or img_size has
                 other dimensions than the task.
         """
+        task = task_data.task
         if len(data.img_size) != task.dims:
             raise TaskError(
                 f"{task.name}: its cases are {task.dims}-D, data.img_size {data.img_size} is not;"
                 " correct it in the study"
             )
-        known = {case.case_id: case for case in list_cases(task, data_dir)}
+        known = {case.case_id: case for case in task_data.cases}
         for case_id in case_ids:
             if case_id not in known or case_ids.count(case_id) > 1:
                 fault = "given twice" if case_id in known else "not on disk"
                 raise TaskError(
                     f"{task.name}: case {case_id} is {fault}; see data/splits/{task.name}.json"
                 )
-        self.task, self.case_ids, self.data = task, tuple(case_ids), data
+        self.task_data, self.task, self.case_ids, self.data = task_data, task, tuple(case_ids), data
         self.cases = [known[case_id] for case_id in case_ids]
-        self.folder = task_dir(task, data_dir)
-        self.manifest = read_manifest(task, self.folder)
+        self.folder, self.manifest = task_data.folder, task_data.manifest
         self.transform, self.damage = preprocessing(data), damage
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.traces: dict[int, tuple[Any, Any]] = {}
@@ -175,7 +175,7 @@ class CaseStore:
         case = self.cases[index]
         # no publisher vouches for your own files: each is looked at whole before its first use
         if self.task.own and self.task.dims == 3:
-            sound_voxels(self.task, [case], self.folder, self.manifest, digests)
+            sound_voxels(self.task_data, [case], digests)
         try:
             out = self.transform(self._source(case))
         except TaskError:
@@ -214,23 +214,26 @@ class CaseStore:
             )
 
     def _check_bytes(self, path: Path) -> str:
-        wanted, digest = (
-            self.manifest.get(path.relative_to(self.folder).as_posix()),
-            sha256_file(path),
-        )
+        wanted = self.manifest.get(path.relative_to(self.folder).as_posix())
+        digest = sha256_file(path)
         if wanted and digest != wanted:
             raise TaskError(
                 f"{path}: its bytes differ from the manifest's sha256; {self._remedy()}"
             )
         return digest
 
-    @property
-    def verify_command(self) -> str:
-        """The command that looks at each file of the task."""
-        return task_command("verify", self.task, self.folder)
-
     def _remedy(self) -> str:
-        return f"run `{self.verify_command}`"
+        return f"run `{self.task_data.task_command('verify')}`"
+
+
+def open_test_cases(config: Config, data_dir: Path | None) -> CaseStore:
+    """The test cases of the run that `config` describes.
+
+    Raises:
+        TaskError: as `CaseStore` and `run_split`.
+    """
+    task_data = open_task(config.task, data_dir)
+    return CaseStore(task_data, run_split(config, task_data).test, config.data)
 
 
 def read_case(store: CaseStore, index: int) -> tuple[Volume, Mask]:
@@ -241,5 +244,6 @@ def read_case(store: CaseStore, index: int) -> tuple[Volume, Mask]:
     except TaskError:
         raise
     except Exception as error:  # some cannot leave a loader process, which would wait for ever
-        told = f"{type(error).__name__}: {error}; look at its files with `{store.verify_command}`"
+        look = store.task_data.task_command("verify")
+        told = f"{type(error).__name__}: {error}; look at its files with `{look}`"
         raise TaskError(f"{store.task.name}, case {store.case_ids[index]}: {told}") from error

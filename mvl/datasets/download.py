@@ -11,13 +11,14 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mvl.core.files import sha256_file, waiting_lock, write_json
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.registry import list_cases, read_manifest, task_dir, task_path, whole_task
-from mvl.datasets.task import Task, TaskError, data_root, task_command
+from mvl.datasets.task import Task, TaskError, data_root
+from mvl.datasets.task_data import TaskData
 from mvl.datasets.unpack import extract
 
 ATTEMPTS = 5
@@ -33,7 +34,7 @@ HINTS = {
 }
 
 
-def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Path:
+def fetch(data: TaskData, progress: bool = True) -> Path:
     """The task's folder, downloaded and unpacked unless it is there already; of two processes one
     fetches and the other waits.
 
@@ -41,20 +42,20 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
         TaskError: no address, server or network trouble after retries, wrong md5, unsafe or damaged
             archive, no space; says what to do.
     """
-    task = whole_task(task)
+    data = data.whole
+    task, folder = data.task, data.place
     if not task.url:
-        return task_dir(task, data_dir)
-    folder = task_path(task, data_dir)
-    if is_whole(task, data_dir):
+        return data.folder
+    if is_whole(data):
         return folder
-    root = data_root(data_dir)
+    root = data_root(data.data_dir)
     with waiting_lock(root / f".{task.name}.lock"):
-        if is_whole(task, data_dir):
+        if is_whole(data):
             return folder
         if folder.exists():
             raise TaskError(
                 f"{folder}: there, but not whole; move it away, then run"
-                f" `{task_command('fetch', task, folder)}` again"
+                f" `{data.task_command('fetch')}` again"
             )
         for stale in root.glob(f"{task.name}.partial-*"):
             shutil.rmtree(stale)
@@ -66,13 +67,13 @@ def fetch(task: Task, data_dir: Path | None = None, progress: bool = True) -> Pa
     return folder
 
 
-def is_whole(task: Task, data_dir: Path | None = None) -> bool:
+def is_whole(data: TaskData) -> bool:
     """True when every file that the task's `dataset.json` and manifest list lies in its folder
     (bytes are `verify`'s matter)."""
-    folder = task_path(task, data_dir)
+    data = replace(data)  # looked up anew: another process may have fetched it meanwhile
     try:
-        return len(list_cases(task, data_dir)) == task.num_cases and all(
-            (folder / name).is_file() for name in read_manifest(task, folder)
+        return len(data.cases) == data.task.num_cases and all(
+            (data.folder / name).is_file() for name in data.manifest
         )
     except TaskError:
         return False

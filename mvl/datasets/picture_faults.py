@@ -11,17 +11,18 @@ from pathlib import Path
 from mvl.core.files import sha256_bytes, sha256_file
 from mvl.datasets.masks import check_upright, read_mask
 from mvl.datasets.nifti import FileFault
-from mvl.datasets.pictures import check_pixels, list_busi, list_pairs, read_image
-from mvl.datasets.registry import MANIFESTS, read_manifest
+from mvl.datasets.pictures import Listing, check_pixels, list_busi, list_pairs, read_image
 from mvl.datasets.splits import read_split, split_path
 from mvl.datasets.task import Case, Task, TaskError
+from mvl.datasets.task_data import TaskData
 
 Fault = tuple[Path, str]
 
 
-def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> list[Fault]:
+def picture_faults(data: TaskData) -> list[Fault]:
     """Every bad file of a folder of pictures and what is wrong with it; empty when all is well."""
-    listing = (list_busi if task.layout == "busi" else list_pairs)(folder)
+    task, folder = data.task, data.folder
+    listing = _listing(data)
     out = list(listing.broken)
     if task.num_cases and len(listing.cases) != task.num_cases:
         out.append(
@@ -30,44 +31,43 @@ def picture_faults(task: Task, folder: Path, data_dir: Path | None = None) -> li
                 f"holds {len(listing.cases)} images with masks, {task.name} has {task.num_cases}",
             )
         )
-    manifest = read_manifest(task, folder)
     seen: dict[str, list[str]] = {}
     for case in listing.cases:
-        faults, digest = case_faults(task, case, folder, manifest)
+        faults, digest = case_faults(data, case)
         out += faults
         seen.setdefault(digest, []).append(case.case_id)
     seen.pop("", None)
     if text := same_everywhere(task, listing.cases):
         out.append((folder, text))
     paths = {case.case_id: case.image for case in listing.cases}
-    return out + [(paths[case], text) for case, text in _leaks(task, seen, data_dir)]
+    return out + [(paths[case], text) for case, text in _leaks(data, seen)]
 
 
-def picture_notes(task: Task, folder: Path) -> list[Fault]:
+def _listing(data: TaskData) -> Listing:
+    return (list_busi if data.task.layout == "busi" else list_pairs)(data.folder)
+
+
+def picture_notes(data: TaskData) -> list[Fault]:
     """Return what is odd about a folder of pictures and changes no run: files that are not read,
     and a copy other than the recorded one."""
-    listing = (list_busi if task.layout == "busi" else list_pairs)(folder)
     told = "stray file: no picture of this layout, it is not read"
-    out = [(path, told) for path in listing.strays]
-    recorded = MANIFESTS / f"{task.name}.json"
-    if recorded.is_file() and not read_manifest(task, folder):
-        copy = json.loads(recorded.read_text())["copy"]
+    out = [(path, told) for path in _listing(data).strays]
+    if data.committed.is_file() and not data.manifest:
+        copy = json.loads(data.committed.read_text())["copy"]
         text = (
             f"another copy than the recorded runs used ({copy}); it can be used, but its results"
             " are not comparable with theirs"
         )
-        out.append((folder, text))
+        out.append((data.folder, text))
     return out
 
 
-def case_faults(
-    task: Task, case: Case, folder: Path, manifest: dict[str, str]
-) -> tuple[list[Fault], str]:
+def case_faults(data: TaskData, case: Case) -> tuple[list[Fault], str]:
     """The faults of one case, and the sha256 of its image's pixels when they can be read."""
-    out, digest, shape = [], "", None
+    task, out, digest, shape = data.task, [], "", None
     for path in (case.image, case.label, *case.more_labels):
         try:
-            _check_bytes(path, folder, manifest)
+            _check_bytes(path, data)
             if path == case.image:
                 pixels = read_image(path, len(task.channels))
                 shape, digest = (
@@ -87,9 +87,9 @@ def case_faults(
     return out, digest
 
 
-def _check_bytes(path: Path, folder: Path, manifest: dict[str, str]) -> None:
-    wanted = manifest.get(path.relative_to(folder).as_posix())
-    if manifest and wanted is None:
+def _check_bytes(path: Path, data: TaskData) -> None:
+    wanted = data.manifest.get(path.relative_to(data.folder).as_posix())
+    if data.manifest and wanted is None:
         raise FileFault("not in the manifest")
     if wanted and (found := sha256_file(path)) != wanted:
         raise FileFault(
@@ -139,10 +139,10 @@ def same_everywhere(task: Task, cases: Sequence[Case]) -> str:
     )
 
 
-def _leaks(task: Task, seen: dict[str, list[str]], data_dir: Path | None) -> list[tuple[str, str]]:
+def _leaks(data: TaskData, seen: dict[str, list[str]]) -> list[tuple[str, str]]:
     """Pictures with the same pixels that a split would put on both sides."""
     twins = [cases for cases in seen.values() if len(cases) > 1]
-    path = split_path(task, data_dir)
+    path = split_path(data)
     try:
         blocks = read_split(path)["blocks"] if path.is_file() else []
     except TaskError as error:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from mvl.core.files import RunError, sha256_bytes, sha256_file, write_json
 from mvl.datasets import picture_faults, sandbox
-from mvl.datasets.registry import MANIFESTS, list_cases, read_manifest, task_dir, whole_task
 from mvl.datasets.split_groups import patients
 from mvl.datasets.splits import Split, split_name, split_path
-from mvl.datasets.task import Case, Task, TaskError, task_command
+from mvl.datasets.task import Case, TaskError
+from mvl.datasets.task_data import TaskData
 
 RULES = 2
 """Number of the rules that a kept verdict follows; raise it when the checks of nifti.py or
@@ -27,9 +27,7 @@ _CLOSED: set[Path] = set()
 _SOUND: dict[str, str] = {}
 
 
-def check_inputs(
-    task: Task, split: Split, run_folder: Path, data_dir: Path | None = None, kind: str = "folds"
-) -> None:
+def check_inputs(data: TaskData, split: Split, run_folder: Path, kind: str = "folds") -> None:
     """Nothing when every file of the split is what was checked, and no scan or patient lies on two
     of its sides; `kind`: `data.split`.
 
@@ -38,45 +36,36 @@ def check_inputs(
         RunError: the run was begun with another split.
     """
     keep_split(run_folder, split)
-    sides = case_sides(task, split, kind)
-    task = whole_task(task)
-    folder = task_dir(task, data_dir)
-    everything = list_cases(task, data_dir)
-    cases = [case for case in everything if case.case_id in sides]
-    manifest, hashes = (
-        read_manifest(task, folder),
-        {path: sha256_file(path) for case in cases for path in files_of(case)},
-    )
-    check_hashes(task, folder, hashes, manifest)
-    if task.own:
-        scans = sound_voxels(task, cases, folder, manifest, hashes, keep=True)
+    sides = case_sides(data, split, kind)
+    data = data.whole
+    folder = data.folder
+    cases = [case for case in data.cases if case.case_id in sides]
+    hashes = {path: sha256_file(path) for case in cases for path in files_of(case)}
+    check_hashes(data, hashes)
+    if data.task.own:
+        scans = sound_voxels(data, cases, hashes, keep=True)
+        if fault := picture_faults.same_everywhere(data.task, cases):
+            raise TaskError(f"{folder}: {fault}")
     else:
-        scans = known_voxels(task, cases, folder, hashes)
-    if fault := picture_faults.same_everywhere(task, cases):
-        raise TaskError(f"{folder}: {fault}")
-    keys = patients(folder, [case.case_id for case in everything])
-    where = split_path(task, data_dir, kind)
-    check_sides(
-        sides,
-        scans,
-        f"{folder}: {{}} hold the same scan under two names; keep one of"
-        f" them{_deal_anew(task, folder, where)}",
-    )
-    check_sides(
-        sides,
-        {case: keys[case] for case in sides if case in keys},
-        f"{folder / 'dataset.json'}: {{}} are of one patient; correct `patients`"
-        f" there{_deal_anew(task, folder, where)}",
-    )
+        scans = known_voxels(data, cases, hashes)
+    if pair := on_two_sides(sides, scans):
+        raise TaskError(
+            f"{folder}: {pair} hold the same scan under two names; keep one of"
+            f" them{_deal_anew(data, kind)}"
+        )
+    keys = patients(folder, [case.case_id for case in data.cases])
+    if pair := on_two_sides(sides, {case: keys[case] for case in sides if case in keys}):
+        raise TaskError(
+            f"{folder / 'dataset.json'}: {pair} are of one patient; correct `patients`"
+            f" there{_deal_anew(data, kind)}"
+        )
 
 
-def _deal_anew(task: Task, folder: Path, where: Path) -> str:
-    return (
-        f", then delete {where} to deal anew"
-        if task.own
-        else f", see `{task_command('verify', task, folder)}`; then restore or deal anew"
-        f" {where.name}"
-    )
+def _deal_anew(data: TaskData, kind: str) -> str:
+    where = split_path(data, kind)
+    if data.task.own:
+        return f", then delete {where} to deal anew"
+    return f", see `{data.task_command('verify')}`; then restore or deal anew {where.name}"
 
 
 def keep_split(run_folder: Path, split: Split) -> None:
@@ -103,16 +92,16 @@ def keep_split(run_folder: Path, split: Split) -> None:
         )
 
 
-def case_sides(task: Task, split: Split, kind: str = "folds") -> dict[str, str]:
+def case_sides(data: TaskData, split: Split, kind: str = "folds") -> dict[str, str]:
     """Case id -> train, val or test; of a task of slices, the volumes."""
     sides: dict[str, str] = {}
     for side, listed in (("train", split.train), ("val", split.val), ("test", split.test)):
         for item in listed:
-            case = item.rpartition("_z")[0] if task.layout == "slices" else item
+            case = item.rpartition("_z")[0] if data.task.layout == "slices" else item
             if sides.setdefault(case, side) != side:
                 raise TaskError(
-                    f"{task.name}: case {case} is in {sides[case]} and in {side}; restore"
-                    f" {split_name(whole_task(task).name, kind)}"
+                    f"{data.task.name}: case {case} is in {sides[case]} and in {side}; restore"
+                    f" {split_name(data.whole.task.name, kind)}"
                 )
     return sides
 
@@ -122,14 +111,13 @@ def files_of(case: Case) -> tuple[Path, ...]:
     return (*case.images, case.label, *case.more_labels)
 
 
-def check_hashes(
-    task: Task, folder: Path, hashes: dict[Path, str], manifest: dict[str, str]
-) -> None:
+def check_hashes(data: TaskData, hashes: dict[Path, str]) -> None:
     """Nothing when each file has the sha256 of the manifest, where there is one.
 
     Raises:
         TaskError: names the first file that has not, and how many there are.
     """
+    manifest, folder = data.manifest, data.folder
     odd = [
         path
         for path, digest in hashes.items()
@@ -140,23 +128,20 @@ def check_hashes(
         raise TaskError(
             f"{odd[0]}: its bytes differ from the manifest's sha256 ({hashes[odd[0]][:12]}...,"
             f" expected {wanted[:12]}...), as do {len(odd) - 1} more; run"
-            f" `{task_command('verify', task, folder)}` for the list and the remedy"
+            f" `{data.task_command('verify')}` for the list and the remedy"
         )
 
 
-def known_voxels(
-    task: Task, cases: Iterable[Case], folder: Path, hashes: dict[Path, str]
-) -> dict[str, str]:
+def known_voxels(data: TaskData, cases: Iterable[Case], hashes: dict[Path, str]) -> dict[str, str]:
     """Case id -> sha256 of its voxels as the committed manifest has it, where the bytes are that
     manifest's; else of its image files."""
-    path = MANIFESTS / f"{task.name}.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
+    record = json.loads(data.committed.read_text()) if data.committed.is_file() else {}
     voxels, files = record.get("voxels", {}), record.get("files", {})
 
     out = {}
     for case in cases:
         same = all(
-            files.get(image.relative_to(folder).as_posix()) == hashes[image]
+            files.get(image.relative_to(data.folder).as_posix()) == hashes[image]
             for image in case.images
         )
         whole = " ".join(hashes[image] for image in case.images)
@@ -165,12 +150,7 @@ def known_voxels(
 
 
 def sound_voxels(
-    task: Task,
-    cases: Iterable[Case],
-    folder: Path,
-    manifest: dict[str, str],
-    hashes: dict[Path, str],
-    keep: bool = False,
+    data: TaskData, cases: Iterable[Case], hashes: dict[Path, str], keep: bool = False
 ) -> dict[str, str]:
     """Case id -> sha256 of its voxels, after a look at each case that is not yet known by its
     files' sha256; `keep` writes the verdicts.
@@ -178,7 +158,8 @@ def sound_voxels(
     Raises:
         TaskError: a file cannot be used; names it and the remedy.
     """
-    kept, fresh = folder.parent / "checked" / f"{task.name}.json", {}
+    task, fresh = data.task, {}
+    kept = data.folder.parent / "checked" / f"{task.name}.json"
     rules = [RULES, task.channels, sorted(task.labels)]
     keys = {
         case: sha256_bytes(json.dumps([*rules, [hashes[path] for path in files_of(case)]]).encode())
@@ -189,11 +170,11 @@ def sound_voxels(
             _SOUND.update(json.loads(kept.read_text())["sound"])
     for case, key in keys.items():
         if key not in _SOUND:
-            faults, digest = _look_at(task, case, folder, manifest)
+            faults, digest = _look_at(data, case)
             for path, fault in faults.items():
                 raise TaskError(
                     f"{path}: {fault}; put the file right, or take its case out of the folder "
-                    f"(run `{task_command('verify', task, folder)}` for all such files)"
+                    f"(run `{data.task_command('verify')}` for all such files)"
                 )
             _SOUND[key] = str(digest)
         fresh[key] = _SOUND[key]
@@ -202,13 +183,11 @@ def sound_voxels(
     return {case.case_id: _SOUND[key] for case, key in keys.items()}
 
 
-def _look_at(
-    task: Task, case: Case, folder: Path, manifest: dict[str, str]
-) -> tuple[dict[Path, str], str | None]:
+def _look_at(data: TaskData, case: Case) -> tuple[dict[Path, str], str | None]:
     """The faults that `mvl verify` would find in a case, and the sha256 of what its image shows."""
-    if task.dims == 3:
-        return sandbox.check_case(task, case, folder, manifest)
-    faults, digest = picture_faults.case_faults(task, case, folder, manifest)
+    if data.task.dims == 3:
+        return sandbox.check_case(data.task, case, data.folder, data.manifest)
+    faults, digest = picture_faults.case_faults(data, case)
     return dict(faults), digest
 
 
@@ -221,18 +200,15 @@ def _keep(path: Path, fresh: dict[str, str]) -> None:
             write_json(path, {"sound": old | fresh})
 
 
-def check_sides(sides: dict[str, str], keys: dict[str, str], message: str) -> None:
-    """Nothing when no two cases with the same key lie on two sides; `message` gets the first two
-    that do.
-
-    Raises:
-        TaskError: names both cases and their sides.
-    """
+def on_two_sides(sides: dict[str, str], keys: dict[str, str]) -> str:
+    """The first two cases with the same key on different sides, each with its side; empty where
+    there are none."""
     homes: dict[str, str] = {}
     for case, key in sorted(keys.items()):
         first = homes.setdefault(key, case)
         if sides[first] != sides[case]:
-            raise TaskError(message.format(f"{first} ({sides[first]}) and {case} ({sides[case]})"))
+            return f"{first} ({sides[first]}) and {case} ({sides[case]})"
+    return ""
 
 
 @contextmanager

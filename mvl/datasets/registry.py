@@ -1,9 +1,8 @@
-"""The tasks of `data/registry.toml`, where their files lie, and which cases they hold."""
+"""The tasks of `data/registry.toml` and of your own data, by name."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import tomllib
@@ -12,23 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mvl.core.config import ROOT, Config, did_you_mean
-from mvl.core.files import sha256_file
-from mvl.datasets.decathlon import read_cases
-from mvl.datasets.task import (
-    MADE,
-    SLICES,
-    Case,
-    Task,
-    TaskError,
-    UnknownTask,
-    data_root,
-    task_command,
-)
+from mvl.datasets.task import SLICES, Task, TaskError, UnknownTask, data_root
 
 NOT_KEPT = ("url", "md5", "bytes", "num_cases", "citation", "persons")
 
 REGISTRY = ROOT / "data" / "registry.toml"
-MANIFESTS = ROOT / "data" / "manifests"
 
 
 @cache
@@ -92,145 +79,6 @@ def sliced(task: Task) -> Task:
     return dataclasses.replace(
         task, name=task.name + SLICES, title=title, folder=folder, dims=2, layout="slices"
     )
-
-
-def whole_task(task: Task) -> Task:
-    """The task whose volumes a task of slices cuts; any other task itself."""
-    if task.layout != "slices":
-        return task
-    return dataclasses.replace(
-        task,
-        name=task.name.removesuffix(SLICES),
-        title=task.title.removesuffix(", axial slices"),
-        dims=3,
-        layout="decathlon",
-    )
-
-
-def task_path(task: Task, data_dir: Path | None = None) -> Path:
-    """Where the task's folder belongs, there or not.
-
-    What is made here never goes into `$MVL_DATA`, which may be read-only; what is committed here is
-    found whatever the data root is.
-    """
-    name = task.folder or task.name
-    if name in MADE and data_dir is None:
-        return ROOT / "data" / "raw" / name
-    folder = data_root(data_dir) / name
-    return ROOT / task.home / name if task.home and not folder.is_dir() else folder
-
-
-def task_dir(task: Task, data_dir: Path | None = None) -> Path:
-    """The task's folder; what mvl makes itself is made there when absent.
-
-    Raises:
-        TaskError: the data are not there; says how to get them.
-    """
-    folder = task_path(task, data_dir)
-    if whole_task(task).name in MADE:
-        return make(whole_task(task), folder)
-    there = (
-        folder.is_dir() if task.layout in ("busi", "pairs") else (folder / "dataset.json").is_file()
-    )
-    if not there:
-        get = (
-            f"download it from {task.page} and unpack it there"
-            if task.page
-            else f"run `{task_command('fetch', task, folder)}`"
-        )
-        if folder.exists():
-            get = f"move it away, then {get}"
-        raise TaskError(
-            f"{folder}: no data of {task.name} there; {get}, "
-            f"or point --data-dir or MVL_DATA at the folder that holds {folder.name}"
-        )
-    return folder
-
-
-def make(task: Task, folder: Path) -> Path:
-    """The folder of a task of `MADE`, made now unless it lies there."""
-    if task.name == "shapes":
-        from mvl.datasets.shapes2d import ensure_shapes
-
-        return ensure_shapes(folder, task.num_cases)
-    from mvl.datasets.phantoms import ensure_phantoms
-
-    return ensure_phantoms(folder, task.num_cases)
-
-
-def list_cases(task: Task, data_dir: Path | None = None) -> list[Case]:
-    """Labelled cases that `dataset.json` lists, or that the folder holds (pictures, slices), sorted
-    by case id, every file there.
-
-    Raises:
-        TaskError: `dataset.json` is not usable, a path leaves the folder, a case is listed twice or
-            a file is missing; names it.
-    """
-    folder = task_dir(task, data_dir)
-    cases = read_layout(task, folder)
-    missing = [path for case in cases for path in (*case.images, case.label) if not path.is_file()]
-    if missing:
-        again = (
-            f"move {folder} away and run `{task_command('fetch', task, folder)}`"
-            if not task.own
-            else "bring them back, or take their cases out"
-        )
-        raise TaskError(
-            f"{missing[0]}: missing, with {len(missing) - 1} more files of {folder.name}; "
-            f"run `{task_command('verify', task, folder)}` for the list, then {again}"
-        )
-    return cases
-
-
-def read_layout(task: Task, folder: Path) -> list[Case]:
-    """Cases of a folder in the task's layout, sorted by case id."""
-    if task.layout == "decathlon":
-        return read_cases(folder)
-    if task.layout == "nnunet":
-        from mvl.datasets.own_data import read_nnunet
-
-        return read_nnunet(folder)
-    from mvl.datasets import pictures, slices
-
-    readers = {
-        "busi": pictures.read_busi,
-        "pairs": pictures.read_pairs,
-        "slices": slices.read_slices,
-    }
-    return readers[task.layout](folder)
-
-
-def read_manifest(task: Task, folder: Path) -> dict[str, str]:
-    """sha256 by relative path: the folder's own `manifest.json`, written when it was fetched, else
-    the committed one, else nothing.
-
-    A committed manifest of pictures that say which copy they are (`copy`) does not bind another
-    copy, e.g. one at full size.
-    """
-    for path in (folder / "manifest.json", MANIFESTS / f"{whole_task(task).name}.json"):
-        if path.is_file():
-            try:
-                manifest = json.loads(path.read_text())
-                return (
-                    {}
-                    if "copy" in manifest and is_other_copy(manifest["files"], folder)
-                    else dict(manifest["files"])
-                )
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise TaskError(
-                    f"{path}: not a manifest ({type(error).__name__}); move {folder} away and fetch"
-                    " the task again"
-                ) from error
-    return {}
-
-
-def is_other_copy(files: dict[str, str], folder: Path, looked_at: int = 6) -> bool:
-    """True where none of a few images has the bytes that a manifest names: another copy of the
-    data, not a damaged one."""
-    some = [name for name in sorted(files) if "mask" not in name and (folder / name).is_file()][
-        :: max(1, len(files) // (2 * looked_at))
-    ]
-    return bool(some) and not any(sha256_file(folder / name) == files[name] for name in some)
 
 
 def settle(text: str, data_dir: Path | None = None) -> tuple[str, Path | None]:

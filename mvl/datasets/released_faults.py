@@ -33,8 +33,8 @@ class VersionStore(CaseStore):
         """
         self.cases_of, self.fixed, self.case_ids = cases, fixed, tuple(items)
         self.kept = {}
-        self.task, self.data, self.change = cases.task, cases.data, Versions(cases.data)
-        self.folder = cases.folder
+        self.task_data, self.task, self.data = cases.task_data, cases.task, cases.data
+        self.change = Versions(cases.data)
         self.places = {case: index for index, case in enumerate(cases.case_ids)}
 
     def get(self, index: int) -> tuple[Volume, Mask]:

@@ -20,7 +20,6 @@ from mvl.core.files import sha256_bytes, waiting_lock, write_json
 from mvl.core.run_folder import default_results_dir
 from mvl.core.seeds import draw_seed
 from mvl.datasets import split_groups
-from mvl.datasets.registry import list_cases, task_dir, whole_task
 from mvl.datasets.split_files import (
     FEWEST_FOLDS,
     NUM_FOLDS,
@@ -29,7 +28,8 @@ from mvl.datasets.split_files import (
     read_split,
     roles,
 )
-from mvl.datasets.task import Case, Task, TaskError, data_root
+from mvl.datasets.task import TaskError, data_root
+from mvl.datasets.task_data import TaskData
 
 RULE = (
     "cases ordered by sha256 of (seed, 'blocks', task, case) and dealt to ten blocks in turn; "
@@ -146,9 +146,7 @@ def _fold(task_name: str, blocks: list[list[str]], fold: int, seed: int) -> dict
     }
 
 
-def load_split(
-    task: Task, fold: int, fraction: float, data_dir: Path | None = None, kind: str = "folds"
-) -> Split:
+def load_split(data: TaskData, fold: int, fraction: float, kind: str = "folds") -> Split:
     """Cases of fold `fold` with a `fraction` of its training cases: round(fraction * n), at least
     1; `kind` is the config's `data.split`.
 
@@ -156,41 +154,41 @@ def load_split(
         TaskError: missing fold, overlap, duplicate, or a case that is on disk but not in the split,
             or the reverse; names file and case.
     """
-    path = split_file(whole_task(task), data_dir, kind)
+    path = split_file(data.whole, kind)
     split = select(read_split(path), fold, fraction, path)
-    return split if task.layout != "slices" else _slices(task, split, data_dir)
+    return split if data.task.layout != "slices" else _slices(data, split)
 
 
-def _slices(task: Task, volumes: Split, data_dir: Path | None) -> Split:
+def _slices(data: TaskData, volumes: Split) -> Split:
     """The slices of each list's volumes: they share their volumes' fold, and a subset is one of
     volumes."""
     held: dict[str, list[str]] = {}
-    for case in list_cases(task, data_dir):
+    for case in data.cases:
         held.setdefault(case.case_id.rpartition("_z")[0], []).append(case.case_id)
     train, val, test = (
         tuple(case for volume in part for case in held[volume])
         for part in (volumes.train, volumes.val, volumes.test)
     )
-    return Split(train, val, test, sha256_bytes(json.dumps([task.name, train, val, test]).encode()))
+    digest = sha256_bytes(json.dumps([data.task.name, train, val, test]).encode())
+    return Split(train, val, test, digest)
 
 
-def run_split(config: Config, task: Task, data_dir: Path | None = None) -> Split:
+def run_split(config: Config, data: TaskData) -> Split:
     """Cases of the run that `config` describes, from the split file that its `data.split` names.
 
     Raises:
         TaskError: as `load_split`.
     """
-    return load_split(task, config.fold, config.fraction, data_dir, config.data.split)
+    return load_split(data, config.fold, config.fraction, config.data.split)
 
 
-def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
+def split_file(data: TaskData, kind: str = "folds") -> Path:
     """The task's split file, checked against the cases on disk; written by the seeded rule where
     there is none yet."""
-    cases = list_cases(task, data_dir)
-    case_ids = [case.case_id for case in cases]
-    path = split_path(task, data_dir, kind)
+    task, case_ids = data.task, [case.case_id for case in data.cases]
+    path = split_path(data, kind)
     if not path.is_file():
-        path = _deal(task, cases, path, data_dir, kind)
+        path = _deal(data, path, kind)
     split = read_split(path)
     check_cases(split, case_ids, path)
     check_groups(split_groups.known_groups(task, case_ids), split["blocks"], path)
@@ -200,9 +198,9 @@ def split_file(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
     return path
 
 
-def _deal(task: Task, cases: list[Case], path: Path, data_dir: Path | None, kind: str) -> Path:
+def _deal(data: TaskData, path: Path, kind: str) -> Path:
     """Write the split that does not exist yet, and return where it lies."""
-    case_ids, folder = [case.case_id for case in cases], task_dir(task, data_dir)
+    task, folder, case_ids = data.task, data.folder, [case.case_id for case in data.cases]
     num_folds = (
         split_groups.stated_folds(folder, NUM_FOLDS, FEWEST_FOLDS) if task.own else NUM_FOLDS
     )
@@ -210,7 +208,7 @@ def _deal(task: Task, cases: list[Case], path: Path, data_dir: Path | None, kind
     if kind == "persons":
         groups, rule = split_groups.person_groups(task, case_ids), split_groups.PERSON_RULE
     else:
-        groups = split_groups.find_groups(task, cases, folder)
+        groups = split_groups.find_groups(task, data.cases, folder)
         rule = split_groups.rule_of(task)
         if not groups and task.layout not in ("busi", "pairs"):
             groups = None
@@ -250,7 +248,7 @@ def split_name(task_name: str, kind: str = "folds") -> str:
     return f"data/splits/{task_name}{ending}.json"
 
 
-def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") -> Path:
+def split_path(data: TaskData, kind: str = "folds") -> Path:
     """`data/splits/<task>.json` of this clone; `splits/` beside the data for your own, or where the
     former is absent and cannot be written; `splits/` beside the runs, where the data cannot be
     written to either.
@@ -258,11 +256,11 @@ def split_path(task: Task, data_dir: Path | None = None, kind: str = "folds") ->
     For `kind` persons the name ends in `_persons.json`; every other kind starts from the one file
     of the task.
     """
-    ours = ROOT / split_name(task.name, kind)
+    ours = ROOT / split_name(data.task.name, kind)
     writable = os.access(ours.parent if ours.parent.is_dir() else ROOT, os.W_OK)
-    if not task.own and (ours.is_file() or writable):
+    if not data.task.own and (ours.is_file() or writable):
         return ours
-    beside = data_root(data_dir) / "splits" / ours.name
+    beside = data_root(data.data_dir) / "splits" / ours.name
     aside = path_beside_runs(beside)
     return aside if aside.is_file() and not beside.is_file() else beside
 

@@ -6,9 +6,9 @@ import os
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from mvl.core.command_lines import command_line
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
 
@@ -89,7 +89,7 @@ class Task:
     prompt: str = ""
     "Words for text guidance; empty: structure and modality, from title, channels and modality."
 
-    @property
+    @cached_property
     def own(self) -> bool:
         """True for your own data, which the registry does not know."""
         return self.licence == OWN
@@ -121,12 +121,6 @@ class Case:
 def data_root(data_dir: Path | None = None) -> Path:
     """Folder that holds the tasks: `data_dir`, else `$MVL_DATA`, else `data/raw` of this clone."""
     return Path(data_dir or os.environ.get("MVL_DATA") or ROOT / "data" / "raw").expanduser()
-
-
-def task_command(action: str, task: Task, folder: Path) -> str:
-    """Return the command `mvl <action>` for a task whose data belong into a folder."""
-    usual = os.path.abspath(folder.parent) == os.path.abspath(data_root())
-    return command_line(action, task.name, data_dir=None if usual else folder.parent)
 
 
 def case_name(path: str) -> str:

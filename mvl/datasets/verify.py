@@ -11,8 +11,8 @@ from mvl.core.files import sha256_file
 from mvl.datasets import sandbox
 from mvl.datasets.checks import check_case
 from mvl.datasets.picture_faults import picture_faults, picture_notes
-from mvl.datasets.registry import read_layout, read_manifest, task_dir, whole_task
-from mvl.datasets.task import MADE, Case, Task, is_stray, task_command
+from mvl.datasets.task import MADE, Case, Task, is_stray
+from mvl.datasets.task_data import TaskData
 
 
 @dataclass(frozen=True)
@@ -26,36 +26,28 @@ class Finding:
     "True of what no run reads: it is said, and is no fault."
 
 
-def verify(task: Task, data_dir: Path | None = None) -> list[Finding]:
+def verify(data: TaskData) -> list[Finding]:
     """Every bad file of a task, one finding each, in case order, and notes; empty when all is well.
 
     Raises:
         TaskError: there are no data to check, or `dataset.json` or the manifest cannot be used.
     """
-    task = whole_task(task)
-    folder = task_dir(task, data_dir)
-    if task.layout in ("busi", "pairs"):
-        return [
-            Finding(str(path), fault, _remedy(task, folder))
-            for path, fault in picture_faults(task, folder, data_dir)
-        ] + [
+    data = data.whole
+    again = _remedy(data)
+    if data.task.layout in ("busi", "pairs"):
+        return [Finding(str(path), fault, again) for path, fault in picture_faults(data)] + [
             Finding(str(path), text, "nothing need be done", note=True)
-            for path, text in picture_notes(task, folder)
+            for path, text in picture_notes(data)
         ]
-    cases, manifest, again = (
-        read_layout(task, folder),
-        read_manifest(task, folder),
-        _remedy(task, folder),
-    )
-    findings = _listing(task, folder, cases, again)
+    findings = _listing(data, again)
     seen: dict[str, Case] = {}
-    for case in cases:
-        faults, digest = look_at(task, case, folder, manifest)
+    for case in data.listed:
+        faults, digest = look_at(data, case)
         if (
             digest
             and (twin := seen.setdefault(digest, case)) != case
             and case.image not in faults
-            and not _together(task, twin, case)
+            and not _together(data.task, twin, case)
         ):
             faults[case.image] = (
                 f"the same voxels as {twin.image.name}: one scan under two names would leak from"
@@ -70,11 +62,10 @@ def _together(task: Task, one: Case, other: Case) -> bool:
     return any(one.case_id in group and other.case_id in group for group in task.together)
 
 
-def look_at(
-    task: Task, case: Case, folder: Path, manifest: dict[str, str]
-) -> tuple[dict[Path, str], str | None]:
+def look_at(data: TaskData, case: Case) -> tuple[dict[Path, str], str | None]:
     """`check_case`, in this process where the publisher's manifest vouches for each byte, else in a
     bounded one."""
+    task, folder, manifest = data.task, data.folder, data.manifest
     paths = (*case.images, case.label)
     vouched = not task.own and all(
         path.is_file() and manifest.get(path.relative_to(folder).as_posix()) == sha256_file(path)
@@ -83,27 +74,23 @@ def look_at(
     return (check_case if vouched else sandbox.check_case)(task, case, folder, manifest)
 
 
-def _remedy(task: Task, folder: Path) -> str:
+def _remedy(data: TaskData) -> str:
+    task = data.task
     if task.name in MADE:
-        return f"delete {folder}; it is made again on demand"
+        return f"delete {data.folder}; it is made again on demand"
     if task.own:
         return "put the file right, or take its case out of the folder"
     if task.page:
         return f"put the file right, or get it again from {task.page}"
-    return f"move {folder} away and run `{task_command('fetch', task, folder)}`"
+    return f"move {data.folder} away and run `{data.task_command('fetch')}`"
 
 
-def _listing(task: Task, folder: Path, cases: list[Case], again: str) -> list[Finding]:
+def _listing(data: TaskData, again: str) -> list[Finding]:
     """Findings about what the folder lists beside what it holds."""
-    out = []
+    out, cases, task = [], data.listed, data.task
     if len(cases) != task.num_cases:
-        out.append(
-            Finding(
-                str(folder / "dataset.json"),
-                f"lists {len(cases)} cases, {task.name} has {task.num_cases}",
-                again,
-            )
-        )
+        told = f"lists {len(cases)} cases, {task.name} has {task.num_cases}"
+        out.append(Finding(str(data.folder / "dataset.json"), told, again))
     # Path.resolve would stop at a circle of links, which is named as a fault of its file.
     listed = {os.path.realpath(path) for case in cases for path in (*case.images, case.label)}
     for sub in sorted({path.parent for case in cases for path in (case.image, case.label)}):

@@ -123,13 +123,12 @@ def seen(
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
     """Scan and label of the maps' slice on the network's grid; or why they are not there."""
     from mvl.datasets.loaders import CaseStore
-    from mvl.datasets.registry import find_task
+    from mvl.datasets.task_data import open_task
 
     config = run_folder.read_config(chapter.results_dir / next(iter(facts["weights"])))
     try:
-        image, label = CaseStore(
-            find_task(facts["task"], data_dir), (facts["case"],), config.data, data_dir
-        ).get(0)
+        data = open_task(facts["task"], data_dir)
+        image, label = CaseStore(data, (facts["case"],), config.data).get(0)
     except TaskError as error:
         return None, None, [f"the scan under the activation maps: {predicted.relative(error)}"]
 

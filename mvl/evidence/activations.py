@@ -22,7 +22,7 @@ from torch.nn import functional
 from mvl.core import run_folder
 from mvl.core.config import Config
 from mvl.datasets.case_store import CaseStore
-from mvl.datasets.registry import find_task
+from mvl.datasets.task_data import open_task
 from mvl.evidence.predicted import view
 from mvl.models.vit import ViTBaseline
 from mvl.training.objective import predict_probabilities
@@ -192,9 +192,8 @@ class Measured:
         self.weights = run_folder.read_status(run_dir)["files"]["weights.safetensors"]
         self.predictor = Predictor(load_run(run_dir), self.config)
         self.network = self.predictor.network
-        self.store = CaseStore(
-            find_task(self.config.task, data_dir), tuple(cases), self.config.data, data_dir
-        )
+        data = open_task(self.config.task, data_dir)
+        self.store = CaseStore(data, tuple(cases), self.config.data)
 
     @torch.inference_mode()
     def stages(self, index: int) -> tuple[dict[str, Tensor], dict[str, Map]]:

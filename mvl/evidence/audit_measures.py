@@ -109,12 +109,12 @@ def measure_surfaces(data_dir: Path | None = None, cases: int = 8) -> Path:
     `data/audit.json`."""
     from mvl.core.files import write_json
     from mvl.datasets.loaders import CaseStore
-    from mvl.datasets.registry import find_task
     from mvl.datasets.splits import load_split
+    from mvl.datasets.task_data import open_task
 
-    task = find_task("Task04_Hippocampus", data_dir)
-    chosen = load_split(task, 0, 1.0, data_dir).train[:cases]
-    store = CaseStore(task, chosen, DataConfig(), data_dir)
+    data = open_task("Task04_Hippocampus", data_dir)
+    chosen = load_split(data, 0, 1.0).train[:cases]
+    store = CaseStore(data, chosen, DataConfig())
     counts = {
         case: surface_voxels(store.native(index).label > 0) for index, case in enumerate(chosen)
     }

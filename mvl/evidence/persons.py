@@ -55,10 +55,10 @@ def measure(task: str = TASK, data_dir: Path | None = None) -> pd.DataFrame:
     file."""
     import nibabel as nib
 
-    from mvl.datasets.registry import find_task, list_cases
+    from mvl.datasets.task_data import open_task
 
     rows = {}
-    for case in list_cases(find_task(task, data_dir), data_dir):
+    for case in open_task(task, data_dir).cases:
         label = nib.Nifti1Image.from_filename(case.label).get_fdata() > 0
         scan = nib.Nifti1Image.from_filename(case.image).get_fdata()
         number = int(re.findall(r"\d+", case.case_id)[-1])

@@ -35,18 +35,16 @@ def read_volume(
     """
     import nibabel
 
-    from mvl.datasets.registry import find_task, list_cases, task_path
-    from mvl.datasets.task import task_command
+    from mvl.datasets.task_data import open_task
 
-    known = find_task(task, data_dir)
-    files = {c.case_id: c for c in list_cases(known, data_dir)}
+    data = open_task(task, data_dir)
+    files = {c.case_id: c for c in data.cases}
     if case not in files:
-        look = task_command("verify", known, task_path(known, data_dir))
-        raise TaskError(f"{task}: case {case} is not on disk; run `{look}`")
-    if known.dims == 2:
+        raise TaskError(f"{task}: case {case} is not on disk; run `{data.task_command('verify')}`")
+    if data.task.dims == 2:
         from mvl.datasets.cases_2d import read_plane
 
-        image, mask, _ = read_plane(known, files[case])
+        image, mask, _ = read_plane(data.task, files[case])
         return image[0], mask > 0, np.eye(4)
     file = nibabel.nifti1.load(files[case].label)
     scan = np.asarray(nibabel.nifti1.load(files[case].image).dataobj, dtype=np.float32)
@@ -74,16 +72,13 @@ def predicted_masks(
     import torch
 
     from mvl.datasets.loaders import CaseStore
-    from mvl.datasets.registry import find_task
+    from mvl.datasets.task_data import open_task
     from mvl.training.metrics import class_masks
     from mvl.training.objective import predict_probabilities
     from mvl.training.trained import Predictor, load_run
 
     config = run_folder.read_config(folder)
-    store, masks = (
-        CaseStore(find_task(config.task, data_dir), tuple(cases), config.data, data_dir),
-        {},
-    )
+    store, masks = CaseStore(open_task(config.task, data_dir), tuple(cases), config.data), {}
     predictor = Predictor(load_run(folder), config)
     for index, case in enumerate(cases):
         with torch.no_grad():

@@ -60,15 +60,16 @@ def ensure_data(name: str, data_dir: Path | None = None) -> None:
     Raises:
         TaskError: a task's data are absent and cannot be fetched; names the remedy.
     """
-    from mvl.datasets import download, registry
+    from mvl.datasets.download import fetch
     from mvl.datasets.task import TaskError
+    from mvl.datasets.task_data import open_task
 
-    for task in (registry.find_task(task, data_dir) for task in load_study(name).tasks):
+    for data in (open_task(task, data_dir) for task in load_study(name).tasks):
         try:
-            registry.task_dir(task, data_dir)
+            _ = data.folder  # raises where it is not there
         except TaskError:
-            print(f"[{name}] fetching {task.name}", file=sys.stderr, flush=True)
-            download.fetch(task, data_dir)
+            print(f"[{name}] fetching {data.task.name}", file=sys.stderr, flush=True)
+            fetch(data)
 
 
 WriteNeeds = Callable[[str, Path, str], None]

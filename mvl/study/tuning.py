@@ -104,8 +104,9 @@ def run_trial(
     """Train and validate one trial, or read it when it is done; an interrupted one goes on where it
     was. A diverged one scores 0."""
     from mvl.core.progress import largest_loss_rise
-    from mvl.datasets import registry, splits
-    from mvl.datasets.loaders import CaseStore
+    from mvl.datasets.case_store import CaseStore
+    from mvl.datasets.splits import run_split
+    from mvl.datasets.task_data import open_task
     from mvl.training import checkpoints
     from mvl.training.failures import Diverged
     from mvl.training.loop import Trainer, fit
@@ -117,14 +118,11 @@ def run_trial(
         return row
     with files.locked(folder):
         run_folder.write_config(folder, config)
-        task = registry.find_task(config.task, data_dir)
-        split = splits.run_split(config, task, data_dir)
-        seen, watched = (
-            CaseStore(task, cases, config.data, data_dir) for cases in (split.train, split.val)
-        )
+        data = open_task(config.task, data_dir)
+        split = run_split(config, data)
+        seen, watched = (CaseStore(data, cases, config.data) for cases in (split.train, split.val))
         trainer = Trainer(
             config,
-            task,
             seen,
             watched,
             folder,

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, run_columns
 from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.means import MetricError
-from mvl.datasets.case_store import CaseStore
-from mvl.datasets.registry import find_task
-from mvl.datasets.splits import run_split
+from mvl.datasets.case_store import CaseStore, open_test_cases
 from mvl.datasets.task import Task
 from mvl.training.metrics import case_metrics, class_masks, dice, label_masks
 from mvl.training.objective import predict_probabilities
@@ -32,15 +30,14 @@ def label_names(config: Config, task: Task) -> dict[str, int | None]:
     return {task.labels[value]: value for value in sorted(task.labels)}
 
 
-def evaluate_store(
-    model: nn.Module, store: CaseStore, config: Config, task: Task
-) -> list[dict[str, Any]]:
+def evaluate_store(predictor: Predictor, store: CaseStore) -> list[dict[str, Any]]:
     """Predict every case of the store and score it on its own grid: rows in case and label order,
     keys `CASE_COLUMNS`."""
     rows: list[dict[str, Any]] = []
-    for index, probabilities in enumerate(predictions(Predictor(model.eval(), config), store)):
+    config = predictor.config
+    for index, probabilities in enumerate(predictions(predictor, store)):
         who = run_columns(config) | {"case": store.case_ids[index]}
-        rows += [who | row for row in evaluate_case(probabilities, store, index, config, task)]
+        rows += [who | row for row in evaluate_case(probabilities, store, index, config)]
     return [{column: row[column] for column in CASE_COLUMNS} for row in rows]
 
 
@@ -58,7 +55,7 @@ def predictions(predictor: Predictor, store: CaseStore) -> Iterator[Tensor]:
 
 
 def evaluate_case(
-    resized: Tensor, store: CaseStore, index: int, config: Config, task: Task
+    resized: Tensor, store: CaseStore, index: int, config: Config
 ) -> list[dict[str, Any]]:
     """One row of metrics per label of case `index`, whose class probabilities on the network's grid
     are `resized` (K, *S).
@@ -66,7 +63,7 @@ def evaluate_case(
     Metrics are on the native grid, plus the paper's Dice on the resized grid.
     Differs: the released code pools its resized-grid Dice over the batch; this is per case.
     """
-    resized_label = store.get(index)[1]
+    task, resized_label = store.task, store.get(index)[1]
     native, names = store.native(index), label_names(config, task)
     predictions, labels = (
         class_masks(np.asarray(store.to_native(index, resized))),
@@ -110,9 +107,8 @@ def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
         )
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
-    task = find_task(config.task, data_dir)
-    store = CaseStore(task, run_split(config, task, data_dir).test, config.data, data_dir)
-    rows = evaluate_store(load_run(run_dir), store, config, task)
+    store = open_test_cases(config, data_dir)
+    rows = evaluate_store(Predictor(load_run(run_dir), config), store)
     with files.locked(run_dir):
         files.write_csv(run_dir / "cases.csv", rows, CASE_COLUMNS)
         status["files"]["cases.csv"] = files.sha256_file(run_dir / "cases.csv")

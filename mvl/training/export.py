@@ -24,9 +24,8 @@ from mvl.core.errors import MvlError
 from mvl.core.extras import lacking
 from mvl.core.shapes import Image
 from mvl.core.stopping import stoppable
-from mvl.datasets.case_store import CaseStore
+from mvl.datasets.case_store import open_test_cases
 from mvl.datasets.registry import find_task, task_of_run
-from mvl.datasets.splits import run_split
 from mvl.datasets.task import Task, UnknownTask
 from mvl.models.build import frozen_sha256, guiding_words, own_state
 from mvl.models.exported import CARD, CONFIG, MODEL_TYPE, ONNX, WEIGHTS, load_exported
@@ -71,7 +70,7 @@ def export_run(
     network = load_run(run_dir)
     licence, layer = layer_words(config)
     why_not = reason_without_onnx(with_onnx, licence)
-    image = None if why_not else real_image(config, data_dir)
+    image = None if why_not else open_test_cases(config, data_dir).get(0)[0][None]
 
     partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
     try:
@@ -161,13 +160,6 @@ def reason_without_onnx(asked: bool, licence: str) -> str:
         except ImportError as error:
             raise ExportError(f"{lacking(module)}, or leave {ONNX} out with --no-onnx") from error
     return ""
-
-
-def real_image(config: Config, data_dir: Path | None) -> Image:
-    """The first test case of the run as the network sees it, (1, C, *S)."""
-    task = find_task(config.task, data_dir)
-    case = run_split(config, task, data_dir).test[:1]
-    return CaseStore(task, case, config.data, data_dir).get(0)[0][None]
 
 
 def write_onnx(network: nn.Module, image: Image, path: Path) -> float:

@@ -17,10 +17,10 @@ from mvl.core.errors import MvlError
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.masks import read_case
 from mvl.datasets.preflight import files_of, known_voxels
-from mvl.datasets.registry import find_task, list_cases, task_dir, whole_task
 from mvl.datasets.task import Task
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.training.evaluate import evaluate_run, evaluate_store
-from mvl.training.trained import load_run
+from mvl.training.trained import Predictor, load_run
 
 
 class ExternalError(MvlError, ValueError):
@@ -63,17 +63,15 @@ def evaluate_on(
         )
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
-    own = find_task(config.task, data_dir)
-    other = find_task(name, data_dir)
-    check_fits(config, own, other)
-    check_unseen(own, other, data_dir)
+    own, other = open_task(config.task, data_dir), open_task(name, data_dir)
+    check_fits(config, own.task, other.task)
+    check_unseen(own, other)
 
-    cases = tuple(case.case_id for case in list_cases(other, data_dir))
-    store = CaseStore(other, cases, config.data, data_dir)
-    asked = dataclasses.replace(config, task=other.name)
-    rows = evaluate_store(load_run(run_dir), store, asked, other)
+    store = CaseStore(other, tuple(case.case_id for case in other.cases), config.data)
+    asked = dataclasses.replace(config, task=other.task.name)
+    rows = evaluate_store(Predictor(load_run(run_dir), asked), store)
 
-    path = run_dir / run_folder.external_file(other.name)
+    path = run_dir / run_folder.external_file(other.task.name)
     with files.locked(run_dir):
         files.write_csv(path, rows, CASE_COLUMNS)
         status = run_folder.read_status(run_dir)
@@ -104,7 +102,7 @@ def check_fits(config: Config, own: Task, other: Task) -> None:
         )
 
 
-def check_unseen(own: Task, other: Task, data_dir: Path | None = None) -> None:
+def check_unseen(own: TaskData, other: TaskData) -> None:
     """Return where no case of `other` is a case of `own`, be it under another name or in a reduced
     copy.
 
@@ -115,24 +113,24 @@ def check_unseen(own: Task, other: Task, data_dir: Path | None = None) -> None:
     Raises:
         ExternalError: both are one data set, or a case of one is a case of the other.
     """
-    homes = [whole_task(task).copy_of or whole_task(task).name for task in (own, other)]
+    homes = [task.copy_of or task.name for task in (own.whole.task, other.whole.task)]
     if homes[0] == homes[1]:
         raise ExternalError(
-            f"{other.name}: the run was trained on cases of this data set ({own.name}); "
+            f"{other.task.name}: the run was trained on cases of this data set ({own.task.name}); "
             "an external test needs cases that it has never seen"
         )
-    seen = {digest: case for case, digest in image_digests(whole_task(own), data_dir).items()}
-    for case, digest in image_digests(whole_task(other), data_dir).items():
+    seen = {digest: case for case, digest in image_digests(own.whole).items()}
+    for case, digest in image_digests(other.whole).items():
         if digest in seen:
             raise ExternalError(
-                f"{other.name}: its case {case} is case {seen[digest]} of {own.name}, on which the"
-                " run was trained; take it out, or choose another task"
+                f"{other.task.name}: its case {case} is case {seen[digest]} of {own.task.name}, on"
+                " which the run was trained; take it out, or choose another task"
             )
 
 
-def image_digests(task: Task, data_dir: Path | None = None) -> dict[str, str]:
+def image_digests(data: TaskData) -> dict[str, str]:
     """Return case id -> sha256 of what its image holds."""
-    cases = list_cases(task, data_dir)
+    task, cases = data.task, data.cases
     if task.dims == 2:
         channels, top = len(task.channels), max(task.labels)
         digests = {}
@@ -141,4 +139,4 @@ def image_digests(task: Task, data_dir: Path | None = None) -> dict[str, str]:
             digests[case.case_id] = files.sha256_bytes(repr(image.shape).encode() + image.tobytes())
         return digests
     hashes = {path: files.sha256_file(path) for case in cases for path in files_of(case)}
-    return known_voxels(task, cases, task_dir(task, data_dir), hashes)
+    return known_voxels(data, cases, hashes)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from mvl.core import device_faults, files, machine
-from mvl.core.command_lines import command_line
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.privacy import redact
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.loaders import epoch_order
 from mvl.training import devices
 
@@ -97,11 +97,9 @@ def memory_words(folder: Path, config: Config, error: Exception) -> str:
 
 
 @contextmanager
-def cases_named(
-    config: Config, case_ids: tuple[str, ...], place: Place, look: str = ""
-) -> Iterator[None]:
+def cases_named(config: Config, store: CaseStore, place: Place) -> Iterator[None]:
     """Turn the loss of a loader process while the block runs into an error that names the cases
-    that were being read; `look` is the command that looks at them.
+    that were being read.
 
     Raises:
         WorkerLost: a loader process died, or none answered in time.
@@ -112,13 +110,13 @@ def cases_named(
         if not LOADER.search(str(error)):
             raise
         workers, size = config.data.num_workers, config.train.batch_size
-        ahead = epoch_order(case_ids, config.seed, place.epoch)[place.step * size :][
+        ahead = epoch_order(store.case_ids, config.seed, place.epoch)[place.step * size :][
             : max(1, workers * PREFETCH) * size
         ]
-        cases = ", ".join(case_ids[index] for index in ahead)
+        cases = ", ".join(store.case_ids[index] for index in ahead)
         raise WorkerLost(
             f"epoch {place.epoch}, step {place.step}: {error} Being read: {cases}. If memory or"
             " /dev/shm is full, lower data.num_workers (0 reads in the run's own process) or"
             " data.cache_gb; else look at these cases with"
-            f" `{look or command_line('verify', config.task)}`. The same command goes on"
+            f" `{store.task_data.task_command('verify')}`. The same command goes on"
         ) from error

@@ -20,7 +20,6 @@ from mvl.core import seeds
 from mvl.core.config import Config
 from mvl.core.progress import signals
 from mvl.datasets.case_store import CaseStore
-from mvl.datasets.task import Task
 from mvl.models.build import own_state
 from mvl.training import failures, gradient_agreement, precision, step_graph, tensorboard
 from mvl.training.failures import Diverged
@@ -38,13 +37,12 @@ class Trainer(TrainingState):
     def __init__(
         self,
         config: Config,
-        task: Task,
         train_cases: CaseStore,
         watched_cases: CaseStore,
         folder: Path,
         command: str,
     ) -> None:
-        super().__init__(config, task, train_cases, watched_cases, folder, command)
+        super().__init__(config, train_cases, watched_cases, folder, command)
         self.graph: step_graph.StepGraph | None = None
         if config.train.cuda_graph:
             self.graph = step_graph.graph_of(self.whole_step, config, self.device, self.world_size)
@@ -59,9 +57,7 @@ class Trainer(TrainingState):
         batch_size = config.train.batch_size
         total_steps = config.train.train_epochs * self.steps_per_epoch
         self.model.train()
-        with failures.cases_named(
-            config, self.train_cases.case_ids, p, self.train_cases.verify_command
-        ):
+        with failures.cases_named(config, self.train_cases, p):
             for batch in self.feed.epoch(config, p.epoch, p.step):
                 steps_done = p.epoch * self.steps_per_epoch + p.step
                 # Dropout and rate are functions of the step alone: a run that goes on draws what

@@ -13,13 +13,13 @@ from mvl.core.columns import CASE_COLUMNS, HISTORY_COLUMNS
 from mvl.core.command_lines import keep_given, train_command
 from mvl.core.config import Config
 from mvl.core.progress import largest_loss_rise
-from mvl.datasets import preflight, registry, splits
+from mvl.datasets import preflight, splits
 from mvl.datasets.case_store import CaseStore, Damage
 from mvl.datasets.label_noise import label_damage
 from mvl.datasets.registry import task_facts
 from mvl.datasets.released_faults import audited
 from mvl.datasets.splits import Split
-from mvl.datasets.task import Task
+from mvl.datasets.task_data import open_task
 from mvl.models.build import frozen_sha256, parameter_counts
 from mvl.training import (
     checkpoints,
@@ -32,7 +32,7 @@ from mvl.training import (
 from mvl.training.evaluate import evaluate_store
 from mvl.training.loop import Trainer, fit
 from mvl.training.state import write_state
-from mvl.training.trained import load_own_state
+from mvl.training.trained import Predictor, load_own_state
 from mvl.training.usage import write_usage
 
 
@@ -111,7 +111,6 @@ class Prepared:
     """What a run needs, settled once at its start: nothing below looks its task up again."""
 
     config: Config
-    task: Task
     split: Split
     train_cases: CaseStore
     watched_cases: CaseStore
@@ -126,17 +125,17 @@ def prepare(config: Config, folder: Path, data_dir: Path | None) -> Prepared:
         TaskError: data are absent or are not what was checked.
         RunError: the folder was begun with other settings or another split.
     """
-    task = registry.find_task(config.task, data_dir)
-    split = splits.run_split(config, task, data_dir)
+    data = open_task(config.task, data_dir)
+    split = splits.run_split(config, data)
     run_folder.write_config(folder, config)
-    preflight.check_inputs(task, split, folder, data_dir, config.data.split)
+    preflight.check_inputs(data, split, folder, config.data.split)
 
     def store(cases: tuple[str, ...], damage: Damage | None = None) -> CaseStore:
-        return CaseStore(task, cases, config.data, data_dir, damage)
+        return CaseStore(data, cases, config.data, damage)
 
     train_cases = store(split.train, label_damage(config, split.train))
     train_cases, watched_cases, split = audited(config, split, train_cases, store)
-    return Prepared(config, task, split, train_cases, watched_cases, store(split.test))
+    return Prepared(config, split, train_cases, watched_cases, store(split.test))
 
 
 def train_and_seal(
@@ -147,9 +146,7 @@ def train_and_seal(
     `command` goes on with the run, should it be interrupted.
     """
     config = prepared.config
-    trainer = Trainer(
-        config, prepared.task, prepared.train_cases, prepared.watched_cases, folder, command
-    )
+    trainer = Trainer(config, prepared.train_cases, prepared.watched_cases, folder, command)
     environment = resume_check.environment(folder, allow_drift)
     environment["numbers"] = precision.facts_of(config.train.precision)
     files.write_json(folder / "environment.json", environment)
@@ -158,10 +155,11 @@ def train_and_seal(
         fit(trainer, progress)
     finish(trainer)
     if trainer.accelerator.is_main_process:
-        rows = evaluate_store(trainer.network, prepared.test_cases, config, prepared.task)
+        predictor = Predictor(trainer.network, config)
+        rows = evaluate_store(predictor, prepared.test_cases)
         files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
         gradient_agreement.write_gradients(folder, trainer.progress.gradients, config)
-        write_usage(folder, trainer.network, prepared.test_cases, config, prepared.task)
+        write_usage(folder, predictor, prepared.test_cases)
         run_folder.seal(folder, facts(trainer, prepared.split))
         checkpoints.remove(folder)  # only after the seal: until then a kill still needs them
 

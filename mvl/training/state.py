@@ -18,7 +18,6 @@ from mvl.core.progress import Interrupted, Progress
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.device_store import Feed
 from mvl.datasets.loaders import steps_per_epoch
-from mvl.datasets.task import Task
 from mvl.models.build import build_system, frozen_sha256, own_state
 from mvl.training import checkpoints, precision
 from mvl.training.devices import start_accelerator
@@ -45,7 +44,6 @@ class TrainingState:
     def __init__(
         self,
         config: Config,
-        task: Task,
         train_cases: CaseStore,
         watched_cases: CaseStore,
         folder: Path,
@@ -61,6 +59,7 @@ class TrainingState:
         self.rank = self.accelerator.process_index
         self.world_size = self.accelerator.num_processes
 
+        task = train_cases.task
         classes = num_classes(config, task)
         self.network = build_system(config, len(task.channels), classes).to(self.device)
         self.loss = build_loss(classes, config.train.loss)

@@ -27,19 +27,18 @@ class Predictor:
     def __init__(
         self, network: nn.Module, config: Config, device: torch.device | None = None
     ) -> None:
-        """Bring the network to `device`, by default the one that runs train on.
+        """Bring the network to `device`, by default the one that runs train on, for prediction.
 
         Raises:
             RunError: the device does not have the run's precision.
         """
         self.device = device or device_of_runs()
-        self.precision = config.train.precision
-        self.size = config.data.img_size
+        self.config, self.precision = config, config.train.precision
         precision.check_precision(self.precision, self.device)
         precision.set_flags(self.precision)
         if self.device.type == "cuda":  # on a CPU no forward pass needs it
             repeat_exactly(config.system)
-        self.network = network.to(self.device)
+        self.network = network.to(self.device).eval()
 
     def __call__(self, image: Image) -> Logits:
         """Logits (B, K, *S) of images (B, C, *S) from anywhere, float32, on its device."""
@@ -60,7 +59,7 @@ class Predictor:
         """
         if self.device.type == "cpu" and self.precision == "fp32":
             return 1
-        return max(1, min(MOST_CASES, MOST_VOXELS // torch.Size(self.size).numel()))
+        return max(1, min(MOST_CASES, MOST_VOXELS // torch.Size(self.config.data.img_size).numel()))
 
 
 def load_own_state(network: nn.Module, state: dict[str, Tensor]) -> None:

@@ -17,10 +17,7 @@ from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.means import mean
-from mvl.datasets.case_store import CaseStore
-from mvl.datasets.registry import find_task
-from mvl.datasets.splits import run_split
-from mvl.datasets.task import Task
+from mvl.datasets.case_store import CaseStore, open_test_cases
 from mvl.models.control_blocks import TokenBlock
 from mvl.models.interventions import INTERVENTIONS, SIZES, Intervened, intervened_block, replaced
 from mvl.training.evaluate import label_names
@@ -53,20 +50,17 @@ def has_block(config: Config) -> bool:
     return config.model.architecture.startswith(("medvisionllama", "llm4seg"))
 
 
-def measure_usage(
-    network: nn.Module, store: CaseStore, config: Config, task: Task
-) -> list[dict[str, Any]]:
+def measure_usage(predictor: Predictor, store: CaseStore) -> list[dict[str, Any]]:
     """One row per intervention over the cases of the store, keys `COLUMNS`.
 
     dice is the mean over cases and labels on the scan's own grid, as in cases.csv; dice_difference
     is that minus the Dice as trained, so that below 0 the network is worse without what was taken.
     The sizes are those of x and of the replaced h, means over cases.
     """
-    network.eval()
-    predictor = Predictor(network, config)
+    network, config = predictor.network, predictor.config
     block = network.block
     assert isinstance(block, TokenBlock)
-    names = label_names(config, task)
+    names = label_names(config, store.task)
     blocks = {name: intervened_block(block, name, config.seed) for name in INTERVENTIONS}
     scores: dict[str, list[float]] = {name: [] for name in INTERVENTIONS}
     for index in range(len(store.case_ids)):
@@ -109,14 +103,12 @@ def mean_sizes(block: nn.Module) -> dict[str, Any]:
     return out
 
 
-def write_usage(
-    folder: Path, network: nn.Module, store: CaseStore, config: Config, task: Task
-) -> list[dict[str, Any]]:
+def write_usage(folder: Path, predictor: Predictor, store: CaseStore) -> list[dict[str, Any]]:
     """Measure the use of the block and write usage.csv, which the run's seal then covers; no block,
     no file."""
-    if not has_block(config):
+    if not has_block(predictor.config):
         return []
-    rows = measure_usage(network, store, config, task)
+    rows = measure_usage(predictor, store)
     files.write_csv(folder / FILE, rows, COLUMNS)
     return rows
 
@@ -140,13 +132,12 @@ def usage_of_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
             "choose a run of MedVisionLlama or LLM4Seg"
         )
     torch.set_num_threads(config.train.num_threads)
-    task = find_task(config.task, data_dir)
-    store = CaseStore(task, run_split(config, task, data_dir).test, config.data, data_dir)
-    network = load_run(run_dir)
+    store = open_test_cases(config, data_dir)
+    predictor = Predictor(load_run(run_dir), config)
     with files.locked(run_dir):
         if (run_dir / FILE).is_file():
-            return measure_usage(network, store, config, task)
-        rows = write_usage(run_dir, network, store, config, task)
+            return measure_usage(predictor, store)
+        rows = write_usage(run_dir, predictor, store)
         status = run_folder.read_status(run_dir)
         status["files"][FILE] = files.sha256_file(run_dir / FILE)
         files.write_json(run_dir / "status.json", status)

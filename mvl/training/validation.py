@@ -38,7 +38,6 @@ class Validation:
         Each process predicts every n-th case; the sums go in the order of the cases, so that they
         do not depend on which process was first.
         """
-        network.eval()
         device = self.accelerator.device
         predictor = Predictor(network, self.config, device)
         cases_at_once = predictor.cases_at_once()

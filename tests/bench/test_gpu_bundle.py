@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_a_bundle_is_whole_and_its_script_runs_from_anywhere(
     data.mkdir(parents=True)
     (data / "dataset.json").write_text("{}")
     monkeypatch.setenv("MVL_DATA", str(data.parent))
-    monkeypatch.setattr(gpu_bundle, "task_dir", lambda task: data)
+    monkeypatch.setattr(gpu_bundle, "open_task", lambda task: SimpleNamespace(folder=data))
     made = gpu_bundle.make_bundle(
         tmp_path / "out" / "bundle.tar.xz", "Task04_Hippocampus", ["audit"], wheels
     )
@@ -120,8 +121,9 @@ def test_a_bundle_is_whole_and_its_script_runs_from_anywhere(
 def test_a_bundle_that_is_too_large_leaves_no_file(
     tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "data" / "x").mkdir(parents=True)
-    monkeypatch.setattr(gpu_bundle, "task_dir", lambda task: tmp_path / "data" / "x")
+    data = tmp_path / "data" / "x"
+    data.mkdir(parents=True)
+    monkeypatch.setattr(gpu_bundle, "open_task", lambda task: SimpleNamespace(folder=data))
     monkeypatch.setattr(gpu_bundle, "copy_tree", lambda folder: folder.mkdir())
     monkeypatch.setattr(gpu_bundle, "layers_of", lambda studies: {})
     monkeypatch.setattr(gpu_bundle, "LARGEST", 10)

@@ -7,6 +7,7 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,7 +108,8 @@ def test_runs_that_share_a_card_start_together(
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\necho ready\ncat\ndate +%s%N >> {tmp_path}/begun\nexit {code}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(gpu_run_probes, "task_dir", lambda task, folder: tmp_path)
+    here = SimpleNamespace(folder=tmp_path)
+    monkeypatch.setattr(gpu_run_probes, "open_task", lambda task, folder: here)
     monkeypatch.setattr(gpu_run_probes.sys, "executable", str(program))
     if not rate:
         with pytest.raises(RuntimeError, match="4 of 4 runs failed"):

@@ -24,8 +24,9 @@ from mvl.cli import commands, doctor, main, parser, study_commands
 from mvl.core import command_lines, files, machine, progress, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import ROOT, load_config
-from mvl.datasets import case_store, decoded_cache, download, pictures, preflight, registry, splits
+from mvl.datasets import case_store, decoded_cache, download, pictures, preflight, splits
 from mvl.datasets import verify as verify_module
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.evidence import activation_records, example_masks, longer_training, predicted
 from mvl.evidence.chapter import Chapter
 from mvl.publish import run_pages, viewer
@@ -35,7 +36,7 @@ from mvl.weights import gguf_source, wheels
 
 MAKERS = {
     *("command_line", "train_command", "command_of", "evaluation_command"),
-    *("task_command", "verify_command", "fetch_command", "maps_command"),
+    *("task_command", "fetch_command", "maps_command"),
 }
 "Functions that make a command; whoever else calls one prints it."
 SCAN = "Boxes/imagesTr/case_00_0000.nii.gz"
@@ -69,8 +70,13 @@ class Place:
         self.folder = run_folder.run_dir(self.results, self.config)
 
     @property
-    def task(self):
-        return registry.find_task("Boxes", self.data)
+    def boxes(self):
+        return open_task("Boxes", self.data)
+
+    @property
+    def published(self):
+        """The boxes as if the registry held them."""
+        return TaskData(dataclasses.replace(self.boxes.task, licence="CC"), self.data)
 
     def train(self, **more: object) -> Path:
         return run.train_run(
@@ -78,7 +84,7 @@ class Place:
         )
 
     def store(self) -> case_store.CaseStore:
-        return case_store.CaseStore(self.task, ("case_00",), self.config.data, self.data)
+        return case_store.CaseStore(self.boxes, ("case_00",), self.config.data)
 
     @property
     def chapter(self) -> Chapter:
@@ -210,7 +216,6 @@ def _(place, patch):
 
 
 @at("failures.py:cases_named")
-@at("loop.py:train_epoch")
 def _(place, patch):
     def lose(*_):
         raise RuntimeError("DataLoader worker (pid 1) is killed")
@@ -247,9 +252,9 @@ def _(place, patch):
 
 @at("download.py:fetch")
 def _(place, patch):
-    task = registry.find_task("Task04_Hippocampus")
-    (place.data / task.name).mkdir()
-    return told(lambda: download.fetch(task, place.data, progress=False))
+    data = open_task("Task04_Hippocampus", place.data)
+    data.place.mkdir()
+    return told(lambda: download.fetch(data, progress=False))
 
 
 @at("pictures.py:_whole")
@@ -263,41 +268,38 @@ def _(place, patch):
 
 @at("preflight.py:check_hashes")
 def _(place, patch):
-    wanted, hashes = {SCAN.removeprefix("Boxes/"): "0" * 64}, {place.data / SCAN: "1" * 64}
-    folder = place.data / "Boxes"
-    return told(lambda: preflight.check_hashes(place.task, folder, hashes, wanted))
+    wanted, boxes = {SCAN.removeprefix("Boxes/"): "0" * 64}, place.boxes
+    files.write_json(boxes.folder / "manifest.json", {"files": wanted})
+    return told(lambda: preflight.check_hashes(boxes, {place.data / SCAN: "1" * 64}))
 
 
 @at("preflight.py:sound_voxels")
 def _(place, patch):
     path = place.data / SCAN
     path.write_bytes(path.read_bytes()[:-90])
-    split = splits.run_split(place.config, place.task, place.data)
-    return told(lambda: preflight.check_inputs(place.task, split, place.root, place.data))
+    split = splits.run_split(place.config, place.boxes)
+    return told(lambda: preflight.check_inputs(place.boxes, split, place.root))
 
 
 @at("preflight.py:_deal_anew")
 def _(place, patch):
-    published = dataclasses.replace(place.task, licence="CC")
-    return preflight._deal_anew(published, place.data / "Boxes", place.root / "split.json")
+    return preflight._deal_anew(place.published, "folds")
 
 
-@at("registry.py:task_dir")
+@at("task_data.py:folder")
 def _(place, patch):
-    return told(lambda: registry.task_dir(registry.find_task("Task04_Hippocampus"), place.data))
+    return told(lambda: open_task("Task04_Hippocampus", place.data).folder)
 
 
-@at("registry.py:list_cases")
+@at("task_data.py:cases")
 def _(place, patch):
-    published = dataclasses.replace(place.task, licence="CC")
     (place.data / SCAN).unlink()
-    return told(lambda: registry.list_cases(published, place.data))
+    return told(lambda: place.published.cases)
 
 
 @at("verify.py:_remedy")
 def _(place, patch):
-    task = registry.find_task("Task04_Hippocampus")
-    return verify_module._remedy(task, place.data / task.name)
+    return verify_module._remedy(open_task("Task04_Hippocampus", place.data))
 
 
 def rows_of(place: Place, **change: str):

@@ -15,16 +15,17 @@ from mvl.datasets.case_store import CaseStore
 from mvl.datasets.cases_2d import read_plane, tensors
 from mvl.datasets.masks import read_mask
 from mvl.datasets.pictures import png_bytes
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 
 DATA = DataConfig(img_size=(48, 40))
 
 
 def test_a_picture_is_normalised_resized_and_comes_back_upright(few_shapes):
     task, root = few_shapes
-    cases = list_cases(task, root)
-    store = CaseStore(task, tuple(case.case_id for case in cases[:4]), DATA, root)
+    cases = TaskData(task, root).cases
+    store = CaseStore(TaskData(task, root), tuple(case.case_id for case in cases[:4]), DATA)
     for index, case in enumerate(cases[:4]):
         image, label = store.get(index)
         native = store.native(index)
@@ -46,10 +47,9 @@ def test_a_picture_is_normalised_resized_and_comes_back_upright(few_shapes):
 def test_pad_crop_keeps_pixels_and_what_it_cut_comes_back_as_nothing(few_shapes):
     task, root = few_shapes
     store = CaseStore(
-        task,
+        TaskData(task, root),
         ("shape_000",),
         dataclasses.replace(DATA, img_size=(64, 120), resample="pad_crop"),
-        root,
     )
     image, label = store.get(0)
     mask = store.native(0).label
@@ -63,11 +63,15 @@ def test_pad_crop_keeps_pixels_and_what_it_cut_comes_back_as_nothing(few_shapes)
 
 
 def test_a_slice_has_its_spacing_in_mm(few_phantoms, monkeypatch):
-    monkeypatch.setattr("mvl.datasets.registry.make", lambda task, folder: folder)
+    monkeypatch.setattr("mvl.datasets.task_data.make", lambda task, folder: folder)
     task = find_task("phantoms_slices")
-    case = next(case for case in list_cases(task, few_phantoms) if case.case_id.endswith("z020"))
+    case = next(
+        case for case in TaskData(task, few_phantoms).cases if case.case_id.endswith("z020")
+    )
     pair = tensors(task, case)
-    store = CaseStore(task, (case.case_id,), dataclasses.replace(DATA, labels="all"), few_phantoms)
+    store = CaseStore(
+        TaskData(task, few_phantoms), (case.case_id,), dataclasses.replace(DATA, labels="all")
+    )
     native = store.native(0)
     assert pair["image"].shape[1:] == native.label.shape and native.affine[
         0, 0
@@ -80,7 +84,7 @@ def test_a_slice_has_its_spacing_in_mm(few_phantoms, monkeypatch):
 def test_dimensions_of_grid_and_task_must_agree(few_shapes):
     task, root = few_shapes
     with pytest.raises(TaskError, match="cases are 2-D"):
-        CaseStore(task, ("shape_000",), DataConfig(), root)
+        CaseStore(TaskData(task, root), ("shape_000",), DataConfig())
 
 
 def test_a_bad_picture_is_named_with_its_remedy(few_shapes, tmp_path):
@@ -91,11 +95,11 @@ def test_a_bad_picture_is_named_with_its_remedy(few_shapes, tmp_path):
     (folder / "images" / "x.png").write_bytes(b"not a picture")
     task = dataclasses.replace(few_shapes[0], name="pics", folder="shapes")
     with pytest.raises(TaskError, match=r"images/x\.png: not a whole picture .*get the file again"):
-        CaseStore(task, ("x",), DATA, tmp_path).get(0)
+        CaseStore(TaskData(task, tmp_path), ("x",), DATA).get(0)
 
 
 def test_a_mask_that_is_written_as_png_is_read_back(few_shapes, tmp_path):
     task, root = few_shapes
-    mask = CaseStore(task, ("shape_000",), DATA, root).native(0).label
+    mask = CaseStore(TaskData(task, root), ("shape_000",), DATA).native(0).label
     (tmp_path / "out.png").write_bytes(png_bytes(mask))
     assert np.array_equal(read_mask(tmp_path / "out.png"), mask)

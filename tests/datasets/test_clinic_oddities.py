@@ -24,6 +24,7 @@ from mvl.datasets.preflight import check_inputs
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.datasets.verify import verify
 
 SHAPE = (9, 8, 8)
@@ -32,8 +33,9 @@ SHAPE = (9, 8, 8)
 def accept(name: str, root: Path) -> None:
     """Verify, the split and the checks before training, all whole."""
     task = find_task(name, root)
-    assert [finding for finding in verify(task, root) if not finding.note] == []
-    check_inputs(task, load_split(task, 0, 1.0, root), root / "run", root)
+    data = TaskData(task, root)
+    assert [finding for finding in verify(data) if not finding.note] == []
+    check_inputs(data, load_split(data, 0, 1.0), root / "run")
 
 
 def described(folder: Path) -> dict:
@@ -101,7 +103,7 @@ def test_a_table_in_another_encoding_is_named(encoding, own_data, tmp_path):
     text = table(ROWS).replace("p0", "Jürgen")
     (folder / "groups.csv").write_text(text, encoding=encoding)
     with pytest.raises(TaskError, match=r"groups\.csv: is not in UTF-8"):
-        load_split(find_task("Boxes", tmp_path), 0, 1.0, tmp_path)
+        load_split(open_task("Boxes", tmp_path), 0, 1.0)
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -183,10 +185,10 @@ def test_a_set_does_not_shrink_to_the_pictures_that_are_read(kind, tmp_path):
 
     folder = pictures(tmp_path / "Pics", named, named, count=20)
     task = find_task("Pics", tmp_path)
-    found = [finding for finding in verify(task, tmp_path) if not finding.note]
+    found = [finding for finding in verify(TaskData(task, tmp_path)) if not finding.note]
     assert {Path(finding.path).suffix for finding in found} == {kind} and len(found) == 16
     with pytest.raises(TaskError, match="convert it to PNG"):
-        load_split(task, 0, 1.0, tmp_path)
+        load_split(TaskData(task, tmp_path), 0, 1.0)
     for path in folder.glob(f"*/*{kind}"):
         path.unlink()
     accept("Pics", tmp_path)
@@ -206,7 +208,7 @@ def test_a_mask_of_255_scaled_to_about_1_shows_why_it_is_refused(own_data, tmp_p
     raw = bytearray(changed_scale.to_bytes())
     raw[112:116] = struct.pack("<f", 1 / 255)
     path.write_bytes(gzip.compress(bytes(raw)))
-    [finding] = verify(find_task("Boxes", tmp_path), tmp_path)
+    [finding] = verify(open_task("Boxes", tmp_path))
     assert "1.00000006" in finding.fault, "not '1 is no label of 0, 1, 2'"
 
 

@@ -17,8 +17,8 @@ from mvl.core.config import Config, DataConfig, ModelConfig, TrainConfig
 from mvl.datasets import decoded_cache, preflight
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.loaders import training_loader
-from mvl.datasets.registry import list_cases
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 from mvl.training import run
 
 SMALL = DataConfig(img_size=(24, 32, 24))
@@ -35,7 +35,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store_of(toy, data=SMALL, **more) -> CaseStore:
     task, root = toy
     return CaseStore(
-        task, tuple(case.case_id for case in list_cases(task, root))[:4], data, root, **more
+        TaskData(task, root),
+        tuple(case.case_id for case in TaskData(task, root).cases)[:4],
+        data,
+        **more,
     )
 
 
@@ -110,7 +113,7 @@ def test_label_noise_is_not_kept_and_test_cases_stay_closed(toy):
 
 def test_the_key_holds_everything_that_the_arrays_depend_on(toy, monkeypatch):
     task, root = toy
-    case, *others = list_cases(task, root)
+    case, *others = TaskData(task, root).cases
 
     def key(case=case, data=SMALL, files=("a", "b"), task=task):
         return decoded_cache.key(task, case, data, files)

@@ -12,9 +12,9 @@ from mvl.datasets import device_store
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.device_store import Feed, bytes_of, fits
 from mvl.datasets.loaders import training_loader
-from mvl.datasets.registry import list_cases
 from mvl.datasets.released_faults import VersionStore
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
 def store_of(toy, data, cases=7):
     task, root = toy
     return CaseStore(
-        task, tuple(case.case_id for case in list_cases(task, root))[:cases], data, root
+        TaskData(task, root),
+        tuple(case.case_id for case in TaskData(task, root).cases)[:cases],
+        data,
     )
 
 

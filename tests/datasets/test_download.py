@@ -15,8 +15,8 @@ import pytest
 
 from mvl.datasets import download as download_module
 from mvl.datasets.download import download, fetch, is_whole
-from mvl.datasets.registry import list_cases
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 from mvl.datasets.verify import verify
 
 
@@ -180,19 +180,21 @@ def published(toy, server, tmp_path):
 def test_fetch_makes_a_whole_verified_task_and_then_does_nothing(published, server):
     task, root = published
     server.cuts = [200_000]
-    folder = fetch(task, root, progress=False)
+    folder = fetch(TaskData(task, root), progress=False)
     assert (
         folder == root / "Toy"
-        and is_whole(task, root)
-        and len(list_cases(task, root)) == 12
-        and verify(task, root) == []
+        and is_whole(TaskData(task, root))
+        and len(TaskData(task, root).cases) == 12
+        and verify(TaskData(task, root)) == []
     )
     files = json.loads((folder / "manifest.json").read_text())["files"]
     assert len(files) == 24 and sorted(
         p.name for p in root.iterdir() if not p.name.startswith(".")
     ) == ["Toy"]
     asked = len(server.requests)
-    assert fetch(task, root, progress=False) == folder and len(server.requests) == asked == 2
+    assert (
+        fetch(TaskData(task, root), progress=False) == folder and len(server.requests) == asked == 2
+    )
 
 
 def test_stopped_extraction_never_passes_for_whole(published, monkeypatch):
@@ -209,12 +211,12 @@ def test_stopped_extraction_never_passes_for_whole(published, monkeypatch):
 
     monkeypatch.setattr(unpack, "_write", dies)
     with pytest.raises(KeyboardInterrupt):
-        fetch(task, root, progress=False)
-    assert not (root / "Toy").exists() and not is_whole(task, root)
+        fetch(TaskData(task, root), progress=False)
+    assert not (root / "Toy").exists() and not is_whole(TaskData(task, root))
     monkeypatch.setattr(unpack, "_write", write)
     (root / "Toy.partial-left-by-sigkill").mkdir()
     assert (
-        is_whole(task, fetch(task, root, progress=False).parent)
+        is_whole(TaskData(task, fetch(TaskData(task, root), progress=False).parent))
         and list(root.glob("*.partial-*")) == []
     )
 
@@ -224,7 +226,7 @@ def test_folder_that_is_there_but_not_whole_is_left_alone(published):
     (root / "Toy").mkdir(parents=True)
     (root / "Toy" / ".DS_Store").write_bytes(b"x")
     with pytest.raises(TaskError, match=r"not whole.*move it away"):
-        fetch(task, root, progress=False)
+        fetch(TaskData(task, root), progress=False)
     assert [p.name for p in (root / "Toy").iterdir()] == [".DS_Store"]
 
 
@@ -238,7 +240,7 @@ def test_archive_that_lacks_a_case_is_refused(published, server, tmp_path):
         )
     server.body = (tmp_path / "less.tar").read_bytes()
     with pytest.raises(TaskError, match=r"12 cases, expected 12, phantom_007.nii.gz is absent"):
-        fetch(dataclasses.replace(task, md5=md5(server.body)), root, progress=False)
+        fetch(TaskData(dataclasses.replace(task, md5=md5(server.body)), root), progress=False)
     assert not (root / "Toy").exists()
 
 
@@ -246,9 +248,10 @@ def test_two_processes_fetch_once(published, server):
     task, root = published
     code = (
         "import dataclasses, sys; from pathlib import Path\nfrom mvl.datasets.registry import"
-        " find_task; from mvl.datasets.download import fetch\ntask ="
+        " find_task; from mvl.datasets.download import fetch\nfrom mvl.datasets.task_data import"
+        " TaskData\ntask ="
         " dataclasses.replace(find_task('phantoms'), name='Toy', num_cases=12, url=sys.argv[1],"
-        " md5=sys.argv[2])\nprint(fetch(task, Path(sys.argv[3]), progress=False))"
+        " md5=sys.argv[2])\nprint(fetch(TaskData(task, Path(sys.argv[3])), progress=False))"
     )
     command = [sys.executable, "-c", code, task.url, task.md5, str(root)]
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -259,4 +262,4 @@ def test_two_processes_fetch_once(published, server):
 def test_read_only_data_that_are_whole_need_no_lock(toy, monkeypatch):
     task, root = toy
     monkeypatch.setattr(download_module, "waiting_lock", lambda _: pytest.fail("wanted to write"))
-    assert fetch(task, root, progress=False) == root / "Toy"
+    assert fetch(TaskData(task, root), progress=False) == root / "Toy"

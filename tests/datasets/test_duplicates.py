@@ -20,10 +20,11 @@ from mvl.datasets.duplicates import (
     joined,
     thumbnail,
 )
-from mvl.datasets.registry import MANIFESTS, find_task, list_cases
+from mvl.datasets.registry import find_task
 from mvl.datasets.shapes2d import make_shape
 from mvl.datasets.split_groups import find_groups
 from mvl.datasets.task import Case
+from mvl.datasets.task_data import MANIFESTS, TaskData, open_task
 
 BUSI = Path(os.environ.get("MVL_DATA", "")) / "Dataset_BUSI_with_GT"
 
@@ -94,7 +95,7 @@ def test_committed_groups_of_pictures_follow_from_the_pictures(name):
         pytest.skip(f"needs {name} under MVL_DATA")
     task = find_task(name)
     groups = json.loads((ROOT / "data" / "splits" / f"{name}.json").read_text())["groups"]
-    paths = {case.case_id: case.image for case in list_cases(task)}
+    paths = {case.case_id: case.image for case in TaskData(task).cases}
     named = {case for group in groups for case in group} | set(sorted(paths)[:: len(paths) // 50])
     some = [Case(case, paths[case], paths[case]) for case in sorted(named)]
     assert find_groups(task, some, DATA / name) == groups
@@ -105,7 +106,7 @@ def test_committed_groups_of_pictures_follow_from_the_pictures(name):
 @pytest.mark.skipif(not BUSI.is_dir(), reason="needs BUSI under MVL_DATA")
 def test_committed_groups_of_busi_follow_from_its_pictures():
     groups = json.loads((MANIFESTS / "BUSI.json").read_text())["groups"]
-    paths = {case.case_id: case.image for case in list_cases(find_task("BUSI"))}
+    paths = {case.case_id: case.image for case in open_task("BUSI").cases}
     named = {case for group in groups[::20] for case in group} | {
         "benign_142",
         "benign_291",

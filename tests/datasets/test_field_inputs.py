@@ -28,11 +28,12 @@ from mvl.datasets.masks import check_upright, read_mask
 from mvl.datasets.new_scans import check_scan, find_scans, series_as_nifti
 from mvl.datasets.nifti_geometry import TOLERANCE_VOXELS, FileFault
 from mvl.datasets.preflight import check_inputs
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.registry import find_task
 from mvl.datasets.split_files import read_split
 from mvl.datasets.split_groups import shared_stems
 from mvl.datasets.splits import load_split, make_split, uneven
 from mvl.datasets.task import TaskError, case_name
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.datasets.verify import verify
 
 ROWS, COLUMNS = np.mgrid[:64, :64]
@@ -125,16 +126,16 @@ def test_patients_are_stated_by_mapping_pattern_or_table(how, own_data, tmp_path
         (folder / "groups.csv").write_text("case,patient\n" + "\n".join(rows) + "\n")
     (folder / "dataset.json").write_text(json.dumps(described))
     task = find_task("Boxes", tmp_path)
-    split = load_split(task, 3, 1.0, tmp_path)
-    check_inputs(task, split, tmp_path / "run", tmp_path)
-    blocks = read_split(splits.split_path(task, tmp_path))["blocks"]
+    split = load_split(TaskData(task, tmp_path), 3, 1.0)
+    check_inputs(TaskData(task, tmp_path), split, tmp_path / "run")
+    blocks = read_split(splits.split_path(TaskData(task, tmp_path)))["blocks"]
     assert len(blocks) == described["folds"] and not uneven(blocks)
     if how == "pattern":
         assert any({"case_00", "case_10"} <= set(block) for block in blocks)
     else:
         assert all(len({int(case[-2:]) % 4 for case in block}) == 1 for block in blocks)
     with pytest.raises(TaskError, match=f"no fold 9; folds are 0-{len(blocks) - 1}"):
-        load_split(task, 9, 1.0, tmp_path)
+        load_split(TaskData(task, tmp_path), 9, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_patients_that_leave_cases_out_are_refused(patients, table, told, own_da
     if table:
         (folder / "groups.csv").write_text(table)
     with pytest.raises(TaskError, match=told):
-        load_split(find_task("Boxes", tmp_path), 0, 1.0, tmp_path)
+        load_split(open_task("Boxes", tmp_path), 0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_shared_names_are_said_when_a_split_is_dealt(own_data, tmp_path, capsys)
         for path in sorted((folder / sub).iterdir()):
             number = int(path.name[5:7])
             path.rename(path.with_name(f"p{number // 2}_{number % 2}{path.name[7:]}"))
-    load_split(find_task("Boxes", tmp_path), 0, 1.0, tmp_path)
+    load_split(open_task("Boxes", tmp_path), 0, 1.0)
     assert "6 beginnings of names are shared by several cases (e.g. p0)" in capsys.readouterr().err
 
 
@@ -262,15 +263,17 @@ def test_a_mask_that_cannot_be_told_is_refused_by_verify_and_by_training(name, t
         Image.fromarray(noise).save(folder / "images" / f"{k:02d}.png")
         Image.fromarray(INK).save(folder / "masks" / f"{k:02d}.png")
     task = find_task("Pictures", tmp_path)
-    assert verify(task, tmp_path) == []
-    split = load_split(task, 0, 1.0, tmp_path)
-    check_inputs(task, split, tmp_path / "run", tmp_path)
+    assert verify(TaskData(task, tmp_path)) == []
+    split = load_split(TaskData(task, tmp_path), 0, 1.0)
+    check_inputs(TaskData(task, tmp_path), split, tmp_path / "run")
     NOT_TOLD[name].save(folder / "masks" / "05.png")
-    assert [finding.path for finding in verify(task, tmp_path)] == [str(folder / "masks/05.png")]
+    assert [finding.path for finding in verify(TaskData(task, tmp_path))] == [
+        str(folder / "masks/05.png")
+    ]
     with pytest.raises(TaskError, match=r"05\.png"):
-        check_inputs(task, split, tmp_path / "run", tmp_path)
+        check_inputs(TaskData(task, tmp_path), split, tmp_path / "run")
     with pytest.raises(TaskError, match=r"05\.png"):
-        CaseStore(task, ("05",), DataConfig(img_size=(8, 8)), tmp_path).get(0)
+        CaseStore(TaskData(task, tmp_path), ("05",), DataConfig(img_size=(8, 8))).get(0)
 
 
 def test_a_black_and_white_mask_of_jpeg_is_read(tmp_path):
@@ -292,10 +295,14 @@ def test_masks_that_are_all_empty_or_all_full_are_refused(value, kind, tmp_path)
         )
     task = find_task("Pictures", tmp_path)
     assert [
-        f.fault for f in verify(task, tmp_path) if f"every mask of Pictures is {kind}" in f.fault
+        f.fault
+        for f in verify(TaskData(task, tmp_path))
+        if f"every mask of Pictures is {kind}" in f.fault
     ]
     with pytest.raises(TaskError, match=f"every mask of Pictures is {kind}"):
-        check_inputs(task, load_split(task, 0, 1.0, tmp_path), tmp_path / "run", tmp_path)
+        check_inputs(
+            TaskData(task, tmp_path), load_split(TaskData(task, tmp_path), 0, 1.0), tmp_path / "run"
+        )
 
 
 def turned(path, values, orientation):
@@ -337,7 +344,7 @@ def test_two_masks_of_one_stem_are_not_united(tmp_path):
     Image.fromarray(INK).save(tmp_path / "P" / "masks" / "x.png")
     Image.fromarray(255 - INK).save(tmp_path / "P" / "masks" / "x.tif")
     with pytest.raises(TaskError, match=r"x\.tif: a second mask of case x, beside x\.png"):
-        list_cases(find_task("P", tmp_path), tmp_path)
+        open_task("P", tmp_path).cases
 
 
 # --- units, and tolerances in voxels --------------------------------------------------------------
@@ -376,11 +383,11 @@ def test_every_distance_is_in_mm_whatever_the_unit(units, stored, mm, own_data, 
     nibabel.save(image, folder / "labelsTr" / "case_00.nii.gz")
     scan_file(folder / "imagesTr" / "case_00_0000.nii.gz", affine, units)
     task = find_task("Boxes", tmp_path)
-    store = CaseStore(task, ("case_00",), DataConfig(img_size=(8, 8, 8)), tmp_path)
+    store = CaseStore(TaskData(task, tmp_path), ("case_00",), DataConfig(img_size=(8, 8, 8)))
     assert store.native(0).spacing_mm == pytest.approx((mm, mm, mm))
     assert np.allclose(np.diag(store.native(0).affine), [mm, mm, mm, 1])
     store.get(0)
-    assert verify(task, tmp_path) == []
+    assert verify(TaskData(task, tmp_path)) == []
 
 
 @pytest.mark.parametrize(("units", "spacing"), [(3, 1.0), (1, 1.0), (5, 1.0)])
@@ -565,10 +572,10 @@ def decathlon(folder, own_data, how):
 def test_each_layout_is_verified_and_read(how, own_data, tmp_path):
     folder = decathlon(tmp_path / "data" / "Task900_X", own_data, how)
     task = find_task("Task900_X", folder.parent)
-    assert verify(task, folder.parent) == []
-    cases = list_cases(task, folder.parent)
+    assert verify(TaskData(task, folder.parent)) == []
+    cases = TaskData(task, folder.parent).cases
     assert [case.case_id for case in cases] == [f"case_{k:02d}" for k in range(12)]
-    store = CaseStore(task, ("case_00",), DataConfig(img_size=(8, 8, 8)), folder.parent)
+    store = CaseStore(TaskData(task, folder.parent), ("case_00",), DataConfig(img_size=(8, 8, 8)))
     assert store.get(0)[0].shape[0] == len(task.channels)
 
 
@@ -619,8 +626,8 @@ def test_the_split_of_read_only_data_lies_with_the_runs(own_data, tmp_path, monk
 
     monkeypatch.setattr(splits, "write_json", write)
     monkeypatch.setattr(splits, "default_results_dir", lambda: tmp_path / "runs")
-    first = load_split(task, 0, 1.0, tmp_path)
-    assert load_split(task, 0, 1.0, tmp_path) == first
+    first = load_split(TaskData(task, tmp_path), 0, 1.0)
+    assert load_split(TaskData(task, tmp_path), 0, 1.0) == first
     assert len(list((tmp_path / "runs" / "splits").glob("Boxes-*.json"))) == 1
 
 
@@ -631,6 +638,6 @@ def test_what_loader_processes_get_can_be_pickled(few_shapes):
     damage = label_damage(config, ("a",))
     again = pickle.loads(pickle.dumps(damage))
     task, root = few_shapes
-    store = CaseStore(task, ("shape_000",), DataConfig(img_size=(8, 8)), root, damage)
+    store = CaseStore(TaskData(task, root), ("shape_000",), DataConfig(img_size=(8, 8)), damage)
     assert again == damage and len(pickle.loads(pickle.dumps(store))) == 1
     assert "forkserver" in multiprocessing.get_all_start_methods() or os.name == "nt"

@@ -19,7 +19,7 @@ from mvl.datasets.label_noise import (
     radius_of,
     region_noise,
 )
-from mvl.datasets.registry import list_cases
+from mvl.datasets.task_data import TaskData
 
 CASES = [f"c{i:02d}" for i in range(30)]
 
@@ -105,11 +105,11 @@ def test_regions_are_dropped_added_and_moved():
 
 def test_training_labels_change_and_no_other(few_shapes):
     task, root = few_shapes
-    names = tuple(case.case_id for case in list_cases(task, root))
-    clean = CaseStore(task, names, noisy("none", 0.0).data, root)
+    names = tuple(case.case_id for case in TaskData(task, root).cases)
+    clean = CaseStore(TaskData(task, root), names, noisy("none", 0.0).data)
     config = noisy("boundary", 0.5)
-    train = CaseStore(task, names, config.data, root, label_damage(config, names))
-    held_out = CaseStore(task, names, config.data, root)
+    train = CaseStore(TaskData(task, root), names, config.data, label_damage(config, names))
+    held_out = CaseStore(TaskData(task, root), names, config.data)
     chosen = damaged_cases(config, names)
     for index, name in enumerate(names):
         for a, b in zip(clean.get(index), held_out.get(index), strict=True):
@@ -130,13 +130,13 @@ def test_a_run_damages_its_training_cases_only(few_shapes, monkeypatch, tmp_path
     class Stop(Exception):
         pass
 
-    def trainer(config, task, first, val, *rest):
+    def trainer(config, first, val, *rest):
         made.extend((first, val))
         raise Stop
 
     task, root = few_shapes
     monkeypatch.setattr(run, "Trainer", trainer)
-    monkeypatch.setattr(run.registry, "find_task", lambda *_: task)
+    monkeypatch.setattr(run, "open_task", lambda name, data_dir: TaskData(task, data_dir))
     monkeypatch.setattr("mvl.datasets.splits.ROOT", tmp_path)
     for rate in (0.0, 0.4):
         with pytest.raises(Stop):

@@ -15,8 +15,9 @@ from mvl.core.config import Config, DataConfig, TrainConfig
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.loaders import epoch_order, steps_per_epoch, training_loader
 from mvl.datasets.new_scans import nifti_like
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 
 SMALL = DataConfig(img_size=(24, 32, 24))
 PAD_CROP = dataclasses.replace(SMALL, img_size=(48, 48, 48), resample="pad_crop")
@@ -24,7 +25,9 @@ PAD_CROP = dataclasses.replace(SMALL, img_size=(48, 48, 48), resample="pad_crop"
 
 def store_of(toy, data=SMALL, n=12):
     task, root = toy
-    return CaseStore(task, tuple(case.case_id for case in list_cases(task, root))[:n], data, root)
+    return CaseStore(
+        TaskData(task, root), tuple(case.case_id for case in TaskData(task, root).cases)[:n], data
+    )
 
 
 def dice(a, b):
@@ -115,7 +118,7 @@ def test_store_refuses_unknown_repeated_altered_and_non_finite_cases(toy):
         (("phantom_000", "phantom_000"), "phantom_000 is given twice"),
     ):
         with pytest.raises(TaskError, match=message):
-            CaseStore(task, ids, SMALL, root)
+            CaseStore(TaskData(task, root), ids, SMALL)
     path = root / "Toy" / "imagesTr" / "phantom_000.nii.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -250,8 +253,8 @@ def test_store_can_be_sent_to_another_process(toy):
 @pytest.mark.parametrize("data", [SMALL, dataclasses.replace(PAD_CROP, img_size=(48, 64, 48))])
 def test_real_scans_go_there_and_back(data):
     task = find_task("hippocampus_40")
-    cases = tuple(case.case_id for case in list_cases(task))[:4]
-    store = CaseStore(task, cases, data)
+    cases = tuple(case.case_id for case in TaskData(task).cases)[:4]
+    store = CaseStore(TaskData(task), cases, data)
     for index in range(len(cases)):
         native = store.native(index)
         back = store.to_native(index, store.get(index)[1].float())

@@ -22,9 +22,10 @@ from mvl.datasets.new_scans import check_scan, find_scans
 from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.pictures import check_pixels, read_image
 from mvl.datasets.preprocessing import ScanReader, preprocessing
-from mvl.datasets.registry import find_task, list_cases, task_path
+from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
 from mvl.datasets.task import Case, TaskError
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.datasets.verify import verify
 from tests.faults.figures import record_figure
 
@@ -118,10 +119,10 @@ def verdicts(folder, monkeypatch):
     """What verify, training, evaluation and prediction say about one case: (image and label,
     image)."""
     task = find_task(folder.name, folder.parent)
-    case = list_cases(task, folder.parent)[0]
+    case = TaskData(task, folder.parent).cases[0]
     preflight._SOUND.clear()
     faults = checks.check_case(task, case, folder, {})[0]
-    store = CaseStore(task, ("a",), DATA, folder.parent)
+    store = CaseStore(TaskData(task, folder.parent), ("a",), DATA)
 
     def evaluate():
         store._transformed(0, store._digests(0))
@@ -184,9 +185,9 @@ def test_one_verdict_over_500_files(tmp_path, monkeypatch):
     "name", ["Task04_Hippocampus_40", "Task02_Heart_half", "LeftAtrium2018_half"]
 )
 def test_real_scans_are_read_as_nibabel_reads_them(name):
-    if not task_path(find_task(name)).is_dir():
+    if not open_task(name).place.is_dir():
         pytest.skip(f"needs {name} under MVL_DATA")
-    for case in list_cases(find_task(name))[:3]:
+    for case in open_task(name).cases[:3]:
         for path in (case.image, case.label):
             scan, file = read_scan(path), nibabel.load(path)
             assert np.array_equal(scan.voxels, np.asanyarray(file.dataobj))
@@ -221,7 +222,10 @@ def predicted(path):
 
 @pytest.mark.parametrize("start", [0, pytest.param(50, marks=pytest.mark.faults)])
 def test_pictures_get_one_verdict(start, tmp_path):
-    task = dataclasses.replace(find_task("shapes"), name="Any", layout="pairs", channels=("grey",))
+    task = dataclasses.replace(
+        find_task("shapes"), name=tmp_path.name, layout="pairs", channels=("grey",)
+    )
+    data = TaskData(task, tmp_path.parent)
     passed, count = 0, 50 if start == 0 else 500
     for seed in range(start, start + count):
         rng = np.random.default_rng(seed)
@@ -236,7 +240,7 @@ def test_pictures_get_one_verdict(start, tmp_path):
             paths[name] = tmp_path / f"{seed}_{name}.{ending}"
             picture.save(paths[name], exif=exif)
         case = Case(str(seed), paths["image"], paths["mask"])
-        faults = dict(picture_faults.case_faults(task, case, tmp_path, {})[0])
+        faults = dict(picture_faults.case_faults(data, case)[0])
         assert accepted(partial(read_case, case, 1)) == (not faults), (seed, faults)
         assert accepted(partial(predicted, case.image)) == (case.image not in faults), seed
         passed += not faults
@@ -269,7 +273,8 @@ def test_files_beside_the_data_stop_neither_verify_nor_training(kind, own_data, 
         for name in STRAYS:
             (place / name).write_text("x")
     task = find_task("Some", tmp_path)
-    found = verify(task, tmp_path)
+    found = verify(TaskData(task, tmp_path))
     assert [finding for finding in found if not finding.note] == []
     assert {"notes.txt", "x.docx"} <= {Path(finding.path).name for finding in found}
-    preflight.check_inputs(task, load_split(task, 0, 1.0, tmp_path), tmp_path / "run", tmp_path)
+    data = TaskData(task, tmp_path)
+    preflight.check_inputs(data, load_split(data, 0, 1.0), tmp_path / "run")

@@ -15,9 +15,10 @@ from PIL import Image
 from mvl.core.config import ROOT, Config, DataConfig
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.own_data import own_task, read_nnunet
-from mvl.datasets.registry import find_task, list_cases, settle, task_facts, task_of_run
+from mvl.datasets.registry import find_task, settle, task_facts, task_of_run
 from mvl.datasets.splits import load_split, split_path
 from mvl.datasets.task import TaskError, UnknownTask
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.datasets.verify import verify
 
 NAME = "Dataset123_Boxes"
@@ -59,12 +60,12 @@ def test_a_folder_is_a_task(boxes):
         True,
         3,
     )
-    cases = list_cases(task, boxes)
+    cases = TaskData(task, boxes).cases
     assert len(cases) == 12 and [path.name for path in cases[3].images] == [
         "case_03_0000.nii.gz",
         "case_03_0001.nii.gz",
     ]
-    assert cases[3].label.name == "case_03.nii.gz" and verify(task, boxes) == []
+    assert cases[3].label.name == "case_03.nii.gz" and verify(TaskData(task, boxes)) == []
     assert (
         find_task("hippocampus", boxes).own is False
         and own_task("nothing", boxes) is None
@@ -98,7 +99,9 @@ def test_names_that_mean_something_else_or_cannot_be_a_path_are_refused(own_data
 
 def test_both_channels_reach_the_network_in_order(boxes):
     task = find_task(NAME, boxes)
-    store = CaseStore(task, ("case_04",), DataConfig(img_size=(20, 18, 16), labels="all"), boxes)
+    store = CaseStore(
+        TaskData(task, boxes), ("case_04",), DataConfig(img_size=(20, 18, 16), labels="all")
+    )
     image, label = store.get(0)
     assert image.shape == (2, 20, 18, 16) and label.unique().tolist() == [0, 1, 2]
     rim, core = label[0] == 2, label[0] == 1
@@ -117,17 +120,17 @@ def test_the_decathlons_layout_needs_no_registry_row(toy):
         and task.channels == ("phantom",)
         and task.labels == {1: "anterior", 2: "posterior"}
     )
-    assert [case.case_id for case in list_cases(task, root)] == [
-        case.case_id for case in list_cases(toy[0], root)
+    assert [case.case_id for case in TaskData(task, root).cases] == [
+        case.case_id for case in TaskData(toy[0], root).cases
     ]
 
 
 def test_the_split_lies_beside_the_data_and_never_in_the_clone(copy):
     task, root = find_task(NAME, copy.parent), copy.parent
-    split = load_split(task, 0, 1.0, root)
+    split = load_split(TaskData(task, root), 0, 1.0)
     assert (
-        split_path(task, root) == root / "splits" / f"{NAME}.json"
-        and split_path(task, root).is_file()
+        split_path(TaskData(task, root)) == root / "splits" / f"{NAME}.json"
+        and split_path(TaskData(task, root)).is_file()
     )
     assert not (ROOT / "data" / "splits" / f"{NAME}.json").exists()
     assert sorted((*split.train, *split.val, *split.test)) == [f"case_{k:02d}" for k in range(12)]
@@ -141,7 +144,7 @@ def test_the_split_lies_beside_the_data_and_never_in_the_clone(copy):
             r" this file to deal anew"
         ),
     ):
-        load_split(find_task(NAME, root), 0, 1.0, root)
+        load_split(open_task(NAME, root), 0, 1.0)
 
 
 def test_fewer_than_ten_cases_cannot_be_dealt(own_data, tmp_path):
@@ -150,7 +153,7 @@ def test_fewer_than_ten_cases_cannot_be_dealt(own_data, tmp_path):
         TaskError,
         match=r"Few: 9 cases .* cannot be dealt to 10 blocks; add cases until there are 10",
     ):
-        load_split(find_task("Few", tmp_path), 0, 1.0, tmp_path)
+        load_split(open_task("Few", tmp_path), 0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_files_without_a_partner_are_named(copy):
             r" their cases out"
         ),
     ):
-        list_cases(find_task(NAME, copy.parent), copy.parent)
+        open_task(NAME, copy.parent).cases
     (copy / "labelsTr" / "case_05.nii.gz").unlink()
     with pytest.raises(
         TaskError,
@@ -274,24 +277,26 @@ def test_broken_files_stop_a_run_and_are_listed(copy, nifti, message):
     file = nibabel.load(path)
     nifti(path, *change(np.asarray(file.dataobj), file.affine.copy()))
     task = find_task(NAME, copy.parent)
-    store = CaseStore(task, ("case_00", "case_01"), DataConfig(img_size=(8, 8, 8)), copy.parent)
+    store = CaseStore(
+        TaskData(task, copy.parent), ("case_00", "case_01"), DataConfig(img_size=(8, 8, 8))
+    )
     with pytest.raises(
         TaskError, match=rf"{message}.*put the file right, or take its case out.*mvl verify"
     ):
         store.get(0)
     store.get(1)
-    assert [(finding.path, finding.remedy[:18]) for finding in verify(task, copy.parent)] == [
-        (str(path), "put the file right")
-    ]
+    assert [
+        (finding.path, finding.remedy[:18]) for finding in verify(TaskData(task, copy.parent))
+    ] == [(str(path), "put the file right")]
 
 
 def test_a_case_without_foreground_is_a_healthy_one(copy, nifti):
     path = copy / "labelsTr" / "case_00.nii.gz"
     nifti(path, np.asarray(nibabel.load(path).dataobj) * 0)
     task = find_task(NAME, copy.parent)
-    assert verify(task, copy.parent) == []
+    assert verify(TaskData(task, copy.parent)) == []
     assert (
-        not CaseStore(task, ("case_00",), DataConfig(img_size=(8, 8, 8)), copy.parent)
+        not CaseStore(TaskData(task, copy.parent), ("case_00",), DataConfig(img_size=(8, 8, 8)))
         .get(0)[1]
         .any()
     )
@@ -327,5 +332,5 @@ def test_pictures_with_masks_need_no_description(tmp_path):
         ("grey",),
         11,
     )
-    image, label = CaseStore(task, ("p3",), DataConfig(img_size=(8, 8)), tmp_path).get(0)
+    image, label = CaseStore(TaskData(task, tmp_path), ("p3",), DataConfig(img_size=(8, 8))).get(0)
     assert image.shape == (1, 8, 8) and label.unique().tolist() == [0, 1]

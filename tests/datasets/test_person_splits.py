@@ -25,6 +25,7 @@ from mvl.datasets.splits import (
     split_path,
 )
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.publish.run_pages import Row, split_files
 from mvl.study.tables import TableError, check_split, read_rows
 from mvl.training.evaluate import evaluate_run
@@ -91,14 +92,14 @@ def test_a_prefix_of_the_training_list_parts_at_most_one_person(committed: dict)
 
 
 def test_the_file_is_named_by_the_setting_and_other_tasks_have_none() -> None:
-    assert split_path(HIPPOCAMPUS, kind="persons") == PATH
+    assert split_path(TaskData(HIPPOCAMPUS), kind="persons") == PATH
     assert (
-        split_path(HIPPOCAMPUS).name
-        == split_path(HIPPOCAMPUS, kind="copies").name
+        split_path(TaskData(HIPPOCAMPUS)).name
+        == split_path(TaskData(HIPPOCAMPUS), kind="copies").name
         == "Task04_Hippocampus.json"
     )
     with pytest.raises(TaskError, match="do not tell persons"):
-        load_split(find_task("phantoms"), 0, 1.0, kind="persons")
+        load_split(open_task("phantoms"), 0, 1.0, kind="persons")
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +108,11 @@ def paired(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("splits")
     task = dataclasses.replace(find_task("phantoms"), persons="pairs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mvl.datasets.registry.find_task", lambda *_: task)
-        patch.setattr("mvl.training.evaluate.find_task", lambda *_: task)
+        patch.setattr("mvl.datasets.task_data.find_task", lambda *_: task)
         patch.setattr(
             "mvl.datasets.splits.split_path",
-            lambda task, data_dir=None, kind="folds": (
-                root / f"{task.name}{'_persons' if kind == 'persons' else ''}.json"
+            lambda data, kind="folds": (
+                root / f"{data.task.name}{'_persons' if kind == 'persons' else ''}.json"
             ),
         )
         yield task, root
@@ -130,7 +130,7 @@ def test_training_evaluation_and_plan_use_the_split_by_person(
 ) -> None:
     task, _ = paired
     config: Config = load_config(study, "phantoms", "by_person")
-    wanted, other = run_split(config, task), load_split(task, 0, 1.0)
+    wanted, other = run_split(config, TaskData(task)), load_split(TaskData(task), 0, 1.0)
     assert set(wanted.test) != set(other.test)
     folder = train_run(config, tmp_path, progress=False)
     assert run_folder.read_status(folder)["split_sha256"] == wanted.sha256 != other.sha256
@@ -142,13 +142,13 @@ def test_training_evaluation_and_plan_use_the_split_by_person(
 
 def test_a_file_that_parts_a_person_is_refused(paired) -> None:
     task, root = paired
-    load_split(task, 0, 1.0, kind="persons")
+    load_split(TaskData(task), 0, 1.0, kind="persons")
     path = root / "phantoms_persons.json"
     text = path.read_text()
     everyone = [case for block in json.loads(text)["blocks"] for case in block]
     path.write_text(json.dumps(make_split("phantoms", everyone)))
     with pytest.raises(TaskError, match="lie in different blocks"):
-        load_split(task, 0, 1.0, kind="persons")
+        load_split(TaskData(task), 0, 1.0, kind="persons")
     path.write_text(text)
 
 

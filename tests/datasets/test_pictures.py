@@ -22,8 +22,8 @@ from mvl.datasets.pictures import (
     read_image,
     read_pairs,
 )
-from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import open_task
 
 BUSI = Path(os.environ.get("MVL_DATA", "")) / "Dataset_BUSI_with_GT"
 RAMP = (np.arange(12 * 8, dtype=np.uint8) * 2).reshape(12, 8)
@@ -206,7 +206,7 @@ def test_png_of_a_mask_reads_back(tmp_path):
 
 @pytest.mark.skipif(not BUSI.is_dir(), reason="needs BUSI under MVL_DATA")
 def test_real_busi_has_its_780_cases_and_17_with_several_masks():
-    cases = list_cases(find_task("BUSI"))
+    cases = open_task("BUSI").cases
     kinds = [case.case_id.split("_")[0] for case in cases]
     assert [kinds.count(kind) for kind in ("benign", "malignant", "normal")] == [437, 210, 133]
     assert sum(bool(case.more_labels) for case in cases) == 17

@@ -10,8 +10,9 @@ import pytest
 
 from mvl.datasets.decathlon import read_cases
 from mvl.datasets.phantoms import write_phantoms
-from mvl.datasets.registry import aliases, find_task, list_cases, load_tasks, task_dir, task_path
+from mvl.datasets.registry import aliases, find_task, load_tasks
 from mvl.datasets.task import TaskError, data_root
+from mvl.datasets.task_data import open_task
 
 
 def test_registry_holds_the_ten_tasks_and_the_phantoms():
@@ -83,14 +84,9 @@ def test_task_is_found_by_folder_name_or_last_word():
 def test_data_root_is_the_argument_then_the_variable_then_the_clone(tmp_path, monkeypatch):
     monkeypatch.setenv("MVL_DATA", str(tmp_path / "env"))
     assert data_root(tmp_path) == tmp_path and data_root() == tmp_path / "env"
-    assert task_path(find_task("phantoms")).parts[-3:] == ("data", "raw", "phantoms")
+    assert open_task("phantoms").place.parts[-3:] == ("data", "raw", "phantoms")
     monkeypatch.delenv("MVL_DATA")
     assert data_root().parts[-2:] == ("data", "raw")
-
-
-def test_absent_data_say_how_to_get_them(tmp_path):
-    with pytest.raises(TaskError, match="mvl fetch Task09_Spleen"):
-        list_cases(find_task("spleen"), tmp_path)
 
 
 def rewrite(folder, change):
@@ -122,20 +118,6 @@ def test_dataset_json_is_not_trusted(tmp_path, change, message):
     rewrite(folder, change)
     with pytest.raises(TaskError, match=message):
         read_cases(folder)
-
-
-def test_desktop_droppings_are_no_cases_and_a_missing_file_is_named(tmp_path):
-    folder = task_dir(find_task("phantoms"), tmp_path)
-    (folder / "imagesTr" / "._phantom_000.nii.gz").write_bytes(b"x")
-    dropping = {
-        "image": "./imagesTr/._phantom_000.nii.gz",
-        "label": "./labelsTr/._phantom_000.nii.gz",
-    }
-    rewrite(folder, lambda d: d["training"].append(dropping))
-    assert len(list_cases(find_task("phantoms"), tmp_path)) == 80
-    (folder / "labelsTr" / "phantom_003.nii.gz").unlink()
-    with pytest.raises(TaskError, match=r"phantom_003.nii.gz: missing.*mvl verify"):
-        list_cases(find_task("phantoms"), tmp_path)
 
 
 def test_import_is_light():

@@ -18,6 +18,7 @@ from mvl.datasets.loaders import TrainingBatches, steps_per_epoch
 from mvl.datasets.registry import find_task
 from mvl.datasets.released_faults import VersionStore, audited, deal_versions
 from mvl.datasets.splits import Split, load_split
+from mvl.datasets.task_data import TaskData
 from mvl.study.grid import load_study
 from mvl.training import run
 
@@ -53,10 +54,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def stores(config: Config) -> tuple[Split, CaseStore, CaseStore, Split]:
     """The committed lists, then what `audited` makes of them."""
-    split = load_split(TASK, config.fold, config.fraction)
+    split = load_split(TaskData(TASK), config.fold, config.fraction)
 
     def make(cases):
-        return CaseStore(TASK, cases, config.data)
+        return CaseStore(TaskData(TASK), cases, config.data)
 
     return split, *audited(config, split, make(split.train), make)
 
@@ -96,7 +97,7 @@ def test_a_watched_copy_is_always_the_same_and_a_trained_one_is_drawn_on_each_vi
     study: str,
 ) -> None:
     config = load_config(study, "phantoms", "leak")
-    cases = CaseStore(TASK, ("phantom_000",), config.data)
+    cases = CaseStore(TaskData(TASK), ("phantom_000",), config.data)
     items = ("phantom_000@0", "phantom_000@1", "phantom_000@2")
     watched, seen = VersionStore(cases, items, fixed=True), VersionStore(cases, items, fixed=False)
     plain = cases.get(0)[0]

@@ -10,10 +10,11 @@ import pytest
 
 from mvl.core.config import ROOT
 from mvl.datasets.masks import read_case
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.registry import find_task
 from mvl.datasets.shapes2d import ensure_shapes, make_shape, write_shapes
 from mvl.datasets.splits import make_split, read_split
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 
 
 def test_pictures_are_a_function_of_seed_and_index(few_shapes, tmp_path):
@@ -30,7 +31,7 @@ def test_pictures_are_a_function_of_seed_and_index(few_shapes, tmp_path):
 
 def test_the_stated_pictures_are_empty_or_repeated(few_shapes):
     task, root = few_shapes
-    pairs = {case.case_id: read_case(case, 1) for case in list_cases(task, root)}
+    pairs = {case.case_id: read_case(case, 1) for case in TaskData(task, root).cases}
     assert [name for name, (_, mask) in pairs.items() if not mask.any()] == ["shape_009"]
     assert np.array_equal(pairs["shape_014"][1], pairs["shape_013"][1]) and not np.array_equal(
         pairs["shape_014"][0], pairs["shape_013"][0]
@@ -42,7 +43,7 @@ def test_the_stated_pictures_are_empty_or_repeated(few_shapes):
 def test_darkness_alone_does_not_find_the_blob(few_shapes):
     task, root = few_shapes
     best = []
-    for case in list_cases(task, root):
+    for case in TaskData(task, root).cases:
         image, mask = read_case(case, 1)
         if mask.any():
             dark = image[0] < np.quantile(image[0], mask.mean())

@@ -9,10 +9,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.datasets.registry import find_task, list_cases, whole_task
+from mvl.datasets.registry import find_task
 from mvl.datasets.slices import EMPTY_STEP, read_slice, read_slices
 from mvl.datasets.splits import load_split
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData, open_task
 
 
 def volume_of(case_id):
@@ -27,9 +28,9 @@ def test_slices_of_a_task_are_a_task(few_phantoms):
         "phantoms",
         find_task("phantoms").labels,
     )
-    assert whole_task(task) == dataclasses.replace(
+    assert TaskData(task).whole.task == dataclasses.replace(
         find_task("phantoms"), folder="phantoms"
-    ) and whole_task(find_task("BUSI")) is find_task("BUSI")
+    ) and open_task("BUSI").whole.task is find_task("BUSI")
     assert find_task("hippocampus_slices").name == "Task04_Hippocampus_slices"
     with pytest.raises(TaskError, match="no volumes to slice"):
         find_task("BUSI_slices")
@@ -69,20 +70,20 @@ def test_a_slice_that_is_not_there_is_refused(few_phantoms):
 
 def test_slices_share_their_volumes_fold(few_phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr("mvl.datasets.splits.ROOT", tmp_path)
-    monkeypatch.setattr("mvl.datasets.registry.make", lambda task, folder: folder)
+    monkeypatch.setattr("mvl.datasets.task_data.make", lambda task, folder: folder)
     task = find_task("phantoms_slices")
     whole, volumes = (
-        load_split(task, 0, 1.0, few_phantoms),
-        load_split(find_task("phantoms"), 0, 1.0, few_phantoms),
+        load_split(TaskData(task, few_phantoms), 0, 1.0),
+        load_split(open_task("phantoms", few_phantoms), 0, 1.0),
     )
     for part in ("train", "val", "test"):
         assert {volume_of(case) for case in getattr(whole, part)} == set(getattr(volumes, part))
     assert sorted((*whole.train, *whole.val, *whole.test)) == [
-        case.case_id for case in list_cases(task, few_phantoms)
+        case.case_id for case in TaskData(task, few_phantoms).cases
     ]
     some, few = (
-        load_split(task, 0, 0.3, few_phantoms),
-        load_split(find_task("phantoms"), 0, 0.3, few_phantoms),
+        load_split(TaskData(task, few_phantoms), 0, 0.3),
+        load_split(open_task("phantoms", few_phantoms), 0, 0.3),
     )
     assert whole.train[: len(some.train)] == some.train and {
         volume_of(case) for case in some.train

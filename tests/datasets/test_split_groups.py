@@ -13,7 +13,7 @@ import pytest
 
 from mvl.core.config import ROOT
 from mvl.core.seeds import draw_seed
-from mvl.datasets.registry import MANIFESTS, find_task
+from mvl.datasets.registry import find_task
 from mvl.datasets.split_groups import (
     KNOWN_RULE,
     PATIENT_RULE,
@@ -33,6 +33,7 @@ from mvl.datasets.split_groups import (
 )
 from mvl.datasets.splits import make_split, read_split, select, split_file
 from mvl.datasets.task import Case, TaskError
+from mvl.datasets.task_data import MANIFESTS, open_task
 
 PATH = ROOT / "data" / "splits" / "BUSI.json"
 
@@ -169,11 +170,12 @@ def test_a_split_that_parts_what_the_registry_keeps_together_is_refused(tmp_path
         Case(name, tmp_path, tmp_path)
         for name in ("la_005", "la_026", *(f"la_1{i:02d}" for i in range(18)))
     ]
-    monkeypatch.setattr("mvl.datasets.splits.list_cases", lambda *_: cases)
+    data = open_task("Task02_Heart_half")
+    vars(data)["cases"] = cases
     split = make_split("Task02_Heart_half", [case.case_id for case in cases], seed=1)
     (tmp_path / "heart.json").write_text(json.dumps(split))
     with pytest.raises(TaskError, match="la_005 and la_026 lie in different blocks"):
-        split_file(find_task("Task02_Heart_half"))
+        split_file(data)
 
 
 def like(**changes):

@@ -13,7 +13,7 @@ import pytest
 from mvl.core.config import ROOT, Config, DataConfig
 from mvl.core.seeds import draw_seed
 from mvl.datasets import split_groups, splits
-from mvl.datasets.registry import MANIFESTS, find_task
+from mvl.datasets.registry import find_task
 from mvl.datasets.splits import (
     NUM_FOLDS,
     RULE,
@@ -32,6 +32,7 @@ from mvl.datasets.splits import (
     write_split_file,
 )
 from mvl.datasets.task import OWN, Case, TaskError
+from mvl.datasets.task_data import MANIFESTS, TaskData, open_task
 
 COMMITTED = ["Task04_Hippocampus", "phantoms"]
 
@@ -291,24 +292,24 @@ def test_split_of_another_task_is_written_once_beside_the_data_where_the_clone_i
 ):
     task, root = toy
     monkeypatch.setattr("mvl.datasets.splits.os.access", lambda *_: False)
-    path = split_path(task, root)
+    path = split_path(TaskData(task, root))
     assert path == root / "splits" / "Toy.json"
-    first = load_split(task, 0, 1.0, root)
+    first = load_split(TaskData(task, root), 0, 1.0)
     text = path.read_text()
     write_split_file("Toy", ["other"] * 3, path)
-    assert path.read_text() == text and load_split(task, 0, 1.0, root) == first
+    assert path.read_text() == text and load_split(TaskData(task, root), 0, 1.0) == first
     next((root / "Toy" / "imagesTr").iterdir()).unlink()
     with pytest.raises(TaskError, match="missing"):
-        load_split(task, 0, 1.0, root)
+        load_split(TaskData(task, root), 0, 1.0)
 
 
 def test_a_run_takes_the_split_that_its_config_names(monkeypatch):
     asked, split = [], Split((), (), (), "")
     monkeypatch.setattr(splits, "load_split", lambda *given: asked.append(given) or split)
-    task = find_task("phantoms")
+    here, there = open_task("phantoms"), open_task("phantoms", Path("there"))
     config = Config(fold=3, fraction=0.3, data=DataConfig(split="persons"))
-    assert run_split(config, task, Path("there")) is split and run_split(Config(), task) is split
-    assert asked == [(task, 3, 0.3, Path("there"), "persons"), (task, 0, 1.0, None, "folds")]
+    assert run_split(config, there) is split and run_split(Config(), here) is split
+    assert asked == [(there, 3, 0.3, "persons"), (here, 0, 1.0, "folds")]
 
 
 def test_slices_lie_where_their_volumes_do(monkeypatch, tmp_path):
@@ -319,17 +320,14 @@ def test_slices_lie_where_their_volumes_do(monkeypatch, tmp_path):
     (tmp_path / "Toy.json").write_text(json.dumps(make_split("Toy", volumes)))
     asked = []
 
-    def file_of(*arguments) -> Path:
-        asked.append((arguments[0].layout, *arguments[1:]))
+    def file_of(data, kind) -> Path:
+        asked.append((data.task.layout, data.data_dir, kind))
         return tmp_path / "Toy.json"
 
-    def cases_of(task, data_dir) -> list[Case]:
-        assert (task.layout, data_dir) == ("slices", tmp_path)
-        return [Case(name, tmp_path, tmp_path) for name in names]
-
     monkeypatch.setattr(splits, "split_file", file_of)
-    monkeypatch.setattr(splits, "list_cases", cases_of)
-    found = load_split(task, 2, 0.5, tmp_path, "persons")
+    data = TaskData(task, tmp_path)
+    vars(data)["cases"] = [Case(name, tmp_path, tmp_path) for name in names]
+    found = load_split(data, 2, 0.5, "persons")
     whole = select(make_split("Toy", volumes), 2, 0.5, tmp_path)
     lists = [
         tuple(f"{volume}_z{z:03d}" for volume in part for z in (0, 7))
@@ -337,9 +335,9 @@ def test_slices_lie_where_their_volumes_do(monkeypatch, tmp_path):
     ]
     assert found == Split(*lists, sha256("Toy_slices", *lists))
     assert asked == [("decathlon", tmp_path, "persons")]
-    load_split(task, 2, 0.5, tmp_path)
+    load_split(data, 2, 0.5)
     assert asked[1] == ("decathlon", tmp_path, "folds")
-    assert refused(load_split, task, 10, 0.5).startswith(f"{tmp_path / 'Toy.json'}: no fold 10")
+    assert refused(load_split, data, 10, 0.5).startswith(f"{tmp_path / 'Toy.json'}: no fold 10")
 
 
 def test_where_a_split_lies(tmp_path, monkeypatch):
@@ -352,12 +350,18 @@ def test_where_a_split_lies(tmp_path, monkeypatch):
         "data/splits/T_persons.json",
         "data/splits/T.json",
     )
-    assert split_path(ours, tmp_path) == ROOT / "data/splits/phantoms.json"
-    assert split_path(unknown, tmp_path, "persons") == ROOT / "data/splits/Unknown_persons.json"
-    assert split_path(own, tmp_path) == tmp_path / "splits" / "phantoms.json"
-    assert split_path(own, tmp_path, "persons") == tmp_path / "splits" / "phantoms_persons.json"
+    assert split_path(TaskData(ours, tmp_path)) == ROOT / "data/splits/phantoms.json"
+    assert (
+        split_path(TaskData(unknown, tmp_path), "persons")
+        == ROOT / "data/splits/Unknown_persons.json"
+    )
+    assert split_path(TaskData(own, tmp_path)) == tmp_path / "splits" / "phantoms.json"
+    assert (
+        split_path(TaskData(own, tmp_path), "persons")
+        == tmp_path / "splits" / "phantoms_persons.json"
+    )
     monkeypatch.setenv("MVL_DATA", str(tmp_path / "data"))
-    assert split_path(own) == tmp_path / "data" / "splits" / "phantoms.json"
+    assert split_path(TaskData(own)) == tmp_path / "data" / "splits" / "phantoms.json"
 
     asked = []
 
@@ -366,9 +370,9 @@ def test_where_a_split_lies(tmp_path, monkeypatch):
         return False
 
     monkeypatch.setattr(splits.os, "access", access)
-    assert split_path(ours, tmp_path) == ROOT / "data/splits/phantoms.json"
+    assert split_path(TaskData(ours, tmp_path)) == ROOT / "data/splits/phantoms.json"
     beside = tmp_path / "splits" / "Unknown.json"
-    assert split_path(unknown, tmp_path) == beside
+    assert split_path(TaskData(unknown, tmp_path)) == beside
     assert asked == [(ROOT / "data/splits", os.W_OK)] * 2
     monkeypatch.setattr(splits, "default_results_dir", lambda: tmp_path / "runs")
     aside = path_beside_runs(beside)
@@ -376,20 +380,20 @@ def test_where_a_split_lies(tmp_path, monkeypatch):
     assert aside == tmp_path / "runs" / "splits" / f"Unknown-{digest}.json"
     aside.parent.mkdir(parents=True)
     aside.touch()
-    assert split_path(unknown, tmp_path) == aside
+    assert split_path(TaskData(unknown, tmp_path)) == aside
     beside.parent.mkdir()
     beside.touch()
-    assert split_path(unknown, tmp_path) == beside
+    assert split_path(TaskData(unknown, tmp_path)) == beside
     monkeypatch.chdir(tmp_path)
     assert path_beside_runs(Path("splits/Unknown.json")) == aside
     monkeypatch.setattr(splits, "ROOT", tmp_path / "bare")
     asked.clear()
-    split_path(unknown, tmp_path)
+    split_path(TaskData(unknown, tmp_path))
     assert asked == [(tmp_path / "bare", os.W_OK)]
 
 
 @pytest.fixture
-def dealt(tmp_path, monkeypatch):
+def dealt(tmp_path):
     """A function that deals a task of these settings and cases, in a folder of its own."""
 
     def deal(cases, described=None, kind="folds", **changes) -> Path:
@@ -399,11 +403,10 @@ def dealt(tmp_path, monkeypatch):
         listed = [Case(name, tmp_path, tmp_path) for name in cases]
         settings = {"name": "Mine", "licence": OWN, **changes}
         task = dataclasses.replace(find_task("phantoms"), **settings)
-        monkeypatch.setattr(splits, "list_cases", lambda *asked: asked == (task, root) and listed)
-        monkeypatch.setattr(splits, "task_dir", lambda *asked: asked == (task, root) and folder)
-        return split_file(task, root, kind)
+        data = TaskData(task, tmp_path / "data")
+        vars(data).update(cases=listed, folder=folder)
+        return split_file(data, kind)
 
-    root = tmp_path / "data"
     return deal
 
 

@@ -13,8 +13,9 @@ from mvl.core.config import Config, DataConfig, TrainConfig
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.label_noise import label_damage
 from mvl.datasets.loaders import TrainingBatches, batch_loader
-from mvl.datasets.registry import find_task, list_cases, sliced
+from mvl.datasets.registry import find_task, sliced
 from mvl.datasets.released_faults import VersionStore
+from mvl.datasets.task_data import TaskData
 
 KINDS = ("scans", "pictures", "slices", "versions of scans", "fixed versions of scans")
 AUGMENTATIONS = ("rotate_intensity", "flip_rot90", "released_planes", "one_plane")
@@ -38,9 +39,9 @@ def batches(kind, augmentation, noise, roots, workers=0):
     root = shapes_root if kind == "pictures" else phantoms
     cases = {"pictures": ("shape_000", "shape_001")}.get(kind, ("phantom_000", "phantom_001"))
     if kind == "slices":
-        found = [case.case_id for case in list_cases(task, root)]
+        found = [case.case_id for case in TaskData(task, root).cases]
         cases = (found[0], found[-1])
-    store = CaseStore(task, cases, data, root, label_damage(config, cases))
+    store = CaseStore(TaskData(task, root), cases, data, label_damage(config, cases))
     if "versions" in kind:
         items = [f"{case}@{version}" for case in cases for version in (0, 2)]
         store = VersionStore(store, items, fixed=kind.startswith("fixed"))

@@ -17,6 +17,7 @@ import pytest
 
 from mvl.datasets.nifti import FileFault, decode, nifti_bytes
 from mvl.datasets.registry import find_task
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.datasets.verify import verify
 
 REAL = Path(os.environ.get("MVL_DATA", ""))
@@ -36,18 +37,18 @@ def unhashed(toy):
 
 
 def the_finding(task, root, path):
-    findings = verify(task, root)
+    findings = verify(TaskData(task, root))
     assert [f.path for f in findings] == [str(path)], findings
     assert "mvl fetch Toy" in findings[0].remedy
     return findings[0].fault
 
 
 def test_sound_task_has_no_finding(toy):
-    assert verify(*toy) == []
+    assert verify(TaskData(*toy)) == []
 
 
 def test_the_committed_scans_are_sound():
-    assert verify(find_task("hippocampus_40")) == []
+    assert verify(open_task("hippocampus_40")) == []
 
 
 def test_every_bit_flip_hole_and_truncation_is_found(toy):
@@ -56,10 +57,9 @@ def test_every_bit_flip_hole_and_truncation_is_found(toy):
     whole, draw = path.read_bytes(), random.Random(0)
     from mvl.datasets.checks import check_case
     from mvl.datasets.decathlon import read_cases
-    from mvl.datasets.registry import read_manifest
 
     case = next(c for c in read_cases(root / "Toy") if c.case_id == "phantom_005")
-    manifest = read_manifest(task, root / "Toy")
+    manifest = TaskData(task, root).manifest
     for trial in range(90):
         data, place = bytearray(whole), draw.randrange(len(whole) - 512)
         if trial % 3 == 0:
@@ -238,7 +238,7 @@ def test_swapped_image_and_label(toy):
     scan, drawn = image.read_bytes(), label.read_bytes()
     image.write_bytes(drawn)
     label.write_bytes(scan)
-    findings = {f.path: f.fault for f in verify(task, root)}
+    findings = {f.path: f.fault for f in verify(TaskData(task, root))}
     assert (
         "swapped" in findings[str(image)]
         and "not labels" in findings[str(label)]
@@ -266,7 +266,9 @@ def test_missing_stray_link_folder_and_unlisted(toy):
     described = json.loads((folder / "dataset.json").read_text())
     described["training"].pop()
     (folder / "dataset.json").write_text(json.dumps(described))
-    found = {Path(f.path).relative_to(folder).as_posix(): f.fault for f in verify(task, root)}
+    found = {
+        Path(f.path).relative_to(folder).as_posix(): f.fault for f in verify(TaskData(task, root))
+    }
     assert found == {
         "dataset.json": "lists 11 cases, Toy has 12",
         "imagesTr/new.nii.gz": "stray file: not listed in dataset.json, it is not read",
@@ -311,7 +313,7 @@ def test_reduced_copies_are_whole(name):
     """The heart holds one image twice, which the registry knows."""
     if not (REAL / name).is_dir():
         pytest.skip(f"MVL_DATA has no {name}")
-    assert verify(find_task(name)) == []
+    assert verify(open_task(name)) == []
 
 
 @pytest.mark.skipif(
@@ -319,5 +321,5 @@ def test_reduced_copies_are_whole(name):
     reason="MVL_DATA has no Task02_Heart_half",
 )
 def test_one_image_twice_is_a_fault_unless_the_registry_keeps_it_together():
-    [finding] = verify(dataclasses.replace(find_task("Task02_Heart_half"), together=()))
+    [finding] = verify(TaskData(dataclasses.replace(find_task("Task02_Heart_half"), together=())))
     assert "la_026" in finding.path and "the same voxels as la_005" in finding.fault

@@ -15,9 +15,9 @@ from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import Config, load_config
 from mvl.datasets import loaders
-from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import open_task
 from mvl.evidence import activation_maps, activation_records
 from mvl.evidence.activations import COLUMNS, MEASURES
 from mvl.evidence.chapter import Chapter
@@ -50,7 +50,7 @@ def finished(config: Config, results: Path) -> Path:
     """A run as training leaves it, with the weights that it began with."""
     folder, cases = (
         run_folder.run_dir(results, config),
-        load_split(find_task("phantoms"), config.fold, 1.0).test,
+        load_split(open_task("phantoms"), config.fold, 1.0).test,
     )
     run_folder.write_config(folder, config)
     files.write_json(folder / "environment.json", {})

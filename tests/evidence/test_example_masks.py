@@ -13,7 +13,7 @@ import pytest
 
 from mvl.core import columns, files, run_folder
 from mvl.core.config import load_config
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.task_data import open_task
 from mvl.evidence import example_cases, example_masks, predicted
 from mvl.evidence.chapter import Chapter
 from mvl.evidence.example_masks import Drawn
@@ -239,7 +239,7 @@ def test_masks_are_those_that_were_scored(trained: Chapter) -> None:
     label = (
         np.asarray(
             nibabel.nifti1.load(
-                {c.case_id: c.label for c in list_cases(find_task("phantoms"))}[case]
+                {c.case_id: c.label for c in open_task("phantoms").cases}[case]
             ).dataobj
         )
         > 0
@@ -262,7 +262,7 @@ def test_examples_are_drawn_once_and_kept(
         label = (
             np.asarray(
                 nibabel.nifti1.load(
-                    {c.case_id: c.label for c in list_cases(find_task("phantoms"))}[example.case]
+                    {c.case_id: c.label for c in open_task("phantoms").cases}[example.case]
                 ).dataobj
             )
             > 0

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from mvl.datasets.download import fetch, is_whole
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 from mvl.datasets.unpack import extract
 from mvl.datasets.verify import verify
 from tests.datasets import test_download as room
@@ -33,6 +34,7 @@ import dataclasses, os, sys
 from pathlib import Path
 from mvl.datasets import download, unpack
 from mvl.datasets.registry import find_task
+from mvl.datasets.task_data import TaskData
 write, count = unpack._write, []
 def dies(*words):
     count.append(1)
@@ -42,7 +44,7 @@ def dies(*words):
 unpack._write = dies
 task = dataclasses.replace(find_task("phantoms"), name="Toy", num_cases=12)
 task = dataclasses.replace(task, url=sys.argv[1], md5=sys.argv[2])
-download.fetch(task, Path(sys.argv[3]), progress=False)
+download.fetch(TaskData(task, Path(sys.argv[3])), progress=False)
 """
 
 
@@ -106,9 +108,9 @@ def killed(place: Any) -> None:
         done.returncode == -9
         and list(root.glob("Toy.partial-*"))
         and not (root / "Toy").exists()
-        and not is_whole(task, root)
+        and not is_whole(TaskData(task, root))
     )
-    assert is_whole(task, fetch(task, root, progress=False).parent)
+    assert is_whole(TaskData(task, fetch(TaskData(task, root), progress=False).parent))
     assert sorted(path.name for path in root.iterdir()) == [".Toy.lock", "Toy"]
 
 
@@ -118,8 +120,8 @@ def droppings(place: Any) -> None:
             (folder / "imagesTr" / name).write_bytes(b"dropping")
 
     task, root = publish(place, change)
-    folder = fetch(task, root, progress=False)
-    assert len(list((folder / "imagesTr").iterdir())) == 12 == len(list_cases(task, root))
+    folder = fetch(TaskData(task, root), progress=False)
+    assert len(list((folder / "imagesTr").iterdir())) == 12 == len(TaskData(task, root).cases)
 
 
 def rotten_member(place: Any) -> None:
@@ -130,8 +132,8 @@ def rotten_member(place: Any) -> None:
         scan.write_bytes(bytes(data))
 
     task, root = publish(place, change)
-    folder = fetch(task, root, progress=False)
-    findings = verify(task, root)
+    folder = fetch(TaskData(task, root), progress=False)
+    findings = verify(TaskData(task, root))
     assert [finding.path for finding in findings] == [
         str(folder / "imagesTr" / "toy_004.nii.gz")
     ] and "fetch Toy" in findings[0].remedy
@@ -151,7 +153,7 @@ def leaving_paths(place: Any) -> None:
             r" task again"
         ),
     ):
-        fetch(task, root, progress=False)
+        fetch(TaskData(task, root), progress=False)
     assert not (root / "Toy").exists() and not list(root.glob("*.partial-*"))
 
 

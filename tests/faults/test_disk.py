@@ -19,8 +19,8 @@ from mvl.core import files, run_folder
 from mvl.core.config import ROOT, Config, load_config
 from mvl.datasets.new_scans import nifti_like
 from mvl.datasets.phantoms import write_phantoms
-from mvl.datasets.registry import find_task, list_cases
 from mvl.datasets.splits import write_split_file
+from mvl.datasets.task_data import open_task
 from mvl.evidence.faults import keep_figure
 from mvl.publish.notebooks import write_notebook
 from mvl.study.tables import record
@@ -60,7 +60,7 @@ def writers(outside: Path, case_folder: Path) -> dict[str, Callable[[Path], obje
     study = outside / "tiny.yaml"
     study.write_text(STUDY)
     finished_run(outside / "results", str(study))
-    scan = list_cases(find_task("Toy", case_folder.parent), case_folder.parent)[0].image
+    scan = open_task("Toy", case_folder.parent).cases[0].image
     mask = np.ones((16, 16, 16), np.uint8)
     return {
         "bytes": lambda to: files.atomic_write(to / "x.bin", b"new" * 1000),

@@ -21,6 +21,7 @@ import pytest
 from mvl.datasets.download import download, fetch
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.weights.families import SourceError
 from mvl.weights.hub import fetch_file, fetch_layer, find_source
 from tests import tiny_checkpoints as models
@@ -189,9 +190,7 @@ def rotted(place: Any) -> None:
     folder = place.get("case_folder")
     scan = folder / "imagesTr" / "toy_003.nii.gz"
     scan.write_bytes(scan.read_bytes()[:-4])
-    assert [finding.path for finding in verify(find_task("Toy", folder.parent), folder.parent)] == [
-        str(scan)
-    ]
+    assert [finding.path for finding in verify(open_task("Toy", folder.parent))] == [str(scan)]
 
 
 def not_moved(place: Any) -> None:
@@ -278,7 +277,7 @@ def two_at_once(place: Any) -> None:
     task, root = publish(place)
     found: list[Path] = []
     pair = [
-        threading.Thread(target=lambda: found.append(fetch(task, root, progress=False)))
+        threading.Thread(target=lambda: found.append(fetch(TaskData(task, root), progress=False)))
         for _ in range(2)
     ]
     [thread.start() for thread in pair]

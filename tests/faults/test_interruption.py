@@ -22,6 +22,7 @@ from mvl.datasets.case_store import CaseStore
 from mvl.datasets.loaders import training_loader
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.training import checkpoints, loop, resume_check, run
 from tests.faults.figures import record_figure
 from tests.faults.injection import layer
@@ -165,7 +166,9 @@ def row_F6(
     """Resumed with another number of loader processes: the same batches to the bit, from any step
     on."""
     task = find_task("Toy", data)
-    store = CaseStore(task, load_split(task, 0, 1.0, data).train, tiny.data, data)
+    store = CaseStore(
+        TaskData(task, data), load_split(TaskData(task, data), 0, 1.0).train, tiny.data
+    )
     alone, pair = (
         list(training_loader(store, replace(tiny, data=replace(tiny.data, num_workers=n)), 3, 1))
         for n in (0, 2)
@@ -255,10 +258,10 @@ def row_F11(
 ) -> None:
     """Decoded cases on disk: flipped, cut, empty, half written, of another file, of other
     transforms, of two writers: never a wrong array."""
-    task, case_ids = find_task("Toy", data), load_split(find_task("Toy", data), 0, 1.0, data).train
+    task, case_ids = find_task("Toy", data), load_split(open_task("Toy", data), 0, 1.0).train
 
     def fresh(settings=tiny.data):
-        return CaseStore(task, case_ids, settings, data)
+        return CaseStore(TaskData(task, data), case_ids, settings)
 
     plain = [fresh().get(index) for index in range(len(case_ids))]
 

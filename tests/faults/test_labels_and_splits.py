@@ -22,6 +22,7 @@ from mvl.datasets.decathlon import read_cases
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import Split, load_split, make_split, read_split, select, split_path
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData, open_task
 from mvl.datasets.verify import verify
 from mvl.training import loop
 from mvl.training.run import train_run
@@ -92,9 +93,9 @@ def toy(case_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def leak_of(folder: Path, run: Path) -> str:
     """What the start of a run says of fold 0 of the task."""
     task = find_task("Toy", folder.parent)
-    split = load_split(task, 0, 1.0, folder.parent)
+    split = load_split(TaskData(task, folder.parent), 0, 1.0)
     with pytest.raises(TaskError) as caught:
-        preflight.check_inputs(task, split, run, folder.parent)
+        preflight.check_inputs(TaskData(task, folder.parent), split, run)
     return str(caught.value)
 
 
@@ -112,9 +113,7 @@ def test_swapped_image_and_label(row: str, toy: Path) -> None:
     scan, drawn = image.read_bytes(), label.read_bytes()
     image.write_bytes(drawn)
     label.write_bytes(scan)
-    found = {
-        finding.path: finding.fault for finding in verify(find_task("Toy", toy.parent), toy.parent)
-    }
+    found = {finding.path: finding.fault for finding in verify(open_task("Toy", toy.parent))}
     assert (
         set(found) == {str(image), str(label)}
         and "swapped" in found[str(image)]
@@ -128,9 +127,9 @@ def test_an_empty_label_is_a_healthy_case_only_in_your_own_data(row: str, toy: P
     path = toy / "labelsTr" / f"{NAME}.nii.gz"
     voxels(lambda v: v * 0)(path)
     own = find_task("Toy", toy.parent)
-    assert verify(own, toy.parent) == []
+    assert verify(TaskData(own, toy.parent)) == []
     known = dataclasses.replace(own, licence="CC")
-    assert [(f.path, f.fault) for f in verify(known, toy.parent)] == [
+    assert [(f.path, f.fault) for f in verify(TaskData(known, toy.parent))] == [
         (str(path), "no foreground voxel")
     ]
 
@@ -139,7 +138,7 @@ def copied(folder: Path) -> None:
     """Give the first test case the voxels of a training case, packed otherwise."""
     import gzip
 
-    split = load_split(find_task("Toy", folder.parent), 0, 1.0, folder.parent)
+    split = load_split(open_task("Toy", folder.parent), 0, 1.0)
     for kind in ("imagesTr", "labelsTr"):
         source, target = (
             folder / kind / f"{case}.nii.gz" for case in (split.train[0], split.test[0])
@@ -149,7 +148,7 @@ def copied(folder: Path) -> None:
 
 def one_patient(folder: Path) -> None:
     """Say, after the split was dealt, that a training and a test case are of one patient."""
-    split = load_split(find_task("Toy", folder.parent), 0, 1.0, folder.parent)
+    split = load_split(open_task("Toy", folder.parent), 0, 1.0)
     path = folder / "dataset.json"
     path.write_text(
         json.dumps(
@@ -190,8 +189,7 @@ def test_a_scan_or_patient_on_two_sides_stops_the_run(
 def test_a_copy_is_listed_by_verify_too(row: str, toy: Path) -> None:
     copied(toy)
     assert any(
-        "the same voxels as" in finding.fault
-        for finding in verify(find_task("Toy", toy.parent), toy.parent)
+        "the same voxels as" in finding.fault for finding in verify(open_task("Toy", toy.parent))
     )
 
 
@@ -204,10 +202,10 @@ def test_patients_are_dealt_whole(row: str, toy: Path) -> None:
         TaskError, match=r"dataset.json: `patients` is neither a mapping of cases to patients nor"
     ):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"patients": {"toy_000": 7}}))
-        load_split(task, 0, 1.0, toy.parent)
+        load_split(TaskData(task, toy.parent), 0, 1.0)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"patients": pairs}))
-    load_split(task, 0, 1.0, toy.parent)
-    split = read_split(split_path(task, toy.parent))
+    load_split(TaskData(task, toy.parent), 0, 1.0)
+    split = read_split(split_path(TaskData(task, toy.parent)))
     home = {case: k for k, block in enumerate(split["blocks"]) for case in block}
     assert (
         home["toy_000"] == home["toy_001"]
@@ -221,11 +219,11 @@ def test_a_split_is_of_cases_before_anything_is_augmented(row: str, toy: Path) -
     """The lists are the files' names, frozen by sha256; versions of a case exist only after (and
     the audit of the released code says so)."""
     task = find_task("Toy", toy.parent)
-    split = load_split(task, 0, 1.0, toy.parent)
+    split = load_split(TaskData(task, toy.parent), 0, 1.0)
     assert sorted((*split.train, *split.val, *split.test)) == [
         case.case_id for case in read_cases(toy)
     ]
-    assert split == load_split(task, 0, 1.0, toy.parent) and DataConfig().split == "folds"
+    assert split == load_split(TaskData(task, toy.parent), 0, 1.0) and DataConfig().split == "folds"
 
 
 @pytest.mark.parametrize("row", ["D9"])
@@ -233,9 +231,9 @@ def test_nothing_is_fitted_on_other_cases(row: str, toy: Path) -> None:
     """What the network sees of a case is the same bits alone, among others, and after the others
     have changed."""
     task = find_task("Toy", toy.parent)
-    alone = CaseStore(task, (NAME,), DATA, toy.parent).get(0)[0]
+    alone = CaseStore(TaskData(task, toy.parent), (NAME,), DATA).get(0)[0]
     voxels(lambda v: v * 3)(toy / "imagesTr" / "toy_004.nii.gz")
-    among = CaseStore(task, ("toy_004", NAME), DATA, toy.parent)
+    among = CaseStore(TaskData(task, toy.parent), ("toy_004", NAME), DATA)
     among.get(0)
     assert among.get(1)[0].equal(alone)
 
@@ -245,8 +243,8 @@ def test_training_cannot_read_test_cases(
     row: str, toy: Path, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def peek(trainer: loop.Trainer, progress: bool = True) -> None:
-        test = load_split(trainer.train_cases.task, 0, 1.0, toy.parent).test
-        CaseStore(trainer.train_cases.task, test, tiny.data, toy.parent).get(0)
+        test = load_split(TaskData(trainer.train_cases.task, toy.parent), 0, 1.0).test
+        CaseStore(TaskData(trainer.train_cases.task, toy.parent), test, tiny.data).get(0)
 
     monkeypatch.setattr("mvl.training.run.fit", peek)
     with pytest.raises(
@@ -282,7 +280,7 @@ def test_an_edited_split_is_refused(
     monkeypatch.setattr("mvl.training.run.fit", stop)
     with pytest.raises(Interrupted):
         train_run(tiny, tmp_path / "out", toy.parent, progress=False)
-    path = split_path(find_task("Toy", toy.parent), toy.parent)
+    path = split_path(open_task("Toy", toy.parent))
     split = json.loads(path.read_text())
     order = split["folds"][0]["train"]
     order[0], order[1] = order[1], order[0]
@@ -304,13 +302,13 @@ def test_an_edited_split_is_refused(
             r" restore"
         ),
     ):
-        load_split(find_task("Toy", toy.parent), 0, 1.0, toy.parent)
+        load_split(open_task("Toy", toy.parent), 0, 1.0)
 
 
 @pytest.mark.parametrize("row", ["D12"])
 def test_no_such_fold(row: str, toy: Path) -> None:
     with pytest.raises(TaskError, match=r"Toy.json: no fold 10; folds are 0-9"):
-        load_split(find_task("Toy", toy.parent), 10, 1.0, toy.parent)
+        load_split(open_task("Toy", toy.parent), 10, 1.0)
 
 
 @pytest.mark.parametrize("row", ["D13"])
@@ -334,21 +332,21 @@ def test_leaks_at_length(pristine_task: Path, tmp_path: Path) -> None:
     two sides: 3 leaks a case."""
     folder = Path(shutil.copytree(pristine_task, tmp_path / "data" / "Toy"))
     task, refusals, count = find_task("Toy", folder.parent), 0, 0
-    split = load_split(task, 0, 1.0, folder.parent)
-    sides = preflight.case_sides(task, split)
+    split = load_split(TaskData(task, folder.parent), 0, 1.0)
+    sides = preflight.case_sides(TaskData(task), split)
     for case in (*split.train, *split.val):
         for keys in (
             {c: "scan" if c in (case, split.test[0]) else c for c in sides},
             {case: "p", split.test[0]: "p"},
         ):
             count += 1
-            try:
-                preflight.check_sides(sides, keys, "{} leak")
-            except TaskError as error:
-                refusals += case in str(error) and split.test[0] in str(error)
+            found = preflight.on_two_sides(sides, keys)
+            refusals += case in found and split.test[0] in found
         count += 1
         try:
-            preflight.case_sides(task, Split(split.train, split.val, (*split.test, case), "x"))
+            preflight.case_sides(
+                TaskData(task), Split(split.train, split.val, (*split.test, case), "x")
+            )
         except TaskError as error:
             refusals += case in str(error)
     record_figure(

@@ -21,8 +21,9 @@ from mvl.core.config import DataConfig
 from mvl.datasets import sandbox
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.registry import find_task, read_manifest
+from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import TaskData
 from mvl.datasets.verify import verify
 from tests.faults.figures import record_figure
 
@@ -174,14 +175,18 @@ def refused(case_folder: Path, path: Path, pattern: str, tree_hash: Callable[[Pa
     """`mvl verify` lists the one file with fault and remedy, training refuses it with the same
     words, and the tree stays as it was."""
     task, before = find_task("Toy", case_folder.parent), tree_hash(case_folder)
-    found = [finding for finding in verify(task, case_folder.parent) if finding.path == str(path)]
+    found = [
+        finding
+        for finding in verify(TaskData(task, case_folder.parent))
+        if finding.path == str(path)
+    ]
     assert (
         len(found) == 1
         and re.search(pattern, found[0].fault)
         and "put the file right" in found[0].remedy
     ), found
     with pytest.raises(TaskError, match=rf"{re.escape(str(path))}.*mvl verify Toy"):
-        CaseStore(task, (NAME,), DATA, case_folder.parent).get(0)
+        CaseStore(TaskData(task, case_folder.parent), (NAME,), DATA).get(0)
     assert tree_hash(case_folder) == before
 
 
@@ -203,7 +208,7 @@ def test_bits_of_a_plain_file_are_known_by_its_sha256(row: str, case_folder: Pat
     path = case_folder / "imagesTr" / f"{NAME}.nii"
     whole = gzip.decompress(path.with_name(f"{NAME}.nii.gz").read_bytes())
     task, case = find_task("Toy", case_folder.parent), read_cases(case_folder)[3]
-    manifest = read_manifest(task, case_folder)
+    manifest = TaskData(task, case_folder.parent).manifest
     manifest |= {f"imagesTr/{path.name}": files.sha256_bytes(whole)}
     plain = type(case)(case.case_id, path, case.label)
     for place in [2000] if row == "C4" else range(0, 348, 4):
@@ -245,10 +250,10 @@ def test_no_scale_is_no_scale(row: str, slope: float, case_folder: Path) -> None
     alike."""
     (case_folder / "manifest.json").unlink()
     task, path = find_task("Toy", case_folder.parent), case_folder / "imagesTr" / f"{NAME}.nii.gz"
-    before = CaseStore(task, (NAME,), DATA, case_folder.parent).get(0)[0]
+    before = CaseStore(TaskData(task, case_folder.parent), (NAME,), DATA).get(0)[0]
     header(112, "2f", slope, 0.0)(path)
-    assert verify(task, case_folder.parent) == []
-    assert CaseStore(task, (NAME,), DATA, case_folder.parent).get(0)[0].equal(before)
+    assert verify(TaskData(task, case_folder.parent)) == []
+    assert CaseStore(TaskData(task, case_folder.parent), (NAME,), DATA).get(0)[0].equal(before)
 
 
 @pytest.mark.parametrize("row", ["C20-names"])
@@ -261,8 +266,8 @@ def test_spaces_and_letters_beyond_ascii_are_fine(row: str, case_folder: Path) -
     (case_folder / "dataset.json").write_text(text.replace(NAME, new))
     task = find_task("Toy", case_folder.parent)
     assert (
-        verify(task, case_folder.parent) == []
-        and CaseStore(task, (new,), DATA, case_folder.parent).get(0)[0].isfinite().all()
+        verify(TaskData(task, case_folder.parent)) == []
+        and CaseStore(TaskData(task, case_folder.parent), (new,), DATA).get(0)[0].isfinite().all()
     )
 
 
@@ -284,7 +289,7 @@ def count_refused(case_folder: Path, kind: str, count: int, seed: int) -> tuple[
     alone."""
     task, case = find_task("Toy", case_folder.parent), read_cases(case_folder)[3]
     manifest, whole, draw = (
-        read_manifest(task, case_folder),
+        TaskData(task, case_folder.parent).manifest,
         case.image.read_bytes(),
         random.Random(f"{kind} {seed}"),
     )

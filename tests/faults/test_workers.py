@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mvl.core.config import Config
 from mvl.datasets import loaders
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import open_task
 from mvl.training import failures, run
 
 NOT_HERE: dict[str, str] = {}
@@ -94,11 +96,12 @@ def row_J3(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
 def row_J4(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
     """No room in /dev/shm: torch says bus error; the remedy is named."""
     place = progress.Progress(epoch=1, step=1)
+    store = SimpleNamespace(case_ids=tuple("abcde"), task_data=open_task(tiny.task, data))
     with pytest.raises(
         failures.WorkerLost,
         match=r"Being read: [a-e]\. If memory or /dev/shm is full, lower data.num_workers",
     ):
-        with failures.cases_named(tiny, tuple("abcde"), place):
+        with failures.cases_named(tiny, store, place):
             raise RuntimeError(
                 "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"
                 " dataloader's workers are out of shared memory. Please try to raise your shared"

@@ -139,14 +139,12 @@ def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:
 def test_a_studys_data_are_fetched_where_they_are_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvl.datasets.task import Task
+    from mvl.datasets.task_data import TaskData
 
     fetched: list[str] = []
 
-    def fetch(
-        task: Task, data_dir: Path | None = None, progress: bool = True, allow_drift: bool = False
-    ) -> Path:
-        fetched.append(task.name)
+    def fetch(data: TaskData, progress: bool = True) -> Path:
+        fetched.append(data.task.name)
         return tmp_path
 
     monkeypatch.setattr("mvl.datasets.download.fetch", fetch)

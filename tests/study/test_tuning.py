@@ -7,6 +7,7 @@ import yaml
 
 from mvl.core import files, run_folder
 from mvl.core.config import CONFIG_DIR, ConfigError, load_config, named
+from mvl.datasets.task_data import open_task
 from mvl.study import tuning
 
 STUDIES = sorted(p.stem for p in (CONFIG_DIR / "studies").glob("*.yaml"))
@@ -60,7 +61,7 @@ def test_a_study_without_tuning_says_so():
 
 
 def test_test_cases_are_never_opened(study, tmp_path, monkeypatch):
-    from mvl.datasets import loaders, registry, splits
+    from mvl.datasets import loaders, splits
 
     opened: set[str] = set()
     real = loaders.CaseStore.__init__
@@ -71,7 +72,7 @@ def test_test_cases_are_never_opened(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loaders.CaseStore, "__init__", spy)
     table = pd.read_csv(tuning.tune(str(study[0]), tmp_path / "runs"))
-    split = splits.load_split(registry.find_task("phantoms"), 0, 1.0)
+    split = splits.load_split(open_task("phantoms"), 0, 1.0)
     assert opened == {*split.train, *split.val}
     assert list(table["lr"]) == [0.001, 0.01] and table["best_val_dice"].between(0, 1).all()
 

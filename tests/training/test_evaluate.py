@@ -20,12 +20,14 @@ from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import Config, DataConfig
 from mvl.core.means import MetricError
 from mvl.datasets.case_store import CaseStore, NativeCase
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.registry import find_task
 from mvl.datasets.shapes2d import ensure_shapes
+from mvl.datasets.task_data import TaskData
 from mvl.training import evaluate, metrics
 from mvl.training.evaluate import evaluate_store
 from mvl.training.metrics import case_metrics, class_masks
 from mvl.training.surface import decathlon_metrics
+from mvl.training.trained import Predictor
 
 SCORES = ("dice", "jaccard", "sensitivity", "specificity", "nsd", "hd95_mm")
 
@@ -330,7 +332,7 @@ class Store(CaseStore):
     def __init__(self) -> None:  # no files behind it
         label = np.zeros((16, 16, 16), np.uint8)
         label[4:10, 4:10, 4:8], label[4:10, 4:10, 8:12] = 1, 2
-        self.case_ids = ("a", "b")
+        self.task, self.case_ids = TASK, ("a", "b")
         self.labels = [label, np.zeros_like(label)]
 
     def get(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -362,7 +364,7 @@ def test_one_row_per_case_and_label(labels: str, names: list[str], classes: int)
         seed=2,
         data=dataclasses.replace(DataConfig(), labels=labels),
     )
-    rows = evaluate_store(Threshold(classes).train(), Store(), config, TASK)
+    rows = evaluate_store(Predictor(Threshold(classes).train(), config), Store())
     expected = [("a", n, "ok") for n in names] + [("b", n, "true_negative") for n in names]
     assert [(r["case"], r["label"], r["status"]) for r in rows] == expected
     assert all(list(r) == CASE_COLUMNS for r in rows)
@@ -374,7 +376,7 @@ def test_one_row_per_case_and_label(labels: str, names: list[str], classes: int)
 def test_refuses_a_model_with_other_classes() -> None:
     config = Config(data=dataclasses.replace(DataConfig(), labels="all"))
     with pytest.raises(MetricError, match="predicts 1 classes"):
-        evaluate_store(Threshold(2), Store(), config, TASK)
+        evaluate_store(Predictor(Threshold(2), config), Store())
 
 
 @pytest.mark.parametrize(
@@ -390,14 +392,17 @@ def test_real_scans_with_the_label_as_prediction(
         find_task("hippocampus_40"),
         dataclasses.replace(DataConfig(), img_size=(64, 64, 64), labels=labels),
     )
-    store = CaseStore(task, tuple(case.case_id for case in list_cases(task)[:2]), data)
+    store = CaseStore(
+        TaskData(task), tuple(case.case_id for case in TaskData(task).cases[:2]), data
+    )
     small = [store.get(i)[1][0] for i in range(2)]
     truths = [
         torch.stack([x == k for k in range(classes)] if classes > 1 else [x > 0]).float()
         for x in small
     ]
     monkeypatch.setattr(evaluate, "predict_probabilities", lambda model, image: truths.pop(0)[None])
-    rows = evaluate_store(Threshold(classes), store, Config(task=task.name, data=data), task)
+    config = Config(task=task.name, data=data)
+    rows = evaluate_store(Predictor(Threshold(classes), config), store)
     assert len(rows) == 2 * len(names)
     assert {row["label"].capitalize() for row in rows} == {name.capitalize() for name in names}
     assert all(
@@ -416,10 +421,11 @@ def test_pictures_are_scored_on_their_own_grid_in_pixels(
     normal picture is a true negative."""
     task, data = find_task("shapes"), dataclasses.replace(DataConfig(), img_size=(64, 64))
     ensure_shapes(tmp_path / "shapes", 10)
-    store = CaseStore(task, ("shape_000", "shape_009"), data, tmp_path)
+    store = CaseStore(TaskData(task, tmp_path), ("shape_000", "shape_009"), data)
     truths = [(store.get(i)[1] > 0).float() for i in range(2)]
     monkeypatch.setattr(evaluate, "predict_probabilities", lambda model, image: truths.pop(0)[None])
-    rows = evaluate_store(Threshold(1), store, Config(task="shapes", data=data), task)
+    config = Config(task="shapes", data=data)
+    rows = evaluate_store(Predictor(Threshold(1), config), store)
     assert [(row["status"], row["nsd_tolerance_mm"]) for row in rows] == [
         ("ok", 2.0),
         ("true_negative", 2.0),

@@ -17,7 +17,8 @@ from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import load_config
 from mvl.datasets.case_store import CaseStore
-from mvl.datasets.registry import find_task, list_cases
+from mvl.datasets.registry import find_task
+from mvl.datasets.task_data import TaskData
 from mvl.study.status import state_of
 from mvl.study.tables import collect, read_external, read_rows, record
 from mvl.training.external import (
@@ -130,10 +131,9 @@ def test_scores_are_those_of_the_runs_own_network(trained, data) -> None:
     task = find_task("PH2_256", data)
     _, rows = evaluate_on(folder, "PH2_256", data)
     store = CaseStore(
-        task,
-        tuple(case.case_id for case in list_cases(task, data)),
+        TaskData(task, data),
+        tuple(case.case_id for case in TaskData(task, data).cases),
         run_folder.read_config(folder).data,
-        data,
     )
     network = load_run(folder)
     for index, row in enumerate(rows):
@@ -166,19 +166,19 @@ def test_cases_that_were_trained_on_are_refused(trained, data, tmp_path) -> None
     root = tmp_path / "data"
     write_pictures(root / "ISIC2017_256", ["ISIC_0000000", "ISIC_0000001"], 0)
     write_pictures(root / "PH2_256", ["IMD002"], 1)
-    check_unseen(skin, strange, root)
+    check_unseen(TaskData(skin, root), TaskData(strange, root))
     # The same pixels in another file: its bytes differ, what it shows does not.
     Image.open(root / "ISIC2017_256" / "images" / "ISIC_0000001.jpg").save(
         root / "PH2_256" / "images" / "IMD002.bmp"
     )
     (root / "PH2_256" / "images" / "IMD002.jpg").unlink()
     with pytest.raises(ExternalError, match="its case IMD002 is case ISIC_0000001 of ISIC2017_256"):
-        check_unseen(skin, strange, root)
-    assert list(image_digests(strange, root)) == ["IMD002"]
+        check_unseen(TaskData(skin, root), TaskData(strange, root))
+    assert list(image_digests(TaskData(strange, root))) == ["IMD002"]
 
 
 def test_a_reduced_copy_of_what_was_trained_on_is_refused() -> None:
     whole, half = find_task("Task02_Heart"), find_task("Task02_Heart_half")
     for own, other in ((whole, half), (half, whole), (half, half)):
         with pytest.raises(ExternalError, match="this data set"):
-            check_unseen(own, other)
+            check_unseen(TaskData(own), TaskData(other))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,11 +73,11 @@ def test_a_full_disk_does_not_hide_the_error(
 def test_only_the_loss_of_a_process_is_renamed() -> None:
     with (
         pytest.raises(RuntimeError, match="^shape"),
-        failures.cases_named(Config(), ("a",), Progress()),
+        failures.cases_named(Config(), SimpleNamespace(case_ids=("a",)), Progress()),
     ):
         raise RuntimeError("shape")
     with (
         pytest.raises(TaskError, match="^Caught TaskError in DataLoader worker process 0"),
-        failures.cases_named(Config(), ("a",), Progress()),
+        failures.cases_named(Config(), SimpleNamespace(case_ids=("a",)), Progress()),
     ):
         raise TaskError("Caught TaskError in DataLoader worker process 0.")

@@ -16,6 +16,7 @@ from torch import nn
 from mvl.core import progress, run_folder
 from mvl.core.config import Config, ConfigError, DataConfig, ModelConfig, check, load_config
 from mvl.datasets import loaders, registry, splits
+from mvl.datasets.task_data import TaskData
 from mvl.models.vit import ViTBaseline
 from mvl.study.grid import study_runs
 from mvl.study.status import state_of
@@ -37,8 +38,8 @@ def test_one_case_pulls_elsewhere_than_another_by_a_slow_loop():
     torch.manual_seed(0)
     network = ViTBaseline(SIZES, (16, 16, 16), 1, 1)
     task = registry.find_task("phantoms")
-    cases = splits.load_split(task, 0, 1.0).train
-    store = loaders.CaseStore(task, cases, DataConfig(img_size=(16, 16, 16)))
+    cases = splits.load_split(TaskData(task), 0, 1.0).train
+    store = loaders.CaseStore(TaskData(task), cases, DataConfig(img_size=(16, 16, 16)))
     loss = build_loss(1)
     network.train()
     found = gradient_cosine(network, store, loss, "fp32")

@@ -18,6 +18,7 @@ import torch
 
 from mvl.core import files, progress, run_folder
 from mvl.core.config import ROOT, Config, load_config
+from mvl.datasets.task_data import TaskData
 from mvl.study.status import state_of
 from mvl.training import checkpoints, devices, failures, loop, run
 
@@ -236,7 +237,9 @@ def test_accumulation_gives_the_same_gradient(config: Config, tmp_path: Path) ->
     from mvl.datasets.loaders import CaseStore, training_loader
 
     task = registry.find_task("phantoms")
-    store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:4], config.data)
+    store = CaseStore(
+        TaskData(task), splits.load_split(TaskData(task), 0, 0.1).train[:4], config.data
+    )
     batch, gradients = None, []
     for accumulate in (1, 2):
         changed = replace(
@@ -244,7 +247,7 @@ def test_accumulation_gives_the_same_gradient(config: Config, tmp_path: Path) ->
             train=replace(config.train, accumulate=accumulate, grad_clip=0.0),
             model=replace(config.model, dropout_rate=0.0),
         )
-        trainer = loop.Trainer(changed, task, store, store, tmp_path, "")
+        trainer = loop.Trainer(changed, store, store, tmp_path, "")
         batch = batch or next(iter(training_loader(store, config, 0, 0, 0, 1)))
         trainer.optimizer.step = lambda: None
         trainer.optimizer.zero_grad = lambda set_to_none: None
@@ -293,15 +296,16 @@ import sys
 from pathlib import Path
 import torch
 from mvl.core.config import Config, build
-from mvl.datasets import registry, splits
 from mvl.datasets.loaders import CaseStore, training_loader
+from mvl.datasets.splits import load_split
+from mvl.datasets.task_data import open_task
 from mvl.training.loop import Trainer
 config = build(Config, {"data": {"img_size": [16, 16, 16]}, "train": {"grad_clip": 0.0},
                         "model": {"encoder_layers": 1, "decoder_layers": 1,
                                   "dropout_rate": 0.0}}, "test")
-task = registry.find_task("phantoms")
-store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:3], config.data)
-trainer = Trainer(config, task, store, store, Path(sys.argv[1]), "")
+data = open_task("phantoms")
+store = CaseStore(data, load_split(data, 0, 0.1).train[:3], config.data)
+trainer = Trainer(config, store, store, Path(sys.argv[1]), "")
 trainer.optimizer.step = lambda: None
 trainer.optimizer.zero_grad = lambda set_to_none: None
 rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
@@ -311,7 +315,7 @@ trainer.validate()
 cnn = build(Config, {"data": {"img_size": [16, 16, 16]},
                      "model": {"architecture": "cnn", "channels": [4, 8], "depths": [1, 1],
                                "kernel_sizes": [3, 3]}}, "test")
-normed = Trainer(cnn, task, store, store, Path(sys.argv[1]), "")
+normed = Trainer(cnn, store, store, Path(sys.argv[1]), "")
 for batch in training_loader(store, cnn, 0, 0, rank, world):
     normed.update(batch, len(batch["cases"]) * world / 3)
 loss = normed.validate()[0]

@@ -16,6 +16,7 @@ from mvl.core.config import Config, build
 from mvl.core.progress import largest_loss_rise
 from mvl.datasets import registry, splits
 from mvl.datasets.case_store import CaseStore
+from mvl.datasets.task_data import TaskData
 from mvl.training import failures, loop, precision
 from mvl.training.trained import Predictor
 
@@ -41,8 +42,10 @@ def config_of(name: str) -> Config:
 
 def trainer_of(name: str, folder: Path, cases: int = 2) -> loop.Trainer:
     config, task = config_of(name), registry.find_task("phantoms")
-    store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:cases], config.data)
-    return loop.Trainer(config, task, store, store, folder, "")
+    store = CaseStore(
+        TaskData(task), splits.load_split(TaskData(task), 0, 0.1).train[:cases], config.data
+    )
+    return loop.Trainer(config, store, store, folder, "")
 
 
 @pytest.fixture
@@ -158,12 +161,7 @@ def test_an_overflow_skips_the_step_and_is_counted(fp16_trainer: loop.Trainer) -
     assert trainer.scaler.get_scale() == scale / 2
     trainer.save()
     other = loop.Trainer(
-        trainer.config,
-        trainer.train_cases.task,
-        trainer.train_cases,
-        trainer.watched_cases,
-        trainer.folder,
-        "",
+        trainer.config, trainer.train_cases, trainer.watched_cases, trainer.folder, ""
     )
     assert other.restore() and other.scaler.get_scale() == scale / 2 and other.progress.skipped == 1
 

@@ -19,8 +19,9 @@ from mvl.core import run_folder
 from mvl.core.config import load_config
 from mvl.core.files import sha256_file, write_json
 from mvl.datasets.case_store import CaseStore
-from mvl.datasets.registry import find_task, list_cases, task_facts
+from mvl.datasets.registry import find_task, task_facts
 from mvl.datasets.splits import load_split
+from mvl.datasets.task_data import TaskData
 from mvl.models.build import build_system, own_state
 from mvl.training import checkpoints
 from mvl.training.metrics import class_masks
@@ -112,9 +113,9 @@ def test_a_tilted_series_is_segmented_and_an_unfinished_run_names_its_folders(
 def test_a_test_case_gets_the_mask_that_evaluate_scored(root, which, request, tmp_path):
     run = request.getfixturevalue(which)
     config, task, network = run_folder.read_config(run), find_task(NAME, root), load_run(run)
-    cases = load_split(task, 0, 0.5, root).test
+    cases = load_split(TaskData(task, root), 0, 0.5).test
     value = quiet(run, [scan_of(root, case) for case in cases], tmp_path, probabilities=True)
-    store = CaseStore(task, cases, config.data, root)
+    store = CaseStore(TaskData(task, root), cases, config.data)
     torch.set_num_threads(config.train.num_threads)
     for index, case in enumerate(cases):
         with torch.inference_mode():
@@ -361,7 +362,7 @@ def untrained(folder: Path, task, size) -> Path:
 
 def test_a_run_on_slices_segments_volumes(tmp_path):
     task = find_task("phantoms_slices")
-    run, cases = untrained(tmp_path, task, (16, 16)), list_cases(task)
+    run, cases = untrained(tmp_path, task, (16, 16)), TaskData(task).cases
     volumes = {
         nibabel.aff2axcodes(nibabel.load(case.image).affine): case.image for case in cases[:400]
     }
@@ -369,7 +370,10 @@ def test_a_run_on_slices_segments_volumes(tmp_path):
     value = quiet(run, list(volumes.values()), tmp_path / "out")
     for row, path in zip(value["outputs"], volumes.values()):
         ids = tuple(case.case_id for case in cases if case.image == path)[::4]
-        store, network = CaseStore(task, ids, run_folder.read_config(run).data), load_run(run)
+        store, network = (
+            CaseStore(TaskData(task), ids, run_folder.read_config(run).data),
+            load_run(run),
+        )
         mask = np.asarray(nibabel.funcs.as_closest_canonical(nibabel.load(row["output"])).dataobj)
         for index, case in enumerate(store.cases):
             with torch.inference_mode():

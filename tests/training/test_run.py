@@ -12,6 +12,7 @@ from mvl.core import run_folder
 from mvl.core.config import Config, build
 from mvl.datasets import registry, splits
 from mvl.datasets.case_store import CaseStore
+from mvl.datasets.task_data import TaskData
 from mvl.training import devices, run, state
 from mvl.training.loop import Trainer
 
@@ -31,8 +32,10 @@ TINY = {
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     config, task = build(Config, TINY, "test"), registry.find_task("phantoms")
-    store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:2], config.data)
-    return Trainer(config, task, store, store, tmp_path, "")
+    store = CaseStore(
+        TaskData(task), splits.load_split(TaskData(task), 0, 0.1).train[:2], config.data
+    )
+    return Trainer(config, store, store, tmp_path, "")
 
 
 def test_a_run_on_its_way_says_how_far_it_is(trainer: Trainer) -> None:
@@ -53,7 +56,7 @@ def test_a_finished_run_says_how_it_computed(
     p = trainer.progress
     p.history = [{"train_loss": 0.5}, {"train_loss": 0.75}]
     p.runtime_s, p.skipped = 6.0, 3
-    split = splits.load_split(trainer.train_cases.task, 0, 0.1)
+    split = splits.load_split(TaskData(trainer.train_cases.task), 0, 0.1)
     said = run.facts(trainer, split)
     assert (
         said["deterministic"] == "strict"

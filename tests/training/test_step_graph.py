@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mvl.core.config import Config, build
 from mvl.datasets import registry, splits
 from mvl.datasets.case_store import CaseStore
+from mvl.datasets.task_data import TaskData
 from mvl.training import step_graph
 from mvl.training.loop import Trainer
 from mvl.training.objective import build_optimizer, set_rate
@@ -42,8 +43,10 @@ def config_of(**changes: object) -> Config:
 
 def trainer_of(folder: Path, cases: int = 5) -> Trainer:
     config, task = config_of(), registry.find_task("phantoms")
-    store = CaseStore(task, splits.load_split(task, 0, 0.3).train[:cases], config.data)
-    return Trainer(config, task, store, store, folder, "")
+    store = CaseStore(
+        TaskData(task), splits.load_split(TaskData(task), 0, 0.3).train[:cases], config.data
+    )
+    return Trainer(config, store, store, folder, "")
 
 
 class Way:

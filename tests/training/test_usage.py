@@ -17,14 +17,15 @@ from mvl.cli.main import main
 from mvl.core import files, run_folder
 from mvl.core.config import Config, load_config
 from mvl.datasets.case_store import CaseStore
-from mvl.datasets.registry import find_task
 from mvl.datasets.splits import load_split
+from mvl.datasets.task_data import open_task
 from mvl.models.build import build_system
 from mvl.models.control_blocks import TokenBlock
 from mvl.models.interventions import INTERVENTIONS, SIZES
 from mvl.models.medvisionllama_v3 import MedVisionLlamaV3
 from mvl.training import usage
 from mvl.training.run import train_run
+from mvl.training.trained import Predictor
 from mvl.training.usage_records import read_usage
 
 STUDY = """
@@ -63,11 +64,10 @@ def run(study: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(network: torch.nn.Module, config: Config) -> dict[str, dict[str, object]]:
     """Rows by intervention over three test phantoms."""
-    task = find_task("phantoms")
-    store = CaseStore(task, load_split(task, 0, 1.0).test[:3], config.data)
-    return {
-        str(row["intervention"]): row for row in usage.measure_usage(network, store, config, task)
-    }
+    data = open_task("phantoms")
+    store = CaseStore(data, load_split(data, 0, 1.0).test[:3], config.data)
+    rows = usage.measure_usage(Predictor(network, config), store)
+    return {str(row["intervention"]): row for row in rows}
 
 
 class CutOut(MedVisionLlamaV3):

@@ -8,6 +8,7 @@ import torch
 from mvl.core.config import Config, build
 from mvl.datasets import registry, splits
 from mvl.datasets.case_store import CaseStore
+from mvl.datasets.task_data import TaskData
 from mvl.training.loop import Trainer
 from mvl.training.objective import foreground_dice
 from mvl.training.validation import Validation
@@ -20,8 +21,10 @@ TINY = {
 
 def test_mean_loss_and_dice_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     config, task = build(Config, TINY, "test"), registry.find_task("phantoms")
-    store = CaseStore(task, splits.load_split(task, 0, 0.1).train[:3], config.data)
-    trainer = Trainer(config, task, store, store, tmp_path, "")
+    store = CaseStore(
+        TaskData(task), splits.load_split(TaskData(task), 0, 0.1).train[:3], config.data
+    )
+    trainer = Trainer(config, store, store, tmp_path, "")
     validation = Validation(store, config, trainer.loss, trainer.accelerator)
     trainer.network.train()
     found = validation.mean_loss_and_dice(trainer.network)

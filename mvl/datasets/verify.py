@@ -77,12 +77,12 @@ def look_at(data: TaskData, case: Case) -> tuple[dict[Path, str], str | None]:
 def _remedy(data: TaskData) -> str:
     task = data.task
     if task.name in MADE:
-        return f"delete {data.folder}; it is made again on demand"
+        return f"delete {data.place}; it is made again on demand"
     if task.own:
         return "put the file right, or take its case out of the folder"
     if task.page:
         return f"put the file right, or get it again from {task.page}"
-    return f"move {data.folder} away and run `{data.task_command('fetch')}`"
+    return f"move {data.place} away and run `{data.task_command('fetch')}`"
 
 
 def _listing(data: TaskData, again: str) -> list[Finding]:

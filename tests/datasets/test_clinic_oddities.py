@@ -32,8 +32,7 @@ SHAPE = (9, 8, 8)
 
 def accept(name: str, root: Path) -> None:
     """Verify, the split and the checks before training, all whole."""
-    task = find_task(name, root)
-    data = TaskData(task, root)
+    data = open_task(name, root)
     assert [finding for finding in verify(data) if not finding.note] == []
     check_inputs(data, load_split(data, 0, 1.0), root / "run")
 

@@ -8,7 +8,6 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,7 +95,8 @@ def row_J3(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
 def row_J4(results: Path, tiny: Config, data: Path, patch: Patch) -> None:
     """No room in /dev/shm: torch says bus error; the remedy is named."""
     place = progress.Progress(epoch=1, step=1)
-    store = SimpleNamespace(case_ids=tuple("abcde"), task_data=open_task(tiny.task, data))
+    store = CaseStore(open_task(tiny.task, data), (), tiny.data)
+    store.case_ids = tuple("abcde")
     with pytest.raises(
         failures.WorkerLost,
         match=r"Being read: [a-e]\. If memory or /dev/shm is full, lower data.num_workers",

@@ -64,7 +64,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_pictures(root / "PH2_256", ["IMD002", "IMD003", "IMD004"], 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "mvl.datasets.splits.split_path", lambda task, *_: root / "splits" / f"{task.name}.json"
+            "mvl.datasets.splits.split_path",
+            lambda data, *_: root / "splits" / f"{data.task.name}.json",
         )
         patch.setattr(
             "mvl.datasets.preflight.split_path",

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mvl.core import files, run_folder
-from mvl.core.config import Config
+from mvl.core.config import Config, DataConfig
 from mvl.core.progress import Progress
+from mvl.datasets.case_store import CaseStore
 from mvl.datasets.task import TaskError
+from mvl.datasets.task_data import open_task
 from mvl.training import failures
 
 
@@ -71,13 +72,14 @@ def test_a_full_disk_does_not_hide_the_error(
 
 
 def test_only_the_loss_of_a_process_is_renamed() -> None:
+    store = CaseStore(open_task("phantoms"), ("phantom_000",), DataConfig())
     with (
         pytest.raises(RuntimeError, match="^shape"),
-        failures.cases_named(Config(), SimpleNamespace(case_ids=("a",)), Progress()),
+        failures.cases_named(Config(), store, Progress()),
     ):
         raise RuntimeError("shape")
     with (
         pytest.raises(TaskError, match="^Caught TaskError in DataLoader worker process 0"),
-        failures.cases_named(Config(), SimpleNamespace(case_ids=("a",)), Progress()),
+        failures.cases_named(Config(), store, Progress()),
     ):
         raise TaskError("Caught TaskError in DataLoader worker process 0.")

@@ -221,6 +221,20 @@ PROBES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+CHECKPOINT = "one Llama-3.1-8B layer of a 16 GB checkpoint"
+BARS = (
+    ("training loop over bare forward-backward-step", "loop", "overhead", "ratio", 0.05),
+    ("all metrics of one 128^3 case", "metrics", "seconds", "s", 2.0),
+    ("all metrics of one 128^3 case, memory", "metrics", "extra_memory_mb", "MB", 1000.0),
+    ("one SmolLM2 layer read", "layer", "seconds", "s", 2.0),
+    ("one SmolLM2 layer read, memory", "layer", "extra_memory_mb", "MB", 300.0),
+    (f"{CHECKPOINT}: bytes read, of the layer's", "hub_layer", "read_ratio", "ratio", 1.02),
+    (f"{CHECKPOINT}: memory held, of the layer's bytes", "hub_layer", "peak_ratio", "ratio", 1.3),
+    ("mvl --help", "help", "seconds", "s", 0.5),
+)
+"What, probe, its figure, unit, and the most that it may be."
+
+
 def bench(
     released: Path | None = None, progress: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, Any]]:
@@ -288,39 +302,20 @@ def bench(
                 0.6,
                 {"ours": half, "released": theirs},
             )
-    hybrid, loop, metrics, layer, hub, usage = (
-        child(name) for name in ("hybrid", "loop", "metrics", "layer", "hub_layer", "help")
-    )
+    names = ("hybrid", "loop", "metrics", "layer", "hub_layer", "help")
+    found = {name: child(name) for name in names}
     add(
         "hybrid step, 64^3, batch 4: share of the matmul peak",
-        hybrid["share"],
+        found["hybrid"]["share"],
         "ratio",
         0.65,
-        hybrid,
+        found["hybrid"],
         at_least=True,
     )
     for what, bar, measured in bf16.rows(child):
         add(what, measured["ratio"], "ratio", bar, measured)
-    add("training loop over bare forward-backward-step", loop["overhead"], "ratio", 0.05, loop)
-    add("all metrics of one 128^3 case", metrics["seconds"], "s", 2.0, metrics)
-    add("all metrics of one 128^3 case, memory", metrics["extra_memory_mb"], "MB", 1000.0, metrics)
-    add("one SmolLM2 layer read", layer["seconds"], "s", 2.0, layer)
-    add("one SmolLM2 layer read, memory", layer["extra_memory_mb"], "MB", 300.0, layer)
-    add(
-        "one Llama-3.1-8B layer of a 16 GB checkpoint: bytes read, of the layer's",
-        hub["read_ratio"],
-        "ratio",
-        1.02,
-        hub,
-    )
-    add(
-        "one Llama-3.1-8B layer of a 16 GB checkpoint: memory held, of the layer's bytes",
-        hub["peak_ratio"],
-        "ratio",
-        1.3,
-        hub,
-    )
-    add("mvl --help", usage["seconds"], "s", 0.5, usage)
+    for what, name, key, unit, bar in BARS:
+        add(what, found[name][key], unit, bar, found[name])
     return rows
 
 

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from mvl.bench import systems
 from mvl.core import files
-from mvl.core.config import Config, system_names
+from mvl.core.config import Config
+from mvl.core.markdown import markdown_table
 from mvl.models.describe import system_config, without_files
 from mvl.training.devices import RECORD, read_record
 
 if TYPE_CHECKING:
     from torch import nn
-
-GRID_3D = (64, 64, 64)
-"Grid of 3-D systems, at which every network can be built."
 
 NONDETERMINISTIC = frozenset(
     {
@@ -101,7 +99,7 @@ def sketch(config: Config) -> Config:
     """The config with a language layer that is drawn at its listed sizes, so that no file of a
     model is read."""
     config = without_files(config, with_words=False)
-    size = GRID_3D if len(config.data.img_size) == 3 else config.data.img_size
+    size = systems.measured_size(config)
     return replace(config, data=replace(config.data, img_size=size))
 
 
@@ -149,16 +147,14 @@ def nondeterministic_operators(system: str) -> list[str]:
 
 def determinism_table() -> str:
     """A Markdown table says of each system `strict`, or the operators that prevent it."""
-    lines = ["| system | on a GPU |", "|---|---|"]
-    for system, operators in read_record().items():
-        lines.append(f"| `{system}` | {', '.join(f'`{name}`' for name in operators) or 'strict'} |")
-    return "\n".join(lines)
-
-
-def trained_systems() -> list[str]:
-    """All systems that are ever trained."""
-    return [name for name in system_names() if name not in systems.NEVER_TRAINED]
+    rows = [
+        [f"`{system}`", ", ".join(f"`{name}`" for name in operators) or "strict"]
+        for system, operators in read_record().items()
+    ]
+    return markdown_table(["system", "on a GPU"], "ll", rows)
 
 
 if __name__ == "__main__":
-    files.write_json(RECORD, {name: nondeterministic_operators(name) for name in trained_systems()})
+    files.write_json(
+        RECORD, {name: nondeterministic_operators(name) for name in systems.measurable()}
+    )

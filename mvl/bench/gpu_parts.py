@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mvl.bench.clock import step_memory_mb
 from mvl.bench.gpu_children import MARK
 from mvl.core.config import Config
 from mvl.core.files import RunError
@@ -77,10 +78,7 @@ def peak_mb(action: Callable[[], object], device: str) -> float:
     if device != "cuda":
         action()
         return 0.0
-    torch.cuda.reset_peak_memory_stats()
-    action()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / 1e6
+    return step_memory_mb(action)
 
 
 def matmul_gflops(precision: str, device: str) -> float:

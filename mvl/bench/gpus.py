@@ -73,16 +73,14 @@ def device_of_card(card: str) -> str:
 def measured(lines: Sequence[dict[str, Any]], device: str, precision: str) -> Measured | None:
     """The figures of a device from the lines of `data/gpu.json`; None where no step of that
     precision was measured on it."""
-    steps = [
-        line
-        for line in lines
-        if line["item"] == "steps" and line["state"] == "done" and is_card(device, line["card"])
-    ]
-    facts = [(line["card"], line["facts"]) for line in steps]
     mine = [
-        (card, fact)
-        for card, fact in facts
-        if (fact["precision"], fact["mode"]) == (precision, "eager") and fact.get("gflop")
+        (line["card"], line["facts"])
+        for line in lines
+        if line["item"] == "steps"
+        and line["state"] == "done"
+        and is_card(device, line["card"])
+        and (line["facts"]["precision"], line["facts"]["mode"]) == (precision, "eager")
+        and line["facts"].get("gflop")
     ]
     if not mine:
         return None

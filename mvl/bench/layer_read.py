@@ -8,7 +8,6 @@ import gc
 import json
 import math
 import mmap
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mvl.weights.safetensors_ranges import DTYPES, INDEX, header, local_places, read_tensors
+from mvl.weights.safetensors_ranges import DTYPES, INDEX, header, local_places
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -117,23 +116,19 @@ def block_bytes(folder: Path, layer: int) -> int:
     )
 
 
-def measure(
-    folder: Path, layer: int, load: Callable[[], Iterable[Tensor]] | None = None
-) -> dict[str, float]:
+def measure(folder: Path, layer: int, load: Callable[[], Iterable[Tensor]]) -> dict[str, float]:
     """Bytes read and the peak of memory held while `load` returns the block, in this process; Linux
     only.
 
-    `load` defaults to `read_tensors` of the layer, in the stored dtype. Read: what went through
-    read(2), or, where that is less than the block, the pages of the shards that came into memory
-    (which counts the kernel's reading ahead too, an upper bound).
+    Read: what went through read(2), or, where that is less than the block, the pages of the shards
+    that came into memory (which counts the kernel's reading ahead too, an upper bound).
     """
-    take = load or (lambda: [tensor for _, tensor in read_tensors(folder, block_names(layer))])
     stored = block_bytes(folder, layer)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before, pages = _status("VmRSS"), resident(folder)
     calls = _called()
-    tensors = list(take())
+    tensors = list(load())
     read, peak = _called() - calls, _status("VmHWM") - before
     read = read if read >= stored else max(read, resident(folder) - pages)
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -178,15 +173,9 @@ def _status(key: str) -> int:
     return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith(key)))
 
 
-def probe_block(layer: int = 31) -> dict[str, float]:
-    """The figures of `measure` for a layer of the 16 GB layout, read as it is stored, in this
-    process."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return measure(write_layout(Path(scratch)), layer)
-
-
-def probe_load_layer(layer: int = 31) -> dict[str, float]:
-    """The same for `load_layer`, which checks the tensors that the block takes."""
+def probe_load_layer() -> dict[str, float]:
+    """The figures of `measure` for the last layer of the 16 GB layout, read by `load_layer`, which
+    checks the tensors that the block takes."""
     from mvl.weights.sources import load_config, load_layer
 
     small = {
@@ -198,31 +187,16 @@ def probe_load_layer(layer: int = 31) -> dict[str, float]:
         "num_hidden_layers": 1,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        warm, folder = (
-            write_layout(Path(scratch) / "small", small),
-            write_layout(Path(scratch) / "large"),
-        )
+        warm = write_layout(Path(scratch) / "small", small)
+        folder = write_layout(Path(scratch) / "large")
         load_layer(str(warm), 0), load_config(str(folder))  # imports are not counted
-        return measure(folder, layer, lambda: list(_tensors(load_layer(str(folder), layer))))
+        return measure(folder, 31, lambda: _tensors(load_layer(str(folder), 31)))
 
 
 def _tensors(weights: Any) -> Iterable[Tensor]:
     """Every tensor in a dataclass of tensors and dicts of tensors."""
     for value in vars(weights).values():
-        yield from (
-            value.values()
-            if isinstance(value, dict)
-            else [value]
-            if isinstance(value, Tensor)
-            else []
-        )
-
-
-if __name__ == "__main__":
-    sys.stdout.write(
-        json.dumps(
-            {"block": probe_block, "load_layer": probe_load_layer}[sys.argv[1]](
-                *map(int, sys.argv[2:])
-            )
-        )
-    )
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, Tensor):
+            yield value

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mvl.datasets.augment import Change
+    from mvl.datasets.loaders import CaseStore
 
 RECORD = ROOT / "data" / "loader.json"
 STUDY, TASK, SYSTEMS, DEVICE = (
@@ -68,15 +69,9 @@ def bench(
                     augment=augment,
                     cache_gb=config.data.cache_gb if source == "memory" else 0.0,
                 )
-                rows += [
-                    row(
-                        replace(config, data=replace(data, num_workers=workers)),
-                        source,
-                        volumes,
-                        data_dir,
-                    )
-                    for workers in WORKERS
-                ]
+                for workers in WORKERS:
+                    one = replace(config, data=replace(data, num_workers=workers))
+                    rows.append(row(one, source, volumes, data_dir))
                 tell(
                     "; ".join(
                         f"{r['source']}, augment {r['augment']}, {r['workers']} processes:"
@@ -117,15 +112,22 @@ def cached(folder: Path | None) -> Iterator[None]:
             os.environ["MVL_CACHE"] = old
 
 
-def row(config: Config, source: str, volumes: int, data_dir: Path | None) -> dict[str, Any]:
-    """One epoch, start and end of the loader processes included: volumes per second, and processor
-    seconds per volume over all processes."""
-    from mvl.datasets.loaders import CaseStore, training_loader
+def store_of(config: Config, volumes: int, data_dir: Path | None) -> CaseStore:
+    """The first training cases of fold 0."""
+    from mvl.datasets.loaders import CaseStore
     from mvl.datasets.splits import load_split
     from mvl.datasets.task_data import open_task
 
     data = open_task(config.task, data_dir)
-    store = CaseStore(data, load_split(data, 0, 1.0).train[:volumes], config.data)
+    return CaseStore(data, load_split(data, 0, 1.0).train[:volumes], config.data)
+
+
+def row(config: Config, source: str, volumes: int, data_dir: Path | None) -> dict[str, Any]:
+    """One epoch, start and end of the loader processes included: volumes per second, and processor
+    seconds per volume over all processes."""
+    from mvl.datasets.loaders import training_loader
+
+    store = store_of(config, volumes, data_dir)
     if source != "files":  # decoded before the clock starts, into memory or onto disk
         for index in range(len(store)):
             store.get(index)
@@ -156,14 +158,10 @@ def augmentation_times(
     import torch
 
     from mvl.datasets.augment import Changes, augmentation
-    from mvl.datasets.loaders import CaseStore
-    from mvl.datasets.splits import load_split
-    from mvl.datasets.task_data import open_task
 
     # as training does: without it, page faults are most of what is measured
     machine.keep_freed_memory()
-    data = open_task(config.task, data_dir)
-    store = CaseStore(data, load_split(data, 0, 1.0).train[:volumes], config.data)
+    store = store_of(config, volumes, data_dir)
     pairs = [store.get(index) for index in range(len(store))]
     images, labels = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     augment, size = augmentation(config.data), config.train.batch_size

@@ -25,6 +25,7 @@ from typing import Any
 
 from mvl.core import files, machine, run_folder
 from mvl.core.config import ROOT, Config, load_config
+from mvl.core.markdown import markdown_table
 
 RECORD = ROOT / "data" / "overhead.json"
 RUN = ("hippocampus", "Task04_Hippocampus", "vit_baseline")
@@ -252,7 +253,7 @@ def facts(path: Path = RECORD) -> dict[str, str]:
     value = json.loads(path.read_text())
     ratios = sorted(pair["with"] / pair["without"] - 1 for pair in value["pairs"])
     rows = [
-        f"| {part} | {share:.2%} |"
+        [part, f"{share:.2%}"]
         for part, share in sorted(value["parts"].items(), key=lambda item: -item[1])
     ]
     first = (
@@ -262,8 +263,5 @@ def facts(path: Path = RECORD) -> dict[str, str]:
         f" {ratios[0]:.1%} to {ratios[-1]:.1%}; target: at most {value['target']:.0%}). Counted"
         f" inside such a run, the parts take {value['counted']:.2%} of its processor time."
     )
-    return {
-        "overhead": "\n".join(
-            [first, "", "| part | share of the run's processor time |", "|---|---:|", *rows]
-        )
-    }
+    table = markdown_table(["part", "share of the run's processor time"], "lr", rows)
+    return {"overhead": f"{first}\n\n{table}"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl.core.machine import platform_facts
+from mvl.core.markdown import markdown_table
 from mvl.training import precision
 
 Row = dict[str, Any]
@@ -112,10 +113,7 @@ def machine_words(here: Row) -> str:
 def bf16_table(record: dict[str, Any]) -> str:
     """Markdown: a training step in bf16 over the same in fp32, beside its bar, on each machine."""
     ending = ": bf16 / fp32"
-    lines = [
-        "| step | machine | fp32, s | bf16, s | ratio | at most |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    lines = []
     for row in record["bars"]:
         if row["what"].endswith(ending):
             took = row["measured"]
@@ -127,5 +125,6 @@ def bf16_table(record: dict[str, Any]) -> str:
                 f"{row['value']:.2f}",
                 f"{row['bar']:g} ({'met' if row['met'] else 'missed'})",
             ]
-            lines.append(f"| {' | '.join(words)} |")
-    return "\n".join(lines)
+            lines.append(words)
+    head = ["step", "machine", "fp32, s", "bf16, s", "ratio", "at most"]
+    return markdown_table(head, "llrrrr", lines)

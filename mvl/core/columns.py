@@ -11,6 +11,8 @@ DECATHLON = ("nsd_decathlon", "hd95_decathlon_mm")
 which never counts as 0."""
 RUN_KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
 "What names a run, in every table."
+KEYS_IN_STUDY = RUN_KEYS[1:]
+"What tells a run from the others of its study."
 CASE_COLUMNS = [
     *RUN_KEYS,
     "case",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import run_folder
+from mvl.core.columns import KEYS_IN_STUDY
 from mvl.core.config import Config
 from mvl.datasets.task import TaskError
 from mvl.evidence import example_cases, example_masks, predicted
@@ -88,16 +87,15 @@ def draw_maps(there: Sequence[Config], results_dir: Path, data_dir: Path | None)
             arrays[f"{row.system}/{column}"], facts["ranges"][f"{row.system}/{column}"] = squeezed(
                 values
             )
-    return packed(arrays, facts)
+    return predicted.packed(arrays, facts)
 
 
 def run_table(configs: Sequence[Config], results_dir: Path) -> pd.DataFrame:
     """The columns of runs.csv that say which runs these are."""
-    keys = ("task", "system", "fraction", "fold", "seed")
     rows = []
     for config in configs:
         status = run_folder.read_status(run_folder.run_dir(results_dir, config))
-        row = {key: getattr(config, key) for key in keys}
+        row = {key: getattr(config, key) for key in KEYS_IN_STUDY}
         row["run"] = f"{config.study}/runs/{run_folder.run_name(config)}"
         row["weights_sha256"] = status["files"]["weights.safetensors"]
         rows.append(row)
@@ -111,15 +109,8 @@ def squeezed(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
     return np.round(steps).astype(np.uint8), [low, high]
 
 
-def packed(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> bytes:
-    """One npz; the same content gives the same bytes."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
 def seen(
-    chapter: Chapter, facts: dict[str, Any], data_dir: Path | None
+    chapter: Chapter, facts: dict[str, Any]
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
     """Scan and label of the maps' slice on the network's grid; or why they are not there."""
     from mvl.datasets.loaders import CaseStore
@@ -127,12 +118,12 @@ def seen(
 
     config = run_folder.read_config(chapter.results_dir / next(iter(facts["weights"])))
     try:
-        data = open_task(facts["task"], data_dir)
+        data = open_task(facts["task"])
         image, label = CaseStore(data, (facts["case"],), config.data).get(0)
     except TaskError as error:
         return None, None, [f"the scan under the activation maps: {predicted.relative(error)}"]
 
     def shown(array: np.ndarray) -> np.ndarray:
-        return predicted.view(array, facts["slice"], facts["task"], data_dir)
+        return predicted.view(array, facts["slice"], facts["task"])
 
     return shown(image[0].numpy()), shown(label[0].numpy() > 0), []

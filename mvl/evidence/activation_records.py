@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import files, run_folder
+from mvl.core.columns import KEYS_IN_STUDY
 from mvl.core.command_lines import command_line
 from mvl.core.config import Config
 from mvl.datasets.task import TaskError
@@ -113,20 +114,14 @@ def record(
     }
 
 
-def open_measures(chapter: Chapter, data_dir: Path | None = None) -> tuple[pd.DataFrame, list[str]]:
+def open_measures(chapter: Chapter) -> tuple[pd.DataFrame, list[str]]:
     """The rows of `activations.csv` that the chapter's recorded weights made, and what is missing;
     made first where the weights are at hand."""
-    holes = refresh(chapter, data_dir)
+    holes = refresh(chapter)
     rows = read_table(chapter.folder / TABLE)
-    keys = ["task", "system", "fraction", "fold", "seed"]
-    made = chapter.done[[*keys, "weights_sha256"]].assign(
-        weights=chapter.done["weights_sha256"].astype(str).str[:12]
-    )
-    rows = (
-        rows.merge(made[[*keys, "weights"]], on=[*keys, "weights"])
-        if len(rows) and len(made)
-        else rows.iloc[:0]
-    )
+    keys = [*KEYS_IN_STUDY, "weights"]
+    made = chapter.done.assign(weights=chapter.done["weights_sha256"].astype(str).str[:12])[keys]
+    rows = rows.merge(made, on=keys) if len(rows) and len(made) else rows.iloc[:0]
     measured = set(rows[["system", "fold", "seed"]].itertuples(index=False, name=None))
     lacking = [c.system for c in wanted(chapter) if (c.system, c.fold, c.seed) not in measured]
     counts = {system: lacking.count(system) for system in lacking}
@@ -152,7 +147,7 @@ def read_table(path: Path) -> pd.DataFrame:
     )
 
 
-def refresh(chapter: Chapter, data_dir: Path | None = None) -> list[str]:
+def refresh(chapter: Chapter) -> list[str]:
     """Make the files anew where the chapter is not the published one and its weights are newer than
     they; what kept them from being made."""
     if chapter.published or not chapter.folder.is_dir():
@@ -161,7 +156,7 @@ def refresh(chapter: Chapter, data_dir: Path | None = None) -> list[str]:
     known = set(read_table(chapter.folder / TABLE)["weights"])
     if there and not set(run_table(there, chapter.results_dir)["weights_sha256"].str[:12]) <= known:
         try:
-            record(chapter.study, chapter.results_dir, chapter.folder, data_dir)
+            record(chapter.study, chapter.results_dir, chapter.folder)
         except TaskError as error:
             return [f"activations need the scans: {predicted.relative(error)}"]
     return []
@@ -175,44 +170,29 @@ def maps_command(chapter: Chapter) -> str:
     )
 
 
-def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | None, list[str]]:
+def open_maps(chapter: Chapter) -> tuple[Maps | None, list[str]]:
     """The kept maps over scan and label, None where there are none of the recorded weights; and
     what is missing."""
-    holes = refresh(chapter, data_dir)
+    holes = refresh(chapter)
     path = chapter.folder / PICTURES
     recorded = dict(zip(chapter.done["run"], chapter.done["weights_sha256"]))
+    command = maps_command(chapter)
     if not path.is_file():
-        return None, [
-            *holes,
-            f"activation maps; `{maps_command(chapter)}` makes them from weights",
-        ]
+        return None, [*holes, f"activation maps; `{command}` makes them from weights"]
     with np.load(path) as kept:
         facts = json.loads(str(kept["facts"]))
         steps = {name: kept[name] for name in kept.files if name != "facts"}
     if any(recorded.get(run) != weights for run, weights in facts["weights"].items()):
-        return None, [
-            *holes,
-            (
-                "activation maps of the recorded weights (those kept are of others);"
-                f" `{maps_command(chapter)}` makes them"
-            ),
-        ]
+        others = "activation maps of the recorded weights (those kept are of others)"
+        return None, [*holes, f"{others}; `{command}` makes them"]
     arms: dict[str, dict[str, np.ndarray]] = {system: {} for system in facts["systems"]}
     for name, picture in steps.items():
         (system, column), (low, high) = name.split("/"), facts["ranges"][name]
         arms[system][column] = low + (high - low) * picture / 255
-    scan, label, fault = seen(chapter, facts, data_dir)
+    scan, label, fault = seen(chapter, facts)
+    kept_as_they_are = ("task", "case", "fold", "ranked_by", "slice", "dice", "numbers")
     found = Maps(
-        facts["task"],
-        facts["case"],
-        facts["fold"],
-        facts["ranked_by"],
-        facts["slice"],
-        arms,
-        facts["dice"],
-        facts["numbers"],
-        scan,
-        label,
+        arms=arms, scan=scan, label=label, **{name: facts[name] for name in kept_as_they_are}
     )
     lacking = [s for row in ROWS if set(row) & set(arms) for s in row if s not in arms]
     return found, [*holes, *fault, *(f"activation maps of {title(s)}" for s in lacking)]
@@ -221,7 +201,7 @@ def open_maps(chapter: Chapter, data_dir: Path | None = None) -> tuple[Maps | No
 def before_after(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """One row per run and place: system, fold, seed, place, before and after (means over the run's
     cases; NaN without a block) and n_cases."""
-    keys = ["task", "system", "fraction", "fold", "seed"]
+    keys = KEYS_IN_STUDY
     means = (
         rows.pivot_table(index=keys, columns="stage", values=column, aggfunc="mean")
         if len(rows)

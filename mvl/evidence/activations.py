@@ -20,53 +20,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mvl.core import run_folder
+from mvl.core.columns import RUN_KEYS, run_columns
 from mvl.core.config import Config
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.task_data import open_task
-from mvl.evidence.predicted import view
+from mvl.evidence.predicted import best_slice, view
 from mvl.models.vit import ViTBaseline
 from mvl.training.objective import predict_probabilities
 from mvl.training.trained import Predictor, load_run
 
-STAGES = {
-    "embedding": "embedding",
-    "encoder": "encoder",
-    "bottleneck": "bottleneck",
-    "mapper1": "mapper1",
-    "block": "block",
-    "mapper2": "mapper2",
-    "fusion": "fusion",
-    "decoder": "decoder",
-    "decoder1": "decoder",
-}
+NAMED = "embedding encoder bottleneck mapper1 block mapper2 fusion decoder".split()
+STAGES = dict(zip(NAMED, NAMED)) | {"decoder1": "decoder"}
 "Stage of a network = its name in the tables; `decoder1` is a CNN's last decoder stage."
-MEASURES = [
-    "effective_rank",
-    "effective_rank_centred",
-    "lsvr",
-    "activation_iou",
-    "activation_iou_best",
-    "entropy",
-]
+MEASURES = (
+    "effective_rank effective_rank_centred lsvr activation_iou activation_iou_best entropy"
+).split()
 """Per case and stage; the centred rank is that of the tokens with their mean token taken off, which
 one channel of equal large values cannot swamp."""
-COLUMNS = [
-    "study",
-    "task",
-    "system",
-    "fraction",
-    "fold",
-    "seed",
-    "case",
-    "stage",
-    "tokens",
-    "width",
-    *MEASURES,
-    "label_share",
-    "weights",
-]
+COLUMNS = [*RUN_KEYS, "case", "stage", "tokens", "width", *MEASURES, "label_share", "weights"]
 "Columns of activations.csv; `weights` are the first 12 digits of the sha256 of the run's weights."
-DIGITS = 12
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 Features = Float[Tensor, "C *cells"]
@@ -216,10 +188,8 @@ class Measured:
         """One row per stage of one case."""
         stages, maps = self.stages(index)
         label, config = self.label(index), self.config
-        who = {key: getattr(config, key) for key in COLUMNS[:6]} | {
-            "case": self.store.case_ids[index]
-        }
-        last = {"label_share": rounded(label.mean()), "weights": self.weights[:DIGITS]}
+        who = run_columns(config) | {"case": self.store.case_ids[index]}
+        last = {"label_share": rounded(label.mean()), "weights": self.weights[:12]}
         return [
             who | {"stage": name} | numbers(as_matrix(tensor), maps[name], label) | last
             for name, tensor in stages.items()
@@ -326,8 +296,3 @@ def maps(
         rows,
         z,
     )
-
-
-def best_slice(label: Mask) -> int:
-    """Index of the axial slice that holds most of the label; 0 for a picture."""
-    return int(label.sum(axis=(0, 1)).argmax()) if label.ndim == 3 else 0

@@ -205,21 +205,15 @@ def _row(
     if arm.reference == arm.system or not {arm.system, arm.reference} <= done:
         return row
     try:
-        found = stats.compare(
-            cases, arm.system, arm.reference, TASK, planned=[(fold, 0) for fold in FOLDS]
+        found = stats.row(
+            stats.compare(
+                cases, arm.system, arm.reference, TASK, planned=[(fold, 0) for fold in FOLDS]
+            )
         )
     except run_pairs.StatsError:  # no fold that both have
         return row
-    interval = found.interval
-    low, high = found.shown
-    return row | {
-        "difference": interval.difference,
-        "low": low,
-        "high": high,
-        "n_cases": interval.n_cases,
-        "n_runs": interval.n_units,
-        "p": math.nan if found.t_test.p is None else found.t_test.p,
-    }
+    kept = ("difference", "low", "high", "n_cases", "n_runs")
+    return row | {key: found[key] for key in kept} | {"p": found["p_t"]}
 
 
 def answer(results_dir: Path) -> str:

@@ -58,6 +58,10 @@ class Components:
     cases: int
     "Cases of a fold, the median."
 
+    def of_fold_mean(self, seeds: int, cases: int) -> float:
+        """Variance of a fold's mean over so many seeds and cases."""
+        return self.fold + self.run / seeds + self.case / cases + self.residual / (cases * seeds)
+
     @property
     def lumped(self) -> str:
         """What the runs could not tell apart, in words; empty where they could."""
@@ -145,14 +149,8 @@ def simulate(
         return rng.normal(0, math.sqrt(variance), (studies, *shape))
 
     n = variances.cases
-    of_fold = (
-        variances.fold
-        + variances.run / seeds
-        + variances.case / n
-        + variances.residual / (n * seeds)
-    )
     return (
-        draw(shared / (1 - shared) * of_fold, 1, 1, 1)
+        draw(shared / (1 - shared) * variances.of_fold_mean(seeds, n), 1, 1, 1)
         + draw(variances.fold, folds, 1, 1)
         + draw(variances.run, folds, seeds, 1)
         + draw(variances.case, folds, 1, n)
@@ -181,10 +179,10 @@ def decisions(
     }
     if folds * seeds > 1:
         out[PLAIN] = _two_sided(runs, 0.0) < LEVEL
-    if folds == 1:
-        return out | dict.fromkeys((RULE, FAMILY, RULE_SAME), np.zeros(studies, dtype=bool))
-    p, p_same = _two_sided(means, TEST_OVER_TRAIN), _one_sided(MARGIN - abs(means.mean(1)), means)
-    out |= {CORRECTED: p < LEVEL, SAME: p_same < LEVEL}
+    if folds > 1:
+        p = _two_sided(means, TEST_OVER_TRAIN)
+        p_same = _one_sided(MARGIN - abs(means.mean(1)), means)
+        out |= {CORRECTED: p < LEVEL, SAME: p_same < LEVEL}
     if folds < MIN_FOLDS:
         return out | dict.fromkeys((RULE, FAMILY, RULE_SAME), np.zeros(studies, dtype=bool))
     said = {
@@ -211,9 +209,8 @@ def _one_sided(
     """Upper-tail p (studies,) of a distance at the standard error of the mean over units (studies,
     units)."""
     count = units.shape[1]
-    return scipy_stats.t.sf(
-        distance / (units.std(1, ddof=1) * math.sqrt(1 / count + test_over_train)), count - 1
-    )
+    error = units.std(1, ddof=1) * decision.error_factor(count, test_over_train)
+    return scipy_stats.t.sf(distance / error, count - 1)
 
 
 def rates(

@@ -6,11 +6,13 @@ The contrasts of a family share an arm, so they are simulated with a correlation
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence import calibration, decision
 from mvl.evidence.calibration import CORRELATION, Components
 from mvl.evidence.decision import LEVEL, TEST_OVER_TRAIN
@@ -27,9 +29,6 @@ STUDIES, SEED = 10_000, 0
 class Rates:
     """Shares of simulated studies in which nothing differs."""
 
-    folds: int
-    seeds: int
-    family: int
     called: float
     "At least one contrast of the family is called different: should be 5 % at most."
     covered: float
@@ -67,23 +66,24 @@ def rates(
         # Holm calls none of a family unless its smallest p does, times the family's size.
         called[shared] = float((p.min(axis=1) * family < LEVEL).mean())
         if shared:
-            spread = flat.std(1, ddof=1) * math.sqrt(1 / folds + TEST_OVER_TRAIN)
+            spread = flat.std(1, ddof=1) * decision.error_factor(folds, TEST_OVER_TRAIN)
             reach = spread * decision.t_reach(1.0, folds)
             covered = float((abs(flat.mean(1)) <= reach).mean())
-    return Rates(folds, seeds, family, called[CORRELATION], covered, called[0.0])
+    return Rates(called[CORRELATION], covered, called[0.0])
 
 
 def table(variances: Components, studies: int = STUDIES) -> str:
     """Every design and family as a Markdown table."""
-    lines = [
-        "| folds x seeds | contrasts in the family | calls a difference that is not there |"
-        " the same, folds independent | interval holds the truth |",
-        "|---|---:|---:|---:|---:|",
+    head = [
+        "folds x seeds",
+        "contrasts in the family",
+        "calls a difference that is not there",
+        "the same, folds independent",
+        "interval holds the truth",
     ]
-    for folds, seeds in DESIGNS:
-        for family in SIZES:
-            found = rates(variances, folds, seeds, family, studies)
-            shares = (found.called, found.called_independent, found.covered)
-            cells = " | ".join(f"{share:.1%}" for share in shares)
-            lines.append(f"| {folds} x {seeds} | {family} | {cells} |")
-    return "\n".join(lines)
+    rows = []
+    for (folds, seeds), family in itertools.product(DESIGNS, SIZES):
+        found = rates(variances, folds, seeds, family, studies)
+        shares = (found.called, found.called_independent, found.covered)
+        rows.append([f"{folds} x {seeds}", family, *(f"{share:.1%}" for share in shares)])
+    return markdown_table(head, "lrrrr", rows)

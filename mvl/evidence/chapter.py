@@ -240,5 +240,4 @@ def _foreground(cases: pd.DataFrame) -> pd.DataFrame:
     """The rows of the whole foreground where they are, else the mean over a case's labels."""
     if cases.empty or (cases["label"] == "foreground").any():
         return cases[cases["label"] == "foreground"].reset_index(drop=True)
-    keys = ["study", "task", "system", "fraction", "fold", "seed", "case"]
-    return cases.groupby(keys, as_index=False, sort=False).mean(numeric_only=True)
+    return cases.groupby([*RUN_KEYS, "case"], as_index=False, sort=False).mean(numeric_only=True)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from mvl.evidence import run_pairs
-from mvl.evidence.claims_evidence import (
-    Difference,
-    Evidence,
-    name,
-    planned_units,
-    tasks,
-)
+from mvl.evidence.claims_evidence import Difference, Evidence, name, planned_units, tasks
 from mvl.evidence.claims_tests import of_cases
+
+Unit = tuple[int, int]
+"(fold, seed)."
 
 
 def validated_every(evidence: Evidence, fraction: float) -> int:
@@ -71,32 +67,23 @@ def epochs_to(run: pd.DataFrame, goal: float) -> int:
 
 def by_hand(
     words: str,
-    values: dict[tuple[int, int], np.ndarray],
+    values: Mapping[Unit, pd.Series | np.ndarray],
     systems: tuple[str, ...],
     task: str,
     fraction: float,
     metric: str,
-    planned: tuple[tuple[int, int], ...],
-    base: float = math.nan,
+    planned: tuple[Unit, ...],
 ) -> Difference:
-    """A difference from values that are already one array per (fold, seed)."""
-    units = tuple(sorted(values))
-    pairs = (
-        run_pairs.Pairs(
-            systems[0],
-            systems[-1],
-            task,
-            fraction,
-            metric,
-            units,
-            tuple(values[u] for u in units),
-            (),
-            planned,
+    """A difference from values that are already there for each (fold, seed), the planned ones
+    alone."""
+    units = tuple(sorted(set(values) & set(planned)))
+    arrays = tuple(np.asarray(values[u], dtype=np.float64) for u in units)
+    pairs = None
+    if units:
+        pairs = run_pairs.Pairs(
+            systems[0], systems[-1], task, fraction, metric, units, arrays, (), planned
         )
-        if units
-        else None
-    )
-    return Difference(words, pairs, systems, task, fraction, metric, planned, base)
+    return Difference(words, pairs, systems, task, fraction, metric, planned)
 
 
 def change_of(
@@ -114,16 +101,14 @@ def change_of(
         else {
             u: d - dict(zip(clean.units, clean.differences))[u]
             for u, d in zip(damaged.units, damaged.differences)
-            if u in clean.units and u in planned
+            if u in clean.units
         }
     )
     words = f"change by damage ({noise}) of {name(system)} minus that of {name(reference)}"
     return by_hand(words, values, systems, task, 1.0, metric, planned)
 
 
-def first_seed(
-    evidence: Evidence, systems: Sequence[str], task: str
-) -> tuple[tuple[int, int], ...]:
+def first_seed(evidence: Evidence, systems: Sequence[str], task: str) -> tuple[Unit, ...]:
     """(fold, seed) at which activations are planned: those of the systems on all the data, at the
     first seed."""
     planned = planned_units(evidence, systems, task, 1.0)
@@ -140,7 +125,7 @@ def at_stages(
     """
     late, early = stages
 
-    def take(arm: str, stage: str) -> dict[tuple[int, int], pd.Series]:
+    def take(arm: str, stage: str) -> dict[Unit, pd.Series]:
         return stage_values(evidence, arm, stage, metric)
 
     if system == reference:
@@ -155,22 +140,13 @@ def at_stages(
             minus(take(system, late), take(system, early)),
             minus(take(reference, late), take(reference, early)),
         )
-    planned = first_seed(evidence, (system, reference), tasks(evidence, (system,))[0])
-    arrays = {u: v.to_numpy(dtype=np.float64) for u, v in values.items() if u in planned}
-    return by_hand(
-        words,
-        arrays,
-        tuple(dict.fromkeys((system, reference))),
-        tasks(evidence, (system,))[0],
-        1.0,
-        metric,
-        planned,
-    )
+    task = tasks(evidence, (system,))[0]
+    systems = tuple(dict.fromkeys((system, reference)))
+    planned = first_seed(evidence, systems, task)
+    return by_hand(words, values, systems, task, 1.0, metric, planned)
 
 
-def stage_values(
-    evidence: Evidence, system: str, stage: str, metric: str
-) -> dict[tuple[int, int], pd.Series]:
+def stage_values(evidence: Evidence, system: str, stage: str, metric: str) -> dict[Unit, pd.Series]:
     """Per (fold, seed), the quantity of each case at one stage; of `a/b` the first that the system
     has."""
     rows = evidence.further["activations"]
@@ -181,7 +157,7 @@ def stage_values(
     )
 
 
-def per_case(rows: pd.DataFrame, metric: str) -> dict[tuple[int, int], pd.Series]:
+def per_case(rows: pd.DataFrame, metric: str) -> dict[Unit, pd.Series]:
     """Per (fold, seed), a quantity of each case."""
     rows = rows.dropna(subset=[metric])
     return {
@@ -190,9 +166,7 @@ def per_case(rows: pd.DataFrame, metric: str) -> dict[tuple[int, int], pd.Series
     }
 
 
-def minus(
-    ours: dict[tuple[int, int], pd.Series], theirs: dict[tuple[int, int], pd.Series]
-) -> dict[tuple[int, int], pd.Series]:
+def minus(ours: dict[Unit, pd.Series], theirs: dict[Unit, pd.Series]) -> dict[Unit, pd.Series]:
     """Case by case over the (fold, seed) that both have with the same cases."""
     return {
         u: ours[u] - theirs[u]

@@ -159,6 +159,14 @@ class Found:
     "What is compared."
     study: str = ""
 
+    @property
+    def in_unit(self) -> tuple[str, str, str, str]:
+        """Difference and ends of the interval in the metric's unit, and that unit."""
+        scale, unit, digits = UNITS[self.metric]
+        values = (self.difference, self.low, self.high)
+        mid, low, high = (f"{scale * value:+z.{digits}f}" for value in values)
+        return mid, low, high, unit
+
     def decision(self, margin: float | None = None) -> Decision:
         """The word for it by the one rule, at the metric's margin if no other is given."""
         numbers = Numbers(

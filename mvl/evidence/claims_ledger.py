@@ -13,19 +13,16 @@ from typing import Any
 
 import pandas as pd
 
+from mvl.core.columns import KEYS_IN_STUDY
 from mvl.core.config import ROOT, load_config
 from mvl.evidence.arms import caveat
 from mvl.evidence.chapter import _foreground, read_tables
 from mvl.evidence.claims_evidence import Claim, ClaimError, Evidence
 from mvl.evidence.claims_power import what_would_decide
 from mvl.evidence.claims_rules import RULES
-from mvl.evidence.claims_verdicts import (
-    CONTRADICTED,
-    MOOT,
-    NOT_REPRODUCED,
-    Verdict,
-)
+from mvl.evidence.claims_verdicts import CONTRADICTED, MOOT, NOT_REPRODUCED, Verdict
 from mvl.evidence.decision import PICTURES, UNDECIDED, WITHDRAWN
+from mvl.evidence.reported import paper_value
 from mvl.evidence.second_study import of_protocol
 from mvl.study.grid import run_keys
 from mvl.study.tables import read_external
@@ -111,8 +108,6 @@ def reported_numbers(claim: Claim) -> list[float]:
     Raises:
         ClaimError: `data/paper_reported.csv` has not exactly one such row.
     """
-    from mvl.evidence.reported import paper_value
-
     try:
         return [
             paper_value(table, system, metric, claim.paper)
@@ -124,7 +119,7 @@ def reported_numbers(claim: Claim) -> list[float]:
 
 def planned_runs(study: str) -> pd.DataFrame:
     """task, system, fraction, fold, seed of every run of the study's grid."""
-    return pd.DataFrame(run_keys(study), columns=["task", "system", "fraction", "fold", "seed"])
+    return pd.DataFrame(run_keys(study), columns=KEYS_IN_STUDY)
 
 
 def read_evidence(study: str, results_dir: Path) -> Evidence:
@@ -161,13 +156,13 @@ def stand_in(study: str, plan: pd.DataFrame) -> str:
     )
 
 
-def ledger(results_dir: Path, studies: Sequence[str] = (), path: Path = LEDGER) -> list[Entry]:
+def ledger(results_dir: Path, studies: Sequence[str] = ()) -> list[Entry]:
     """Every claim that the studies speak of, each judged on those of its own studies that are
     among them, or on the first that plans its systems.
 
     studies: the studies to judge by; none given, all that the claims name.
     """
-    claims = load_claims(path)
+    claims = load_claims()
     named = studies or tuple(dict.fromkeys(study for claim in claims for study in claim.studies))
     evidence = {study: read_evidence(study, results_dir) for study in named}
     entries = []

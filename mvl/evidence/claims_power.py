@@ -6,11 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy import stats
-
 from mvl.evidence.claims_evidence import UNITS, Claim, Evidence, Found, within
-from mvl.evidence.decision import LEVEL
-from mvl.evidence.power import POWER, detectable, error_factor, largest_sd
+from mvl.evidence.decision import error_factor, t_reach
+from mvl.evidence.power import POWER, detectable, largest_sd
 
 MOST_FOLDS = 10
 "A study's splits have ten blocks, so there are at most ten folds."
@@ -26,8 +24,7 @@ def sd_behind(low: float, high: float, folds: int) -> float:
     """Return the standard deviation of fold means that gives this corrected 95 % t-interval."""
     if folds < 2:
         return math.nan
-    reach = float(stats.t.ppf(1 - LEVEL / 2, folds - 1)) * error_factor(folds)
-    return (high - low) / 2 / reach
+    return (high - low) / 2 / t_reach(error_factor(folds), folds)
 
 
 def folds_needed(sd: float, difference: float) -> int | None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from mvl.evidence.claims_differences import (
@@ -21,6 +20,7 @@ from mvl.evidence.claims_differences import (
 )
 from mvl.evidence.claims_evidence import (
     Claim,
+    Difference,
     Evidence,
     Found,
     name,
@@ -49,17 +49,24 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 EMPTY = pd.DataFrame()
 
 
+def own_with_tests(claim: Claim, evidence: Evidence) -> list[Found]:
+    """The claim's own contrasts with their tests, corrected together with their family."""
+    differences = own(claim, evidence, claim.metric)
+    return with_tests(evidence, differences, claim.margin, family(claim, evidence, claim.metric))
+
+
+def all_gains(claim: Claim, evidence: Evidence, differences: Sequence[Difference]) -> Verdict:
+    """Every one of the differences is a gain."""
+    found = with_tests(evidence, differences, claim.margin)
+    return combined(claim, evidence, found, [as_gain(f, claim) for f in found])
+
+
 def gain(claim: Claim, evidence: Evidence) -> Verdict:
     """Every contrast is a gain.
 
     Where `cheaper_than` names a system, fewer trained parameters than it has are part of the claim.
     """
-    found = with_tests(
-        evidence,
-        own(claim, evidence, claim.metric),
-        claim.margin,
-        family(claim, evidence, claim.metric),
-    )
+    found = own_with_tests(claim, evidence)
     decisions, also = [as_gain(f, claim) for f in found], ""
     if claim.cheaper_than:
         ours, theirs = (trained(evidence, s) for s in (claim.contrasts[0][0], claim.cheaper_than))
@@ -92,12 +99,7 @@ def trained(evidence: Evidence, system: str) -> float:
 
 def same(claim: Claim, evidence: Evidence) -> Verdict:
     """Every contrast is equivalent within the margin."""
-    found = with_tests(
-        evidence,
-        own(claim, evidence, claim.metric),
-        claim.margin,
-        family(claim, evidence, claim.metric),
-    )
+    found = own_with_tests(claim, evidence)
     return combined(claim, evidence, found, [as_same(f, claim) for f in found])
 
 
@@ -155,12 +157,7 @@ def every_metric(claim: Claim, evidence: Evidence) -> Verdict:
 
 def trade_off(claim: Claim, evidence: Evidence) -> Verdict:
     """No reference is higher, and at least one is lower."""
-    found = with_tests(
-        evidence,
-        own(claim, evidence, claim.metric),
-        claim.margin,
-        family(claim, evidence, claim.metric),
-    )
+    found = own_with_tests(claim, evidence)
     early = [withheld(f) for f in found]
     ways = [f.decision(claim.margin).word for f in found]
     if LOWER in ways:
@@ -218,8 +215,7 @@ def smaller_loss(claim: Claim, evidence: Evidence) -> Verdict:
         for pair in claim.contrasts
         for task in tasks(evidence, pair)
     ]
-    found = with_tests(evidence, differences, claim.margin)
-    return combined(claim, evidence, found, [as_gain(f, claim) for f in found])
+    return all_gains(claim, evidence, differences)
 
 
 def activation(claim: Claim, evidence: Evidence) -> Verdict:
@@ -228,23 +224,17 @@ def activation(claim: Claim, evidence: Evidence) -> Verdict:
     if evidence.further.get("activations", EMPTY).empty:
         return unrecorded("Activations", evidence)
 
-    def take(pairs: Sequence[tuple[str, str]]) -> list[Found]:
-        return with_tests(
-            evidence,
-            [
-                at_stages(evidence, ours, theirs, claim.stages, claim.metric)
-                for ours, theirs in pairs
-            ],
-            claim.margin,
-        )
+    def changes(pairs: Sequence[tuple[str, str]]) -> list[Difference]:
+        return [at_stages(evidence, *pair, claim.stages, claim.metric) for pair in pairs]
 
-    found = take(claim.contrasts)
-    verdict = combined(claim, evidence, found, [as_gain(f, claim) for f in found])
-    (system, reference), beside = claim.contrasts[0], claim.controls
+    verdict = all_gains(claim, evidence, changes(claim.contrasts))
+    system, reference = claim.contrasts[0]
     without, against = (
-        (take([(c, reference) for c in beside]), take([(system, c) for c in beside]))
-        if beside
-        else ([], [])
+        with_tests(evidence, changes(pairs), claim.margin)
+        for pairs in (
+            [(control, reference) for control in claim.controls],
+            [(system, control) for control in claim.controls],
+        )
     )
     return beside_controls(claim, verdict, without, against)
 
@@ -299,26 +289,21 @@ def of_table(claim: Claim, evidence: Evidence, table: str, title: str) -> Verdic
     differences = []
     for system, reference in claim.contrasts:
         task = tasks(evidence, (system,))[0]
-        units = planned_units(evidence, (system, reference), task, 1.0)
         ours, theirs = (
             per_case(rows[rows["system"] == arm], claim.metric) for arm in (system, reference)
         )
-        values = {
-            u: v.to_numpy(dtype=np.float64) for u, v in minus(ours, theirs).items() if u in units
-        }
         differences.append(
             by_hand(
                 f"{name(system)} minus {name(reference)}",
-                values,
+                minus(ours, theirs),
                 (system, reference),
                 task,
                 1.0,
                 claim.metric,
-                units,
+                planned_units(evidence, (system, reference), task, 1.0),
             )
         )
-    found = with_tests(evidence, differences, claim.margin)
-    return combined(claim, evidence, found, [as_gain(f, claim) for f in found])
+    return all_gains(claim, evidence, differences)
 
 
 RULES: dict[str, Callable[[Claim, Evidence], Verdict]] = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 
 import numpy as np
 
+from mvl.core.columns import KEYS_IN_STUDY
 from mvl.evidence import run_pairs, stats
 from mvl.evidence.chapter import units_of
 from mvl.evidence.claims_evidence import (
@@ -97,7 +99,7 @@ def with_tests(
     """Interval and tests of each difference; the test of a difference is Holm-adjusted over them
     and the rest of the family."""
 
-    def equivalent(pairs: run_pairs.Pairs) -> stats.Test:
+    def equivalent(pairs: run_pairs.Pairs) -> float:
         return stats.tost(pairs, margin)
 
     adjusted = stats.holm(
@@ -113,14 +115,13 @@ def with_tests(
 
 
 def p_value(
-    evidence: Evidence, difference: Difference, test: Callable[[run_pairs.Pairs], stats.Test]
+    evidence: Evidence, difference: Difference, test: Callable[[run_pairs.Pairs], float]
 ) -> float:
     """A test's p; NaN where there is none, or where a planned run is missing: an interim value
     decides nothing."""
     if difference.pairs is None or missing(evidence, difference):
         return math.nan
-    found = test(difference.pairs).p
-    return math.nan if found is None else found
+    return test(difference.pairs)
 
 
 def missing(evidence: Evidence, difference: Difference) -> tuple[str, ...]:
@@ -143,24 +144,22 @@ def missing(evidence: Evidence, difference: Difference) -> tuple[str, ...]:
 def _done(evidence: Evidence) -> dict[tuple[str, str, float, int, int], str]:
     rows = evidence.runs[evidence.runs["state"] == "done"]
     return {
-        tuple(key): str(run)
-        for *key, run in rows[["task", "system", "fraction", "fold", "seed", "run"]].itertuples(
-            index=False
-        )
+        tuple(key): str(run) for *key, run in rows[[*KEYS_IN_STUDY, "run"]].itertuples(index=False)
     }
 
 
 def _found(evidence: Evidence, difference: Difference, p: float, p_equivalence: float) -> Found:
-    holes, pairs, done = missing(evidence, difference), difference.pairs, _done(evidence)
+    pairs, done = difference.pairs, _done(evidence)
+    found = Found(
+        difference.words,
+        difference.metric,
+        len(difference.planned),
+        missing(evidence, difference),
+        systems=difference.systems,
+        study=evidence.study,
+    )
     if pairs is None:
-        return Found(
-            difference.words,
-            difference.metric,
-            len(difference.planned),
-            holes,
-            systems=difference.systems,
-            study=evidence.study,
-        )
+        return found
     if id(pairs) not in evidence.memo:
         evidence.memo[id(pairs)] = pairs, stats.bootstrap(pairs)
     interval = evidence.memo[id(pairs)][1]
@@ -169,26 +168,22 @@ def _found(evidence: Evidence, difference: Difference, p: float, p_equivalence: 
         for system in difference.systems
         for unit in pairs.units
     ]
-    used = tuple(dict.fromkeys(done[key] for key in keys if key in done))
-    return Found(
-        difference.words,
-        difference.metric,
-        len(difference.planned),
-        holes,
-        used,
-        interval.n_units,
-        len(pairs.folds),
-        interval.n_cases,
-        pairs.n_distinct,
-        interval.difference,
-        *stats.shown_interval(pairs, interval),
-        interval.low,
-        interval.high,
-        float(p),
-        float(p_equivalence),
-        difference.base,
-        difference.systems,
-        evidence.study,
+    low, high = stats.shown_interval(pairs, interval)
+    return replace(
+        found,
+        runs=tuple(dict.fromkeys(done[key] for key in keys if key in done)),
+        n_runs=len(pairs.units),
+        n_folds=len(pairs.folds),
+        n_cases=len(pairs.cases),
+        n_distinct=pairs.n_distinct,
+        difference=interval.difference,
+        low=low,
+        high=high,
+        boot_low=interval.low,
+        boot_high=interval.high,
+        p=p,
+        p_equivalence=p_equivalence,
+        base=difference.base,
     )
 
 

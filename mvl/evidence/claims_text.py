@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mvl.evidence.claims_evidence import UNITS, Found
+from mvl.evidence.claims_evidence import Found
 from mvl.evidence.claims_ledger import IMPLIED, NO_VERDICT, PAPERS, Entry, reported_numbers
 from mvl.evidence.claims_verdicts import CONTRADICTED, REPRODUCED, UNTESTABLE, WORDS
 
@@ -80,10 +80,7 @@ def short(found: Found) -> str:
             if found.n_planned
             else "not planned"
         )
-    scale, unit, digits = UNITS[found.metric]
-    mid, low, high = (
-        f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high)
-    )
+    mid, low, high, unit = found.in_unit
     return (
         f"{mid} [{low}, {high}] {unit}, {found.n_runs} of {found.n_planned}"
         f" pair{'s' * (found.n_planned != 1)}"

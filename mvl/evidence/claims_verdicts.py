@@ -7,13 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mvl.evidence import run_pairs
-from mvl.evidence.claims_evidence import (
-    UNITS,
-    Claim,
-    Evidence,
-    Found,
-    within,
-)
+from mvl.evidence.claims_evidence import Claim, Evidence, Found, within
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED, WITHDRAWN
 
 REPRODUCED, NOT_REPRODUCED, CONTRADICTED = "reproduced", "not reproduced", "contradicted"
@@ -134,10 +128,7 @@ def number(found: Found) -> str:
     """A difference with its interval, p and n."""
     if not found.n_runs:
         return f"{found.words}: no pair of runs of {found.n_planned} planned"
-    scale, unit, digits = UNITS[found.metric]
-    mid, low, high = (
-        f"{scale * v:+z.{digits}f}" for v in (found.difference, found.low, found.high)
-    )
+    mid, low, high, unit = found.in_unit
     p = ""
     if not math.isnan(found.p):
         p = f", p = {found.p:.2g} after Holm, {found.p_equivalence:.2g} for equivalence"

@@ -170,6 +170,11 @@ def within(margin: float, scale: float, unit: str) -> str:
     return text.removesuffix("s") if scale * margin == 1 else text
 
 
+def error_factor(folds: int, test_over_train: float = TEST_OVER_TRAIN) -> float:
+    """The corrected standard error of the mean as a multiple of the fold means' sd."""
+    return math.sqrt(1 / folds + test_over_train)
+
+
 def t_reach(spread: float, folds: int) -> float:
     """The half-width of the 95 % corrected t-interval at a standard error of a mean over folds."""
     return float(distributions.t.ppf(1 - LEVEL / 2, folds - 1)) * spread

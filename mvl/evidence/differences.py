@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mvl.evidence import run_pairs
+from mvl.evidence import run_pairs, stats
 from mvl.evidence.arms import title
 from mvl.evidence.chapter import Chapter, covered, open_chapter, planned_pairs
 from mvl.evidence.topics import TOPICS
@@ -19,14 +19,11 @@ OVERLAPS = {"jaccard": "IoU", "dice": "F1"}
 
 def differences(chapter: Chapter) -> pd.DataFrame:
     """Paired differences of the topic's metrics for the chapter's contrasts:
-    `mvl.evidence.stats.table`, the comparison in words and `hole`.
+    `mvl.evidence.stats.table` with the comparison in words.
 
-    A contrast that cannot be taken keeps its row: NaN, no runs, and why in `hole` (empty
-    elsewhere). The rows of one metric are the family of `p_holm`, holes included; `planned` counts
-    the pairs of runs in the study's grid.
+    A contrast that cannot be taken keeps its row. The rows of one metric are the family of
+    `p_holm`, holes included; `planned` counts the pairs of runs in the study's grid.
     """
-    from mvl.evidence import stats
-
     spec = TOPICS[chapter.topic]
     rows = [
         _difference(chapter, *pair, task, fraction, metric)
@@ -34,7 +31,7 @@ def differences(chapter: Chapter) -> pd.DataFrame:
             spec.metrics, chapter.contrasts, spec.compared or spec.fractions, chapter.tasks
         )
     ]
-    table = stats.adjust(pd.DataFrame(rows, columns=[*stats.table([]).columns, "hole"]))
+    table = stats.table(rows)
 
     words = []
     for row in table.itertuples():
@@ -76,31 +73,14 @@ def all_differences(study: str, results_dir: str | Path) -> pd.DataFrame:
 def _difference(
     chapter: Chapter, system: str, reference: str, task: str, fraction: float, metric: str
 ) -> dict[str, Any]:
-    from mvl.evidence import stats
-
     planned = planned_pairs(chapter.plan, TOPICS[chapter.topic], system, reference, task, fraction)
+    contrast = (system, reference, task, fraction, metric)
     try:
         if not planned:
             raise run_pairs.StatsError(f"not planned in the study `{chapter.study}`")
-        found = stats.compare(
-            chapter.cases, system, reference, task, fraction, metric, planned=planned
-        )
-        return stats.table([found]).iloc[0].to_dict() | {"hole": ""}
+        return stats.row(stats.compare(chapter.cases, *contrast, planned=planned))
     except run_pairs.StatsError as error:
         # the row is named already, by the arms' titles
         unpaired = isinstance(error, run_pairs.NoPairs)
-        return {
-            "task": task,
-            "system": system,
-            "reference": reference,
-            "fraction": fraction,
-            "metric": metric,
-            "n_cases": 0,
-            "n_distinct": 0,
-            "n_runs": 0,
-            "n_folds": 0,
-            "planned": len(planned),
-            "complete": False,
-            "unpaired": 0,
-            "hole": "the two arms share no finished (fold, seed)" if unpaired else str(error),
-        }
+        why = "the two arms share no finished (fold, seed)" if unpaired else str(error)
+        return stats.hole(*contrast, len(planned), why)

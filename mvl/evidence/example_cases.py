@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
+
+from mvl.core.columns import KEYS_IN_STUDY
 
 RANKS = ("best", "median", "worst")
 STUDY_WORST = "worst of the study"
@@ -40,27 +41,21 @@ def used_runs(done: pd.DataFrame, places: Sequence[tuple[int, int]]) -> pd.DataF
 def pick_cases(cases: pd.DataFrame, chosen: pd.DataFrame) -> list[tuple[str, str]]:
     """(case, rank): best, median and worst by the Dice of the first chosen run, ties broken by
     name; of cases with a label where any has one."""
-    first = chosen.iloc[0]
-    labelled = cases[cases["voxels_label"] > 0] if "voxels_label" in cases else cases
-    cases = cases if labelled.empty else labelled
-    same = cases[
-        np.logical_and.reduce(
-            [cases[key] == first[key] for key in ("task", "system", "fraction", "fold", "seed")]
-        )
-    ]
-    order = [
-        str(case) for case in same.sort_values(["dice", "case"], ascending=[False, True])["case"]
-    ]
+    same = cases.merge(chosen.iloc[:1][KEYS_IN_STUDY], on=KEYS_IN_STUDY)
+    ordered = with_label(same).sort_values(["dice", "case"], ascending=[False, True])
+    order = [str(case) for case in ordered["case"]]
     return list(dict(zip((order[0], order[len(order) // 2], order[-1]), RANKS)).items())
+
+
+def with_label(cases: pd.DataFrame) -> pd.DataFrame:
+    """The cases that have a label, where any has one and it is recorded; else all."""
+    labelled = cases[cases["voxels_label"] > 0] if "voxels_label" in cases else cases
+    return cases if labelled.empty else labelled
 
 
 def study_worst(cases: pd.DataFrame, chosen: pd.DataFrame) -> pd.Series:
     """The row of the case that the first chosen arm does worst in, over all folds and seeds of its
     share of the data; of cases with a label where any has one."""
-    first = chosen.iloc[0]
-    same = cases[
-        np.logical_and.reduce([cases[key] == first[key] for key in ("task", "system", "fraction")])
-    ]
-    labelled = same[same["voxels_label"] > 0] if "voxels_label" in same else same
-    same = same if labelled.empty else labelled
-    return same.sort_values(["dice", "case"]).iloc[0]
+    keys = ["task", "system", "fraction"]
+    same = cases.merge(chosen.iloc[:1][keys], on=keys)
+    return with_label(same).sort_values(["dice", "case"]).iloc[0]

@@ -7,7 +7,6 @@ read from the data each time, never kept.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import files, run_folder
+from mvl.core.columns import KEYS_IN_STUDY
 from mvl.core.command_lines import command_line
 from mvl.datasets.task import TaskError
+from mvl.evidence import predicted
 from mvl.evidence.chapter import Chapter, open_chapter
 from mvl.evidence.example_cases import (
     STUDY_WORST,
@@ -28,7 +29,14 @@ from mvl.evidence.example_cases import (
     study_worst,
     used_runs,
 )
-from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative, view
+from mvl.evidence.predicted import (
+    best_slice,
+    first_with_weights,
+    predicted_masks,
+    read_volume,
+    relative,
+    view,
+)
 
 FILE = "examples.npz"
 
@@ -57,14 +65,12 @@ class Drawn:
     "Of the runs that drew the masks."
 
 
-def load_examples(
-    chapter: Chapter, data_dir: Path | None = None
-) -> tuple[list[Example], list[str]]:
+def load_examples(chapter: Chapter) -> tuple[list[Example], list[str]]:
     """The chapter's examples on one slice over their scans, and what is missing for them, one of
     the two being empty."""
-    drawn, holes = load_drawn(chapter, data_dir)
+    drawn, holes = load_drawn(chapter)
     try:
-        return [example(one, data_dir) for one in drawn], holes
+        return [example(one) for one in drawn], holes
     except TaskError as error:
         return [], [f"example segmentations need the scans: {relative(error)}"]
 
@@ -84,15 +90,8 @@ def load_drawn(
     path = chapter.folder / FILE
     if kept := read_drawn(path, chosen, chapter.done):
         return kept, []
-    homes = [h for h in (home, chapter.results_dir, run_folder.default_results_dir()) if h]
-    found = next(
-        (
-            h
-            for h in homes
-            if all(has_weights(h / row.run, row.weights_sha256) for row in chosen.itertuples())
-        ),
-        None,
-    )
+    homes = (home, chapter.results_dir, run_folder.default_results_dir())
+    found = first_with_weights(homes, chosen)
     if found is None:
         where = None if chapter.published else chapter.results_dir
         again = command_line("study", "run", chapter.study, results_dir=where)
@@ -105,24 +104,22 @@ def load_drawn(
     except TaskError as error:
         return [], [f"example segmentations need the scans: {relative(error)}"]
     if not chapter.published:
-        files.atomic_write(
-            path, packed(drawn, used_runs(chapter.done, [(one.fold, one.seed) for one in drawn]))
-        )
+        write_drawn(chapter, drawn)
     return drawn, []
 
 
-def save_examples(
-    chapter: Chapter, data_dir: Path | None = None, home: Path | None = None
-) -> Path | None:
+def write_drawn(chapter: Chapter, drawn: Sequence[Drawn]) -> Path:
+    """Keep masks, and which runs they are of, beside the chapter's tables."""
+    runs = used_runs(chapter.done, [(one.fold, one.seed) for one in drawn])
+    files.atomic_write(chapter.folder / FILE, packed(drawn, runs))
+    return chapter.folder / FILE
+
+
+def save_examples(chapter: Chapter, home: Path | None = None) -> Path | None:
     """Keep the masks beside the tables (published records come without weights); None where they
     cannot be drawn."""
-    drawn, _ = load_drawn(chapter, data_dir, home)
-    path = chapter.folder / FILE
-    if drawn:
-        files.atomic_write(
-            path, packed(drawn, used_runs(chapter.done, [(one.fold, one.seed) for one in drawn]))
-        )
-    return path if drawn else None
+    drawn, _ = load_drawn(chapter, home=home)
+    return write_drawn(chapter, drawn) if drawn else None
 
 
 def draw(
@@ -136,9 +133,7 @@ def draw(
     if worst["case"] not in dict(picked):
         runs = same_arms(chapter.done, chosen, int(worst["fold"]), int(worst["seed"]))
         # another run's weights may not be kept; then the page names the case without showing it
-        if len(runs) == len(chosen) and all(
-            has_weights(home / str(row.run), str(row.weights_sha256)) for row in runs.itertuples()
-        ):
+        if len(runs) == len(chosen) and first_with_weights([home], runs):
             case = (str(worst["case"]), STUDY_WORST)
             out += _drawn_by(chapter, runs, [case], home, data_dir)
     return out
@@ -163,11 +158,10 @@ def _drawn_by(
     out = []
     for case, rank in picked:
         _, label, affine = read_volume(task, case, data_dir)
-        z = int(label.sum(axis=(0, 1)).argmax()) if label.ndim == 3 else 0
         shown = {system: mask[case] for system, mask in masks.items()}
         dice = case_dice(chapter.cases, runs, case)
         place = tuple(map(tuple, affine.tolist()))
-        out.append(Drawn(task, case, rank, z, place, shown, dice, fold, seed))
+        out.append(Drawn(task, case, rank, best_slice(label), place, shown, dice, fold, seed))
     return out
 
 
@@ -188,8 +182,7 @@ def example(drawn: Drawn, data_dir: Path | None = None) -> Example:
 
 def case_dice(cases: pd.DataFrame, chosen: pd.DataFrame, case: str) -> dict[str, float]:
     """Dice of one case by system, as recorded."""
-    keys = ["task", "system", "fraction", "fold", "seed"]
-    rows = cases.merge(chosen[keys], on=keys)
+    rows = cases.merge(chosen[KEYS_IN_STUDY], on=KEYS_IN_STUDY)
     return {str(row.system): float(row.dice) for row in rows[rows["case"] == case].itertuples()}
 
 
@@ -206,23 +199,12 @@ def packed(drawn: Sequence[Drawn], chosen: pd.DataFrame) -> bytes:
         "weights": dict(zip(chosen["run"], chosen["weights_sha256"])),
         "ranked_by": str(chosen["system"].iloc[0]),
         "examples": [
-            {
-                "task": e.task,
-                "case": e.case,
-                "rank": e.rank,
-                "z": e.z,
-                "affine": e.affine,
-                "dice": e.dice,
-                "fold": e.fold,
-                "seed": e.seed,
-                "shape": list(next(iter(e.predictions.values())).shape),
-            }
-            for e in drawn
+            {name: value for name, value in vars(one).items() if name != "predictions"}
+            | {"shape": list(next(iter(one.predictions.values())).shape)}
+            for one in drawn
         ],
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
+    return predicted.packed(arrays, facts)
 
 
 def _unpacked(bits: np.ndarray, shape: Sequence[int]) -> np.ndarray:

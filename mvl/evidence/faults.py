@@ -9,6 +9,7 @@ from typing import Any
 
 from mvl.core import files, machine
 from mvl.core.config import ROOT
+from mvl.core.markdown import markdown_table
 
 RECORD = ROOT / "data" / "faults.json"
 FIGURES = {
@@ -127,18 +128,12 @@ def table(path: Path = RECORD) -> str:
     """Every figure as a Markdown table: what was really run, beside its target; a figure that
     nobody measured says so."""
     figures = read_figures(path)
-    lines = [
-        f"| {title} | {found(key, figures.get(key))} | {target} |"
-        f" {figures.get(key, {}).get('words', '')} |"
+    rows = [
+        [title, found(key, figures.get(key)), target, figures.get(key, {}).get("words", "")]
         for key, (title, target) in FIGURES.items()
     ]
-    return "\n".join(
-        [
-            "| what was broken, and what is counted | found | target | how |",
-            "|---|---:|---|---|",
-            *lines,
-        ]
-    )
+    head = ["what was broken, and what is counted", "found", "target", "how"]
+    return markdown_table(head, "lrll", rows)
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:

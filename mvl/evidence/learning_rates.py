@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.core.config import ROOT, load_config
+from mvl.core.markdown import markdown_table
 from mvl.evidence.arms import title
 from mvl.evidence.topics import HYBRID, RANDOM, VIT
 
@@ -46,14 +47,15 @@ def table(results_dir: Path, study: str = STUDY) -> str:
     found = gaps(results_dir)
     if found.empty or Path(study).stem != STUDY:
         return ""
-    heads = " | ".join(f"{title(a)} minus {title(b)}" for a, b in CONTRASTS)
-    lines = [f"| learning rate | {heads} |", "|---:|---:|---:|---:|"]
+    head = ["learning rate", *(f"{title(a)} minus {title(b)}" for a, b in CONTRASTS)]
     notes = {PAPER_RATE: " (the paper's)", used_rate(): " (used)"}
-    for rate, row in found.iterrows():
-        numbers = " | ".join(f"{value:+.2f}" for value in row)
-        lines.append(f"| {rate:g}{notes.get(float(str(rate)), '')} | {numbers} |")
+    rows = [
+        [f"{rate:g}{notes.get(float(str(rate)), '')}", *(f"{value:+.2f}" for value in row)]
+        for rate, row in found.iterrows()
+    ]
+    lines = markdown_table(head, "rrrr", rows)
     trial = "Validation Dice points in the trials that chose the rate: fold 0, one seed, 8 epochs."
-    return "\n".join([caution(results_dir, "../protocol_2.html"), "", *lines, "", trial])
+    return "\n".join([caution(results_dir, "../protocol_2.html"), "", lines, "", trial])
 
 
 def caution(results_dir: Path, page: str = "protocol_2.md") -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence.arms import ordered, title
 from mvl.evidence.chapter import Chapter
 
@@ -43,14 +44,9 @@ def class_table(chapter: Chapter) -> str:
         ("with a lesion", lesions),
         ("all", cases),
     ]
-    lines = [
-        (
-            "| pictures | system | n | IoU | F1 (Dice) | lesion missed | left empty, rightly |"
-            " marked, wrongly |"
-        ),
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
+    head = ["pictures", "system", "n", "IoU", "F1 (Dice)", "lesion missed"]
+    head += ["left empty, rightly", "marked, wrongly"]
+    table = [
         _row(str(kind), system, rows[rows["system"] == system])
         for kind, rows in groups
         for system in ordered(list(rows["system"]))
@@ -61,11 +57,11 @@ def class_table(chapter: Chapter) -> str:
         "A picture without a lesion scores 1 when it is left empty and 0 when anything is marked:"
         " `all` mixes two questions."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([markdown_table(head, "llrrrrrr", table), "", note])
 
 
-def _row(kind: str, system: str, rows: pd.DataFrame) -> str:
-    """One line of the table; a count that this kind of picture cannot have stays empty."""
+def _row(kind: str, system: str, rows: pd.DataFrame) -> list[str]:
+    """One row of the table; a count that this kind of picture cannot have stays empty."""
     status = rows["status"]
     without = status.isin(EMPTY)
 
@@ -73,4 +69,4 @@ def _row(kind: str, system: str, rows: pd.DataFrame) -> str:
     cells.append("" if without.all() else str((status == "missed").sum()))
     for word in EMPTY:
         cells.append(str((status == word).sum()) if without.any() else "")
-    return f"| {kind} | {title(system)} | {len(rows)} | {' | '.join(cells)} |"
+    return [kind, title(system), str(len(rows)), *cells]

@@ -8,22 +8,25 @@ from pathlib import Path
 
 import pandas as pd
 
+from mvl.core.columns import KEYS_IN_STUDY
 from mvl.core.command_lines import command_line
 from mvl.core.config import load_config
+from mvl.core.markdown import markdown_table
 from mvl.evidence.arms import ordered, title
 from mvl.evidence.chapter import Chapter
 from mvl.study.links import run_address
 from mvl.study.tables import read_runs
 
 OF, STUDY, REFERENCE = "hippocampus", "longer", "vit_baseline"
-KEYS = ["task", "system", "fraction", "fold", "seed"]
 
 
 def pairs(chapter: Chapter) -> pd.DataFrame:
     """Finished runs of `longer` with `dice`, and `dice_own` at the study's own length; rows by
     task, fold and seed, columns by length and system."""
     longer = read_runs(STUDY, chapter.results_dir)
-    both = longer[longer["state"] == "done"].merge(chapter.done, on=KEYS, suffixes=("", "_own"))
+    both = longer[longer["state"] == "done"].merge(
+        chapter.done, on=KEYS_IN_STUDY, suffixes=("", "_own")
+    )
     return both.pivot(index=["task", "fold", "seed"], columns="system", values=["dice_own", "dice"])
 
 
@@ -72,7 +75,12 @@ def table(chapter: Chapter) -> str:
     }
     means = {s: both[[("dice_own", s), ("dice", s)]].dropna().mean().tolist() for s in systems}
     arms = [
-        f"| [{title(s)}]({address[s]}) | {own:.4f} | {twice:.4f} | {100 * (twice - own):+z.2f} |"
+        [
+            f"[{title(s)}]({address[s]})",
+            f"{own:.4f}",
+            f"{twice:.4f}",
+            f"{100 * (twice - own):+z.2f}",
+        ]
         for s, (own, twice) in means.items()
     ]
     missing = len(longer) - int(both["dice"].notna().sum().sum())
@@ -86,20 +94,17 @@ def table(chapter: Chapter) -> str:
         f" epochs{holes}. Exploratory: it decides no claim."
     )
     differences = [
-        f"| {title(a)} minus {title(b)} | {own} | {twice} |"
+        [f"{title(a)} minus {title(b)}", own, twice]
         for (a, b), (own, twice) in contrasts(chapter, both).items()
     ]
+    at = [f"{short} epochs", f"{long} epochs"]
     return "\n".join(
         [
             f"**Twice the training.** {what}",
             "",
-            f"| system | {short} epochs | {long} epochs | change, points |",
-            "|---|---:|---:|---:|",
-            *arms,
+            markdown_table(["system", *at, "change, points"], "lrrr", arms),
             "",
-            f"| difference, Dice points (by fold) | {short} epochs | {long} epochs |",
-            "|---|---:|---:|",
-            *differences,
+            markdown_table(["difference, Dice points (by fold)", *at], "lrr", differences),
             "",
             spikes(chapter.results_dir, systems),
             "",
@@ -123,22 +128,18 @@ def spikes(results_dir: Path, systems: Sequence[str]) -> str:
         return ""
     rises = largest_rises(pd.read_csv(path)).unstack("fold").groupby("system").max()
     folds = list(rises.columns)
-    heads = " | ".join(f"fold {fold}" for fold in folds)
-    lines = [
-        f"| largest rise of training loss within a run | {heads} |",
-        f"|---|{'---:|' * len(folds)}",
+    head = ["largest rise of training loss within a run", *(f"fold {fold}" for fold in folds)]
+    rows = [
+        [title(system), *(f"{rises.loc[system, fold]:.2f}" for fold in folds)]
+        for system in systems
+        if system in rises.index
     ]
-    for system in systems:
-        if system in rises.index:
-            numbers = " | ".join(f"{rises.loc[system, fold]:.2f}" for fold in folds)
-            lines.append(f"| {title(system)} | {numbers} |")
-
     words = (
         "At this rate training is not stable. A run whose loss jumps loses what it had learnt, and"
         " a difference of two arms then has the sign of who jumped: the table of differences is to"
         " be read beside this one, and nothing is concluded from it."
     )
-    return "\n".join([*lines, "", words])
+    return "\n".join([markdown_table(head, "l" + "r" * len(folds), rows), "", words])
 
 
 def seed_spread(chapter: Chapter, epochs: int) -> str:

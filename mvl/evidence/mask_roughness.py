@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import files, run_folder
+from mvl.core.columns import KEYS_IN_STUDY, RUN_KEYS
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
 from mvl.evidence import run_pairs, stats
 from mvl.evidence.arms import caveat, ordered, title
 from mvl.evidence.chapter import Chapter
-from mvl.evidence.predicted import has_weights, predicted_masks, read_volume, relative
+from mvl.evidence.predicted import first_with_weights, predicted_masks, read_volume, relative
 
 FILE = "masks.csv"
 MEASURES = [
@@ -34,17 +35,7 @@ MEASURES = [
     "label_disproportion",
     "roughness",
 ]
-COLUMNS = [
-    "study",
-    "task",
-    "system",
-    "fraction",
-    "fold",
-    "seed",
-    "case",
-    *MEASURES,
-    "weights_sha256",
-]
+COLUMNS = [*RUN_KEYS, "case", *MEASURES, "weights_sha256"]
 FOLDS = (0,)
 "Folds whose test cases are measured, when not recorded, unless more are asked for."
 
@@ -90,21 +81,16 @@ def mask_measures(
     return out | {"roughness": out["disproportion"] / out["label_disproportion"]}
 
 
-def run_rows(
-    run: dict[str, Any], folder: Path, cases: Sequence[str], data_dir: Path | None = None
-) -> list[dict[str, Any]]:
+def run_rows(run: dict[str, Any], folder: Path, cases: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of `masks.csv` for one run: its masks of these cases, each measured on the scan's own
     grid."""
-    masks, keys, rows = (
-        predicted_masks(folder, cases, data_dir),
-        {key: run[key] for key in COLUMNS[:6]},
-        [],
-    )
+    masks = predicted_masks(folder, cases)
+    keys = {key: run[key] for key in RUN_KEYS}
+    rows = []
     for case in cases:
-        _, label, affine = read_volume(str(run["task"]), case, data_dir)
-        measured = mask_measures(
-            masks[case], label, np.linalg.norm(affine[:3, :3], axis=0).tolist()
-        )
+        _, label, affine = read_volume(str(run["task"]), case)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        measured = mask_measures(masks[case], label, spacing)
         rows.append(
             keys
             | {
@@ -117,10 +103,7 @@ def run_rows(
 
 
 def load_masks(
-    chapter: Chapter,
-    data_dir: Path | None = None,
-    home: Path | None = None,
-    folds: Sequence[int] | None = None,
+    chapter: Chapter, home: Path | None = None, folds: Sequence[int] | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
     """The rows of the chapter's done runs, and what is not there.
 
@@ -139,7 +122,7 @@ def load_masks(
         try:
             rows = of_run(kept, run)
             if rows.empty and run["fold"] in folds:
-                rows = measured_run(chapter, run, home, data_dir)
+                rows = measured_run(chapter, run, home)
         except TaskError as error:
             return pd.DataFrame(columns=COLUMNS), [f"roughness needs the scans: {relative(error)}"]
         found += [rows] if len(rows) else []
@@ -154,26 +137,20 @@ def load_masks(
     ]
 
 
-def measured_run(
-    chapter: Chapter, run: dict[str, Any], home: Path | None, data_dir: Path | None
-) -> pd.DataFrame:
+def measured_run(chapter: Chapter, run: dict[str, Any], home: Path | None) -> pd.DataFrame:
     """Rows of one run measured from its weights; none where they are not at hand."""
-    homes = [home, chapter.results_dir, run_folder.default_results_dir()]
-    folder = next(
-        (h / run["run"] for h in homes if h and has_weights(h / run["run"], run["weights_sha256"])),
-        None,
-    )
-    if folder is None:
+    homes = (home, chapter.results_dir, run_folder.default_results_dir())
+    found = first_with_weights(homes, pd.DataFrame([run]))
+    if found is None:
         return pd.DataFrame(columns=COLUMNS)
-    same = chapter.cases[np.logical_and.reduce([chapter.cases[k] == run[k] for k in COLUMNS[1:6]])]
-    return pd.DataFrame(
-        run_rows(run, folder, [str(case) for case in same["case"]], data_dir), columns=COLUMNS
-    )
+    same = np.logical_and.reduce([chapter.cases[k] == run[k] for k in KEYS_IN_STUDY])
+    cases = [str(case) for case in chapter.cases[same]["case"]]
+    return pd.DataFrame(run_rows(run, found / run["run"], cases), columns=COLUMNS)
 
 
 def of_run(table: pd.DataFrame, run: dict[str, Any]) -> pd.DataFrame:
     """The table's rows of one run, if its recorded weights made them."""
-    same = [table[k] == run[k] for k in COLUMNS[1:6]]
+    same = [table[k] == run[k] for k in KEYS_IN_STUDY]
     return table[
         np.logical_and.reduce([*same, table["weights_sha256"] == str(run["weights_sha256"])[:16]])
     ]
@@ -188,20 +165,17 @@ def read_masks(path: Path) -> pd.DataFrame:
 def write_masks(path: Path, kept: pd.DataFrame, table: pd.DataFrame) -> None:
     """Write the kept rows with the table's in place of those of the same runs and cases."""
     both = pd.concat([kept, table], ignore_index=True) if len(kept) else table
-    both = both.drop_duplicates(COLUMNS[:7], keep="last")
+    both = both.drop_duplicates([*RUN_KEYS, "case"], keep="last")
     rows = [{k: "" if v != v else v for k, v in row.items()} for row in both.to_dict("records")]
     files.write_csv(path, rows, COLUMNS)
 
 
 def save_masks(
-    chapter: Chapter,
-    data_dir: Path | None = None,
-    home: Path | None = None,
-    folds: Sequence[int] = FOLDS,
+    chapter: Chapter, home: Path | None = None, folds: Sequence[int] = FOLDS
 ) -> Path | None:
     """Keep the rows beside the tables (published records come without weights); None where there
     are none."""
-    table, _ = load_masks(chapter, data_dir, home, folds)
+    table, _ = load_masks(chapter, home, folds)
     if len(table):
         write_masks(chapter.folder / FILE, read_masks(chapter.folder / FILE), table)
     return chapter.folder / FILE if len(table) else None
@@ -240,18 +214,8 @@ def _line(whole: pd.DataFrame, system: str, first: str) -> str:
     if system == first:
         return f"{shown} | |"
     try:
-        found = stats.table(
-            [
-                stats.compare(
-                    whole,
-                    system,
-                    first,
-                    str(own["task"].iloc[0]),
-                    float(own["fraction"].iloc[0]),
-                    "roughness",
-                )
-            ]
-        ).iloc[0]
+        task, fraction = str(own["task"].iloc[0]), float(own["fraction"].iloc[0])
+        found = stats.row(stats.compare(whole, system, first, task, fraction, "roughness"))
     except run_pairs.StatsError as error:
         return f"{shown} {error} | |"
     over = "" if found["n_runs"] > 1 else " over cases alone"

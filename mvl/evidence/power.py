@@ -9,70 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
 
 from mvl.evidence.calibration import Components
-from mvl.evidence.decision import LEVEL, MARGIN, TEST_OVER_TRAIN
+from mvl.evidence.decision import LEVEL, MARGIN, error_factor
 
 POWER = 0.8
 "Probability with which a design should find what it looks for."
-UPPER = 0.8
-"Confidence of the upper limit of a measured standard deviation."
 NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(400)
 "Gauss and Legendre's points and weights, for an integral between -1 and 1."
 
 
-@dataclass(frozen=True)
-class Design:
-    """Folds, seeds of each fold, and test cases of each fold."""
-
-    folds: int
-    "Folds, which are the units of the tests."
-    seeds: int
-    "Runs of each arm in each fold."
-    cases: int
-    "Test cases of a fold."
-
-
-def fold_sd(variances: Components, design: Design) -> float:
-    """Return the standard deviation of a fold's mean difference in a design.
+def fold_sd(variances: Components, seeds: int, cases: int) -> float:
+    """Return the standard deviation of a fold's mean difference over its seeds and test cases.
 
     Seeds thin out what varies between runs, and cases what varies between cases. Records with one
     seed cannot tell runs from folds, nor what cases share between seeds from the rest: there more
     seeds are taken to help nothing.
     """
-    seeds = design.seeds if variances.seeds > 1 else 1
-    of_runs = variances.run / seeds
-    of_cases = variances.case / design.cases
-    of_rest = variances.residual / (design.cases * seeds)
-    return math.sqrt(variances.fold + of_runs + of_cases + of_rest)
+    return math.sqrt(variances.of_fold_mean(seeds if variances.seeds > 1 else 1, cases))
 
 
-def upper_factor(folds: int, confidence: float = UPPER) -> float:
-    """Return the factor from a standard deviation measured over folds to its upper limit.
+def upper_factor(folds: int) -> float:
+    """Return the factor from a standard deviation measured over folds to its 80 % upper limit.
 
     Source: Browne, On the use of a pilot sample for sample size determination, Statistics in
     Medicine 14 (1995).
     """
     freedom = folds - 1
-    return math.sqrt(freedom / float(stats.chi2.ppf(1 - confidence, freedom)))
+    return math.sqrt(freedom / float(stats.chi2.ppf(1 - 0.8, freedom)))
 
 
-def error_factor(folds: int, test_over_train: float = TEST_OVER_TRAIN) -> float:
-    """Return the corrected standard error of the mean as a multiple of the fold means' sd."""
-    return math.sqrt(1 / folds + test_over_train)
-
-
-def power_of_difference(
-    difference: float,
-    sd: float,
-    folds: int,
-    family: int = 1,
-    test_over_train: float = TEST_OVER_TRAIN,
-) -> float:
+def power_of_difference(difference: float, sd: float, folds: int, family: int = 1) -> float:
     """Return the probability that the two-sided corrected t-test finds a true difference.
 
     `family` divides the level: Holm's hardest step, which the smallest of so many p-values takes.
@@ -81,7 +51,7 @@ def power_of_difference(
     if folds < 2:
         return 0.0
     critical = float(stats.t.isf(LEVEL / family / 2, folds - 1))
-    centre = difference / (sd * error_factor(folds, test_over_train))
+    centre = difference / (sd * error_factor(folds))
 
     def rejected(ratio: np.ndarray) -> np.ndarray:
         above = stats.norm.sf(critical * ratio - centre)
@@ -91,24 +61,17 @@ def power_of_difference(
     return _mean_over_measured_sd(rejected, folds)
 
 
-def detectable(
-    sd: float,
-    folds: int,
-    family: int = 1,
-    power: float = POWER,
-    test_over_train: float = TEST_OVER_TRAIN,
-) -> float | None:
-    """Return the true difference that is found with the given power, or None for one fold.
+def detectable(sd: float, folds: int, family: int = 1) -> float | None:
+    """Return the true difference that is found with a power of `POWER`, or None for one fold.
 
     It is in the unit of `sd`.
     """
     if folds < 2:
         return None
-    error = sd * error_factor(folds, test_over_train)
+    error = sd * error_factor(folds)
 
     def lacking(multiple: float) -> float:
-        found = power_of_difference(multiple * error, sd, folds, family, test_over_train)
-        return found - power
+        return power_of_difference(multiple * error, sd, folds, family) - POWER
 
     # the multiple of the standard error depends on folds and family alone; a family of hundreds
     # at two folds needs thousands, hence the wide bracket
@@ -119,11 +82,7 @@ def detectable(
 
 
 def power_of_equivalence(
-    sd: float,
-    folds: int,
-    margin: float = MARGIN,
-    difference: float = 0.0,
-    test_over_train: float = TEST_OVER_TRAIN,
+    sd: float, folds: int, margin: float = MARGIN, difference: float = 0.0
 ) -> float:
     """Return the probability that both one-sided corrected tests reject, given the difference.
 
@@ -131,7 +90,7 @@ def power_of_equivalence(
     """
     if folds < 2:
         return 0.0
-    error = sd * error_factor(folds, test_over_train)
+    error = sd * error_factor(folds)
     critical = float(stats.t.isf(LEVEL, folds - 1))
     centre = difference / error
 
@@ -162,21 +121,15 @@ def _mean_over_measured_sd(
     return min(1.0, max(0.0, value))
 
 
-def largest_sd(
-    folds: int,
-    margin: float = MARGIN,
-    power: float = POWER,
-    test_over_train: float = TEST_OVER_TRAIN,
-) -> float | None:
+def largest_sd(folds: int, margin: float = MARGIN) -> float | None:
     """Return the largest sd of fold means at which arms without a difference are called equivalent.
 
-    That is with the given power; None for one fold, at which no spread is small enough.
+    That is with a power of `POWER`; None for one fold, at which no spread is small enough.
     """
     if folds < 2:
         return None
 
     def lacking(share: float) -> float:
-        found = power_of_equivalence(share * margin, folds, margin, 0.0, test_over_train)
-        return found - power
+        return power_of_equivalence(share * margin, folds, margin) - POWER
 
     return float(optimize.brentq(lacking, 1e-3, 10.0)) * margin

@@ -18,19 +18,18 @@ from typing import Any
 import pandas as pd
 
 from mvl.core import run_folder
-from mvl.core.config import Config, ConfigError
+from mvl.core.config import ConfigError
 from mvl.datasets.registry import find_task
 from mvl.datasets.splits import NUM_FOLDS
-from mvl.evidence import power, protocol_families, run_pairs
+from mvl.evidence import power, run_pairs, second_study
 from mvl.evidence.calibration import Components, components
 from mvl.evidence.chapter import _foreground, covered, planned_pairs, systems_of
 from mvl.evidence.decision import MARGIN
-from mvl.evidence.power import Design
 from mvl.evidence.run_pairs import Pairs
 from mvl.evidence.second_study import Question
 from mvl.evidence.topics import TOPICS, Topic
 from mvl.study import tables
-from mvl.study.grid import load_study, study_runs
+from mvl.study.grid import load_study, run_keys
 
 Unit = tuple[int, int]
 "(fold, seed)."
@@ -56,7 +55,7 @@ class Contrast:
     "(fold, seed) at which the study plans both arms."
     margin: float = MARGIN
     "Within it arms are called equivalent."
-    stand_in: tuple[str, protocol_families.Pair] | None = None
+    stand_in: tuple[str, second_study.Pair] | None = None
     "Study and contrast whose variances are taken where no records have this one."
 
 
@@ -71,35 +70,28 @@ def contrasts(study: str, against: str | None = None) -> list[Contrast]:
     """
     if against is not None:
         return _against(study, against, set())
-    if families := protocol_families.families_of(study):
-        runs = study_runs(study)
-        return [contrast for family in families for contrast in _of_family(family, runs)]
+    if families := second_study.families_of(study):
+        return [contrast for family in families for contrast in _of_family(family)]
     found = [c for topic in covered(study) for c in _of_topic(study, TOPICS[topic])]
     named = {name for c in found for name in (c.system, c.reference)}
     baseline = str(load_study(study).grid[0]["systems"][0])
     return found + _against(study, baseline, named)
 
 
-def _of_family(family: Question, runs: Sequence[Config]) -> list[Contrast]:
-    """Return the protocol's contrasts of one family, with the folds and seeds of both arms among
-    the study's runs."""
-    have: dict[str, set[Unit]] = {}
-    for config in runs:
-        if config.fraction == family.fraction:
-            have.setdefault(config.system, set()).add((config.fold, config.seed))
+def _of_family(family: Question) -> list[Contrast]:
+    """Return the protocol's contrasts of one family, with the folds and seeds of both arms."""
     return [
         Contrast(
-            system,
-            reference,
-            runs[0].task,
+            *pair,
+            load_study(family.study).tasks[0],
             family.fraction,
             family.metric,
             len(family.contrasts),
-            tuple(sorted(have[system] & have[reference])),
+            second_study.planned_pairs(family.study, *pair, family.fraction),
             family.margin,
-            protocol_families.stand_in(family),
+            second_study.stand_in(family),
         )
-        for system, reference in family.contrasts
+        for pair in family.contrasts
     ]
 
 
@@ -125,13 +117,9 @@ def _of_topic(study: str, topic: Topic) -> list[Contrast]:
 
 def _against(study: str, reference: str, left_out: set[str]) -> list[Contrast]:
     """Return every other arm, of those not left out, against the reference, as one family."""
-    plan = load_study(study)
     units: dict[str, dict[tuple[str, float], set[Unit]]] = {}
-    for block in plan.grid:
-        here = set(itertools.product(block.get("folds", [0]), block.get("seeds", [0])))
-        places = itertools.product(block.get("tasks", plan.tasks), block.get("fractions", [1.0]))
-        for (task, share), system in itertools.product(list(places), block["systems"]):
-            units.setdefault(system, {}).setdefault((task, float(share)), set()).update(here)
+    for task, system, share, fold, seed in run_keys(study):
+        units.setdefault(system, {}).setdefault((task, share), set()).add((fold, seed))
     if reference not in units:
         raise ConfigError(f"study {study}: no arm {reference!r}; it has {', '.join(units)}")
     shared = {
@@ -219,7 +207,7 @@ def power_plan(
     if sd is not None and not sd > 0:
         raise ConfigError(f"--sd must be positive, got {sd}")
     records = recorded_cases(
-        sources or protocol_families.sources_of(study),
+        sources or second_study.sources_of(study),
         Path(results_dir or run_folder.records_dir()),
     )
     shapes = designs_as_numbers(designs or ())
@@ -267,7 +255,7 @@ def _row(
     source = "assumed"
     if found is not None:
         variances, source = found
-        spread = power.fold_sd(variances, Design(folds, seeds, cases))
+        spread = power.fold_sd(variances, seeds, cases)
         highest = spread * power.upper_factor(variances.folds)
     row: dict[str, Any] = {
         "system": contrast.system,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mvl.core import run_folder
 from mvl.core.config import ROOT
@@ -22,6 +26,15 @@ def has_weights(folder: Path, sha256: str) -> bool:
     """True when the folder holds the weights that the record names."""
     path = folder / "weights.safetensors"
     return path.is_file() and sha256_file(path) == sha256
+
+
+def first_with_weights(homes: Iterable[Path | None], runs: pd.DataFrame) -> Path | None:
+    """The first of these results folders that holds the recorded weights of every one of the runs;
+    None where none does."""
+    for home in filter(None, homes):
+        if all(has_weights(home / row.run, row.weights_sha256) for row in runs.itertuples()):
+            return home
+    return None
 
 
 def read_volume(
@@ -55,6 +68,18 @@ def read_volume(
     )
 
 
+def best_slice(label: np.ndarray) -> int:
+    """Index of the axial slice that holds most of the label; 0 for a picture."""
+    return int(label.sum(axis=(0, 1)).argmax()) if label.ndim == 3 else 0
+
+
+def packed(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> bytes:
+    """One npz of arrays and facts; the same content gives the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
 def view(array: np.ndarray, z: int, task: str, data_dir: Path | None = None) -> np.ndarray:
     """What a figure shows of an array on the case's own grid, first axis to the right and second
     upwards: slice `z`, or the whole picture."""
@@ -78,7 +103,8 @@ def predicted_masks(
     from mvl.training.trained import Predictor, load_run
 
     config = run_folder.read_config(folder)
-    store, masks = CaseStore(open_task(config.task, data_dir), tuple(cases), config.data), {}
+    store = CaseStore(open_task(config.task, data_dir), tuple(cases), config.data)
+    masks = {}
     predictor = Predictor(load_run(folder), config)
     for index, case in enumerate(cases):
         with torch.no_grad():

@@ -207,8 +207,8 @@ def known(value: float, otherwise: float) -> float:
     return otherwise if math.isnan(value) else value
 
 
-def cases_needed(difference: float, sd_of_differences: float, level: float = LEVEL) -> int:
-    """Return the fewest cases at which the probability of a false claim falls below `level`.
+def cases_needed(difference: float, sd_of_differences: float) -> int:
+    """Return the fewest cases at which the probability of a false claim falls below 5 %.
 
     Raises:
         EvidenceError: the difference is not positive, so no number of cases would do.
@@ -216,7 +216,7 @@ def cases_needed(difference: float, sd_of_differences: float, level: float = LEV
     if difference <= 0:
         raise EvidenceError("no gain is claimed, so no number of cases could support it")
     n = 2
-    while stats.t.cdf(-math.sqrt(n) * difference / sd_of_differences, n - 1) >= level:
+    while stats.t.cdf(-math.sqrt(n) * difference / sd_of_differences, n - 1) >= LEVEL:
         n += 1
     return n
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mvl.core import files
 from mvl.core.config import ROOT
+from mvl.core.markdown import markdown_table
 from mvl.models.drawn_weights import round_q4_1
 from mvl.weights import gguf_source, sources
 from mvl.weights.gguf_source import Gguf
@@ -208,24 +209,23 @@ def paragraph() -> str:
 def table() -> str:
     """Markdown tables of both bounds."""
     record = read_record()
-    lines = [
-        "| matrix of the last layer | from the file's steps | by one more rounding |",
-        "|---|---:|---:|",
-    ]
-    lines += [
-        f"| `{name}` | {100 * error['from_steps']:.1f} % | {100 * error['second']:.1f} % |"
+    errors = [
+        [f"`{name}`", f"{100 * error['from_steps']:.1f} %", f"{100 * error['second']:.1f} %"]
         for name, error in record["relative_error"].items()
     ]
-    lines += [
-        "",
-        f"Text: {record['text']}; {record['tokens']} tokens.",
-        "",
-        "| whole model | next-token loss, nats |",
-        "|---|---:|",
-    ]
-    lines += [f"| {name} | {loss:.3f} |" for name, loss in record["next_token_loss_nats"].items()]
+    losses = record["next_token_loss_nats"] | {
+        "every token equally likely": record["uniform_loss_nats"]
+    }
+    head = ["matrix of the last layer", "from the file's steps", "by one more rounding"]
+    nats = [[name, f"{loss:.3f}"] for name, loss in losses.items()]
     return "\n".join(
-        [*lines, f"| every token equally likely | {record['uniform_loss_nats']:.3f} |"]
+        [
+            markdown_table(head, "lrr", errors),
+            "",
+            f"Text: {record['text']}; {record['tokens']} tokens.",
+            "",
+            markdown_table(["whole model", "next-token loss, nats"], "lr", nats),
+        ]
     )
 
 

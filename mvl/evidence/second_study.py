@@ -13,12 +13,11 @@ import pandas as pd
 from mvl.core.run_folder import records_dir
 from mvl.evidence import run_pairs, stats
 from mvl.evidence.decision import EQUIVALENT, LOWER, MARGIN, PICTURES, decided
-from mvl.evidence.topics import CNN, LLM4SEG
+from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, PEERS, V1, VIT
 from mvl.study.grid import load_study, run_keys
 from mvl.study.tables import read_cases, read_runs
 from mvl.training.usage_records import FILE, read_usage
 
-VIT, HYBRID = "vit_baseline", "medvisionllama_v3"
 SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16, MINILM, MINILM_ROUNDED = (
     f"{HYBRID}_{name}"
     for name in (
@@ -34,9 +33,7 @@ SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16, MINILM, MI
         "minilm_rounded",
     )
 )
-V1, V1_HYBRID, V1_FUSION, V1_NOBLOCK = (
-    f"medvisionllama_v1{part}" for part in ("", "_hybrid", "_fusion", "_noblock")
-)
+V1_HYBRID, V1_FUSION, V1_NOBLOCK = (f"{V1}_{part}" for part in ("hybrid", "fusion", "noblock"))
 PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
 ALONE = {HYBRID: VIT, LLM4SEG: CNN}
 "Each paper's network with a layer, and the same network without one."
@@ -46,13 +43,17 @@ UNUSED = "unused"
 "The protocol's word, in place of an equivalence, for a layer that training switched off."
 
 
+Pair = tuple[str, str]
+"System and reference."
+
+
 @dataclass(frozen=True)
 class Question:
     """A question of the protocol: one family of contrasts within one study."""
 
     study: str
     words: str
-    contrasts: tuple[tuple[str, str], ...]
+    contrasts: tuple[Pair, ...]
     "Pairs of system and reference; together they are the family of Holm's correction."
     fraction: float = 1.0
     "Share of the training cases."
@@ -138,18 +139,51 @@ DESCRIBED = (
     ),
 )
 "Contrasts that the protocol describes and gives no verdict of their own."
+FAMILIES = (*QUESTIONS, *DESCRIBED)
+ASKED = tuple(dict.fromkeys(question.study for question in QUESTIONS))
+"Studies of the questions, each once."
+STUDIES = tuple(dict.fromkeys(family.study for family in FAMILIES))
+"The protocol's studies, each once."
+SOURCES = (PUBLISHED, "hippocampus")
+"Studies whose records are asked for a contrast that a 3-D study has no runs of itself, in order."
+
+
+def families_of(study: str) -> tuple[Question, ...]:
+    """Return the study's families; none for a study that is not the protocol's."""
+    return tuple(family for family in FAMILIES if family.study == study)
+
+
+def stand_in(question: Question) -> tuple[str, Pair]:
+    """Return the study and contrast whose variances are taken before the question's study has
+    records: the nearest that the first study, or the second as published, has measured."""
+    if question.metric == "jaccard":
+        return "busi", (LLM4SEG, CNN)
+    if question.fraction < 1:
+        return "hippocampus", (HYBRID, VIT)
+    if question.contrasts[0][0] in PEERS:
+        return "hippocampus", ("unet", VIT)
+    return PUBLISHED, (HYBRID, VIT)
+
+
+def sources_of(study: str) -> list[str]:
+    """Return the study itself, then those whose records stand in."""
+    if study not in STUDIES:
+        return [study]
+    stand_ins = dict.fromkeys(stand_in(family)[0] for family in families_of(study))
+    if "busi" in stand_ins:
+        return [study, "busi"]
+    return list(dict.fromkeys([study, *SOURCES, *stand_ins]))
 
 
 def recorded_studies(results: Path | None = None) -> list[str]:
     """Return the studies of these questions whose tables are recorded, each once."""
     folder = Path(results or records_dir())
-    names = dict.fromkeys(question.study for question in QUESTIONS)
-    return [name for name in names if (folder / name / "runs.csv").is_file()]
+    return [name for name in ASKED if (folder / name / "runs.csv").is_file()]
 
 
 def of_protocol(study: str) -> bool:
     """Return whether the second protocol plans the study."""
-    return any(question.study == study for question in QUESTIONS)
+    return study in ASKED
 
 
 def together(
@@ -180,41 +214,21 @@ def planned_pairs(
 def differences(question: Question, results: Path) -> pd.DataFrame:
     """Return one row a contrast (`stats.table`), with Holm's correction over the question's family.
 
-    A contrast that lacks runs keeps its row with what there is; one without any pair has no
-    numbers, and why stands in `hole` (empty elsewhere).
+    A contrast that lacks runs keeps its row with what there is.
     """
     cases = read_cases(question.study, results)
     task = load_study(question.study).tasks[0]
     rows = []
-    for system, reference in question.contrasts:
-        planned = planned_pairs(question.study, system, reference, question.fraction)
+    for pair in question.contrasts:
+        contrast = (*pair, task, question.fraction, question.metric)
+        planned = planned_pairs(question.study, *pair, question.fraction)
         try:
-            found = stats.compare(
-                cases,
-                system,
-                reference,
-                task,
-                question.fraction,
-                question.metric,
-                question.margin,
-                planned,
-            )
+            found = stats.compare(cases, *contrast, question.margin, planned)
         except run_pairs.StatsError as error:
-            empty = {
-                "task": task,
-                "system": system,
-                "reference": reference,
-                "metric": question.metric,
-            }
-            counts = dict.fromkeys(("n_cases", "n_distinct", "n_runs", "n_folds", "unpaired"), 0)
-            place = {"planned": len(planned), "complete": False, "fraction": question.fraction}
-            row = {**empty, **counts, **place}
-            rows.append(row | {"hole": str(error)})
+            rows.append(stats.hole(*contrast, len(planned), str(error)))
         else:
-            rows.append(stats.table([found]).iloc[0].to_dict() | {"hole": ""})
-    columns = [*stats.table([]).columns, "hole"]
-    table = pd.DataFrame(rows, columns=columns).assign(study=question.study, margin=question.margin)
-    return stats.adjust(table)
+            rows.append(stats.row(found))
+    return stats.table(rows).assign(study=question.study, margin=question.margin)
 
 
 def outcome(row: dict[Any, Any], results: Path) -> str:
@@ -280,7 +294,7 @@ def uses(rows: pd.DataFrame) -> tuple[bool, bool]:
 def progress(results: Path) -> list[tuple[str, int, int]]:
     """Return (study, finished runs, planned runs) for each study of the questions."""
     found = []
-    for name in dict.fromkeys(question.study for question in QUESTIONS):
+    for name in ASKED:
         planned = run_keys(name)
         done = 0
         if (Path(results) / name / "runs.csv").is_file():

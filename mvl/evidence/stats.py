@@ -1,5 +1,4 @@
-"""Paired comparisons of two systems: interval first, then tests, each saying over what it counts
-(cases, runs or folds).
+"""Paired comparisons of two systems: interval first, then tests.
 
 The unit of a test is the fold, the mean over its seeds and cases: runs of one fold share training
 set and test cases.
@@ -10,87 +9,55 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mvl.evidence.decision import MARGIN, TEST_OVER_TRAIN, t_reach
+from mvl.evidence.decision import MARGIN, error_factor, t_reach
 from mvl.evidence.resampling import hierarchical_means
 from mvl.evidence.run_pairs import Pairs, StatsError, pair
 
-ONE_RUN = "one (fold, seed) pair: what varies between runs cannot be estimated"
 ONE_FOLD = "one fold: what varies between training sets and test cases cannot be estimated"
 ONE_PAIR = "interval over cases of one run pair; run-to-run variation not measured"
 "What a reader has to know of an interval with one (fold, seed)."
+COLUMNS = (
+    "task system reference fraction metric comparison difference low high n_cases n_distinct n_runs"
+    " n_folds planned complete unpaired boot_low boot_high p_t p_equivalence p_wilcoxon dz p_holm"
+    " hole"
+).split()
+"""Columns of a table of comparisons. low, high: the interval that is printed (`shown_interval`);
+boot_low, boot_high: the bootstrap's, which the rule asks too; p_holm: of `adjust`; hole: why the
+two could not be compared, else empty."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval of the mean difference."""
+    """A 95 % bootstrap interval of the mean difference."""
 
     difference: float
     "Mean over folds of the mean over their seeds and cases."
     low: float
-    "Lower end."
     high: float
-    "Upper end."
-    level: float
-    "Nominal coverage."
-    over: str
-    "What was resampled."
-    n_units: int
-    "(fold, seed) pairs."
-    n_cases: int
-    "Case pairs."
-
-
-@dataclass(frozen=True)
-class Test:
-    """A p-value, or None with the reason in `note`."""
-
-    name: str
-    "Which test, over what."
-    statistic: float | None
-    "Its statistic."
-    p: float | None
-    "Two-sided p-value (TOST: the larger of its two one-sided ones)."
-    n: int
-    "Values that entered."
-    note: str = ""
-    "What the reader has to know."
-
-    __test__ = False
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Cohen's dz: mean difference over the sd (n - 1) of the differences; None with the reason in
-    `note`."""
-
-    dz: float | None
-    "Effect size."
-    n: int
-    "Differences that entered."
-    note: str = ""
-    "What the reader has to know."
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the book prints about two systems on one task at one fraction."""
+    """Everything the book prints about two systems on one task at one fraction; what one fold
+    cannot give is NaN."""
 
     pairs: Pairs
     "The differences."
     interval: Interval
     "Hierarchical bootstrap."
-    t_test: Test
+    p_t: float
     "Corrected resampled t-test over folds."
-    equivalence: Test
+    p_equivalence: float
     "Two one-sided tests over folds."
-    wilcoxon: Test
+    p_wilcoxon: float
     "The papers' way."
-    effect: Effect
+    dz: float
     "Cohen's dz over folds."
 
     @property
@@ -100,127 +67,84 @@ class Comparison:
         return shown_interval(self.pairs, self.interval)
 
 
-def bootstrap(
-    pairs: Pairs, resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> Interval:
+def bootstrap(pairs: Pairs, resamples: int = 10_000) -> Interval:
     """Percentile interval of the mean difference: draw folds with replacement, then seeds and cases
     within each.
 
-    With one fold only its seeds and cases are drawn, with one (fold, seed) only the cases, and
-    `over` says so: that interval leaves out what varies between folds, or runs. With few folds it
-    is too narrow (two or three: by far); read it beside the t-test.
+    With one fold only its seeds and cases are drawn, with one (fold, seed) only the cases: that
+    interval leaves out what varies between folds, or runs. With few folds it is too narrow (two or
+    three: by far); read it beside the t-test.
     """
-    means = hierarchical_means(pairs.folds, resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    over = "folds, seeds and cases"
-    if len(pairs.folds) == 1:
-        drawn = "seeds and cases" if len(pairs.units) > 1 else "cases only"
-        over = f"{drawn} ({_too_few(pairs)})"
-    return Interval(
-        float(pairs.fold_means.mean()),
-        float(low),
-        float(high),
-        level,
-        over,
-        len(pairs.units),
-        len(pairs.cases),
-    )
+    means = hierarchical_means(pairs.folds, resamples)
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    return Interval(float(pairs.fold_means.mean()), float(low), float(high))
 
 
-def wilcoxon(pairs: Pairs) -> Test:
-    """Wilcoxon signed-rank over the cases of the first pair of runs, as the papers would do it: it
-    takes the run's own luck for an effect."""
-    (fold, seed), values = pairs.units[0], pairs.differences[0]
-    name = f"Wilcoxon over the cases of one run, fold {fold} seed {seed} (the papers' way)"
-    if not values.any():
-        return Test(name, 0.0, 1.0, len(values), "every difference is zero")
-    result = stats.wilcoxon(values)
-    note = "treats cases of one training run as independent of it; too many false positives"
-    return Test(name, float(result.statistic), float(result.pvalue), len(values), note)
+def wilcoxon(pairs: Pairs) -> float:
+    """Return p of the Wilcoxon signed-rank test over the cases of the first pair of runs, as the
+    papers would do it.
+
+    It takes the run's own luck for an effect: too many false positives.
+    """
+    values = pairs.differences[0]
+    return float(stats.wilcoxon(values).pvalue) if values.any() else 1.0
 
 
-def corrected_t(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> Test:
-    """Corrected resampled t-test over fold means: folds share training cases, so the variance is
-    1/n + test/train. None with one fold.
+def corrected_t(pairs: Pairs) -> float:
+    """Return p of the corrected resampled t-test over fold means; NaN with one fold.
+
+    Folds share training cases, so the variance is 1/n + test/train.
 
     Source: Nadeau and Bengio, Inference for the generalization error, Machine Learning 52 (2003).
     """
-    name, n = "corrected resampled t-test over folds (means over seeds)", len(pairs.folds)
-    spread = standard_error(pairs, test_over_train)
-    if spread is None:
-        return Test(name, None, None, n, _too_few(pairs))
-    t, p = _t_and_p(float(pairs.fold_means.mean()), spread, n)
-    return Test(name, t, min(1.0, 2 * min(p, 1 - p)), n)
+    p = _upper_tail(pairs, float(pairs.fold_means.mean()))
+    return 2 * min(p, 1 - p)
 
 
-def _too_few(pairs: Pairs) -> str:
-    return ONE_RUN if len(pairs.units) == 1 else ONE_FOLD
-
-
-def standard_error(pairs: Pairs, test_over_train: float = TEST_OVER_TRAIN) -> float | None:
-    """Nadeau and Bengio's standard error of the mean difference; None with one fold."""
+def standard_error(pairs: Pairs) -> float:
+    """Nadeau and Bengio's standard error of the mean difference; NaN with one fold."""
     means = pairs.fold_means
-    return (
-        None
-        if len(means) < 2
-        else float(means.std(ddof=1)) * math.sqrt(1 / len(means) + test_over_train)
-    )
+    return float(means.std(ddof=1)) * error_factor(len(means)) if len(means) > 1 else math.nan
 
 
 def shown_interval(pairs: Pairs, interval: Interval) -> tuple[float, float]:
     """The corrected t-interval over folds around the mean difference, 95 %; the given bootstrap
     interval where there is one fold."""
-    spread = standard_error(pairs)
-    if spread is None:
+    if len(pairs.folds) < 2:
         return interval.low, interval.high
-    reach = t_reach(spread, len(pairs.folds))
+    reach = t_reach(standard_error(pairs), len(pairs.folds))
     return interval.difference - reach, interval.difference + reach
 
 
-def _t_and_p(distance: float, spread: float, n: int) -> tuple[float, float]:
-    """t and the upper-tail p of `distance`; without any spread, t is infinite or, for no distance,
+def _upper_tail(pairs: Pairs, distance: float) -> float:
+    """p of a distance in standard errors; without any spread, t is infinite or, for no distance,
     0."""
+    spread = standard_error(pairs)
     if spread:
         t = distance / spread
     else:
         t = math.copysign(math.inf, distance) if distance else 0.0
-    return t, float(stats.t.sf(t, n - 1))
+    return float(stats.t.sf(t, len(pairs.folds) - 1))
 
 
-def tost(pairs: Pairs, margin: float = MARGIN, test_over_train: float = TEST_OVER_TRAIN) -> Test:
-    """Two one-sided corrected t-tests: a small p says that the mean difference lies within
-    +-margin. None with one fold.
+def tost(pairs: Pairs, margin: float = MARGIN) -> float:
+    """Return the larger p of two one-sided corrected t-tests: a small one says that the mean
+    difference lies within +-margin. NaN with one fold.
 
     Raises:
         StatsError: the margin is not positive.
     """
     if not margin > 0:
         raise StatsError(f"the equivalence margin must be positive, got {margin}")
-    name, spread, n = (
-        f"equivalence within ±{margin:g} over folds",
-        standard_error(pairs, test_over_train),
-        len(pairs.folds),
-    )
-    if spread is None:
-        return Test(name, None, None, n, _too_few(pairs))
     centre = float(pairs.fold_means.mean())
-    t, p = max(
-        (_t_and_p(distance, spread, n) for distance in (margin + centre, margin - centre)),
-        key=lambda pair: pair[1],
-    )
-    return Test(name, t, p, n)
+    return max(_upper_tail(pairs, distance) for distance in (margin + centre, margin - centre))
 
 
-def cohens_dz(values: np.ndarray) -> Effect:
-    """Cohen's dz of paired differences over folds; None for fewer than two or without spread."""
-    if len(values) < 2:
-        return Effect(None, len(values), ONE_FOLD)
-    spread = float(values.std(ddof=1))
-    return (
-        Effect(float(values.mean()) / spread, len(values))
-        if spread
-        else Effect(None, len(values), "the differences do not vary")
-    )
+def cohens_dz(values: np.ndarray) -> float:
+    """Cohen's dz of paired differences: their mean over their sd (n - 1); NaN for fewer than two or
+    without spread."""
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return float(values.mean()) / spread if spread else math.nan
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -269,68 +193,57 @@ def compare(
     )
 
 
-def table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """One row per comparison for figures and the book; p-values that one fold cannot give are NaN.
-    Its rows of one metric are a family.
+def row(found: Comparison) -> dict[str, Any]:
+    """A comparison as a row of `table`."""
+    pairs, interval = found.pairs, found.interval
+    low, high = found.shown
+    return {
+        "task": pairs.task,
+        "system": pairs.system,
+        "reference": pairs.reference,
+        "fraction": pairs.fraction,
+        "metric": pairs.metric,
+        "comparison": f"{pairs.system} - {pairs.reference}",
+        "difference": interval.difference,
+        "low": low,
+        "high": high,
+        "n_cases": len(pairs.cases),
+        "n_distinct": pairs.n_distinct,
+        "n_runs": len(pairs.units),
+        "n_folds": len(pairs.folds),
+        "planned": pairs.n_planned,
+        "complete": pairs.complete,
+        "unpaired": len(pairs.unpaired),
+        "boot_low": interval.low,
+        "boot_high": interval.high,
+        "p_t": found.p_t,
+        "p_equivalence": found.p_equivalence,
+        "p_wilcoxon": found.p_wilcoxon,
+        "dz": found.dz,
+        "hole": "",
+    }
 
-    low, high: the interval that is printed (`shown_interval`); boot_low, boot_high: the
-    bootstrap's, which the rule asks too.
-    """
-    columns = [
-        "task",
-        "system",
-        "reference",
-        "fraction",
-        "metric",
-        "comparison",
-        "difference",
-        "low",
-        "high",
-        "n_cases",
-        "n_distinct",
-        "n_runs",
-        "n_folds",
-        "planned",
-        "complete",
-        "unpaired",
-        "boot_low",
-        "boot_high",
-        "p_t",
-        "p_equivalence",
-        "p_wilcoxon",
-        "dz",
-    ]
-    return adjust(
-        pd.DataFrame(
-            [
-                [
-                    c.pairs.task,
-                    c.pairs.system,
-                    c.pairs.reference,
-                    c.pairs.fraction,
-                    c.pairs.metric,
-                    f"{c.pairs.system} - {c.pairs.reference}",
-                    c.interval.difference,
-                    *c.shown,
-                    c.interval.n_cases,
-                    c.pairs.n_distinct,
-                    c.interval.n_units,
-                    len(c.pairs.folds),
-                    c.pairs.n_planned,
-                    c.pairs.complete,
-                    len(c.pairs.unpaired),
-                    c.interval.low,
-                    c.interval.high,
-                    c.t_test.p,
-                    c.equivalence.p,
-                    c.wilcoxon.p,
-                    c.effect.dz,
-                ]
-                for c in comparisons
-            ],
-            columns=columns,
-        ).astype(dict.fromkeys(columns[-4:], float))
-    )
+
+def hole(
+    system: str, reference: str, task: str, fraction: float, metric: str, planned: int, why: str
+) -> dict[str, Any]:
+    """Two systems that could not be compared as a row of `table`: no runs, and why."""
+    return {
+        "task": task,
+        "system": system,
+        "reference": reference,
+        "fraction": fraction,
+        "metric": metric,
+        **dict.fromkeys(("n_cases", "n_distinct", "n_runs", "n_folds", "unpaired"), 0),
+        "planned": planned,
+        "complete": False,
+        "hole": why,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row per comparison or hole, with `p_holm`; the rows of one metric are a family."""
+    return adjust(pd.DataFrame(rows, columns=COLUMNS))
 
 
 def adjust(rows: pd.DataFrame) -> pd.DataFrame:

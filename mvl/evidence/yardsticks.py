@@ -3,22 +3,22 @@ study's true best and worst case."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import pandas as pd
 from scipy import stats as distributions
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence import power
 from mvl.evidence.arms import title
 from mvl.evidence.chapter import Chapter
-from mvl.evidence.decision import EQUIVALENT, LEVEL, MARGIN
+from mvl.evidence.decision import EQUIVALENT, LEVEL, MARGIN, decided
+from mvl.evidence.differences import differences
 
 
 def margin(chapter: Chapter) -> str:
     """What one point is of the error that the baseline leaves, and how small a margin the
     equivalences of the chapter would bear."""
-    from mvl.evidence.decision import decided
-    from mvl.evidence.differences import differences
-
     table = differences(chapter)
     rows = table[
         [row["n_runs"] > 0 and decided(row).word == EQUIVALENT for row in table.to_dict("records")]
@@ -43,15 +43,13 @@ def margin(chapter: Chapter) -> str:
     )
 
 
-def smallest_margin(row: dict[str, object]) -> float:
+def smallest_margin(row: dict[Any, Any]) -> float:
     """The smallest margin at which the rule calls a difference equivalent: both its intervals, and
     both one-sided tests, within it."""
-    low, high, middle, folds = (
-        float(str(row[key])) for key in ("low", "high", "difference", "n_folds")
-    )
-    t = [float(distributions.t.ppf(1 - tail, folds - 1)) for tail in (LEVEL / 2, LEVEL)]
-    one_sided = abs(middle) + (high - low) / 2 / t[0] * t[1]
-    return max(one_sided, abs(float(str(row["boot_low"]))), abs(float(str(row["boot_high"]))))
+    freedom = row["n_folds"] - 1
+    t = [float(distributions.t.ppf(1 - tail, freedom)) for tail in (LEVEL / 2, LEVEL)]
+    one_sided = abs(row["difference"]) + (row["high"] - row["low"]) / 2 / t[0] * t[1]
+    return max(one_sided, abs(row["boot_low"]), abs(row["boot_high"]))
 
 
 def extremes(chapter: Chapter) -> str:
@@ -60,17 +58,18 @@ def extremes(chapter: Chapter) -> str:
     rows = chapter.cases[chapter.cases["fraction"] == 1.0]
     if rows.empty:
         return ""
-    lines = ["| arm | worst case of all runs | best case of all runs |", "|---|---|---|"]
+    cases = []
     for system, arm in rows.groupby("system", sort=False):
         order = arm.sort_values("dice")
-        lines.append(f"| {title(str(system))} | {_case(order.iloc[0])} | {_case(order.iloc[-1])} |")
+        cases.append([title(str(system)), _case(order.iloc[0]), _case(order.iloc[-1])])
     means = rows.groupby(["system", "fold", "case"])["dice"].mean()
     first = means.loc[str(rows["system"].iloc[0])].sort_values()
     (low, high), (bottom, top) = (first.index[0], first.index[-1]), (first.iloc[0], first.iloc[-1])
     name = title(str(rows["system"].iloc[0]))
+    head = ["arm", "worst case of all runs", "best case of all runs"]
     return "\n".join(
         [
-            *lines,
+            markdown_table(head, "lll", cases),
             "",
             (
                 "Best, median and worst in the pictures are those of *one* run. Over all folds,"
@@ -82,27 +81,24 @@ def extremes(chapter: Chapter) -> str:
 
 
 def _case(row: pd.Series) -> str:
-    return (
-        f"{row['case']}, {row['dice']:.3f} (fold {np.int64(row['fold'])}, seed"
-        f" {np.int64(row['seed'])})"
-    )
+    return f"{row['case']}, {row['dice']:.3f} (fold {row['fold']}, seed {row['seed']})"
 
 
-def power_table(differences: pd.DataFrame) -> str:
+def power_table(table: pd.DataFrame) -> str:
     """Markdown: for each complete contrast, the sd of its fold means beside the largest at which
     equivalence could be called; empty without."""
-    rows = differences[
-        (differences["n_folds"] > 1) & differences["dz"].notna() & differences["complete"].eq(True)
-    ]
+    rows = table[(table["n_folds"] > 1) & table["dz"].notna() & table["complete"].eq(True)]
     if rows.empty:
         return ""
-    lines = [
-        (
-            "| difference | folds | sd of fold means, points | largest sd for 80 % power | with ten"
-            " folds | can it be called equivalent |"
-        ),
-        "|---|---:|---:|---:|---:|---|",
+    head = [
+        "difference",
+        "folds",
+        "sd of fold means, points",
+        "largest sd for 80 % power",
+        "with ten folds",
+        "can it be called equivalent",
     ]
+    lines = []
     ten = 100 * (power.largest_sd(10) or 0.0)
     for row in rows.to_dict("records"):
         spread = 100 * abs(row["difference"] / row["dz"])
@@ -114,7 +110,6 @@ def power_table(differences: pd.DataFrame) -> str:
             word = "with ten folds" if spread <= ten else "no, not with ten folds"
 
         comparison = row["comparison"].replace("\n", " ")
-        lines.append(
-            f"| {comparison} | {row['n_folds']} | {spread:.2f} | {most:.2f} | {ten:.2f} | {word} |"
-        )
-    return "\n".join(lines)
+        numbers = (f"{value:.2f}" for value in (spread, most, ten))
+        lines.append([comparison, row["n_folds"], *numbers, word])
+    return markdown_table(head, "lrrrrl", lines)

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from mvl.core.config import ROOT
 from mvl.datasets.split_files import read_split
-from mvl.evidence import power_plan, protocol_families
+from mvl.evidence import power_plan, second_study
 from mvl.evidence.decision import EQUIVALENCE_POINTS
 from mvl.evidence.persons import TASK, person_of
 from mvl.publish.style import FROZEN, INK, MUTED, NEUTRAL, TRAINED, finish, styled
@@ -101,7 +101,7 @@ def smallest_effects(results: Path | None = None) -> pd.DataFrame:
     """Return study, folds, seeds and sees: what each planned contrast of the second protocol finds
     with 80 % power at the hardest step of Holm's correction, in points."""
     rows = []
-    for study in protocol_families.STUDIES:
+    for study in second_study.STUDIES:
         for row in power_plan.power_plan(study, results_dir=results)["rows"]:
             if row["sd"] is not None:
                 sees = row["detectable"][str(row["family"])]

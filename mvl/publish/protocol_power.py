@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mvl.core.run_folder import records_dir
-from mvl.evidence import calibration, calibration_families, power_plan, protocol_families, run_pairs
+from mvl.evidence import calibration, calibration_families, power_plan, run_pairs, second_study
 from mvl.evidence.arms import title
 from mvl.evidence.second_study import HYBRID, VIT
 from mvl.study.grid import load_study
@@ -25,7 +25,7 @@ def power_table(results: Path | None = None) -> str:
         " equivalent | variances of |",
         "|---|---|---|---:|---:|---:|---|",
     ]
-    for study in protocol_families.STUDIES:
+    for study in second_study.STUDIES:
         value = power_plan.power_plan(study, results_dir=results)
         lines += [_line(study, row, value["margin"]) for row in value["rows"]]
     return "\n".join(lines)

@@ -264,7 +264,7 @@ def first_study(results: Path) -> str:
         return ""
     cases = read_cases(study, results)
     pairs = ((HYBRID, VIT), (HYBRID, f"{HYBRID}_random"))
-    table = stats.table([stats.compare(cases, *pair, task) for pair in pairs])
+    table = stats.table([stats.row(stats.compare(cases, *pair, task)) for pair in pairs])
     alone, random = (
         f"{in_points(row)} Dice points ({decided(row)})" for row in table.to_dict("records")
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvl.bench import determinism
+from mvl.bench import determinism, systems
 from mvl.models import deterministic_layers
 from mvl.models.describe import system_config
 from mvl.training import devices
@@ -57,12 +57,12 @@ def test_a_cpus_ways_would_not_do_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-@pytest.mark.parametrize("name", distinct(determinism.trained_systems(), system_config))
+@pytest.mark.parametrize("name", distinct(systems.measurable(), system_config))
 def test_the_record_holds(name: str) -> None:
     assert devices.read_record()[name] == determinism.nondeterministic_operators(name) == []
 
 
 def test_the_record_and_its_table_have_every_system() -> None:
     record, table = devices.read_record(), determinism.determinism_table()
-    assert list(record) == determinism.trained_systems()
+    assert list(record) == systems.measurable()
     assert all(f"| `{name}` | strict |" in table for name in record)

@@ -58,9 +58,11 @@ MEASURED = """
 import json, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
-from mvl.bench.layer_read import measure, resident
+from mvl.bench.layer_read import block_names, measure, resident
+from mvl.weights.safetensors_ranges import read_tensors
 folder = Path(sys.argv[1])
-alone, pages = measure(folder, 1), resident(folder)
+block = lambda: [tensor for _, tensor in read_tensors(folder, block_names(1))]
+alone, pages = measure(folder, 1, block), resident(folder)
 shards = list(folder.glob("*.safetensors"))
 everything = lambda: [t.clone() for shard in shards for t in load_file(shard).values()]
 print(json.dumps({"alone": alone, "pages": pages, "everything": measure(folder, 1, everything)}))

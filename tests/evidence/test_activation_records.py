@@ -12,18 +12,18 @@ import pandas as pd
 import pytest
 
 from mvl.core import files, run_folder
-from mvl.core.columns import CASE_COLUMNS
 from mvl.core.config import Config, load_config
 from mvl.datasets import loaders
 from mvl.datasets.splits import load_split
 from mvl.datasets.task import TaskError
 from mvl.datasets.task_data import open_task
-from mvl.evidence import activation_maps, activation_records
+from mvl.evidence import activation_maps, activation_records, predicted
 from mvl.evidence.activations import COLUMNS, MEASURES
 from mvl.evidence.chapter import Chapter
 from mvl.models.build import build_system, own_state
 from mvl.study import tables
 from mvl.training import checkpoints
+from tests.finished_run import write_run
 
 STUDY = """
 title: test
@@ -48,29 +48,9 @@ LLAMA = {
 
 def finished(config: Config, results: Path) -> Path:
     """A run as training leaves it, with the weights that it began with."""
-    folder, cases = (
-        run_folder.run_dir(results, config),
-        load_split(open_task("phantoms"), config.fold, 1.0).test,
-    )
-    run_folder.write_config(folder, config)
-    files.write_json(folder / "environment.json", {})
-    files.write_csv(
-        folder / "history.csv", [], ["epoch", "lr", "train_loss", "val_loss", "val_dice"]
-    )
-    who = {key: getattr(config, key) for key in CASE_COLUMNS[:6]}
-    rows = [
-        {
-            **dict.fromkeys(CASE_COLUMNS, 0.5),
-            **who,
-            "case": case,
-            "label": "foreground",
-            "status": "ok",
-            "dice": 0.01 * i,
-            "voxels_label": i,
-        }
-        for i, case in enumerate(cases)
-    ]
-    files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
+    names = load_split(open_task("phantoms"), config.fold, 1.0).test
+    cases = [{"case": c, "dice": 0.01 * i, "voxels_label": i} for i, c in enumerate(names)]
+    folder = write_run(results, config, cases)
     checkpoints.save_weights(folder / "weights.safetensors", own_state(build_system(config, 1, 1)))
     run_folder.seal(folder, {})
     return folder
@@ -242,7 +222,7 @@ def test_a_chapter_of_own_runs_makes_its_files_once(
     monkeypatch.setattr(activation_records, "CASES", 1)
     asked: list[Path] = []
     monkeypatch.setattr(
-        activation_records, "record", lambda study, results, target, data_dir: asked.append(target)
+        activation_records, "record", lambda study, results, target: asked.append(target)
     )
     activation_records.refresh(chapter)
     assert asked == [place.target]
@@ -254,9 +234,7 @@ def test_pictures_come_back_within_a_step() -> None:
     steps, (low, high) = activation_maps.squeezed(values)
     assert np.abs(low + (high - low) * steps / 255 - values).max() < (high - low) / 255
     assert activation_maps.squeezed(np.ones((2, 2)))[0].max() == 0
-    assert activation_maps.packed({"a": steps}, {"x": 1}) == activation_maps.packed(
-        {"a": steps}, {"x": 1}
-    )
+    assert predicted.packed({"a": steps}, {"x": 1}) == predicted.packed({"a": steps}, {"x": 1})
 
 
 def test_before_and_after_are_means_over_cases() -> None:

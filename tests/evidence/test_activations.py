@@ -12,6 +12,7 @@ from torch import nn
 
 from mvl.core.config import ModelConfig
 from mvl.evidence import activations
+from mvl.evidence.predicted import best_slice
 from mvl.models.vit import ViTBaseline
 
 SMALL = ModelConfig(
@@ -135,4 +136,4 @@ def test_attention_received_is_even_where_scores_are() -> None:
 def test_the_slice_is_the_one_with_most_label() -> None:
     mask = label()
     mask[0, 0, 3] = True
-    assert activations.best_slice(mask) == 3 and activations.best_slice(mask[..., 0]) == 0
+    assert best_slice(mask) == 3 and best_slice(mask[..., 0]) == 0

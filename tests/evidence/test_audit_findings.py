@@ -9,31 +9,17 @@ from pathlib import Path
 import pytest
 
 from mvl.core import files, run_folder
-from mvl.core.columns import CASE_COLUMNS, run_columns
 from mvl.evidence import audit_findings
 from mvl.publish import audit_page
 from mvl.study.grid import study_runs
+from tests.finished_run import write_run
 
 
 def record(results: Path, arm: audit_findings.Arm, fold: int, dice: float, watched: float) -> None:
     """A done run with three test cases."""
-    config = audit_findings.arm_configs(arm)[fold]
-    folder = run_folder.run_dir(results, config)
-    run_folder.write_config(folder, config)
-    base = (
-        dict.fromkeys(CASE_COLUMNS, 0.0)
-        | run_columns(config)
-        | {
-            "label": "foreground",
-            "status": "ok",
-            "dice_resized": dice,
-        }
-    )
-    rows = [base | {"case": f"case_{fold}{k}", "dice": dice + k / 100} for k in range(3)]
-    files.write_csv(folder / "cases.csv", rows, CASE_COLUMNS)
-    for name in ("environment.json", "history.csv", "weights.safetensors"):
-        (folder / name).write_text("{}")
-    run_folder.seal(folder, {"best_dice": watched})
+    scores = {"dice_resized": dice}
+    cases = [scores | {"case": f"case_{fold}{k}", "dice": dice + k / 100} for k in range(3)]
+    write_run(results, audit_findings.arm_configs(arm)[fold], cases, best_dice=watched)
 
 
 def arm(system: str) -> audit_findings.Arm:

@@ -24,22 +24,13 @@ from mvl.evidence.calibration import (
     Components,
 )
 from mvl.evidence.chapter import planned_pairs
-from mvl.evidence.run_pairs import Pairs
 from mvl.evidence.topics import HYBRID, VIT
 from mvl.study.grid import load_study
+from tests.evidence.made_pairs import pairs_of
 
 PLANTED = Components(
     fold=0.4e-4, run=0.1e-4, case=0.5e-4, residual=1e-4, folds=5, seeds=2, cases=12
 )
-
-
-def pairs_of(differences: np.ndarray) -> Pairs:
-    """Differences (folds, seeds, cases) of one study."""
-    folds, seeds, _ = differences.shape
-    units = tuple((f, s) for f in range(folds) for s in range(seeds))
-    return Pairs(
-        "new", "old", "task", 1.0, "dice", units, tuple(differences[f, s] for f, s in units), ()
-    )
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -48,7 +39,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def test_components_of_a_large_study_are_the_planted_ones() -> None:
     found = calibration.components(
-        pairs_of(calibration.simulate(replace(PLANTED, cases=40), 300, 3, rng(), 1)[0])
+        pairs_of(*calibration.simulate(replace(PLANTED, cases=40), 300, 3, rng(), 1)[0])
     )
     assert (found.folds, found.seeds, found.cases, found.lumped) == (300, 3, 40, "")
     for name, tolerance in (("fold", 0.25), ("run", 0.25), ("case", 0.1), ("residual", 0.05)):
@@ -57,7 +48,7 @@ def test_components_of_a_large_study_are_the_planted_ones() -> None:
 
 def test_components_by_hand() -> None:
     found = calibration.components(
-        pairs_of(np.array([[[0.0, 0.02], [0.02, 0.04]], [[0.1, 0.12], [0.1, 0.12]]]))
+        pairs_of(*np.array([[[0.0, 0.02], [0.02, 0.04]], [[0.1, 0.12], [0.1, 0.12]]]))
     )
     assert found.residual == pytest.approx(0)
     assert found.case == pytest.approx(0.0002)
@@ -66,13 +57,13 @@ def test_components_by_hand() -> None:
 
 
 def test_what_cannot_be_told_apart_is_said() -> None:
-    one_seed = calibration.components(pairs_of(calibration.simulate(PLANTED, 40, 1, rng(), 1)[0]))
+    one_seed = calibration.components(pairs_of(*calibration.simulate(PLANTED, 40, 1, rng(), 1)[0]))
     assert one_seed.run == one_seed.case == 0 and "one number" in one_seed.lumped
     assert one_seed.residual == pytest.approx(PLANTED.case + PLANTED.residual, rel=0.25)
-    one_fold = calibration.components(pairs_of(calibration.simulate(PLANTED, 1, 3, rng(), 1)[0]))
+    one_fold = calibration.components(pairs_of(*calibration.simulate(PLANTED, 1, 3, rng(), 1)[0]))
     assert one_fold.fold == 0 and "lower bounds" in one_fold.lumped
     assert (
-        calibration.components(pairs_of(calibration.simulate(PLANTED, 1, 1, rng(), 1)[0])) is None
+        calibration.components(pairs_of(*calibration.simulate(PLANTED, 1, 1, rng(), 1)[0])) is None
     )
 
 
@@ -92,22 +83,15 @@ def test_each_decision_is_that_of_the_function_that_decides(
     weights = resampling.resample_weights([(seeds, 12)] * folds, 300, np.random.default_rng([0, 0]))
     said = calibration.decisions(studies, weights, family=3)
     for i, study in enumerate(studies):
-        pairs = pairs_of(study)
+        pairs = pairs_of(*study)
         interval, t, same = stats.bootstrap(pairs, 300), stats.corrected_t(pairs), stats.tost(pairs)
         whole = {"planned": folds, "done": folds, "folds": folds}
-        word = decision.decide(
-            decision.Numbers(interval.low, interval.high, t.p, same.p, **whole)
-        ).word
+        word = decision.decide(decision.Numbers(interval.low, interval.high, t, same, **whole)).word
+        hardest = stats.holm([t, math.nan, math.nan])[0]
         strict = decision.decide(
-            decision.Numbers(
-                interval.low,
-                interval.high,
-                stats.holm([t.p, math.nan, math.nan])[0],
-                same.p,
-                **whole,
-            )
+            decision.Numbers(interval.low, interval.high, hardest, same, **whole)
         ).word
-        assert said[CORRECTED][i] == (t.p < 0.05) and said[SAME][i] == (same.p < 0.05)
+        assert said[CORRECTED][i] == (t < 0.05) and said[SAME][i] == (same < 0.05)
         assert said[INTERVAL][i] == (interval.low > 0 or interval.high < 0)
         assert (said[RULE][i], said[RULE_SAME][i]) == (
             word in ("higher", "lower"),

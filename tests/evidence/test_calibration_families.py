@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mvl.evidence import calibration_families, protocol_families, stats
+from mvl.evidence import calibration_families, second_study, stats
 from mvl.evidence.calibration import CORRELATION, Components
 from mvl.evidence.calibration_families import DESIGNS, SIZES
 from mvl.evidence.power_plan import contrasts
-from mvl.evidence.run_pairs import Pairs
+from tests.evidence.made_pairs import pairs_of
 
 PLANTED = Components(
     fold=0.2e-4, run=0.1e-4, case=0.5e-4, residual=1e-4, folds=5, seeds=2, cases=12
@@ -40,8 +40,7 @@ def test_contrasts_of_a_family_share_half_their_variance_and_keep_it_whole() -> 
     means = calibration_families.family_means(PLANTED, 4, 2, 3, 4000, 0.0)
     first, second = means[:, 0].ravel(), means[:, 1].ravel()
     assert np.corrcoef(first, second)[0, 1] == pytest.approx(0.5, abs=0.03)
-    planned = PLANTED.fold + PLANTED.run / 2 + PLANTED.case / 12 + PLANTED.residual / 24
-    assert first.var() == pytest.approx(planned, rel=0.05)
+    assert first.var() == pytest.approx(PLANTED.of_fold_mean(2, 12), rel=0.05)
 
 
 def test_the_count_is_that_of_the_test_and_the_interval_that_are_printed() -> None:
@@ -54,10 +53,8 @@ def test_the_count_is_that_of_the_test_and_the_interval_that_are_printed() -> No
     for study in means:
         p_values = []
         for values in study:
-            units = tuple((fold, 0) for fold in range(folds))
-            cases = tuple(np.array([value]) for value in values)
-            pairs = Pairs("new", "old", "task", 1.0, "dice", units, cases, ())
-            p_values.append(stats.corrected_t(pairs).p)
+            pairs = pairs_of(*([value] for value in values))
+            p_values.append(stats.corrected_t(pairs))
             # Of several folds it takes the mean alone; the bootstrap's ends are for one fold.
             interval = interval or stats.bootstrap(pairs, 10)
             mean = replace(interval, difference=float(values.mean()))
@@ -71,11 +68,11 @@ def test_the_count_is_that_of_the_test_and_the_interval_that_are_printed() -> No
 def test_these_are_the_designs_and_families_of_the_protocol() -> None:
     planned = {
         (len({fold for fold, _ in c.units}), len(c.units) // len({fold for fold, _ in c.units}))
-        for study in protocol_families.STUDIES
+        for study in second_study.STUDIES
         for c in contrasts(study)
     }
     assert planned == set(DESIGNS)
-    assert {len(family.contrasts) for family in protocol_families.FAMILIES} == set(SIZES)
+    assert {len(family.contrasts) for family in second_study.FAMILIES} == set(SIZES)
 
 
 def test_the_table_has_every_design() -> None:

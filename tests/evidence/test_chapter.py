@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mvl.core import columns, files, run_folder
+from mvl.core import run_folder
 from mvl.core.config import Config, system_names
 from mvl.evidence import chapter as chapter_module
 from mvl.evidence import differences
@@ -26,38 +26,13 @@ from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, LLM4SEG_RANDOM, MLP, RANDO
 from mvl.publish import chapter_page
 from mvl.study import tables
 from mvl.study.grid import load_study, study_runs
+from tests.finished_run import write_run
 
 
-def write_run(results: Path, config: Config) -> None:
-    """A finished run of three cases, as training leaves it."""
-    folder = run_folder.run_dir(results, config)
-    run_folder.write_config(folder, config)
-    files.write_json(folder / "environment.json", {})
-    files.write_csv(
-        folder / "history.csv",
-        [dict(zip(tables.HISTORY_COLUMNS, (1, 1e-3, 0.5, 0.5, 0.5)))],
-        tables.HISTORY_COLUMNS,
-    )
-    fixed = (
-        dict.fromkeys(columns.CASE_COLUMNS, 0.5)
-        | {k: getattr(config, k) for k in columns.RUN_KEYS}
-        | {"label": "foreground", "status": "ok"}
-    )
-    files.write_csv(
-        folder / "cases.csv", [fixed | {"case": f"c{i}"} for i in range(3)], columns.CASE_COLUMNS
-    )
-    files.atomic_write(folder / "weights.safetensors", run_folder.run_name(config))
+def done(results: Path, config: Config) -> None:
+    """A finished run of three cases."""
     parameters = {"trainable": 7, "frozen": 3, "total": 10}
-    run_folder.seal(
-        folder,
-        {
-            "best_epoch": 1,
-            "runtime_s": 1.0,
-            "runtime_per_epoch_s": 1.0,
-            "peak_memory_mb": 1.0,
-            "parameters": parameters,
-        },
-    )
+    write_run(results, config, [{"case": f"c{i}"} for i in range(3)], parameters=parameters)
 
 
 @pytest.fixture
@@ -83,7 +58,7 @@ def test_a_chapter_reads_its_own_runs_and_names_its_holes(asked: list[str], tmp_
         if config.system in (VIT, "medvisionllama_v3_r2") or (
             config.system == HYBRID and config.seed == 0
         ):
-            write_run(tmp_path, config)
+            done(tmp_path, config)
     train_chapter("llm_hybrid", "quick", tmp_path)
     assert asked == [VIT, HYBRID, f"{HYBRID}_shuffled"]
     asked.clear()
@@ -223,7 +198,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     (folder / "grid.yaml").write_text(GRID)
     for config in study_runs(str(folder / "grid.yaml")):
-        write_run(folder, config)
+        done(folder, config)
     return folder
 
 
@@ -273,7 +248,7 @@ def test_a_run_that_is_planned_beside_and_not_there_is_a_hole(
 ) -> None:
     (tmp_path / "grid.yaml").write_text(GRID)
     for config in study_runs(str(tmp_path / "grid.yaml"), "lora"):
-        write_run(tmp_path, config)
+        done(tmp_path, config)
     lora = trained_chapter("lora_ablation", str(tmp_path / "grid.yaml"), tmp_path)
     assert lora.holes == (
         f"{title(HYBRID)} at 100% of the data: 2 runs",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -23,23 +22,18 @@ from mvl.evidence import (
     claims_tests,
     claims_text,
     claims_verdicts,
-    stats,
 )
 from mvl.evidence.claims_verdicts import REPRODUCED
 from mvl.evidence.topics import TOPICS
 from mvl.study import grid
 from mvl.study.tables import EXTERNAL_COLUMNS, HISTORY_COLUMNS, RUN_COLUMNS
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 LEDGER = claims_ledger.load_claims()
 ASKED = {"hippocampus", "busi", "hippocampus2_published", "hippocampus2_tuned", "isic", "kvasir"}
 "Studies that the ledger may ask."
 SYSTEMS = {path.stem for path in (ROOT / "mvl" / "configs" / "systems").glob("*.yaml")}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Few resamples: the verdicts here do not hang on them."""
-    monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
 
 
 def test_there_are_at_least_twenty_claims_with_ids_of_their_own():
@@ -190,7 +184,7 @@ def test_records_on_disk_decide_and_other_records_decide_otherwise(
     kept = [
         claim for claim in LEDGER if claim.id in ("mean_dice", "better_than_unetr", "medical_llms")
     ]
-    monkeypatch.setattr(claims_ledger, "load_claims", lambda path: kept)
+    monkeypatch.setattr(claims_ledger, "load_claims", lambda: kept)
     write_records(tmp_path, gain)
     assert (
         main.main(["claims", "--study", "hippocampus", "--results-dir", str(tmp_path), "--json"])
@@ -233,7 +227,7 @@ def test_the_nearest_study_whose_planned_runs_are_all_done_decides(tmp_path, mon
 
 def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):
     kept = [claim for claim in LEDGER if claim.id in ("mean_dice", "rank_4")]
-    monkeypatch.setattr(claims_ledger, "load_claims", lambda path: kept)
+    monkeypatch.setattr(claims_ledger, "load_claims", lambda: kept)
     for gain, word in ((0.0, "moot"), (-0.05, "moot"), (0.05, "not decided")):
         write_records(tmp_path, gain)
         [_, rank] = claims_ledger.ledger(tmp_path, ("hippocampus",))

@@ -4,14 +4,12 @@ missing run withholds one."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from mvl.evidence import claims_differences, claims_rules, stats
-from mvl.evidence.claims_evidence import Claim
+from mvl.evidence import claims_differences, claims_rules
 from mvl.evidence.claims_rules import RULES
 from mvl.evidence.claims_verdicts import (
     CONTRADICTED,
@@ -21,23 +19,10 @@ from mvl.evidence.claims_verdicts import (
     UNTESTABLE,
 )
 from mvl.evidence.decision import UNDECIDED, WITHDRAWN
+from mvl.evidence.topics import HYBRID, RANDOM, VIT
+from tests.evidence.made_claim import CLAIM
 
-VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
-CLAIM = Claim(
-    "a",
-    "P1",
-    "somewhere",
-    "A",
-    "short",
-    "claim",
-    (),
-    "02_llm_hybrid",
-    ("hippocampus",),
-    "gain",
-    ((HYBRID, VIT),),
-    "support",
-    "takes",
-)
+pytestmark = pytest.mark.usefixtures("few_resamples")
 BASE = [0.50, 0.52, 0.51, 0.49, 0.50]
 GAINS = {
     "higher": [0.05, 0.052, 0.048, 0.05, 0.051],
@@ -45,12 +30,6 @@ GAINS = {
     "equal": [0.0005, -0.0005, 0, 0.0004, -0.0002],
     "open": [0.04, -0.03, 0.05, -0.04, 0.01],
 }
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Few resamples: the verdicts here do not hang on them."""
-    monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
 
 
 def arms(gain, system=HYBRID, reference=VIT):
@@ -325,30 +304,17 @@ def test_measures_of_masks_and_external_tests(rule, evidence):
     table = pd.DataFrame(
         rows, columns=["study", "system", "fraction", "fold", "seed", "case", "roughness"]
     )
-    assert (
-        word(claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={rule: table}))
-        == REPRODUCED
-    )
-    assert (
-        word(
-            replace(claim, contrasts=((VIT, HYBRID),)),
-            evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={rule: table}),
-        )
-        == CONTRADICTED
-    )
+
+    def measured(rows, folds=4):
+        return evidence({VIT: BASE, HYBRID: BASE}, folds=folds, further={rule: rows})
+
+    assert word(claim, measured(table)) == REPRODUCED
+    assert word(replace(claim, contrasts=((VIT, HYBRID),)), measured(table)) == CONTRADICTED
     one = table[table["fold"] == 0]
-    holes = RULES[rule](claim, evidence({VIT: BASE, HYBRID: BASE}, folds=4, further={rule: one}))
-    assert (
-        holes.word == UNDECIDED
-        and "3 planned pairs of runs missing" in holes.sentence
-        and holes.numbers[0].n_planned == 4
-    )
-    assert (
-        "too few runs"
-        in RULES[rule](
-            claim, evidence({VIT: BASE, HYBRID: BASE}, folds=1, further={rule: one})
-        ).sentence
-    )
+    holes = RULES[rule](claim, measured(one))
+    assert holes.word == UNDECIDED and "3 planned pairs of runs missing" in holes.sentence
+    assert holes.numbers[0].n_planned == 4
+    assert "too few runs" in RULES[rule](claim, measured(one, folds=1)).sentence
     assert "not recorded" in RULES[rule](claim, evidence({VIT: BASE, HYBRID: BASE})).sentence
 
 

@@ -5,36 +5,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from mvl.evidence import claims_evidence, claims_tests, run_pairs, stats
+from mvl.evidence.topics import HYBRID, RANDOM, VIT
+from tests.evidence.made_claim import CLAIM
 
-VIT, HYBRID, RANDOM = "vit_baseline", "medvisionllama_v3", "medvisionllama_v3_random"
+pytestmark = pytest.mark.usefixtures("few_resamples")
 TASK = "Task04_Hippocampus"
 ARMS = {VIT: [0.5, 0.52, 0.49], HYBRID: [0.6, 0.61, 0.6], RANDOM: [0.55, 0.53, 0.56]}
-CLAIM = claims_evidence.Claim(
-    "a",
-    "P1",
-    "somewhere",
-    "A",
-    "short",
-    "claim",
-    (),
-    "02_llm_hybrid",
-    ("hippocampus",),
-    "gain",
-    ((HYBRID, VIT),),
-    "support",
-    "takes",
-)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Few resamples: the verdicts here do not hang on them."""
-    monkeypatch.setattr(stats, "bootstrap", partial(stats.bootstrap, resamples=400))
 
 
 def test_planned_units_are_those_of_every_system(evidence):
@@ -96,7 +76,7 @@ def test_holm_is_taken_over_claim_and_family(evidence):
         claims_tests.own(CLAIM, records, "dice"),
         claims_tests.family(CLAIM, records, "dice"),
     )
-    raw = [stats.corrected_t(d.pairs).p for d in (*own, *rest)]
+    raw = [stats.corrected_t(d.pairs) for d in (*own, *rest)]
     assert claims_tests.with_tests(records, own, 0.01, rest)[0].p == pytest.approx(
         stats.holm(raw)[0]
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mvl.core.config import ROOT
-from mvl.evidence import calibration, decision, resampling, run_pairs, stats
+from mvl.evidence import calibration, decision, resampling, stats
 from mvl.evidence.claims_evidence import UNITS, Found
 from mvl.evidence.claims_verdicts import as_gain
 from mvl.evidence.decision import UNDECIDED, Numbers, decide
+from tests.evidence.made_pairs import pairs_of
 
 DONE = {"planned": 5, "done": 5, "folds": 5}
 WORDS = [
@@ -58,32 +60,15 @@ def test_chapter_ledger_and_calibration_say_the_same(folds, seeds, effect):
     shown = rng.normal(effect, 0.004, (1, folds, seeds, 12)) + rng.normal(
         0, 0.003, (1, folds, 1, 1)
     )
-    units = tuple((f, s) for f in range(folds) for s in range(seeds))
-    pairs = run_pairs.Pairs(
-        "new", "old", "task", 1.0, "dice", units, tuple(shown[0, f, s] for f, s in units), (), units
-    )
+    pairs = pairs_of(*shown[0])
+    pairs = replace(pairs, planned=pairs.units)
     # The calibration's weights are those that the bootstrap of these shapes draws.
     weights = resampling.resample_weights(
         tuple(d.shape for d in pairs.folds), 500, np.random.default_rng([0, 0])
     )
     interval, t, same = stats.bootstrap(pairs, 500), stats.corrected_t(pairs), stats.tost(pairs)
-    numbers = [math.nan if p is None else p for p in (t.p, same.p)]
-    row = (
-        stats.table(
-            [
-                stats.Comparison(
-                    pairs,
-                    interval,
-                    t,
-                    same,
-                    stats.wilcoxon(pairs),
-                    stats.cohens_dz(pairs.fold_means),
-                )
-            ]
-        )
-        .iloc[0]
-        .to_dict()
-    )
+    compared = stats.Comparison(pairs, interval, t, same, p_wilcoxon=math.nan, dz=math.nan)
+    row = stats.table([stats.row(compared)]).iloc[0].to_dict()
     found = Found(
         "w",
         "dice",
@@ -99,7 +84,8 @@ def test_chapter_ledger_and_calibration_say_the_same(folds, seeds, effect):
         row["high"],
         interval.low,
         interval.high,
-        *numbers,
+        t,
+        same,
         systems=("new", "old"),
     )
     simulated = calibration.decisions(shown, weights)
@@ -135,18 +121,9 @@ def test_every_metric_has_a_margin_with_its_reason_and_no_other_place_has_one():
 
 
 def test_the_printed_interval_is_the_tests():
-    pairs = run_pairs.Pairs(
-        "a",
-        "b",
-        "t",
-        1.0,
-        "dice",
-        ((0, 0), (1, 0), (2, 0)),
-        (np.array([0.01, 0.02]), np.array([0.03]), np.array([0.02])),
-        (),
-    )
+    pairs = pairs_of([0.01, 0.02], [0.03], [0.02])
     low, high = stats.shown_interval(pairs, stats.bootstrap(pairs, 100))
-    p = stats.corrected_t(pairs).p
+    p = stats.corrected_t(pairs)
     reach = (high - low) / 2
     t = pairs.fold_means.mean() / stats.standard_error(pairs)
     assert low + reach == pytest.approx(pairs.fold_means.mean())

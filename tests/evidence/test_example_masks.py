@@ -51,10 +51,9 @@ def table(*keys: tuple[str, float, int, int], task: str = "phantoms") -> pd.Data
 
 def scores(done: pd.DataFrame, dice: dict[str, float]) -> pd.DataFrame:
     """The same Dice of each case for every run."""
-    keys = ["task", "system", "fraction", "fold", "seed"]
     return pd.DataFrame(
         [
-            {k: row[k] for k in keys} | {"case": c, "dice": d}
+            {k: row[k] for k in columns.KEYS_IN_STUDY} | {"case": c, "dice": d}
             for row in done.to_dict("records")
             for c, d in dice.items()
         ]
@@ -200,9 +199,8 @@ def test_scans_that_are_not_there_are_named(
     monkeypatch.setattr(example_masks, "predicted_masks", lambda *_: {})
     done = table(("vit_baseline", 1.0, 0, 0), task="Task04_Hippocampus")
     files.atomic_write(tmp_path / done["run"][0] / "weights.safetensors", "vit_baseline1.000")
-    found, holes = example_masks.load_examples(
-        chapter(done, scores(done, {"a": 0.5}), tmp_path), tmp_path / "no_data"
-    )
+    monkeypatch.setenv("MVL_DATA", str(tmp_path / "no_data"))
+    found, holes = example_masks.load_examples(chapter(done, scores(done, {"a": 0.5}), tmp_path))
     assert found == [] and "need the scans" in holes[0] and "mvl fetch" in holes[0]
 
 
@@ -226,6 +224,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Chapter:
     return chapter(done, pd.read_csv(run / "cases.csv"), folder, config.study)
 
 
+def label_of(case: str) -> np.ndarray:
+    """The label of a phantom, from its file."""
+    files_of = {c.case_id: c.label for c in open_task("phantoms").cases}
+    return np.asarray(nibabel.nifti1.load(files_of[case]).dataobj) > 0
+
+
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
@@ -236,17 +240,9 @@ def test_masks_are_those_that_were_scored(trained: Chapter) -> None:
     mask = predicted.predicted_masks(trained.results_dir / trained.done["run"].iloc[0], [case])[
         case
     ]
-    label = (
-        np.asarray(
-            nibabel.nifti1.load(
-                {c.case_id: c.label for c in open_task("phantoms").cases}[case]
-            ).dataobj
-        )
-        > 0
-    )
     recorded = trained.cases.set_index("case")["dice"][case]
     assert recorded > 0.05, "the tiny network found nothing, so the test would say nothing"
-    assert overlap(mask, label) == pytest.approx(recorded, abs=1e-9)
+    assert overlap(mask, label_of(case)) == pytest.approx(recorded, abs=1e-9)
 
 
 def test_examples_are_drawn_once_and_kept(
@@ -259,18 +255,8 @@ def test_examples_are_drawn_once_and_kept(
         0
     ].dice["vit_baseline"] == recorded.max()
     for example in found:
-        label = (
-            np.asarray(
-                nibabel.nifti1.load(
-                    {c.case_id: c.label for c in open_task("phantoms").cases}[example.case]
-                ).dataobj
-            )
-            > 0
-        )
-        assert (
-            example.label.sum() == label.sum(axis=(0, 1)).max()
-            and example.scan.shape == example.predictions["vit_baseline"].shape
-        )
+        assert example.label.sum() == label_of(example.case).sum(axis=(0, 1)).max()
+        assert example.scan.shape == example.predictions["vit_baseline"].shape
     monkeypatch.setattr(example_masks, "predicted_masks", lambda *_: pytest.fail("drawn again"))
     again, _ = example_masks.load_examples(trained)
     assert [e.case for e in again] == [e.case for e in found]
@@ -326,7 +312,7 @@ def test_the_studys_worst_case_is_drawn_by_its_own_runs_where_their_weights_are(
     chapter = Chapter("qualitative", "s", tmp_path, done, cases, cases, ())
     mask = np.ones((3, 3, 3), bool)
     monkeypatch.setattr(example_masks, "read_volume", lambda *_: (mask, mask, np.eye(4)))
-    monkeypatch.setattr(example_masks, "has_weights", lambda *_: kept)
+    monkeypatch.setattr(predicted, "has_weights", lambda *_: kept)
     asked: list[tuple[str, list[str]]] = []
 
     def predicted_masks(run: Path, wanted: list[str], _: object) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@ masks."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,6 @@ from mvl.core import columns, files, run_folder
 from mvl.datasets import task
 from mvl.evidence import mask_roughness, stats
 from mvl.evidence.chapter import Chapter
-
-KEYS = ["study", "task", "system", "fraction", "fold", "seed"]
 
 
 def ball(radius: float, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
@@ -90,7 +89,7 @@ def chapter(folder: Path, folds: tuple[int, ...] = (0, 1)) -> Chapter:
                 }
             )
     cases = [
-        {k: row[k] for k in KEYS}
+        {k: row[k] for k in columns.RUN_KEYS}
         | {"case": f"c{row['fold']}{i}", "dice": 0.5, "label": "foreground"}
         for row in rows
         for i in range(3)
@@ -145,9 +144,7 @@ def test_rows_are_measured_once_and_bound_to_their_weights(
     pd.testing.assert_frame_equal(table, again, check_dtype=False)
     assert len(mask_roughness.load_masks(first, folds=(0, 1))[0]) == 12 and len(asked) == 4
     other = first.runs.assign(weights_sha256="0" * 64)
-    assert mask_roughness.load_masks(
-        Chapter("qualitative", "quick", tmp_path, other, first.cases, first.history, ())
-    )[0].empty
+    assert mask_roughness.load_masks(replace(first, runs=other))[0].empty
 
 
 def test_published_records_take_rows_only_when_told(
@@ -155,9 +152,7 @@ def test_published_records_take_rows_only_when_told(
 ) -> None:
     made = chapter(tmp_path / "runs")
     monkeypatch.setattr(run_folder, "records_dir", lambda: tmp_path / "results")
-    published = Chapter(
-        "qualitative", "quick", tmp_path / "results", made.runs, made.cases, made.history, ()
-    )
+    published = replace(made, results_dir=tmp_path / "results")
     assert mask_roughness.load_masks(published, home=tmp_path / "runs")[0].empty and asked == []
     assert (
         len(mask_roughness.load_masks(published, home=tmp_path / "runs", folds=(0,))[0]) == 6
@@ -199,9 +194,7 @@ def test_missing_weights_and_scans_are_holes(
 ) -> None:
     monkeypatch.setattr(run_folder, "default_results_dir", lambda: tmp_path / "own")
     made = chapter(tmp_path / "runs", folds=(0,))
-    table, holes = mask_roughness.load_masks(
-        Chapter("qualitative", "quick", tmp_path / "none", made.runs, made.cases, made.history, ())
-    )
+    table, holes = mask_roughness.load_masks(replace(made, results_dir=tmp_path / "none"))
     assert (
         table.empty and "python -m mvl.evidence.example_masks quick" in holes[0] and len(holes) == 2
     )

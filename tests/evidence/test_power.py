@@ -11,9 +11,8 @@ from scipy import stats as scipy_stats
 
 from mvl.evidence import calibration, power, stats
 from mvl.evidence.calibration import Components
-from mvl.evidence.decision import LEVEL, MARGIN, TEST_OVER_TRAIN
-from mvl.evidence.power import Design
-from mvl.evidence.run_pairs import Pairs
+from mvl.evidence.decision import LEVEL, MARGIN, TEST_OVER_TRAIN, error_factor
+from tests.evidence.made_pairs import pairs_of
 
 PLANTED = Components(4e-6, 3e-6, 2e-5, 4e-5, folds=5, seeds=2, cases=26)
 
@@ -23,12 +22,6 @@ def fold_means(folds: int, sd: float, difference: float, studies: int = 40_000) 
     rng = np.random.default_rng(folds)
     own = rng.normal(difference, sd, (studies, folds))
     return own + rng.normal(0, sd * math.sqrt(TEST_OVER_TRAIN), (studies, 1))
-
-
-def as_pairs(means: np.ndarray) -> Pairs:
-    """Return one study whose folds have the given means."""
-    units = tuple((fold, 0) for fold in range(len(means)))
-    return Pairs("new", "old", "task", 1.0, "dice", units, tuple(np.array([m]) for m in means), ())
 
 
 @pytest.mark.parametrize(("folds", "family", "ratio"), [(3, 1, 2.0), (5, 3, 2.0), (10, 6, 1.0)])
@@ -57,12 +50,12 @@ def test_power_of_equivalence_is_the_share_of_simulated_studies(folds, sd, diffe
 
 def test_the_simulated_tests_are_the_projects_own():
     for means in fold_means(5, 0.004, 0.004, studies=40):
-        pairs = as_pairs(means)
-        error = means.std(ddof=1) * power.error_factor(5)
+        pairs = pairs_of(*([mean] for mean in means))
+        error = means.std(ddof=1) * error_factor(5)
         t = scipy_stats.t.sf(abs(means.mean()) / error, 4)
         same = scipy_stats.t.sf((MARGIN - abs(means.mean())) / error, 4)
-        assert stats.corrected_t(pairs).p == pytest.approx(2 * t)
-        assert stats.tost(pairs).p == pytest.approx(same)
+        assert stats.corrected_t(pairs) == pytest.approx(2 * t)
+        assert stats.tost(pairs) == pytest.approx(same)
 
 
 def test_power_is_the_noncentral_t_where_scipy_has_it():
@@ -70,14 +63,14 @@ def test_power_is_the_noncentral_t_where_scipy_has_it():
         critical = scipy_stats.t.isf(LEVEL / 2, folds - 1)
         exact = scipy_stats.nct.sf(critical, folds - 1, centre)
         exact += scipy_stats.nct.cdf(-critical, folds - 1, centre)
-        difference = centre * power.error_factor(folds)
+        difference = centre * error_factor(folds)
         assert power.power_of_difference(difference, 1.0, folds) == pytest.approx(exact, abs=1e-6)
 
 
-def test_power_without_correlation_is_that_of_the_plain_paired_t_test():
+def test_power_without_correlation_is_that_of_the_plain_paired_t_test(monkeypatch):
     # G*Power's example of a paired t-test: dz = 0.5, n = 34, alpha .05 two-sided gives .808
-    found = power.power_of_difference(0.5, 1.0, 34, test_over_train=0.0)
-    assert found == pytest.approx(0.8077, abs=5e-4)
+    monkeypatch.setattr(power, "error_factor", lambda folds: 1 / math.sqrt(folds))
+    assert power.power_of_difference(0.5, 1.0, 34) == pytest.approx(0.8077, abs=5e-4)
 
 
 def test_without_a_difference_the_test_keeps_its_level():
@@ -86,10 +79,10 @@ def test_without_a_difference_the_test_keeps_its_level():
         assert found == pytest.approx(LEVEL / family, abs=1e-6)
 
 
-def test_a_detectable_difference_is_found_with_the_power_asked_for():
-    for folds, family, asked in ((2, 6, 0.8), (3, 1, 0.8), (5, 3, 0.9), (10, 6, 0.5)):
-        seen = power.detectable(0.004, folds, family, asked)
-        assert power.power_of_difference(seen, 0.004, folds, family) == pytest.approx(asked)
+def test_a_detectable_difference_is_found_with_the_power_that_is_asked():
+    for folds, family in ((2, 6), (3, 1), (5, 3), (10, 6)):
+        seen = power.detectable(0.004, folds, family)
+        assert power.power_of_difference(seen, 0.004, folds, family) == pytest.approx(power.POWER)
     assert power.detectable(0.008, 5) == pytest.approx(2 * power.detectable(0.004, 5))
 
 
@@ -114,15 +107,14 @@ def test_the_sd_of_a_fold_is_that_of_simulated_folds():
     for seeds in (1, 2, 4):
         drawn = calibration.simulate(PLANTED, 2, seeds, np.random.default_rng(seeds), 4000)
         simulated = drawn.mean((2, 3)).std()
-        assert power.fold_sd(PLANTED, Design(2, seeds, 26)) == pytest.approx(simulated, rel=0.03)
+        assert power.fold_sd(PLANTED, seeds, 26) == pytest.approx(simulated, rel=0.03)
 
 
 def test_seeds_help_only_where_records_tell_runs_from_folds():
     one_seed = replace(PLANTED, run=0.0, case=0.0, seeds=1)
-    few, many = Design(5, 1, 26), Design(5, 2, 26)
-    assert power.fold_sd(one_seed, many) == power.fold_sd(one_seed, few)
-    assert power.fold_sd(PLANTED, many) < power.fold_sd(PLANTED, few)
-    assert power.fold_sd(one_seed, Design(5, 1, 104)) < power.fold_sd(one_seed, few)
+    assert power.fold_sd(one_seed, 2, 26) == power.fold_sd(one_seed, 1, 26)
+    assert power.fold_sd(PLANTED, 2, 26) < power.fold_sd(PLANTED, 1, 26)
+    assert power.fold_sd(one_seed, 1, 104) < power.fold_sd(one_seed, 1, 26)
 
 
 def test_the_upper_limit_lies_above_the_true_sd_in_four_of_five_studies():

@@ -11,7 +11,7 @@ from mvl.cli import main as main_module
 from mvl.core import run_folder
 from mvl.core.config import ConfigError
 from mvl.core.errors import USAGE
-from mvl.evidence import power, power_plan, protocol_families, run_pairs, second_study
+from mvl.evidence import power, power_plan, run_pairs, second_study
 from mvl.evidence.decision import EQUIVALENCE_POINTS
 from mvl.evidence.topics import CNN, HYBRID, LLM4SEG, RANDOM, VIT
 
@@ -129,7 +129,7 @@ def test_options_of_power_without_it_are_wrong_usage(capsys):
     assert "--sd belongs to --power" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("study", protocol_families.STUDIES)
+@pytest.mark.parametrize("study", second_study.STUDIES)
 def test_every_study_of_the_protocol_has_an_answer_for_each_contrast(study: str) -> None:
     rows = power_plan.power_plan(study)["rows"]
     assert rows and all(row["sd"] > 0 and row["detectable"]["1"] > 0 for row in rows)
@@ -144,7 +144,7 @@ def test_the_protocols_families_are_those_that_its_page_adjusts() -> None:
     }
     planned = {
         (study, (c.system, c.reference), c.family)
-        for study in protocol_families.STUDIES
+        for study in second_study.STUDIES
         for c in power_plan.contrasts(study)
     }
     assert asked <= planned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,30 +14,9 @@ from scipy import stats as scipy_stats
 from mvl.evidence import resampling, stats
 from mvl.evidence.run_pairs import NoPairs, Pairs, StatsError, cases_and_seeds, pair
 from mvl.evidence.stats import bootstrap, cohens_dz, compare, corrected_t, holm, tost, wilcoxon
+from tests.evidence.made_pairs import pairs_of
 
 ONE = (0, 0)
-
-
-def pairs_of(*differences: list[float] | np.ndarray, fraction: float = 1.0) -> Pairs:
-    arrays = tuple(np.asarray(d, float) for d in differences)
-    return Pairs(
-        "new",
-        "old",
-        "task",
-        fraction,
-        "dice",
-        tuple((k, 0) for k in range(len(arrays))),
-        arrays,
-        (),
-    )
-
-
-def crossed(*folds: np.ndarray) -> Pairs:
-    """Folds given as (seeds, cases)."""
-    units = tuple((k, s) for k, fold in enumerate(folds) for s in range(len(fold)))
-    return Pairs(
-        "new", "old", "task", 1.0, "dice", units, tuple(row for fold in folds for row in fold), ()
-    )
 
 
 def cases_of(
@@ -77,11 +57,12 @@ def test_pairs_by_case_not_by_row_order() -> None:
 
 def test_a_fold_is_one_unit_whatever_its_seeds() -> None:
     first, second, third = np.full((2, 4), 0.02), np.full((1, 4), 0.05), np.full((3, 4), 0.02)
-    pairs = crossed(first, second, third)
+    pairs = pairs_of(first, second, third)
     assert np.allclose(pairs.fold_means, [0.02, 0.05, 0.02])
     assert [d.shape for d in pairs.folds] == [(2, 4), (1, 4), (3, 4)]
-    assert bootstrap(pairs).difference == pytest.approx(0.03) and bootstrap(pairs).n_units == 6
-    assert (corrected_t(pairs).n, tost(pairs).n) == (3, 3)
+    assert bootstrap(pairs).difference == pytest.approx(0.03)
+    spread = np.std([0.02, 0.05, 0.02], ddof=1)
+    assert stats.standard_error(pairs) == pytest.approx(spread * math.sqrt(1 / 3 + 1 / 7))
 
 
 def test_planned_pairs_make_the_holes() -> None:
@@ -201,7 +182,6 @@ def test_bootstrap_is_seeded_fast_and_centred() -> None:
     assert first == bootstrap(pairs)
     assert first.difference == pytest.approx(np.mean([d.mean() for d in pairs.differences]))
     assert first.low < first.difference < first.high
-    assert (first.n_units, first.n_cases) == (10, 260)
 
 
 def test_bootstrap_spread_is_that_of_every_level() -> None:
@@ -235,35 +215,22 @@ def test_bootstrap_coverage() -> None:
     assert naive < hits - 20
 
 
-def test_the_bootstrap_interval_is_quantiles_of_its_means_and_says_over_what() -> None:
+def test_the_bootstrap_interval_is_quantiles_of_its_means() -> None:
     pairs = simulated(np.random.default_rng(8), 4, 6, 0.01, 0.03, 0.02)
-    for named, (resamples, level, seed) in (
-        ({}, (10_000, 0.95, 0)),
-        ({"resamples": 300, "level": 0.8, "seed": 3}, (300, 0.8, 3)),
-    ):
-        means = resampling.hierarchical_means(pairs.folds, resamples, seed)
-        tail = 100 * (1 - level) / 2
-        low, high = np.percentile(means, [tail, 100 - tail])
+    for named, resamples in (({}, 10_000), ({"resamples": 300}, 300)):
+        means = resampling.hierarchical_means(pairs.folds, resamples)
         found = bootstrap(pairs, **named)
-        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
-        assert (found.level, found.over) == (level, "folds, seeds and cases")
-    one, seeds = pairs_of([0.01, 0.03, 0.02]), crossed(np.array([[0.01, 0.03], [0.02, 0.05]]))
-    assert bootstrap(one).over == f"cases only ({stats.ONE_RUN})"
-    assert bootstrap(seeds).over == f"seeds and cases ({stats.ONE_FOLD})"
-    assert (bootstrap(seeds).n_units, bootstrap(seeds).n_cases) == (2, 4)
+        wanted = np.percentile(means, [2.5, 97.5])
+        assert (found.low, found.high) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_without_a_second_fold_nothing_is_tested() -> None:
-    one, seeds = pairs_of([0.01, 0.03, 0.02]), crossed(np.array([[0.01, 0.03], [0.02, 0.05]]))
-    for pairs, note in ((one, stats.ONE_RUN), (seeds, stats.ONE_FOLD)):
-        found = corrected_t(pairs)
-        assert found == stats.Test(
-            "corrected resampled t-test over folds (means over seeds)", None, None, 1, note
-        )
-        name = "equivalence within ±0.01 over folds"
-        assert tost(pairs) == stats.Test(name, None, None, 1, note)
-        assert cohens_dz(pairs.fold_means) == stats.Effect(None, 1, stats.ONE_FOLD)
+    one, seeds = pairs_of([0.01, 0.03, 0.02]), pairs_of(np.array([[0.01, 0.03], [0.02, 0.05]]))
+    for pairs in (one, seeds):
+        found = (corrected_t(pairs), tost(pairs), cohens_dz(pairs.fold_means))
+        assert all(map(math.isnan, found))
         interval = bootstrap(pairs)
+        assert interval.low < interval.high
         assert stats.shown_interval(pairs, interval) == (interval.low, interval.high)
 
 
@@ -276,50 +243,41 @@ def test_the_interval_that_is_shown_is_the_corrected_t_tests() -> None:
 
 def test_wilcoxon_is_scipys_over_the_cases_of_one_run() -> None:
     pairs = simulated(np.random.default_rng(4), 2, 20, 0.0, 0.02, 0.01)
-    expected = scipy_stats.wilcoxon(pairs.differences[0])
-    assert (wilcoxon(pairs).statistic, wilcoxon(pairs).p, wilcoxon(pairs).n) == (
-        expected.statistic,
-        expected.pvalue,
-        20,
-    )
-    name = "Wilcoxon over the cases of one run, fold 0 seed 0 (the papers' way)"
-    assert wilcoxon(pairs_of([0.0, 0.0])) == stats.Test(
-        name, 0.0, 1.0, 2, "every difference is zero"
-    )
-    assert (wilcoxon(pairs).name, wilcoxon(pairs).note) == (
-        name,
-        "treats cases of one training run as independent of it; too many false positives",
-    )
+    assert wilcoxon(pairs) == scipy_stats.wilcoxon(pairs.differences[0]).pvalue
+    assert wilcoxon(pairs_of([0.0, 0.0])) == 1
 
 
-def test_corrected_t_by_hand() -> None:
+def test_corrected_t_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = pairs_of([0.01], [0.03], [0.02], [0.04])
-    expected = scipy_stats.ttest_1samp(pairs.fold_means, 0)
-    assert corrected_t(pairs, 0.0).p == pytest.approx(expected.pvalue)
     t = 0.025 / (pairs.fold_means.std(ddof=1) * math.sqrt(1 / 4 + 1 / 7))
-    assert corrected_t(pairs).statistic == pytest.approx(t)
-    assert corrected_t(pairs).p == pytest.approx(2 * scipy_stats.t.sf(t, 3))
-    few = pairs_of([0.01], [0.03], fraction=0.1)
+    assert corrected_t(pairs) == pytest.approx(2 * scipy_stats.t.sf(t, 3))
+    few = replace(pairs_of([0.01], [0.03]), fraction=0.1)
     assert stats.standard_error(few) == pytest.approx(
         few.fold_means.std(ddof=1) * math.sqrt(1 / 2 + 1 / 7)
     )
-    found = corrected_t(pairs_of([0.0], [0.0]))
-    assert (found.p, found.statistic, found.note) == (1, 0, "")
-    found = corrected_t(pairs_of([-0.25], [-0.25]))
-    assert (found.p, found.statistic, found.n) == (0, -math.inf, 2)
-    assert corrected_t(pairs).name == "corrected resampled t-test over folds (means over seeds)"
-    assert corrected_t(pairs_of([-0.01], [-0.03], [-0.02], [-0.04])).p == pytest.approx(
-        corrected_t(pairs).p
+    assert corrected_t(pairs_of([0.0], [0.0])) == 1
+    assert corrected_t(pairs_of([-0.25], [-0.25])) == 0
+    assert corrected_t(pairs_of([-0.01], [-0.03], [-0.02], [-0.04])) == pytest.approx(
+        corrected_t(pairs)
     )
+    monkeypatch.setattr(stats, "error_factor", uncorrected)
+    expected = scipy_stats.ttest_1samp(pairs.fold_means, 0)
+    assert corrected_t(pairs) == pytest.approx(expected.pvalue)
 
 
-def test_false_positives_cases_against_runs() -> None:
+def uncorrected(folds: int) -> float:
+    """The factor of a standard error where folds have no training case in common."""
+    return 1 / math.sqrt(folds)
+
+
+def test_false_positives_cases_against_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No effect, one run's shift shared by its cases: Wilcoxon over cases errs often, the test over
     folds about as often as it says."""
+    monkeypatch.setattr(stats, "error_factor", uncorrected)
     rng, naive, ours = np.random.default_rng(5), 0, 0
     for _ in range(300):
         pairs = simulated(rng, 5, 20, 0.014, 0.03)
-        naive, ours = naive + (wilcoxon(pairs).p < 0.05), ours + (corrected_t(pairs, 0.0).p < 0.05)
+        naive, ours = naive + (wilcoxon(pairs) < 0.05), ours + (corrected_t(pairs) < 0.05)
     assert naive / 300 > 0.12
     assert 0.02 <= ours / 300 <= 0.09
 
@@ -330,30 +288,21 @@ def test_equivalence() -> None:
     shifted = pairs_of([0.02], [0.022], [0.021], [0.019])
     below = pairs_of([-0.02], [-0.022], [-0.021], [-0.019])
     for pairs in (same, shifted, below):
-        for named, (margin, ratio) in (
-            ({}, (0.01, 1 / 7)),
-            ({"margin": 0.03, "test_over_train": 0.5}, (0.03, 0.5)),
-        ):
-            spread = pairs.fold_means.std(ddof=1) * math.sqrt(1 / 4 + ratio)
+        for named, margin in (({}, 0.01), ({"margin": 0.03}, 0.03)):
+            spread = pairs.fold_means.std(ddof=1) * math.sqrt(1 / 4 + 1 / 7)
             t = (margin - abs(pairs.fold_means.mean())) / spread
-            found = tost(pairs, **named)
-            assert (found.statistic, found.n, found.note) == (pytest.approx(t), 4, "")
-            assert found.p == pytest.approx(scipy_stats.t.sf(t, 3))
-            assert found.name == f"equivalence within ±{margin:g} over folds"
-    assert tost(same).p < 0.01 and tost(shifted).p > 0.99
-    assert (tost(pairs_of([0.02], [0.02])).p, tost(pairs_of([0.0], [0.0])).p) == (1, 0)
-    at_margin = tost(pairs_of([0.01], [0.01]))
-    assert (at_margin.p, at_margin.statistic) == (0.5, 0.0)
-    assert tost(pairs_of([0.02], [0.02])).statistic == -math.inf
+            assert tost(pairs, **named) == pytest.approx(scipy_stats.t.sf(t, 3))
+    assert tost(same) < 0.01 and tost(shifted) > 0.99
+    assert (tost(pairs_of([0.02], [0.02])), tost(pairs_of([0.0], [0.0]))) == (1, 0)
+    assert tost(pairs_of([0.01], [0.01])) == 0.5
     for margin in (0.0, -0.01, math.nan):
         message = f"the equivalence margin must be positive, got {margin}"
         assert refused(tost, same, margin=margin) == message
 
 
 def test_cohens_dz() -> None:
-    found = cohens_dz(np.array([0.1, 0.3]))
-    assert (found.dz, found.n, found.note) == (pytest.approx(0.2 / math.sqrt(0.02)), 2, "")
-    assert cohens_dz(np.array([0.25, 0.25])) == stats.Effect(None, 2, "the differences do not vary")
+    assert cohens_dz(np.array([0.1, 0.3])) == pytest.approx(0.2 / math.sqrt(0.02))
+    assert math.isnan(cohens_dz(np.array([0.25, 0.25])))
 
 
 def test_holm_is_statsmodels() -> None:
@@ -398,7 +347,7 @@ def test_compare_and_table() -> None:
     found = [
         compare(cases_of(arms), name, "old", "task", planned=folds) for name in ("new", "single")
     ]
-    table = stats.table(found)
+    table = stats.table([stats.row(each) for each in found])
     assert table["n_runs"].tolist() == [3, 1] and table["n_folds"].tolist() == [3, 1]
     assert table["planned"].tolist() == [3, 3] and table["complete"].tolist() == [True, False]
     assert table["unpaired"].tolist() == [0, 2]
@@ -408,9 +357,16 @@ def test_compare_and_table() -> None:
     )
     empty = stats.table([])
     assert len(empty) == 0 and empty.columns.tolist() == table.columns.tolist()
-    assert {str(empty[name].dtype) for name in ("p_t", "p_equivalence", "p_wilcoxon", "dz")} == {
-        "float64"
-    }
+
+
+def test_two_systems_that_cannot_be_compared_keep_their_row_and_count_in_the_family() -> None:
+    rng, folds = np.random.default_rng(6), [(k, 0) for k in range(3)]
+    cases = cases_of({"new": scores(0.05, rng, folds), "old": scores(0.0, rng, folds)})
+    there = stats.row(compare(cases, "new", "old", "task"))
+    table = stats.table([there, stats.hole("x", "old", "task", 1.0, "dice", 3, "no runs")])
+    assert table["hole"].tolist() == ["", "no runs"] and table["n_runs"].tolist() == [3, 0]
+    assert math.isnan(table["difference"][1]) and math.isnan(table["p_holm"][1])
+    assert table["p_holm"][0] == pytest.approx(2 * table["p_t"][0])
 
 
 def test_a_row_says_what_its_comparison_says() -> None:
@@ -422,11 +378,11 @@ def test_a_row_says_what_its_comparison_says() -> None:
     pairs = pair(cases, "new", "old", "task", 0.3, "nsd", [*units, (3, 0), (3, 1)])
     interval, means = bootstrap(pairs), pairs.fold_means
     assert found.interval == interval and found.shown == stats.shown_interval(pairs, interval)
-    assert (found.t_test, found.equivalence) == (corrected_t(pairs), tost(pairs, 0.02))
-    assert (found.wilcoxon, found.effect) == (wilcoxon(pairs), cohens_dz(means))
+    assert (found.p_t, found.p_equivalence) == (corrected_t(pairs), tost(pairs, 0.02))
+    assert (found.p_wilcoxon, found.dz) == (wilcoxon(pairs), cohens_dz(means))
     usual = compare(cases_of(arms), "new", "old", "task")
     assert (usual.pairs.fraction, usual.pairs.metric, usual.pairs.planned) == (1.0, "dice", ())
-    assert usual.equivalence.name == "equivalence within ±0.01 over folds"
+    assert usual.p_equivalence == tost(usual.pairs, 0.01)
     low, high = stats.shown_interval(pairs, interval)
     wanted = {
         "task": "task",
@@ -447,13 +403,14 @@ def test_a_row_says_what_its_comparison_says() -> None:
         "unpaired": 1,
         "boot_low": interval.low,
         "boot_high": interval.high,
-        "p_t": corrected_t(pairs).p,
-        "p_equivalence": tost(pairs, 0.02).p,
-        "p_wilcoxon": wilcoxon(pairs).p,
+        "p_t": corrected_t(pairs),
+        "p_equivalence": tost(pairs, 0.02),
+        "p_wilcoxon": wilcoxon(pairs),
         "dz": means.mean() / means.std(ddof=1),
         "p_holm": math.nan,
+        "hole": "",
     }
-    (row,) = stats.table([found]).to_dict("records")
+    (row,) = stats.table([stats.row(found)]).to_dict("records")
     assert list(row) == list(wanted)
     for name, value in wanted.items():
         same = value if isinstance(value, str) else pytest.approx(value, nan_ok=True)

@@ -25,7 +25,7 @@ def test_the_word_turns_at_the_smallest_margin(chapter: Chapter) -> None:
     said = []
     for margin in (1.001 * least, 0.999 * least):
         numbers = Numbers(
-            row["boot_low"], row["boot_high"], row["p_holm"], stats.tost(pairs, margin).p, 10, 10, 5
+            row["boot_low"], row["boot_high"], row["p_holm"], stats.tost(pairs, margin), 10, 10, 5
         )
         said.append(decide(numbers, margin).word)
     assert said == [EQUIVALENT, UNDECIDED]

@@ -128,7 +128,7 @@ def test_the_table_has_a_row_for_each_claim(shown):
 
 
 def test_the_facts_of_the_pages(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(claims_page.claims_ledger, "load_claims", lambda path: LEDGER[:2])
+    monkeypatch.setattr(claims_page.claims_ledger, "load_claims", lambda: LEDGER[:2])
     found = claims_page.facts(("quick",), run_folder.records_dir(), (), tmp_path)
     assert (
         not found["judged"]

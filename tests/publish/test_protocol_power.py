@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mvl.core.config import ROOT
-from mvl.evidence import power_plan, protocol_families
+from mvl.evidence import power_plan, second_study
 from mvl.publish import protocol_power
 
 
@@ -15,7 +15,7 @@ def table() -> str:
 
 
 def test_every_planned_contrast_has_a_line(table: str) -> None:
-    planned = sum(len(power_plan.contrasts(study)) for study in protocol_families.STUDIES)
+    planned = sum(len(power_plan.contrasts(study)) for study in second_study.STUDIES)
     assert len(table.splitlines()) == planned + 2 and "not measured" not in table
 
 

@@ -12,17 +12,7 @@ import pytest
 from mvl.core import files, run_folder
 from mvl.core.config import CONFIG_DIR, ConfigError, named, system_names
 from mvl.study import grid, status
-
-
-def pretend_done(folder: Path) -> None:
-    """A sealed run of its config and empty files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*run_folder.RECORD_FILES, "weights.safetensors"):
-        (folder / name).write_text("x")
-    [config] = [c for c in grid.study_runs("quick") if folder.match(run_folder.run_name(c))]
-    (folder / "config.yaml").unlink()
-    run_folder.write_config(folder, config)
-    run_folder.seal(folder, {"runtime_s": 10.0})
+from tests.finished_run import pretend_done
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "studies").glob("*.yaml")))

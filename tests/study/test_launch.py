@@ -17,17 +17,7 @@ from mvl.study import gpu_slots, grid, inline, launch
 from mvl.study.inline import Launch
 from mvl.study.status import study_status
 from mvl.training import run
-
-
-def pretend_done(folder: Path) -> None:
-    """A sealed run of its config and empty files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*run_folder.RECORD_FILES, "weights.safetensors"):
-        (folder / name).write_text("x")
-    [config] = [c for c in grid.study_runs("quick") if folder.match(run_folder.run_name(c))]
-    (folder / "config.yaml").unlink()
-    run_folder.write_config(folder, config)
-    run_folder.seal(folder, {"runtime_s": 10.0})
+from tests.finished_run import pretend_done
 
 
 @pytest.fixture

@@ -166,7 +166,10 @@ def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
     table the points stand beside and are not said again."""
     of_block, computed = second_study.uses(rows)
     if of_block and computed:
-        return "uses the layer and what it computes"
+        # Neither h's mean nor tokens out of order cost anything: h says nothing of places.
+        spread = rows[["mean", "shuffled_tokens"]].mean().min()
+        alike = ", the same for every token" if -spread < second_study.USES_POINTS else ""
+        return f"uses the layer and what it computes{alike}"
     if of_block:
         return "uses the layer, not what it computes"
     if computed and in_table:

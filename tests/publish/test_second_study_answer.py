@@ -60,13 +60,18 @@ def test_the_plain_answer_follows_the_verdicts(gains, shuffled, said):
 def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     between = meaning(LOWER, (EQUIVALENT, EQUIVALENT), False, True)
     assert between == "Pretraining does not matter at this size of layer."
-    rows = pd.DataFrame({"zero": [-0.6], "shuffled_tokens": [-2.4], "shuffled_weights": [-0.9]})
+    costs = {"zero": -0.6, "mean": -0.9, "shuffled_tokens": -2.4, "shuffled_weights": -0.9}
+    rows = pd.DataFrame([costs])
     assert use_in_words(rows) == (
         "loses 0.60 points when the layer is silenced, below the threshold of use (1), and 2.40"
         " when what it computes is disturbed, above it"
     )
     assert use_in_words(rows - 5) == "uses the layer and what it computes"
     assert use_in_words(rows * 0) == "does not use the layer"
+    constant = pd.DataFrame([costs | {"zero": -9, "shuffled_tokens": 0, "shuffled_weights": -9}])
+    assert use_in_words(constant) == (
+        "uses the layer and what it computes, the same for every token"
+    )
 
 
 def test_what_is_open_names_subjects_until_their_runs_are_there(tmp_path):

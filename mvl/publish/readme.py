@@ -12,7 +12,7 @@ import pandas as pd
 
 from mvl.core import files
 from mvl.datasets.registry import find_task
-from mvl.evidence import claims_text, second_study
+from mvl.evidence import claims_text
 from mvl.evidence.arms import caveat
 from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.claims_verdicts import Verdict
@@ -20,7 +20,6 @@ from mvl.evidence.lesion_classes import EMPTY
 from mvl.evidence.reported import paper_values, reported
 from mvl.publish import second_study_answer
 from mvl.publish.book_facts import PUBLISHED
-from mvl.study.grid import load_study
 from mvl.study.tables import TableError, read_cases, read_runs, summary
 
 PAPER_NAMES = {"vit_baseline": "ViT-Baseline", "medvisionllama_v3": "MedVisionLlama"}
@@ -199,27 +198,15 @@ def markdown(head: list[str], rows: list[str]) -> str:
 def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
     """Return the answer in three sentences, each with its difference and its verdict."""
     said = {entry.claim.id: entry for entry in entries if entry.verdict and entry.verdict.numbers}
-    first, last = said.get("mean_dice"), said.get("llm4seg_gain")
-    if first is None or last is None:
+    first = said.get("mean_dice")
+    if first is None:
         return ""
-    where = find_task(load_study(last.study).tasks[0]).title
     return (
         f"{second_study_answer.sentence(records_dir)} At a rate that suits the ViT alone, the first"
         f" study finds {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the"
-        " network may ignore its layer, so that nothing follows for it. LLM4Seg's layer changes a"
-        f" CNN by {_found(last.verdict)} on {where[:1].lower()}{where[1:]}"
-        f"{_use_of_layer(last.study, records_dir)}."
-    )
-
-
-def _use_of_layer(study: str, records_dir: Path) -> str:
-    """Return how far LLM4Seg's networks use their layer; empty where no run measured it."""
-    rows = second_study.use_of_block(study, records_dir)
-    if rows.empty:
-        return ""
-    words = second_study_answer.use_in_words(rows[rows["system"] == second_study.LLM4SEG])
-    silenced = second_study.use_in_numbers(study, second_study.LLM4SEG, records_dir)
-    return f"; the network {words} (Dice points lost or won: {silenced})"
+        " network may ignore its layer, so that nothing follows for it."
+        f" {second_study_answer.of_pictures(records_dir)}"
+    ).rstrip()
 
 
 def _found(verdict: Verdict | None) -> str:

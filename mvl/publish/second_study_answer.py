@@ -116,6 +116,39 @@ def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) 
     return " ".join(said)
 
 
+def of_pictures(results: Path) -> str:
+    """Return what the study of pictures says of LLM4Seg in a sentence; empty before the runs of
+    its first two questions are complete."""
+    network, alone = second_study.LLM4SEG, second_study.ALONE[second_study.LLM4SEG]
+    for question in QUESTIONS:
+        study = question.study
+        if question.contrasts != ((network, alone),):
+            continue
+        if study not in second_study.recorded_studies(results):
+            continue
+        control = next(
+            other
+            for other in QUESTIONS
+            if other.study == study and other.contrasts == ((network, f"{network}_shuffled"),)
+        )
+        gain, shuffled = (
+            second_study.differences(asked, results).iloc[0].to_dict()
+            for asked in (question, control)
+        )
+        if not (gain["complete"] and shuffled["complete"]):
+            continue
+        rows = second_study.use_of_block(study, results)
+        where = load_study(study).title.rpartition(", ")[0]
+        return (
+            f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs from its CNN alone by"
+            f" **{in_units(gain)}** ({decided(gain)}), and from itself trained with the layer's"
+            f" weights shuffled by **{in_points(shuffled)}** ({decided(shuffled)}); it"
+            f" {use_in_words(rows[rows['system'] == network])} (Dice points lost or won:"
+            f" {second_study.use_in_numbers(study, network, results)})."
+        )
+    return ""
+
+
 def on_subject(subject: str, results: Path) -> str:
     """Return the differences of the complete questions on a subject as Markdown, one line each;
     empty before one is complete."""

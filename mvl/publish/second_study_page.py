@@ -24,6 +24,7 @@ from mvl.publish.second_study_answer import (
     REGIMES,
     in_points,
     in_units,
+    of_pictures,
     on_subject,
     sentence,
     use_in_words,
@@ -59,6 +60,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     return {
         "second": {
             "sentence": sentence(results, "second_study.md"),
+            "of_pictures": of_pictures(results),
             "first_study": first_study(results),
             "control": control(tables, results),
             "open": what_is_open(results),

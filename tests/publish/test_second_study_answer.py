@@ -1,5 +1,6 @@
 """The second study's answer in words follows the verdicts, and the protocol's own sentences."""
 
+import shutil
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish.second_study_answer import (
     Regime,
     meaning,
+    of_pictures,
     on_subject,
     plain_answer,
     use_in_words,
@@ -93,3 +95,19 @@ def test_what_lacks_runs_is_open_and_is_not_said(monkeypatch):
     monkeypatch.setattr(second_study, "differences", lacking)
     assert on_subject("few-shot", records) == ""
     assert what_is_open(records).startswith("the hybrid itself, ")
+
+
+def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
+    records = ROOT / "data" / "results"
+    said = of_pictures(records)
+    assert said.startswith("On skin lesions (ISIC 2017), LLM4Seg differs from its CNN alone by **")
+    assert said.count("IoU points") == 1 and "h = 0: " in said
+    assert of_pictures(tmp_path) == ""
+    shutil.copytree(records / "isic", tmp_path / "isic")
+    runs = pd.read_csv(tmp_path / "isic" / "runs.csv")
+    shuffled = runs["system"] == "llm4seg_shuffled"
+    runs[~(shuffled & (runs["fold"] == 0))].to_csv(tmp_path / "isic" / "runs.csv", index=False)
+    cases = pd.read_csv(tmp_path / "isic" / "cases.csv")
+    lacking = (cases["system"] == "llm4seg_shuffled") & (cases["fold"] == 0)
+    cases[~lacking].to_csv(tmp_path / "isic" / "cases.csv", index=False)
+    assert of_pictures(tmp_path) == "", "a run of the control is missing"

@@ -63,16 +63,14 @@ def evaluate_case(
     Metrics are on the native grid, plus the paper's Dice on the resized grid.
     Differs: the released code pools its resized-grid Dice over the batch; this is per case.
     """
-    task, resized_label = store.task, store.get(index)[1]
-    native, names = store.native(index), label_names(config, task)
-    predictions, labels = (
-        class_masks(np.asarray(store.to_native(index, resized))),
-        label_masks(np.asarray(native.label), names),
-    )
-    small_predictions, small_labels = (
-        class_masks(resized.numpy()),
-        label_masks(resized_label[0].numpy(), names),
-    )
+    task = store.task
+    names = label_names(config, task)
+    resized_label = store.get(index)[1]
+    native = store.native(index)
+    predictions = class_masks(np.asarray(store.to_native(index, resized)))
+    labels = label_masks(np.asarray(native.label), names)
+    small_predictions = class_masks(resized.numpy())
+    small_labels = label_masks(resized_label[0].numpy(), names)
     if len(predictions) != len(names):
         raise MetricError(
             f"{store.case_ids[index]}: the model predicts {len(predictions)} classes, {task.name}"

@@ -73,15 +73,16 @@ def by_hand(
     fraction: float,
     metric: str,
     planned: tuple[Unit, ...],
+    shared: bool = False,
 ) -> Difference:
     """A difference from values that are already there for each (fold, seed), the planned ones
-    alone."""
+    alone; `shared`: every fold is asked about the same cases."""
     units = tuple(sorted(set(values) & set(planned)))
     arrays = tuple(np.asarray(values[u], dtype=np.float64) for u in units)
     pairs = None
     if units:
         pairs = run_pairs.Pairs(
-            systems[0], systems[-1], task, fraction, metric, units, arrays, (), planned
+            systems[0], systems[-1], task, fraction, metric, units, arrays, (), planned, shared
         )
     return Difference(words, pairs, systems, task, fraction, metric, planned)
 

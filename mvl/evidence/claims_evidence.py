@@ -167,6 +167,12 @@ class Found:
         mid, low, high = (f"{scale * value:+z.{digits}f}" for value in values)
         return mid, low, high, unit
 
+    @property
+    def cases(self) -> str:
+        """How many cases it is over, in words; folds of one seed may share them."""
+        times = "folds" if self.n_runs == self.n_folds else "seeds"
+        return run_pairs.cases_and_seeds(self.n_distinct, self.n_cases, times)
+
     def decision(self, margin: float | None = None) -> Decision:
         """The word for it by the one rule, at the metric's margin if no other is given."""
         numbers = Numbers(

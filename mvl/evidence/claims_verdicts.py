@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mvl.evidence import run_pairs
 from mvl.evidence.claims_evidence import Claim, Evidence, Found, within
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED, WITHDRAWN
 
@@ -135,7 +134,7 @@ def number(found: Found) -> str:
     folds = "1 fold" if found.n_folds == 1 else f"{found.n_folds} folds"
     n = f"{found.n_runs} of {found.n_planned} pairs of runs in {folds}"
     if found.metric != "epochs":
-        n += f", {run_pairs.cases_and_seeds(found.n_distinct, found.n_cases)}"
+        n += f", {found.cases}"
     return f"{found.words}: {mid} {unit} (95 % interval {low} to {high}{p}; {n})"
 
 

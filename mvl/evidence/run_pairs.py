@@ -12,13 +12,13 @@ import pandas as pd
 from mvl.core.errors import MvlError
 
 
-def cases_and_seeds(distinct: int, pairs: int) -> str:
+def cases_and_seeds(distinct: int, pairs: int, times: str = "seeds") -> str:
     """How many cases a number of case pairs is of: `130 cases x 2 seeds`, so that no case passes
-    for two."""
+    for two; `times`: what each case is asked again for."""
     if pairs == distinct:
         return f"{distinct} cases"
     return (
-        f"{distinct} cases x {pairs // distinct} seeds"
+        f"{distinct} cases x {pairs // distinct} {times}"
         if distinct and pairs % distinct == 0
         else f"{pairs} pairs of {distinct} cases"
     )
@@ -55,6 +55,8 @@ class Pairs:
     planned: tuple[tuple[int, int], ...] = ()
     """(fold, seed) at which the study's grid has both; empty: it was not said, and those of either
     are taken."""
+    shared: bool = False
+    "True where every fold is asked about the same cases."
 
     @cached_property
     def folds(self) -> tuple[np.ndarray, ...]:
@@ -82,8 +84,9 @@ class Pairs:
 
     @property
     def n_distinct(self) -> int:
-        """Test cases, each counted once whatever the number of seeds: folds test different ones."""
-        return sum(d.shape[1] for d in self.folds)
+        """Test cases, each counted once: folds test different ones, unless they are `shared`."""
+        counts = [d.shape[1] for d in self.folds]
+        return max(counts) if self.shared else sum(counts)
 
     @property
     def cases(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvl.evidence import claims_ledger, claims_text, run_pairs, second_study
+from mvl.evidence import claims_ledger, claims_text, second_study
 from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import within
 from mvl.evidence.claims_ledger import PAPERS, Entry
@@ -157,7 +157,7 @@ def differences(entry: Entry, results: Path | None = None) -> list[str]:
     for found, part in zip(verdict.numbers, verdict.parts):
         value, _, pairs = claims_text.short(found).rpartition(", ")
         means = part.removeprefix(number(found)).lstrip(": ")
-        n = run_pairs.cases_and_seeds(found.n_distinct, found.n_cases)
+        n = found.cases
         traces = linked_arms(found.runs, Path(entry.study).stem, results) if results else []
         shown = f"; runs: {', '.join(traces)}" if traces else ""
         lines.append(f"**{value or 'no run'}**, {found.words}: {means} ({pairs}; {n}{shown})")

@@ -255,6 +255,8 @@ def test_tests_on_another_source_are_judged_from_their_own_table(tmp_path):
     verdict = claims_ledger.judge(claim, replace(evidence, runs=plan.assign(state="done", run="r")))
     assert verdict is not None and verdict.word == REPRODUCED
     assert verdict.numbers[0].n_folds == 5 and abs(verdict.numbers[0].difference - 0.052) < 1e-9
+    assert verdict.numbers[0].cases == "2 cases x 5 folds", "the same two in every fold"
+    assert "2 cases x 5 folds" in verdict.sentence and "trainings alone" in verdict.sentence
     nothing = claims_ledger.judge(claim, claims_ledger.read_evidence("kvasir", tmp_path))
     assert nothing is not None and "External tests are not recorded" in nothing.sentence
 

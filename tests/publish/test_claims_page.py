@@ -28,7 +28,7 @@ FOUND = Found(
         "hippocampus/runs/Task04_Hippocampus/vit_baseline/fraction-0.1_fold-1_seed-0",
     ),
     2,
-    2,
+    1,
     8,
     4,
     0.05,

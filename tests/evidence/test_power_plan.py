@@ -166,7 +166,7 @@ def test_designs_are_the_protocols() -> None:
 
 
 def test_pictures_have_the_protocols_own_margin() -> None:
-    value = power_plan.power_plan("isic", sd=0.1, sources=["isic"])
+    value = power_plan.power_plan("kvasir", sd=0.1, sources=["kvasir"])
     assert value["margin"] == pytest.approx(0.4) and EQUIVALENCE_POINTS == 1
     assert value["largest_sd_for_equivalence"]["5"] == pytest.approx(
         0.4 * 100 * power.largest_sd(5)

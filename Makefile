@@ -75,7 +75,7 @@ reproduce: setup ## run STUDY, redraw every figure of the book from the records,
 	    echo; echo "the book with your rerun: $$(cat $(REPRODUCED))"; exit $$((check ? check : figures))
 
 $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
-	@echo "[book] drawing every figure from the committed records, with a page on your runs of $(STUDY) (2 to 3 minutes)"
+	@echo "[book] drawing every figure from the committed records, with a page on your runs of $(STUDY) (1 to 2 minutes)"
 	@$(MVL) book --rerun $(STUDY) > $@.part && mv $@.part $@
 	@echo "[book] $$(cat $@)"
 

@@ -202,7 +202,12 @@ def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, other
         "rounding",
     )
     fields: dict[str, object] = dict.fromkeys(names, "x")
-    fields["second"] = {"sentence": "an answer", "control": "a control", "open": "all"}
+    fields["second"] = {
+        "sentence": "an answer",
+        "control": "a control",
+        "open": "all",
+        "of_pictures": "",
+    }
     fields["claims"] = {
         "judged": bool(others),
         "headline": "- a verdict",

@@ -94,6 +94,7 @@ def test_a_bundle_is_whole_and_its_script_runs_from_anywhere(
     assert (place / "data" / "Task04_Hippocampus" / "dataset.json").is_file() and (
         place / "tree" / "Snakefile"
     ).is_file()
+    assert not (place / "tree" / "data" / "scans").exists()
     assert (
         not (place / "tree" / "book" / "_vendor").exists()
         and not (place / "tree" / ".git").exists()

@@ -96,3 +96,11 @@ def test_the_families_are_the_protocols():
         "isic": [1, 1, 2],
         "kvasir": [1, 1, 2],
     }
+
+
+def test_a_network_of_pictures_is_set_beside_its_cnn():
+    runs = pd.read_csv(RECORDS / "isic" / "runs.csv").set_index(["system", "fold", "seed"])
+    for row in second_study.use_of_block("isic", RECORDS).itertuples():
+        place = (row.fold, row.seed)
+        expected = runs.loc[(row.system, *place), "dice"] - runs.loc[("cmunext", *place), "dice"]
+        assert row.over_alone == pytest.approx(100 * expected)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import files
+from mvl.core.markdown import markdown_table
 from mvl.datasets.registry import find_task
 from mvl.evidence import claims_text
 from mvl.evidence.arms import caveat
@@ -139,10 +140,8 @@ def study_block(study: str, records_dir: Path, link: str, made: bool) -> str:
         below += (
             f"\n\nPlanned and not yet run (number of runs): {', '.join(holes)}." if holes else ""
         )
-        parts.append(
-            f"Study `{study}`,"
-            f" {task}:\n\n{markdown(head, lines) if lines else 'no run yet.'}{below}"
-        )
+        shown = markdown_table(head, "l" * len(head), lines) if lines else "no run yet."
+        parts.append(f"Study `{study}`, {task}:\n\n{shown}{below}")
     return "\n\n".join(parts)
 
 
@@ -178,7 +177,7 @@ def counted(table: pd.DataFrame, arm: pd.Series) -> str:
 
 def readme_row(
     arm: pd.Series, metrics: dict[str, tuple[str, int]], paper: list[str], folder: str, cases: str
-) -> str:
+) -> list[str]:
     """One arm as a row of the README's table: mean over runs ± sd over runs (where there are
     several), cases and a link to its runs."""
     cells = [f"`{arm['system']}`", f"{100 * arm['fraction']:g} %"]
@@ -187,12 +186,7 @@ def readme_row(
         spread = "" if math.isnan(sd) else f" ± {sd:.{digits}f}"
         cells.append(f"{arm[metric]:.{digits}f}{spread}")
     cells += [f"[{arm['done']} of {arm['planned']}]({folder})", cases, *paper]
-    return f"| {' | '.join(cells)} |"
-
-
-def markdown(head: list[str], rows: list[str]) -> str:
-    """A markdown table from its header cells and ready rows."""
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
+    return cells
 
 
 def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:

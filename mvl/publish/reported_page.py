@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence import reported_evidence
 from mvl.evidence.arms import caveat, title
 from mvl.evidence.chapter import _foreground
@@ -53,10 +54,9 @@ def span(points: Sequence[Point]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
-    """Return a Markdown table whose columns from `numbers_from` on are set to the right."""
-    rule = ["---" if place < numbers_from else "---:" for place in range(len(head))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+def numbers_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns after the first are set to the right."""
+    return markdown_table(head, "l" + "r" * (len(head) - 1), rows)
 
 
 def false_claims_table(papers: Sequence[str]) -> str:
@@ -65,7 +65,7 @@ def false_claims_table(papers: Sequence[str]) -> str:
     correlations = list(dict.fromkeys(p.correlation for p in reported_evidence.grid(chosen[0])))
     rows = [row for comparison in chosen for row in false_claim_rows(comparison)]
     head = ["comparison", "gain", "n", "s of each", *(f"r = {r:g}" for r in correlations)]
-    return markdown(head, rows)
+    return numbers_table(head, rows)
 
 
 def false_claim_rows(comparison: Comparison) -> list[list[str]]:
@@ -100,7 +100,7 @@ def reach_table() -> str:
         smallest = reported_evidence.smallest_p(n)
         shown = f"{smallest:.3g}" if smallest >= 0.001 else "< 0.001"
         rows.append([f"`{task}`", str(n), shown, "yes" if smallest < LEVEL else "**no**"])
-    return markdown(["task", "test cases", "smallest p", "p < 0.05 possible"], rows)
+    return numbers_table(["task", "test cases", "smallest p", "p < 0.05 possible"], rows)
 
 
 def reported_counts() -> tuple[int, int, int]:
@@ -132,7 +132,7 @@ def layers_table() -> str:
         by_picking = [f"{found.expected:.2f}", probability(found.chance)]
         rows.append([words, str(found.k), *sizes, *by_picking])
     head = ["layers", "k", "mean", "sd", "best", "best of k by noise alone", "P(at least as high)"]
-    return markdown(head, rows)
+    return numbers_table(head, rows)
 
 
 def beside_layers() -> str:
@@ -145,7 +145,7 @@ def beside_layers() -> str:
             probability(reported_evidence.as_low(values, value)) for values in (frozen, frozen[1:])
         ]
         rows.append([system, f"{value:.2f}", *chances])
-    return markdown(["network", "IoU, percent", "of 16 layers", "of layers 2 to 16"], rows)
+    return numbers_table(["network", "IoU, percent", "of 16 layers", "of layers 2 to 16"], rows)
 
 
 def measured_table(cases: pd.DataFrame) -> str:
@@ -159,7 +159,7 @@ def measured_table(cases: pd.DataFrame) -> str:
         name = "IoU" if metric == "jaccard" else "Dice"
         arms = f"{title(system)} and {title(reference)}, {name}"
         rows.append([arms, str(pairs), f"{correlation:.2f}", f"{ours:.3f}, {theirs:.3f}"])
-    return markdown(["arms", "pairs of runs", "r", "s of each"], rows) if rows else ""
+    return numbers_table(["arms", "pairs of runs", "r", "s of each"], rows) if rows else ""
 
 
 def measured(

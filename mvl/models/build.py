@@ -16,6 +16,7 @@ from mvl.datasets.registry import find_task
 from mvl.datasets.task import UnknownTask
 from mvl.models.cnn import build_cnn
 from mvl.models.comparators import build_peer
+from mvl.models.cpu_bf16 import replace_convolutions
 from mvl.models.vit import ViTBaseline
 
 
@@ -99,7 +100,7 @@ def build_system(config: Config, num_channels: int, num_classes: int) -> nn.Modu
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw_seed(config.seed, "weights"))
-        return SYSTEMS[name](config, num_channels, num_classes)
+        return replace_convolutions(SYSTEMS[name](config, num_channels, num_classes))
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

@@ -207,3 +207,35 @@ def test_only_a_large_kernel_on_a_small_grid_in_bf16_has_its_own_gradient(
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             layer(image).sum().backward()
     assert taken == [(7, 8), (5, 8)]
+
+
+def occupied(value: float) -> None:
+    """Leave memory behind whose next user finds `value` where it writes nothing."""
+    del [torch.full((size,), value) for size in (1_000, 27 * 16 * 16, 2 * 27 * 16 * 16, 500_000)][:]
+
+
+@pytest.mark.parametrize("grid", [(2, 4, 2), (1, 3, 3), (3, 4, 3)])
+def test_a_kernel_longer_than_the_grid_has_the_gradient_of_fp32(grid: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = cpu_bf16.replace_convolutions(nn.Sequential(nn.Conv3d(16, 16, 3, padding=1)))
+    image, grad = torch.randn(2, 2, 16, *grid).bfloat16().float()
+    found = []
+    for enabled in (True, False):
+        occupied(1e22)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = network(image)
+        occupied(1e22)
+        network.zero_grad()
+        out.backward(grad.to(out.dtype))
+        weight = network[0].weight.grad
+        assert weight is not None
+        found.append((out.detach().float(), weight.clone()))
+    for ours, exact in zip(*found, strict=True):
+        assert torch.allclose(ours, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
+
+
+def test_only_a_kernel_longer_than_the_grid_leaves_bf16() -> None:
+    layer = cpu_bf16.replace_convolutions(nn.Sequential(nn.Conv3d(1, 1, 3, padding=1, dilation=1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        kinds = [layer(torch.zeros(1, 1, size, 4, 4)).dtype for size in (1, 2, 3, 4)]
+    assert kinds == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]

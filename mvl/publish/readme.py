@@ -190,17 +190,17 @@ def readme_row(
 
 
 def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
-    """Return the answer in three sentences, each with its difference and its verdict."""
+    """Return the answer, then each study's difference with its verdict as a list."""
     said = {entry.claim.id: entry for entry in entries if entry.verdict and entry.verdict.numbers}
     first = said.get("mean_dice")
     if first is None:
         return ""
-    return (
-        f"{second_study_answer.sentence(records_dir)} At a rate that suits the ViT alone, the first"
-        f" study finds {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the"
-        " network may ignore its layer, so that nothing follows for it."
-        f" {second_study_answer.of_pictures(records_dir)}"
-    ).rstrip()
+    of_the_first = (
+        "At a rate that suits the ViT alone, the first study finds"
+        f" {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the network may"
+        " ignore its layer, so that nothing follows for it."
+    )
+    return second_study_answer.bullets(records_dir, "book/second_study.md", [of_the_first])
 
 
 def _found(verdict: Verdict | None) -> str:

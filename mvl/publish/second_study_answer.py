@@ -14,6 +14,7 @@ from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
+from mvl.publish.second_study_table import seen
 from mvl.study.grid import load_study
 
 REGIMES = {
@@ -21,6 +22,8 @@ REGIMES = {
     "Trained at rates tuned for each arm": second_study.TUNED,
 }
 "What the pages call the regimes."
+OTHER_ORGANS = "other organs"
+"The subject of the studies beside the hippocampus and the pictures."
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,33 @@ class Regime:
     "What the protocol said beforehand that this means; empty where it has no sentence."
 
 
-def sentence(results: Path, page: str = "book/second_study.md") -> str:
+def sentence(results: Path, page: str) -> str:
     """Return the answer in plain words, then in a sentence for each regime that is complete, with a
     link to the page; empty before one is."""
+    plain, *said = _of_regimes(results)
+    return f"{plain} {' '.join(said)} ([Second study]({page}).)" if plain else ""
+
+
+def bullets(results: Path, page: str, further: Sequence[str] = ()) -> str:
+    """Return the answer in plain words, then a Markdown list with a line for each regime, other
+    organ and study of pictures that is complete, and the `further` lines; empty before a regime
+    is."""
+    plain, *said = _of_regimes(results)
+    if not plain:
+        return ""
+    lines = (*said, *of_other_organs(results), of_pictures(results), *further)
+    listed = "\n".join(f"- {line}" for line in lines if line)
+    return f"{plain} ([Second study]({page}).)\n\n{listed}"
+
+
+def _of_regimes(results: Path) -> list[str]:
+    """Return the plain answer and a sentence for each regime that is complete; an empty text before
+    one is."""
     regimes = {
         words: found for words, study in REGIMES.items() if (found := _found(study, results))
     }
     if not regimes:
-        return ""
+        return [""]
     said = [f"**{plain_answer(list(regimes.values()))}**"]
     for words, one in regimes.items():
         protocol = one.protocol.removesuffix(".")
@@ -56,7 +78,7 @@ def sentence(results: Path, page: str = "book/second_study.md") -> str:
             f" points** ({one.word}), and from itself trained with the weights shuffled by"
             f" **{in_points(one.shuffled)}** ({decided(one.shuffled)}); it {one.use}{rest}."
         )
-    return f"{' '.join(said)} ([Second study]({page}).)"
+    return said
 
 
 def plain_answer(found: Sequence[Regime]) -> str:
@@ -114,6 +136,33 @@ def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) 
     elif all(word == HIGHER for word in controls):
         said.append("Pretraining helps at this size of layer.")
     return " ".join(said)
+
+
+def of_other_organs(results: Path) -> list[str]:
+    """Return a sentence for each study of another organ whose hybrid and ViT are complete, with the
+    difference that its design sees."""
+    said = []
+    for question in QUESTIONS:
+        if subject_of(question) != OTHER_ORGANS:
+            continue
+        if question.study not in second_study.recorded_studies(results):
+            continue
+        gain, *controls = second_study.differences(question, results).to_dict("records")
+        if not gain["complete"]:
+            continue
+        shuffled = next(row for row in controls if row["reference"] == second_study.SHUFFLED)
+        control = (
+            f", and from itself trained with the weights shuffled by **{in_points(shuffled)}**"
+            f" ({decided(shuffled)})"
+            if shuffled["complete"]
+            else ""
+        )
+        said.append(
+            f"{load_study(question.study).title}: the hybrid differs from the ViT alone by"
+            f" **{in_points(gain)} Dice points** ({second_study.outcome(gain, results)}){control};"
+            f" the design sees {seen(gain)}."
+        )
+    return said
 
 
 def of_pictures(results: Path) -> str:
@@ -184,7 +233,7 @@ def what_is_open(results: Path) -> str:
 def subject_of(question: Question) -> str:
     """Return what a question of the protocol is about."""
     if question.study not in (*REGIMES.values(), second_study.UNMIXED):
-        return "pictures" if question.metric == "jaccard" else "other organs"
+        return "pictures" if question.metric == "jaccard" else OTHER_ORGANS
     if question.fraction < 1:
         tuned = question.study == second_study.TUNED
         return f"few-shot training {'at tuned rates' if tuned else 'as published'}"

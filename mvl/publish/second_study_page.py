@@ -22,9 +22,9 @@ from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
 from mvl.publish import second_study_table, viewer
 from mvl.publish.second_study_answer import (
     REGIMES,
+    bullets,
     in_points,
     in_units,
-    of_pictures,
     on_subject,
     sentence,
     use_in_words,
@@ -60,7 +60,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     return {
         "second": {
             "sentence": sentence(results, "second_study.md"),
-            "of_pictures": of_pictures(results),
+            "bullets": bullets(results, "second_study.md"),
             "first_study": first_study(results),
             "control": control(tables, results),
             "open": what_is_open(results),

@@ -56,8 +56,8 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
         for arm in arms
     ]
     body.append(["use of the layer", *(_use(*place, network, results) for place in columns)])
-    seen = (_seen(rows.get(ALONE[network])) for rows in columns.values())
-    body.append(["could be seen with 80 %", *seen])
+    alone = (rows.get(ALONE[network]) for rows in columns.values())
+    body.append(["could be seen with 80 %", *map(seen, alone)])
     unit = UNITS[next(iter(next(iter(columns.values())).values()))["metric"]][1]
     lines = [
         f"| {title(network)}, {unit} | {' | '.join(heads)} |",
@@ -95,7 +95,7 @@ def _use(study: str, fraction: float, network: str, results: Path) -> str:
     return second_study.use_in_numbers(study, network, results) if fraction == 1.0 else ""
 
 
-def _seen(row: dict[Any, Any] | None) -> str:
+def seen(row: dict[Any, Any] | None) -> str:
     """Return the true difference from the network alone that the design finds, at the measured
     spread."""
     if row is None or not row["complete"]:
@@ -116,7 +116,7 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
             alone = runs[(runs["system"] == VIT) & (runs["state"] == "done")]
             room = 1 - float(alone.loc[alone["fraction"] == 1, "dice"].mean())
             title_of = load_study(question.study).title
-            said.append(f"{100 * share * room:.1f} points where {_seen(row)} are seen ({title_of})")
+            said.append(f"{100 * share * room:.1f} points where {seen(row)} are seen ({title_of})")
     if not said:
         return ""
     return (

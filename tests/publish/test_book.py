@@ -203,10 +203,9 @@ def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, other
     )
     fields: dict[str, object] = dict.fromkeys(names, "x")
     fields["second"] = {
-        "sentence": "an answer",
+        "bullets": "an answer",
         "control": "a control",
         "open": "all",
-        "of_pictures": "",
     }
     fields["claims"] = {
         "judged": bool(others),

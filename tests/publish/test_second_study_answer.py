@@ -9,9 +9,12 @@ import pytest
 from mvl.core.config import ROOT
 from mvl.evidence import second_study
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
+from mvl.publish import second_study_answer
 from mvl.publish.second_study_answer import (
     Regime,
+    bullets,
     meaning,
+    of_other_organs,
     of_pictures,
     on_subject,
     plain_answer,
@@ -111,3 +114,36 @@ def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
     lacking = (cases["system"] == "llm4seg_shuffled") & (cases["fold"] == 0)
     cases[~lacking].to_csv(tmp_path / "isic" / "cases.csv", index=False)
     assert of_pictures(tmp_path) == "", "a run of the control is missing"
+
+
+def test_the_list_has_a_line_for_each_that_is_complete_and_the_further_ones(tmp_path):
+    listed = bullets(ROOT / "data" / "results", "page.md", ["One more."])
+    plain, *lines = listed.split("\n- ")
+    assert plain.startswith("**On hippocampus scans") and "([Second study](page.md).)" in plain
+    assert [line.split(",")[0] for line in lines[:2]] == list(second_study_answer.REGIMES)
+    assert lines[-2].startswith("On skin lesions") and lines[-1] == "One more."
+    assert bullets(tmp_path, "page.md", ["One more."]) == ""
+
+
+def test_another_organ_is_said_as_soon_as_its_hybrid_and_vit_are_complete(tmp_path, monkeypatch):
+    organ = next(
+        question
+        for question in second_study.QUESTIONS
+        if second_study_answer.subject_of(question) == second_study_answer.OTHER_ORGANS
+    )
+    assert of_other_organs(tmp_path) == []
+    rows = [
+        row(-0.02, 0.03)
+        | {"system": pair[0], "reference": pair[1], "complete": pair[1] == "vit_baseline"}
+        for pair in organ.contrasts
+    ]
+    monkeypatch.setattr(second_study, "recorded_studies", lambda _: [organ.study])
+    monkeypatch.setattr(second_study, "differences", lambda *_: pd.DataFrame(rows))
+    monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
+    (said,) = of_other_organs(tmp_path)
+    assert "**+0.50 [-2.00, +3.00] Dice points** (not decided); the design sees " in said
+    assert "shuffled" not in said
+    rows = [one | {"complete": True} for one in rows]
+    assert "weights shuffled by **+0.50 [-2.00, +3.00]**" in of_other_organs(tmp_path)[0]
+    rows = [one | {"complete": False} for one in rows]
+    assert of_other_organs(tmp_path) == []

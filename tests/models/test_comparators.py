@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mvl.core.config import Config, ConfigError, build, merge, named
+from mvl.models import cpu_bf16
 from mvl.models.build import build_system, count_parameters
 from mvl.models.comparators import PEERS, nnunet_plan
 
@@ -56,6 +57,12 @@ def test_one_contract(name: str, dims: int) -> None:
     )
     stages["logits"].square().mean().backward()
     assert sum(p.grad is not None and bool(p.grad.any()) for p in network.parameters()) > 5
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_convolution_of_a_volume_is_safe_in_bf16(name: str) -> None:
+    kinds = {type(m) for m in make(name, 3).modules() if isinstance(m, torch.nn.Conv3d)}
+    assert cpu_bf16.Conv3d in kinds and torch.nn.Conv3d not in kinds
 
 
 def test_the_same_seed_gives_the_same_weights_and_stages_leave_no_hook() -> None:

@@ -288,7 +288,7 @@ def difference_against_use(use: dict[str, pd.DataFrame]) -> Figure:
     for axis, (study, rows) in zip(axes, use.items(), strict=True):
         axis.axhspan(-band, band, color="#E9ECEF", zorder=0)
         axis.axhline(0, lw=0.8, color="#6E7781")
-        axis.set_title(load_study(study).title.split(", ")[-1])
+        axis.set_title(load_study(study).title)
         for system, own in rows.dropna(subset=["over_alone"]).groupby("system", sort=False):
             look = {"color": colour(str(system)), "marker": marker(str(system))}
             points = axis.plot(-own["zero"], own["over_alone"], ls="", ms=6, alpha=0.85, **look)

@@ -22,6 +22,7 @@ SUBJECTS = {
     "lora_ablation": "the mappers",
     "version_1": "version 1",
     "llm4seg": "pictures",
+    "comparators": "peers",
 }
 "What the second study calls a chapter's subject, by its topic."
 INTERVAL = re.compile(r"\(95 % interval (\S+) to ([^\s,;]+)[,;].*\)")

@@ -14,6 +14,7 @@ from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
+from mvl.evidence.topics import PEERS
 from mvl.publish.second_study_table import seen
 from mvl.study.grid import load_study
 
@@ -200,9 +201,9 @@ def of_pictures(results: Path) -> str:
 
 def on_subject(subject: str, results: Path) -> str:
     """Return the differences of the complete questions on a subject as Markdown, one line each;
-    empty before one is complete."""
+    empty before one is complete. What the protocol only describes has no verdict."""
     lines = []
-    for question in QUESTIONS:
+    for question in second_study.FAMILIES:
         if not subject_of(question).startswith(subject):
             continue
         if question.study not in second_study.recorded_studies(results):
@@ -211,8 +212,9 @@ def on_subject(subject: str, results: Path) -> str:
             if row["complete"]:
                 name = " ".join(minus(row["system"], row["reference"]).split())
                 where = load_study(question.study).title
-                word = second_study.outcome(row, results)
-                lines.append(f"- {where}: {name} **{in_units(row)}** ({word})")
+                judged = question not in second_study.DESCRIBED
+                word = f" ({second_study.outcome(row, results)})" if judged else ""
+                lines.append(f"- {where}: {name} **{in_units(row)}**{word}")
     return "\n".join(lines)
 
 
@@ -232,6 +234,8 @@ def what_is_open(results: Path) -> str:
 
 def subject_of(question: Question) -> str:
     """Return what a question of the protocol is about."""
+    if question.contrasts[0][0] in PEERS:
+        return "peers"
     if question.study not in (*REGIMES.values(), second_study.UNMIXED):
         return "pictures" if question.metric == "jaccard" else OTHER_ORGANS
     if question.fraction < 1:

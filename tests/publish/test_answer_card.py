@@ -84,7 +84,7 @@ def test_the_first_studys_chapter_says_what_the_second_study_found(hybrid: Chapt
 
 
 def test_each_chapter_of_a_subject_has_one_of_its_own() -> None:
-    subjects = {second_study_answer.subject_of(question) for question in second_study.QUESTIONS}
+    subjects = {second_study_answer.subject_of(question) for question in second_study.FAMILIES}
     for topic, subject in answer_card.SUBJECTS.items():
         assert topic in TOPICS and any(each.startswith(subject) for each in subjects)
     assert len(set(answer_card.SUBJECTS.values())) == len(answer_card.SUBJECTS)

@@ -31,6 +31,7 @@ from mvl.datasets.task import MADE
 from mvl.datasets.task_data import open_task
 from mvl.models import describe
 from mvl.study import grid
+from mvl.training.trained import cases_at_once
 from mvl.weights.hub import is_hub_source
 
 CASE_S = 0.005
@@ -126,6 +127,8 @@ def memory_mb(config: Config, device: Device) -> float:
     work = work_of(config)
     held = 4 * (4 * work.trainable + work.frozen) / 1e6  # weights, gradients and two moments
     kept = work.saved_mb * math.ceil(config.train.batch_size / config.train.accumulate)
+    on = "cpu" if device.name == "cpu" else "cuda"
+    kept = max(kept, work.live_mb * cases_at_once(config, on))  # a step, or a prediction
     if device.name != "cpu":
         return CUDA_MB + held + kept
     layer = (

@@ -7,11 +7,14 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mvl.bench.measure import counted_gflops, dice_bce
 from mvl.core.block_config import LAYER_KINDS
@@ -29,12 +32,13 @@ class PlanError(MvlError, RuntimeError):
 
 @dataclass(frozen=True)
 class Work:
-    """What one case costs a network: GFLOP trained and GFLOP seen, MB kept for the backward pass,
-    parameters."""
+    """What one case costs a network: GFLOP trained and GFLOP seen, MB kept for the backward pass
+    and held at most at once where there is none, parameters."""
 
     trained: float
     seen: float
     saved_mb: float
+    live_mb: float
     trainable: int
     frozen: int
 
@@ -73,6 +77,38 @@ def fused_attention(
     )[0]
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators made and that still are there; `most` is
+    their largest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.note(tensor.untyped_storage())
+        self.most = max(self.most, self.now)
+        return out
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage once, and until it is let go."""
+        key = storage._cdata
+        if key not in self.known:
+            self.known[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            finalize(storage, self.forget, key)
+
+    def forget(self, key: int) -> None:
+        """Count a storage no longer."""
+        self.now -= self.known.pop(key, 0)
+
+
 @cache
 def count_work(config: Config, channels: int, classes: int) -> Work:
     """Count a training step and a forward pass of two cases on the meta device: nothing is
@@ -96,7 +132,7 @@ def count_work(config: Config, channels: int, classes: int) -> Work:
             label = torch.empty(2, classes, *config.data.img_size)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 trained = counted_gflops(lambda: dice_bce(network(image), label).backward())
-            with torch.no_grad():
+            with torch.no_grad(), LiveBytes() as live:
                 seen = counted_gflops(lambda: network.eval()(image))
     except RuntimeError as error:  # e.g. a network that asks a tensor for its value
         raise PlanError(
@@ -107,7 +143,8 @@ def count_work(config: Config, channels: int, classes: int) -> Work:
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     held = sum(size for key, (_, size) in saved.items() if key not in weights)
     counts = parameter_counts(network)
-    return Work(trained / 2, seen / 2, held / 2e6, counts["trainable"], counts["frozen"])
+    per_case = (trained / 2, seen / 2, held / 2e6, live.most / 2e6)
+    return Work(*per_case, counts["trainable"], counts["frozen"])
 
 
 def cases(config: Config) -> dict[str, int]:

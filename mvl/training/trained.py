@@ -53,13 +53,18 @@ class Predictor:
         return {name: tensor.float().cpu() for name, tensor in found.items()}
 
     def cases_at_once(self) -> int:
-        """How many images of the run's size are predicted together.
+        """How many images of the run's size are predicted together."""
+        return cases_at_once(self.config, self.device.type)
 
-        One on a CPU in fp32: batches change the last bits there, and recorded runs must repeat.
-        """
-        if self.device.type == "cpu" and self.precision == "fp32":
-            return 1
-        return max(1, min(MOST_CASES, MOST_VOXELS // torch.Size(self.config.data.img_size).numel()))
+
+def cases_at_once(config: Config, device: str) -> int:
+    """How many images of the run's size a type of device predicts together.
+
+    One on a CPU in fp32: batches change the last bits there, and recorded runs must repeat.
+    """
+    if device == "cpu" and config.train.precision == "fp32":
+        return 1
+    return max(1, min(MOST_CASES, MOST_VOXELS // torch.Size(config.data.img_size).numel()))
 
 
 def load_own_state(network: nn.Module, state: dict[str, Tensor]) -> None:

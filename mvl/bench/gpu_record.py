@@ -9,6 +9,7 @@ from typing import Any
 
 from mvl.core import files
 from mvl.core.config import ROOT
+from mvl.core.markdown import markdown_table
 
 RECORD = ROOT / "data" / "gpu.json"
 Line = dict[str, Any]
@@ -77,7 +78,7 @@ def _table(lines: list[Line]) -> str:
         ]
         for line in lines
     ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+    return markdown_table(head, "l" * len(head), rows)
 
 
 def _shown(value: Any) -> str:

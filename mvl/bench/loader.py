@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mvl.bench.overhead import clock
 from mvl.core import files, machine
 from mvl.core.config import ROOT, Config, load_config
+from mvl.core.markdown import markdown_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -296,7 +297,7 @@ def table(value: dict[str, Any]) -> str:
         *(f"{w} process{'es' * (w != 1)}" for w in WORKERS),
         "ms of processor time per volume",
     ]
-    lines = [f"| {' | '.join(titles)} |", "|---|---|" + "--:|" * (len(titles) - 2)]
+    rows = []
     for source, words in SOURCES.items():
         for augment in (True, False):
             mine = {
@@ -304,12 +305,10 @@ def table(value: dict[str, Any]) -> str:
                 for r in value["rows"]
                 if (r["source"], r["augment"]) == (source, augment)
             }
-            cells = " | ".join(f"{mine[w]['volumes_per_s']:.1f}" for w in WORKERS)
-            lines.append(
-                f"| {words} | {'yes' if augment else 'no'} | {cells} |"
-                f" {mine[0]['cpu_s'] * 1e3:.0f} |"
-            )
-    return "\n".join(lines)
+            cells = [f"{mine[w]['volumes_per_s']:.1f}" for w in WORKERS]
+            ms = f"{mine[0]['cpu_s'] * 1e3:.0f}"
+            rows.append([words, "yes" if augment else "no", *cells, ms])
+    return markdown_table(titles, "ll" + "r" * (len(titles) - 2), rows)
 
 
 def show(value: dict[str, Any]) -> str:

@@ -8,8 +8,10 @@ MARKS = {"l": "---", "r": "---:"}
 "Column aligned to the left, or to the right."
 
 
-def markdown_table(head: Sequence[str], align: str, rows: Iterable[Sequence[object]]) -> str:
-    """Return a table of these rows; `align` has an `l` or an `r` for each column."""
+def markdown_table(head: str | Sequence[str], align: str, rows: Iterable[Sequence[object]]) -> str:
+    """Return a table of these rows; `align` has an `l` or an `r` for each column, and a head that
+    is one text has bars between its names."""
+    names = head if isinstance(head, str) else " | ".join(head)
     marks = "|".join(MARKS[letter] for letter in align)
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], f"|{marks}|", *lines[1:]])
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in rows]
+    return "\n".join([f"| {names} |", f"|{marks}|", *lines])

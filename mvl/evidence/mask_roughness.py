@@ -16,6 +16,7 @@ import pandas as pd
 
 from mvl.core import files, run_folder
 from mvl.core.columns import KEYS_IN_STUDY, RUN_KEYS
+from mvl.core.markdown import markdown_table
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
 from mvl.evidence import run_pairs, stats
@@ -189,10 +190,10 @@ def roughness_table(table: pd.DataFrame, holes: Sequence[str] = ()) -> str:
     whole = table.dropna(subset=["roughness"])
     first, *others = ordered(list(whole["system"]))
     head = (
-        f"| system | runs | cases | roughness | components | roughness minus {title(first)}'s, 95 %"
-        " interval | pairs of runs |\n|---|---:|---:|---:|---:|---|---:|"
+        f"system | runs | cases | roughness | components | roughness minus {title(first)}'s, 95 %"
+        " interval | pairs of runs"
     )
-    lines = [head, *(_line(whole, system, first) for system in [first, *others])]
+    rows = [_cells(whole, system, first) for system in [first, *others]]
     made = caveat(list(table["task"]))
     notes = [
         f"{made}." if made else "",
@@ -201,25 +202,21 @@ def roughness_table(table: pd.DataFrame, holes: Sequence[str] = ()) -> str:
     ]
     if empty := len(table) - len(whole):
         notes.append(f"{empty} empty masks have no roughness and are left out.")
-    return "\n".join(lines) + "\n\n" + " ".join(filter(None, notes))
+    return f"{markdown_table(head, 'lrrrrlr', rows)}\n\n{' '.join(filter(None, notes))}"
 
 
-def _line(whole: pd.DataFrame, system: str, first: str) -> str:
+def _cells(whole: pd.DataFrame, system: str, first: str) -> list[object]:
     own = whole[whole["system"] == system]
     runs_, cases = len(own[["fraction", "fold", "seed"]].drop_duplicates()), own["case"].nunique()
-    shown = (
-        f"| {title(system)} | {runs_} | {cases} | {own['roughness'].mean():.3f} |"
-        f" {own['components'].mean():.2f} |"
-    )
+    means = f"{own['roughness'].mean():.3f}", f"{own['components'].mean():.2f}"
+    shown = [title(system), runs_, cases, *means]
     if system == first:
-        return f"{shown} | |"
+        return [*shown, "", ""]
     try:
         task, fraction = str(own["task"].iloc[0]), float(own["fraction"].iloc[0])
         found = stats.row(stats.compare(whole, system, first, task, fraction, "roughness"))
     except run_pairs.StatsError as error:
-        return f"{shown} {error} | |"
+        return [*shown, error, ""]
     over = "" if found["n_runs"] > 1 else " over cases alone"
-    return (
-        f"{shown} {found['difference']:+z.3f} [{found['low']:+z.3f}, {found['high']:+z.3f}]{over} |"
-        f" {found['n_runs']} |"
-    )
+    interval = f"[{found['low']:+z.3f}, {found['high']:+z.3f}]"
+    return [*shown, f"{found['difference']:+z.3f} {interval}{over}", found["n_runs"]]

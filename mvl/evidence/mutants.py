@@ -23,6 +23,7 @@ from mvl.core import machine
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
 from mvl.core.files import now, sha256_bytes, sha256_file, write_json
+from mvl.core.markdown import markdown_table
 from mvl.core.seeds import draw_seed
 
 RECORD = ROOT / "data" / "mutants.json"
@@ -270,24 +271,22 @@ def read_record(path: Path = RECORD) -> dict[str, Any]:
 def table(path: Path = RECORD) -> str:
     """Each layer's mutants as a Markdown table; a layer that nobody measured says so."""
     record = read_record(path)
-    lines = [
-        "| layer | files | mutants | killed by its own tests | target | survivors with a reason |",
-        "|---|---|---|---|---:|---:|",
-    ]
+    rows = []
     for name, layer in layers().items():
         row, files = record.get(name), ", ".join(f"`{file}`" for file in layer.files)
         if row is None:
-            lines.append(f"| {name} | {files} | not measured | | {TARGET:.0%} | |")
+            rows.append([name, files, "not measured", "", f"{TARGET:.0%}", ""])
             continue
         reasoned = sum(bool(survivor["reason"]) for survivor in row["survivors"])
-        share = f"{row['killed']:,} ({row['killed'] / row['mutants']:.1%}) | {TARGET:.0%}"
         last = f"{reasoned} of {len(row['survivors'])}"
-        tested = f"{row['mutants']:,}"
+        share, tested = f"{row['killed'] / row['mutants']:.1%}", f"{row['mutants']:,}"
         if row["mutants"] < row["made"]:
             tested += f" of {row['made']:,}, drawn by seed {row['seed']}"
-            share = f"{row['killed']:,} ({share_killed(row)}) | {TARGET:.0%}"
-        lines.append(f"| {name} | {files} | {tested} | {share} | {last} |")
-    return "\n".join(lines)
+            share = share_killed(row)
+        killed = f"{row['killed']:,} ({share})"
+        rows.append([name, files, tested, killed, f"{TARGET:.0%}", last])
+    head = "layer | files | mutants | killed by its own tests | target | survivors with a reason"
+    return markdown_table(head, "llllrr", rows)
 
 
 def share_killed(row: dict[str, Any]) -> str:
@@ -301,16 +300,15 @@ def share_killed(row: dict[str, Any]) -> str:
 
 def survivors(path: Path = RECORD) -> str:
     """Every survivor with its change and its reason, as a Markdown table."""
-    lines = ["| layer | function | change | why it may stay |", "|---|---|---|---|"]
+    rows = []
     for name, row in read_record(path).items():
         for one in row["survivors"]:
             shown = " → ".join(
                 f"`{line[2:]}`".replace("|", "\\|") for line in one["change"].splitlines()
             )
-            lines.append(
-                f"| {name} | `{one['function']}` | {shown} | {one['reason'] or 'no reason yet'} |"
-            )
-    return "\n".join(lines) if len(lines) > 2 else "None is recorded."
+            rows.append([name, f"`{one['function']}`", shown, one["reason"] or "no reason yet"])
+    head = "layer | function | change | why it may stay"
+    return markdown_table(head, "llll", rows) if rows else "None is recorded."
 
 
 def facts(path: Path = RECORD) -> dict[str, str]:

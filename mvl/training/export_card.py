@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mvl.core.config import Config
+from mvl.core.markdown import markdown_table
 from mvl.datasets.task import Task
 from mvl.models.exported import ONNX
 
@@ -100,21 +101,21 @@ def measured(run_dir: Path, task: Task) -> str:
     """Return the mean of each metric over the test cases, for each label."""
     rows = read_rows(run_dir / "cases.csv")
     heads = [words.format(unit=task.unit) for words, _ in SHOWN.values()]
-    lines = [f"| label | test cases | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    lines = []
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label]
         cells = [
             f"{sum(float(row[metric]) for row in own) / len(own):.{digits}f}"
             for metric, (_, digits) in SHOWN.items()
         ]
-        lines.append(f"| {label} | {len(own)} | {' | '.join(cells)} |")
-    lines += [
-        "",
+        lines.append([label, len(own), *cells])
+    head = ["label", "test cases", *heads]
+    return (
+        f"{markdown_table(head, 'l' * len(head), lines)}\n\n"
         "Means over the test cases on the native grid; the worst case has Dice"
         f" {min(float(row['dice']) for row in rows):.3f}. This is one run: the spread between folds"
-        " and seeds is in the study's records.",
-    ]
-    return "\n".join(lines)
+        " and seeds is in the study's records."
+    )
 
 
 def use_of_block(run_dir: Path) -> str:

@@ -9,3 +9,4 @@ def test_a_table_has_a_line_for_each_row():
         markdown_table(["name", "n"], "lr", rows) == "| name | n |\n|---|---:|\n| a | 1 |\n| b |  |"
     )
     assert markdown_table(["n"], "r", []) == "| n |\n|---:|"
+    assert markdown_table("name | n", "lr", rows) == markdown_table(["name", "n"], "lr", rows)

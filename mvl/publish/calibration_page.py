@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence.arms import caveat
 from mvl.evidence.calibration import (
     DIFFERENT,
@@ -68,22 +69,18 @@ def page(chapter: Chapter) -> str:
 
 def single_runs(pairs: dict[str, Pairs]) -> str:
     """Markdown: what a Wilcoxon test over the cases of each pair of runs alone says, counted."""
-    lines = [
-        "| difference | pairs of runs | higher | lower | neither |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    rows = []
     for words, p in pairs.items():
         called = [
             d.mean() for d in p.differences if d.any() and scipy_stats.wilcoxon(d).pvalue < LEVEL
         ]
         higher = sum(mean > 0 for mean in called)
-        lines.append(
-            f"| {words} | {len(p.units)} | {higher} | {len(called) - higher} |"
-            f" {len(p.units) - len(called)} |"
-        )
+        n = len(p.units)
+        rows.append((words, n, higher, len(called) - higher, n - len(called)))
+    head = "difference | pairs of runs | higher | lower | neither"
     return (
         "The papers' way, on these records: what a Wilcoxon test over the cases of each pair of"
-        " runs alone says at 5 %.\n\n" + "\n".join(lines)
+        f" runs alone says at 5 %.\n\n{markdown_table(head, 'lrrrr', rows)}"
     )
 
 
@@ -91,21 +88,11 @@ def tests_table(differences: pd.DataFrame) -> str:
     """Markdown: every planned contrast with its tests and verdict
     (`mvl.evidence.differences.all_differences`); a hole keeps its row."""
     head = (
-        "question",
-        "difference",
-        "pairs of runs",
-        "points (95 % interval)",
-        "p",
-        "p, Holm",
-        "p, equivalence",
-        "Cohen's dz",
-        "Wilcoxon, one run",
-        "verdict",
+        "question | difference | pairs of runs | points (95 % interval) | p | p, Holm |"
+        " p, equivalence | Cohen's dz | Wilcoxon, one run | verdict"
     )
     rows = [_test_cells(row) for row in differences[differences["planned"] > 0].to_dict("records")]
-    return "\n".join(
-        f"| {' | '.join(cells)} |" for cells in (head, ("---", "---", *["---:"] * 7, "---"), *rows)
-    )
+    return markdown_table(head, "llrrrrrrrl", rows)
 
 
 def _test_cells(row: dict[Any, Any]) -> list[str]:
@@ -152,18 +139,14 @@ def _overlaps(chapter: Chapter) -> str:
 
 def variance_table(found: dict[str, Components], variances: Components) -> str:
     """Markdown: standard deviation of each component in Dice points, by contrast and pooled."""
-    lines = [
-        "| difference | fold | run in fold | case | case by seed | folds x seeds |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for words, c in {**found, "**pooled, used below**": variances}.items():
-        numbers = [100 * math.sqrt(v) for v in (c.fold, c.run, c.case, c.residual)]
-        lines.append(
-            f"| {words} | {' | '.join(f'{n:.2f}' for n in numbers)} | {c.folds} x {c.seeds} |"
-        )
-    return "Standard deviation of a difference of Dice by source, in Dice points:\n\n" + "\n".join(
-        lines
+        numbers = [f"{100 * math.sqrt(v):.2f}" for v in (c.fold, c.run, c.case, c.residual)]
+        rows.append([words, *numbers, f"{c.folds} x {c.seeds}"])
+    table = markdown_table(
+        "difference | fold | run in fold | case | case by seed | folds x seeds", "lrrrrr", rows
     )
+    return f"Standard deviation of a difference of Dice by source, in Dice points:\n\n{table}"
 
 
 def rate_tables(
@@ -172,7 +155,6 @@ def rate_tables(
     """Markdown: the share of studies of each design in which each procedure says "different", or
     "equivalent"."""
     head = [f"{folds} x {seeds}: {', '.join(blocks[folds, seeds])}" for folds, seeds in results]
-    top = f"| procedure | {' | '.join(head)} |\n|---|{'---:|' * len(head)}"
     told = (
         (
             (
@@ -204,11 +186,9 @@ def rate_tables(
         " studies each. A dash: it cannot be taken."
     ]
     for words, names, columns in told:
-        lines = [
-            f"| {name} | {' | '.join(_cell(found, name, columns) for found in results.values())} |"
-            for name in names
-        ]
-        parts.append("\n".join([words, "", top, *lines]))
+        rows = [[name, *(_cell(f, name, columns) for f in results.values())] for name in names]
+        table = markdown_table(["procedure", *head], "l" + "r" * len(head), rows)
+        parts.append(f"{words}\n\n{table}")
     return "\n\n".join(parts)
 
 

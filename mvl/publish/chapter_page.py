@@ -11,6 +11,7 @@ import pandas as pd
 
 from mvl.core.config import ROOT
 from mvl.core.files import sha256_file
+from mvl.core.markdown import markdown_table
 from mvl.evidence.arms import caveat, title
 from mvl.evidence.chapter import Chapter, unplanned
 from mvl.evidence.decision import verdict
@@ -95,11 +96,7 @@ def means(chapter: Chapter) -> str:
 
 def results_table(chapter: Chapter) -> str:
     """Table, in Markdown, each arm's means over its done runs, how many are done, and n."""
-    head = (
-        f"| system | data | runs done | test cases | Dice | NSD | HD95, {chapter.unit} | IoU"
-        " (Jaccard) | trainable parameters |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-    )
-    lines = [head]
+    rows = []
     for (system, fraction), arm in chapter.runs.sort_values("fraction", kind="stable").groupby(
         ["system", "fraction"], sort=False
     ):
@@ -112,11 +109,8 @@ def results_table(chapter: Chapter) -> str:
                 *(_mean_sd(done[metric], digits) for metric, digits in shown),
                 f"{int(done['trainable'].iloc[0]):,}",
             ]
-        lines.append(
-            f"| {title(str(system))} | {fraction:.0%} | {_runs_done(chapter, arm)} |"
-            f" {' | '.join(numbers)} |"
-        )
-    if len(lines) == 1:
+        rows.append([title(str(system)), f"{fraction:.0%}", _runs_done(chapter, arm), *numbers])
+    if not rows:
         return (
             f"No run of this chapter is planned or recorded in the study `{chapter.study}`:"
             f" {'; '.join(chapter.holes)}."
@@ -128,7 +122,11 @@ def results_table(chapter: Chapter) -> str:
     )
     if (chapter.done.groupby(["system", "fraction"]).size() == 1).any():
         note += " **An arm with one run done has no ±: its run-to-run variation is not measured.**"
-    return "\n".join(lines) + f"\n\n{label}{note}"
+    head = (
+        f"system | data | runs done | test cases | Dice | NSD | HD95, {chapter.unit} | IoU"
+        " (Jaccard) | trainable parameters"
+    )
+    return f"{markdown_table(head, 'lrrrrrrrr', rows)}\n\n{label}{note}"
 
 
 def sentence(chapter: Chapter) -> str:
@@ -150,13 +148,7 @@ def convergence_table(chapter: Chapter) -> str:
         return (
             f"No training history of this chapter is recorded in the study `{chapter.study}` yet."
         )
-    lines = [
-        (
-            "| system | data | runs | epochs | gain in the last quarter, Dice points: mean"
-            " (smallest to largest) | epoch kept, median |"
-        ),
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for (system, fraction), arm in chapter.history.groupby(["system", "fraction"], sort=False):
         gains = pd.Series(
             [last_quarter_gain(run) for _, run in arm.groupby(["task", "fold", "seed"])]
@@ -165,11 +157,13 @@ def convergence_table(chapter: Chapter) -> str:
         spread = "validated once there" if gains.isna().all() else f"{gains.mean():+z.2f}"
         if gains.notna().sum() > 1:
             spread += f" ({gains.min():+z.2f} to {gains.max():+z.2f})"
-        lines.append(
-            f"| {title(str(system))} | {fraction:.0%} | {len(gains)} | {count} | {spread} |"
-            f" {kept:g} |"
-        )
-    return "\n".join(lines)
+        share = f"{fraction:.0%}"
+        rows.append([title(str(system)), share, len(gains), count, spread, f"{kept:g}"])
+    head = (
+        "system | data | runs | epochs | gain in the last quarter, Dice points: mean"
+        " (smallest to largest) | epoch kept, median"
+    )
+    return markdown_table(head, "lrrrrr", rows)
 
 
 def last_quarter_gain(run: pd.DataFrame) -> float:
@@ -224,17 +218,16 @@ def run_links(*chapters: Chapter) -> str:
     done = [(chapter, run) for chapter in chapters for run in chapter.done["run"]]
     if not done:
         return "No run is recorded yet."
-    lines = ["| run | config | environment | cases |", "|---|---|---|---|"]
+    rows = []
     for chapter, run in done:
         files = [
             f"[{name}]({run_address(chapter.results_dir, f'{run}/{name}')})"
             for name in ("config.yaml", "environment.json", "cases.csv")
         ]
-        lines.append(
-            f"| [`{str(run).split('/runs/')[-1]}`]({run_address(chapter.results_dir, str(run))}) |"
-            f" {' | '.join(files)} |"
-        )
-    return folded(f"Every run behind this page ({len(done)})", "\n".join(lines))
+        address = run_address(chapter.results_dir, str(run))
+        rows.append([f"[`{str(run).split('/runs/')[-1]}`]({address})", *files])
+    table = markdown_table("run | config | environment | cases", "llll", rows)
+    return folded(f"Every run behind this page ({len(done)})", table)
 
 
 def folded(words: str, markdown: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence import claims_ledger, claims_text, second_study
 from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import within
@@ -33,8 +34,8 @@ FILE = "claims.svg"
 REPORTED_FILE = "reported_measured.svg"
 "The figures beside the pages that show them."
 TABLE_HEAD = (
-    "| verdict | claim | first difference, 95 % interval | use of the layer | what the paper's own"
-    " numbers can carry | chapter |\n|---|---|---|---|---|---|"
+    "verdict | claim | first difference, 95 % interval | use of the layer | what the paper's own"
+    " numbers can carry | chapter"
 )
 REPORTED = {
     "dice": "Dice",
@@ -137,16 +138,10 @@ def headline(entries: Sequence[Entry], results: Path | None = None) -> str:
             continue
         paper = PAPERS[e.claim.paper].split(",")[0]
         whose = f"{paper}, implied" if e.claim.implied else paper
-        rows.append(
-            f"| {whose}: {e.claim.short} | **{e.word}** | {'<br>'.join(differences(e, results))} |"
-        )
-    return (
-        "\n".join(
-            ["| what is claimed | here | difference, 95 % interval |", "|---|---|---|", *rows]
-        )
-        if rows
-        else ""
-    )
+        found = "<br>".join(differences(e, results))
+        rows.append([f"{whose}: {e.claim.short}", f"**{e.word}**", found])
+    head = "what is claimed | here | difference, 95 % interval"
+    return markdown_table(head, "lll", rows) if rows else ""
 
 
 def differences(entry: Entry, results: Path | None = None) -> list[str]:
@@ -179,11 +174,17 @@ def table(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
     blocks = []
     for name, members in claims_text.groups(entries).items():
         rows = [
-            f"| {e.word} | {{ref}}`{e.claim.short} <{label(e)}>` | {claims_text.brief(e)} |"
-            f" {use(e, results)} | {reported_page.cell(e.claim.id)} | {chapter(e, shown)} |"
+            [
+                e.word,
+                f"{{ref}}`{e.claim.short} <{label(e)}>`",
+                claims_text.brief(e),
+                use(e, results),
+                reported_page.cell(e.claim.id),
+                chapter(e, shown),
+            ]
             for e in members
         ]
-        blocks.append("\n".join([f"**{name}**", "", TABLE_HEAD, *rows]))
+        blocks.append(f"**{name}**\n\n{markdown_table(TABLE_HEAD, 'llllll', rows)}")
     return "\n\n".join(blocks)
 
 
@@ -331,14 +332,13 @@ def facts(
     tasks = [task for study in judged for task in load_study(study).tasks]
     (folder / FILE).write_text(svg(at_a_glance(entries, tasks)))
     (folder / REPORTED_FILE).write_text(svg(figure_reported.reported_and_measured(entries)))
-    words = "\n".join(f"| {word} | {meaning} |" for word, meaning in MEANINGS.items())
     return {
         "judged": any(e.verdict for e in entries),
         "summary": summary(entries),
         "headline": headline(entries, results),
         "table": table(entries, results, shown),
         "sections": sections(entries, results, shown),
-        "words": f"| word | meaning |\n|---|---|\n{words}",
+        "words": markdown_table("word | meaning", "ll", list(MEANINGS.items())),
         "chart": charts_claims.ledger(entries, results),
         "alt": f"Verdict on each claim. {summary(entries)}",
         "intervals": INTERVALS,

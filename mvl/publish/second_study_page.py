@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence import example_masks, second_study
 from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.chapter import open_chapter
@@ -183,13 +184,7 @@ def answer(tables: dict[Question, pd.DataFrame], results: Path) -> str:
 
 def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> str:
     """Return a question's family as Markdown: difference, tests, verdict and pairs of runs."""
-    lines = [
-        f"**{question.words}** ({load_study(question.study).title})",
-        "",
-        f"| contrast | {UNITS[question.metric][1]}, 95 % interval | p, Holm | p, equivalence |"
-        " verdict | pairs |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     place = (question.study, question.fraction)
     for row in table.to_dict("records"):
         pair = (row["system"], row["reference"])
@@ -200,40 +195,41 @@ def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> st
         )
         pairs = f"{row['n_runs']} of {row['planned']}"
         if row["hole"]:
-            lines.append(f"| {name} | | | | not decided: not run yet | {pairs} |")
+            rows.append([name, "", "", "", "not decided: not run yet", pairs])
             continue
         tests = (
             f"{row[key]:.2g}" if row[key] == row[key] else "" for key in ("p_holm", "p_equivalence")
         )
         found = second_study.outcome(row, results)
-        lines.append(f"| {name} | {in_points(row)} | {' | '.join(tests)} | {found} | {pairs} |")
-    return "\n".join(lines)
+        rows.append([name, in_points(row), *tests, found, pairs])
+    unit = UNITS[question.metric][1]
+    head = f"contrast | {unit}, 95 % interval | p, Holm | p, equivalence | verdict | pairs"
+    where = load_study(question.study).title
+    return f"**{question.words}** ({where})\n\n{markdown_table(head, 'llllll', rows)}"
 
 
 def use_table(study: str, rows: pd.DataFrame, results: Path) -> str:
     """Return the use of the block in a study's hybrids as Markdown, means over their runs."""
-    lines = [
-        f"**{load_study(study).title}**: Dice points lost or won when h is replaced",
-        "",
-        f"| arm | runs | size of h over x | {' | '.join(INTERVENTIONS.values())} | the network |",
-        f"|---|---|---|{'---|' * len(INTERVENTIONS)}---|",
-    ]
+    lines = []
     for system, own in rows.groupby("system", sort=False):
         cells = [f"{own[name].mean():+.2f}" if name in own else "" for name in INTERVENTIONS]
         arm = second_study_table.to_runs(title(str(system)), (study, 1.0), str(system), results)
-        lines.append(
-            f"| {arm} | {len(own)} | {own['relative_size'].mean():.2f} |"
-            f" {' | '.join(cells)} | {use_in_words(own, in_table=True)} |"
-        )
-    return "\n".join(lines)
+        size, words = f"{own['relative_size'].mean():.2f}", use_in_words(own, in_table=True)
+        lines.append([arm, len(own), size, *cells, words])
+    head = ["arm", "runs", "size of h over x", *INTERVENTIONS.values(), "the network"]
+    return (
+        f"**{load_study(study).title}**: Dice points lost or won when h is replaced\n\n"
+        f"{markdown_table(head, 'l' * len(head), lines)}"
+    )
 
 
 def progress_table(results: Path) -> str:
     """Return how far each study is, as Markdown."""
-    lines = ["| study | runs done |", "|---|---|"]
-    for study, done, planned in second_study.progress(results):
-        lines.append(f"| {load_study(study).title} (`{study}`) | {done} of {planned} |")
-    return "\n".join(lines)
+    rows = [
+        (f"{load_study(study).title} (`{study}`)", f"{done} of {planned}")
+        for study, done, planned in second_study.progress(results)
+    ]
+    return markdown_table("study | runs done", "ll", rows)
 
 
 def pictures(results: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence import second_study
 from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import UNITS
@@ -59,11 +60,7 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
     alone = (rows.get(ALONE[network]) for rows in columns.values())
     body.append(["could be seen with 80 %", *map(seen, alone)])
     unit = UNITS[next(iter(next(iter(columns.values())).values()))["metric"]][1]
-    lines = [
-        f"| {title(network)}, {unit} | {' | '.join(heads)} |",
-        "|---" * (len(heads) + 1) + "|",
-    ]
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in body)])
+    return markdown_table([f"{title(network)}, {unit}", *heads], "l" * (len(heads) + 1), body)
 
 
 def _head(study: str, fraction: float, network: str, results: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence.audit_findings import (
     KNOWN,
     TASK,
@@ -23,19 +24,14 @@ from mvl.study.links import run_address
 def worth_table(results_dir: Path) -> str:
     """`worth` as Markdown, Dice in hundredths for the differences."""
     head = (
-        "| fault switched on | runs | Dice it reports | Dice on test cases | reports too much,"
-        " points | test Dice, scan's own grid | difference, points [95 % interval] |"
+        "fault switched on | runs | Dice it reports | Dice on test cases | reports too much,"
+        " points | test Dice, scan's own grid | difference, points [95 % interval]"
     )
-    return "\n".join(
-        [
-            head,
-            "|---|---:|---|---:|---:|---:|---|",
-            *(_line(row, results_dir) for row in worth(results_dir).to_dict("records")),
-        ]
-    )
+    rows = worth(results_dir).to_dict("records")
+    return markdown_table(head, "lrlrrrl", [_cells(row, results_dir) for row in rows])
 
 
-def _line(row: dict[str, Any], results_dir: Path) -> str:
+def _cells(row: dict[str, Any], results_dir: Path) -> list[str]:
     def number(value: float, form: str) -> str:
         return format(value, form) if math.isfinite(value) else "–"
 
@@ -53,11 +49,15 @@ def _line(row: dict[str, Any], results_dir: Path) -> str:
     if row["done"]:
         place = f"{row['study']}/runs/{TASK}/{row['system']}#fraction-1.0"
         done = f"[{done}]({run_address(results_dir, place)})"
-    return (
-        f"| {row['fault']} (`{row['system']}`) | {done} | {number(row['reported'], '.4f')} on"
-        f" {row['reported_on']} | {number(row['resized'], '.4f')} | {points(row['gap'])} |"
-        f" {number(row['dice'], '.4f')} | {difference} |"
-    )
+    return [
+        f"{row['fault']} (`{row['system']}`)",
+        done,
+        f"{number(row['reported'], '.4f')} on {row['reported_on']}",
+        number(row["resized"], ".4f"),
+        points(row["gap"]),
+        number(row["dice"], ".4f"),
+        difference,
+    ]
 
 
 def finding_page(finding: Finding) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mvl.core import run_folder
 from mvl.core.errors import MvlError
+from mvl.core.markdown import markdown_table
 from mvl.evidence.chapter import Chapter, covered, open_chapter
 from mvl.publish import run_links
 from mvl.publish.notebooks import list_notebooks
@@ -224,16 +225,15 @@ def reproduction(study: str, results: Path, published: bool, only: str = "") -> 
     def number(value: float | str | None) -> str:
         return f"{value:.5g}" if isinstance(value, float) else ""
 
-    lines = [
-        f"| {c.quantity} | {number(c.recorded)} | {number(c.rerun)} |"
-        f" {number(c.tolerance) or 'bitwise'} | {c.verdict} |"
+    cells = [
+        [
+            c.quantity,
+            *map(number, (c.recorded, c.rerun)),
+            number(c.tolerance) or "bitwise",
+            c.verdict,
+        ]
         for c in rows
         if not c.quantity.startswith("n_test")
     ]
-    head = [
-        f"Study `{study}`, {what}:",
-        "",
-        "| quantity | recorded | shown here | tolerance | verdict |",
-        "|---|---:|---:|---:|---|",
-    ]
-    return "\n".join([*head, *lines])
+    head = "quantity | recorded | shown here | tolerance | verdict"
+    return f"Study `{study}`, {what}:\n\n{markdown_table(head, 'lrrrl', cells)}"

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence.activation_maps import Maps
 from mvl.evidence.activation_records import PLACES, before_after
 from mvl.evidence.arms import caveat, colour, marker, ordered, title
@@ -281,10 +282,7 @@ def measures_table(rows: pd.DataFrame) -> str:
     cases."""
     if rows.empty:
         return "No activation measures are recorded."
-    lines = [
-        "| arm | measure | place | before | after | change | runs | cases |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
-    ]
+    lines = []
     for column in LABELS:
         table = before_after(rows, column)
         for system in ordered(list(table["system"])):
@@ -294,15 +292,16 @@ def measures_table(rows: pd.DataFrame) -> str:
                     & (table["place"] == place)
                     & table["before"].notna()
                 ]
-                lines += [_line(runs, system, column, place)] if len(runs) else []
-    return "\n".join(lines)
+                lines += [_cells(runs, system, column, place)] if len(runs) else []
+    head = "arm | measure | place | before | after | change | runs | cases"
+    return markdown_table(head, "lllrrrrr", lines)
 
 
-def _line(runs: pd.DataFrame, system: str, column: str, place: str) -> str:
+def _cells(runs: pd.DataFrame, system: str, column: str, place: str) -> list[object]:
     before, after = runs["before"].mean(), runs["after"].mean()
-    end = f"{after:.3f} | {after - before:+z.3f}" if math.isfinite(after) else "no block | "
+    end = (f"{after:.3f}", f"{after - before:+z.3f}") if math.isfinite(after) else ("no block", "")
     name, cases = LABELS[column].removesuffix(", nats"), int(runs["n_cases"].sum())
-    return f"| {title(system)} | {name} | {place} | {before:.3f} | {end} | {len(runs)} | {cases} |"
+    return [title(system), name, place, f"{before:.3f}", *end, len(runs), cases]
 
 
 def caption(maps: Maps | None, holes: Sequence[str] = ()) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mvl.bench import plan
 from mvl.core import files
 from mvl.core.config import ROOT
+from mvl.core.markdown import markdown_table
 
 RECORD, SHOWN = ROOT / "data" / "plan.json", ("h100", "8xh100", "t4")
 "Written by `mvl plan --record`, and the devices in it."
@@ -48,31 +49,33 @@ def page(path: Path = RECORD) -> dict[str, str]:
     made = json.loads(path.read_text())
     plans = [made["plans"][name] for name in SHOWN]
     head = (
-        "| device | runs | GPU-hours | hours | memory per run, GB | fits | to download, GB | to"
-        " keep, GB |\n|---|--:|--:|--:|--:|---|--:|--:|"
+        "device | runs | GPU-hours | hours | memory per run, GB | fits | to download, GB | to"
+        " keep, GB"
     )
-
-    rows = []
-    for p in plans:
-        fits = "yes" if p["memory_fits"] else "no: raise `train.accumulate`"
-        rows.append(
-            f"| {p['devices']} x {p['device'].upper()} | {p['runs']:,} | {p['hours']:,.0f} |"
-            f" {p['wall_hours']:,.0f} | {p['peak_memory_mb'] / 1e3:.1f} | {fits} |"
-            f" {p['download_bytes'] / 1e9:.1f} | {p['keep_bytes'] / 1e9:.1f} |"
+    rows = [
+        (
+            f"{p['devices']} x {p['device'].upper()}",
+            f"{p['runs']:,}",
+            f"{p['hours']:,.0f}",
+            f"{p['wall_hours']:,.0f}",
+            f"{p['peak_memory_mb'] / 1e3:.1f}",
+            "yes" if p["memory_fits"] else "no: raise `train.accumulate`",
+            f"{p['download_bytes'] / 1e9:.1f}",
+            f"{p['keep_bytes'] / 1e9:.1f}",
         )
+        for p in plans
+    ]
     first = made["plans"][SHOWN[0]]
     each = [
-        f"| `{row['system']}` | {row['runs']} | {row['hours']:,.1f} |"
-        f" {row['peak_memory_mb'] / 1e3:.1f} |"
-        for row in first["systems"]
+        (f"`{s['system']}`", s["runs"], f"{s['hours']:,.1f}", f"{s['peak_memory_mb'] / 1e3:.1f}")
+        for s in first["systems"]
     ]
     said = dict.fromkeys(
         f"- {p['device'].upper()}: {line}" for p in plans for line in p["assumptions"]
     )
-    table = "\n".join(["| system | runs | GPU-hours | memory, GB |", "|---|--:|--:|--:|", *each])
     return {
-        "plan": "\n".join([head, *rows]),
-        "plan_systems": table,
+        "plan": markdown_table(head, "lrrrrlrr", rows),
+        "plan_systems": markdown_table("system | runs | GPU-hours | memory, GB", "lrrr", each),
         "plan_assumptions": "\n".join(said),
         "plan_study": first["study"],
         "plan_command": made["command"],

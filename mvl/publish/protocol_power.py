@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mvl.core.markdown import markdown_table
 from mvl.core.run_folder import records_dir
 from mvl.evidence import calibration, calibration_families, power_plan, run_pairs, second_study
 from mvl.evidence.arms import title
@@ -20,29 +21,29 @@ MEASURED = "hippocampus2_published"
 def power_table(results: Path | None = None) -> str:
     """Every planned contrast of the protocol as a Markdown table, from the variances recorded so
     far."""
-    lines = [
-        "| study | difference | folds x seeds | standard deviation, points | sees, points | called"
-        " equivalent | variances of |",
-        "|---|---|---|---:|---:|---:|---|",
-    ]
+    rows = []
     for study in second_study.STUDIES:
         value = power_plan.power_plan(study, results_dir=results)
-        lines += [_line(study, row, value["margin"]) for row in value["rows"]]
-    return "\n".join(lines)
+        rows += [_cells(study, row, value["margin"]) for row in value["rows"]]
+    head = (
+        "study | difference | folds x seeds | standard deviation, points | sees, points | called"
+        " equivalent | variances of"
+    )
+    return markdown_table(head, "lllrrrl", rows)
 
 
-def _line(study: str, row: dict[str, Any], margin: float) -> str:
+def _cells(study: str, row: dict[str, Any], margin: float) -> list[str]:
     words = f"{title(row['system'])} minus {title(row['reference'])}"
     if row["fraction"] != 1:
         words += f", {row['fraction']:.0%} of the cases"
-    start = f"| {load_study(study).title} | {words} | {row['folds']} x {row['seeds']} |"
+    start = [load_study(study).title, words, f"{row['folds']} x {row['seeds']}"]
     if row["sd"] is None:
-        return f"{start} not measured | | | |"
+        return [*start, "not measured", "", "", ""]
     family = row["family"]
     seen = f"{row['detectable'][str(family)]:.2f}"
     seen += f" (one of {family})" if family > 1 else ""
     same = f"{row['equivalence']:.0%} within {margin:g}"
-    return f"{start} {row['sd']:.2f} | {seen} | {same} | {_in_words(row['source'])} |"
+    return [*start, f"{row['sd']:.2f}", seen, same, _in_words(row["source"])]
 
 
 def _in_words(source: str) -> str:

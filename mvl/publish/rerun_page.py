@@ -4,12 +4,14 @@ beside their record."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from mvl.core import run_folder
+from mvl.core.markdown import markdown_table
 from mvl.evidence.arms import caveat
 from mvl.evidence.chapter import covered, open_chapter
 from mvl.evidence.example_masks import load_examples
@@ -80,10 +82,9 @@ Test cases {shown}, ranked by the Dice of the first arm, none chosen by hand: th
 
 def machine_table(results: Path, done: pd.DataFrame) -> str:
     """Processor and versions of each machine that trained runs, with how many it trained."""
-    counts: dict[str, int] = {}
+    counts: Counter[tuple[tuple[str, str], ...]] = Counter()
     for run in done["run"]:
         said = json.loads((Path(results) / str(run) / "environment.json").read_text())
         facts = {**said["platform"], "python": said["python"], **said["packages"]}
-        text = "\n".join(f"| `{key}` | {value} |" for key, value in facts.items())
-        counts[text] = counts.get(text, 0) + 1
-    return "\n\n".join(f"| {number} runs | |\n|---|---|\n{text}" for text, number in counts.items())
+        counts[tuple((f"`{key}`", str(value)) for key, value in facts.items())] += 1
+    return "\n\n".join(markdown_table([f"{n} runs", ""], "ll", rows) for rows, n in counts.items())

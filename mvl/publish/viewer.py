@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from mvl.core.command_lines import command_line
 from mvl.core.config import ROOT
+from mvl.core.markdown import markdown_table
 from mvl.datasets.registry import find_task
 from mvl.datasets.task import TaskError
 from mvl.evidence.arms import LABEL, caveat, colour, generated, ordered, title
@@ -291,14 +292,12 @@ def case_table(drawn: Sequence[Drawn], holes: Sequence[str] = ()) -> str:
     if not drawn:
         return f"Not yet recorded: {'; '.join(holes) or 'no saved predictions'}."
     systems = ordered(list(drawn[0].predictions))
-    lines = [
-        f"| case | rank | fold, seed | {' | '.join(map(title, systems))} |",
-        f"|---|---|---|{'---:|' * len(systems)}",
+    rows = [
+        [one.case, one.rank, f"{one.fold}, {one.seed}", *(f"{one.dice[s]:.3f}" for s in systems)]
+        for one in drawn
     ]
-    for one in drawn:
-        numbers = " | ".join(f"{one.dice[s]:.3f}" for s in systems)
-        lines.append(f"| {one.case} | {one.rank} | {one.fold}, {one.seed} | {numbers} |")
-
+    head = ["case", "rank", "fold, seed", *map(title, systems)]
     label = caveat([one.task for one in drawn])
     made = f"{label}. " if label else ""
-    return "\n".join([*lines, "", f"{made}Dice of the whole case on its own grid."])
+    table = markdown_table(head, "lll" + "r" * len(systems), rows)
+    return f"{table}\n\n{made}Dice of the whole case on its own grid."

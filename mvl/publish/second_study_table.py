@@ -59,7 +59,10 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
     body.append(["use of the layer", *(_use(*place, network, results) for place in columns)])
     alone = (rows.get(ALONE[network]) for rows in columns.values())
     body.append(["could be seen with 80 %", *map(seen, alone)])
-    unit = UNITS[next(iter(next(iter(columns.values())).values()))["metric"]][1]
+    metric = next(iter(next(iter(columns.values())).values()))["metric"]
+    scores = (f"{_score_alone(*place, network, metric, results):.3f}" for place in columns)
+    _, unit, _ = UNITS[metric]
+    body.append([f"{title(ALONE[network])} by itself: {unit.removesuffix(' points')}", *scores])
     return markdown_table([f"{title(network)}, {unit}", *heads], "l" * (len(heads) + 1), body)
 
 
@@ -101,6 +104,13 @@ def seen(row: dict[Any, Any] | None) -> str:
     return "" if found is None or math.isnan(found) else f"{100 * found:.2f} points"
 
 
+def _score_alone(study: str, fraction: float, network: str, metric: str, results: Path) -> float:
+    """Return the mean score of the network's own network without a layer, over its runs."""
+    runs = read_runs(study, results)
+    alone = (runs["system"] == ALONE[network]) & (runs["fraction"] == fraction)
+    return float(runs.loc[alone & (runs["state"] == "done"), metric].mean())
+
+
 def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     """Return the paper's gain, scaled to what the ViT of each complete study leaves to gain, beside
     what that design sees, in a sentence."""
@@ -108,10 +118,10 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     said = []
     for question, table in tables.items():
         row = table.iloc[0].to_dict()
-        if question.contrasts == ((HYBRID, VIT),) and question.fraction == 1 and row["complete"]:
-            runs = read_runs(question.study, results)
-            alone = runs[(runs["system"] == VIT) & (runs["state"] == "done")]
-            room = 1 - float(alone.loc[alone["fraction"] == 1, "dice"].mean())
+        if (row["system"], row["reference"]) == (HYBRID, VIT) and (
+            question.fraction == 1 and row["complete"]
+        ):
+            room = 1 - _score_alone(question.study, 1.0, HYBRID, "dice", results)
             title_of = load_study(question.study).title
             said.append(f"{100 * share * room:.1f} points where {seen(row)} are seen ({title_of})")
     if not said:

@@ -61,7 +61,7 @@ def test_a_missing_run_withholds_the_verdict_and_is_named(tmp_path):
     cases[~gone].to_csv(path, index=False)
     row = second_study.differences(QUESTIONS[0], tmp_path).iloc[0].to_dict()
     assert row["n_runs"] == 9 and "incomplete, 1 planned pair" in str(decided(row))
-    assert second_study_answer.sentence(tmp_path) == ""
+    assert second_study_answer.sentence(tmp_path, "page.md") == ""
 
 
 def test_use_is_the_mean_over_runs_and_a_silent_block_is_not_used():

@@ -15,7 +15,7 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.evidence.topics import PEERS
-from mvl.publish.second_study_table import seen
+from mvl.publish.second_study_table import score_alone, seen
 from mvl.study.grid import load_study
 
 REGIMES = {
@@ -141,7 +141,7 @@ def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) 
 
 def of_other_organs(results: Path) -> list[str]:
     """Return a sentence for each study of another organ whose hybrid and ViT are complete, with the
-    difference that its design sees."""
+    ViT's own score and the difference that its design sees."""
     said = []
     for question in QUESTIONS:
         if subject_of(question) != OTHER_ORGANS:
@@ -151,6 +151,7 @@ def of_other_organs(results: Path) -> list[str]:
         gain, *controls = second_study.differences(question, results).to_dict("records")
         if not gain["complete"]:
             continue
+        alone = score_alone(question.study, 1.0, gain["system"], gain["metric"], results)
         shuffled = next(row for row in controls if row["reference"] == second_study.SHUFFLED)
         control = (
             f", and from itself trained with the weights shuffled by **{in_points(shuffled)}**"
@@ -161,7 +162,7 @@ def of_other_organs(results: Path) -> list[str]:
         said.append(
             f"{load_study(question.study).title}: the hybrid differs from the ViT alone by"
             f" **{in_points(gain)} Dice points** ({second_study.outcome(gain, results)}){control};"
-            f" the design sees {seen(gain)}."
+            f" the ViT by itself reaches {alone:.2f}, and the design sees {seen(gain)}."
         )
     return said
 

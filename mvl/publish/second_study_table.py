@@ -60,7 +60,7 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
     alone = (rows.get(ALONE[network]) for rows in columns.values())
     body.append(["could be seen with 80 %", *map(seen, alone)])
     metric = next(iter(next(iter(columns.values())).values()))["metric"]
-    scores = (f"{_score_alone(*place, network, metric, results):.3f}" for place in columns)
+    scores = (f"{score_alone(*place, network, metric, results):.3f}" for place in columns)
     _, unit, _ = UNITS[metric]
     body.append([f"{title(ALONE[network])} by itself: {unit.removesuffix(' points')}", *scores])
     return markdown_table([f"{title(network)}, {unit}", *heads], "l" * (len(heads) + 1), body)
@@ -104,7 +104,7 @@ def seen(row: dict[Any, Any] | None) -> str:
     return "" if found is None or math.isnan(found) else f"{100 * found:.2f} points"
 
 
-def _score_alone(study: str, fraction: float, network: str, metric: str, results: Path) -> float:
+def score_alone(study: str, fraction: float, network: str, metric: str, results: Path) -> float:
     """Return the mean score of the network's own network without a layer, over its runs."""
     runs = read_runs(study, results)
     alone = (runs["system"] == ALONE[network]) & (runs["fraction"] == fraction)
@@ -121,7 +121,7 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
         if (row["system"], row["reference"]) == (HYBRID, VIT) and (
             question.fraction == 1 and row["complete"]
         ):
-            room = 1 - _score_alone(question.study, 1.0, HYBRID, "dice", results)
+            room = 1 - score_alone(question.study, 1.0, HYBRID, "dice", results)
             title_of = load_study(question.study).title
             said.append(f"{100 * share * room:.1f} points where {seen(row)} are seen ({title_of})")
     if not said:

@@ -134,14 +134,18 @@ def test_another_organ_is_said_as_soon_as_its_hybrid_and_vit_are_complete(tmp_pa
     assert of_other_organs(tmp_path) == []
     rows = [
         row(-0.02, 0.03)
-        | {"system": pair[0], "reference": pair[1], "complete": pair[1] == "vit_baseline"}
+        | dict(system=pair[0], reference=pair[1], complete=pair[1] == "vit_baseline", metric="dice")
         for pair in organ.contrasts
     ]
     monkeypatch.setattr(second_study, "recorded_studies", lambda _: [organ.study])
     monkeypatch.setattr(second_study, "differences", lambda *_: pd.DataFrame(rows))
     monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
+    monkeypatch.setattr(second_study_answer, "score_alone", lambda *_: 0.64)
     (said,) = of_other_organs(tmp_path)
-    assert "**+0.50 [-2.00, +3.00] Dice points** (not decided); the design sees " in said
+    assert (
+        "**+0.50 [-2.00, +3.00] Dice points** (not decided); the ViT by itself reaches 0.64, and"
+        in said
+    )
     assert "shuffled" not in said
     rows = [one | {"complete": True} for one in rows]
     assert "weights shuffled by **+0.50 [-2.00, +3.00]**" in of_other_organs(tmp_path)[0]

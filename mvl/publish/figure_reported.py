@@ -17,8 +17,16 @@ from mvl.study.grid import load_study
 
 SHOWN = ("mean_dice", "few_shot_10", "few_shot_30", "v1_gain", "better_than_unetr", "llm4seg_gain")
 "Claims of a gain in points, in the figure's order; one without a difference is left out."
-LOOKS = {PUBLISHED: ("#0B7285", "o"), TUNED: ("#2B8A3E", "^")}
-"Colour and marker of the second study's two regimes."
+AS_PUBLISHED, AT_OWN_RATES = ("#0B7285", "o"), ("#2B8A3E", "^")
+LOOKS = {
+    PUBLISHED: AS_PUBLISHED,
+    "heart_published": AS_PUBLISHED,
+    TUNED: AT_OWN_RATES,
+    "isic": AT_OWN_RATES,
+}
+"Colour and marker of the second protocol's studies, by their regime."
+LEFT, RIGHT = -9.0, 15.0
+"Ends of the axis, in points."
 FIRST = ("#862E9C", "s")
 "Colour and marker of the first study."
 
@@ -44,14 +52,14 @@ def reported_and_measured(entries: Sequence[Entry]) -> Figure:
         _claim(axis, y, entry, found)
         y += height
     axis.set_yticks([])
-    axis.set(ylim=(y - 0.6, -0.9), xlim=(-9, 14.5))
+    axis.set(ylim=(y - 0.6, -0.9), xlim=(LEFT, RIGHT))
     axis.set_xlabel("points of Dice or IoU over the reference\n(grey: within 1)")
     axis.spines["left"].set_visible(False)
     axis.grid(False)
     key = (
         "Empty diamond: the gain that the paper reports. Upright bar: the same share of the room"
         " that our baseline leaves. Filled marks: measured here, with 95 % intervals; empty ones"
-        " lack planned runs and decide nothing."
+        " lack planned runs and decide nothing. An arrowhead: the interval goes on."
     )
     return finish(figure, (), key=key)
 
@@ -89,11 +97,18 @@ def _claim(axis: Axes, y: float, entry: Entry, found: list[tuple[str, Found]]) -
         band = (-EQUIVALENCE_POINTS, EQUIVALENCE_POINTS)
         axis.fill_betweenx([level - 0.2, level + 0.2], *band, color="#8C959F", alpha=0.3, lw=0)
         axis.vlines(0, level - 0.2, level + 0.2, color=MUTED, linewidth=1)
-        axis.plot([low, high], [level, level], color=ink, lw=2)
-        axis.plot(middle, level, marker=mark, color=ink, ms=6.5, mfc="none" if interim else ink)
+        ends = max(low, LEFT), min(high, RIGHT)
+        axis.plot(ends, [level, level], color=ink, lw=2)
+        for end, beyond, arrow in zip(ends, (low < LEFT, high > RIGHT), "<>", strict=True):
+            if beyond:
+                axis.plot(end, level, marker=arrow, color=ink, ms=7, clip_on=False)
+        if LEFT <= middle <= RIGHT:
+            look = {"marker": mark, "color": ink, "mfc": "none" if interim else ink}
+            axis.plot(middle, level, ms=6.5, **look)
         if len(numbers) == 2:
             room = scale * entry.claim.reported_gain * (1 - one.base)
-            axis.plot([room, room], [level - 0.22, level + 0.22], color=WARN, lw=1.6)
+            if room <= RIGHT:
+                axis.plot([room, room], [level - 0.22, level + 0.22], color=WARN, lw=1.6)
 
 
 def _words(axis: Axes, level: float, words: str, **look: Any) -> None:

@@ -46,6 +46,17 @@ def test_reported_and_measured_stand_at_their_numbers():
     assert len(bars) == 2, "half of the room of 20 points that a baseline of 0.8 leaves"
 
 
+def test_an_interval_that_leaves_the_axis_ends_in_an_arrowhead():
+    wide = replace(found(-0.11, "heart_published"), low=-0.3, high=0.09)
+    claim = entry("mean_dice", ("heart_published", wide))
+    axis = figure_reported.reported_and_measured([claim]).axes[0]
+    left, right = axis.get_xlim()
+    assert marks(axis) == {13.0, left}, "the mark itself lies beyond the axis"
+    (drawn,) = [line for line in axis.get_lines() if list(line.get_xdata()) == [left, 9.0]]
+    assert "<" in {line.get_marker() for line in axis.get_lines()} and right > 9
+    assert drawn.get_ydata()[0] == 1.0
+
+
 def test_an_interim_difference_says_how_many_pairs_it_has():
     half = replace(found(-0.02, "hippocampus2_tuned"), n_planned=10)
     claim = entry("mean_dice", ("hippocampus2_tuned", half))

@@ -170,8 +170,8 @@ class DepthwiseConv2d(nn.Conv2d):
 class Conv3d(nn.Conv3d):
     """`nn.Conv3d`; on a CPU a kernel that is longer than the grid's first axis computes in float32.
 
-    There the bf16 weight gradient of PyTorch 2.13 (oneDNN, AVX512-BF16) reads and writes beside its
-    buffers: a kernel of 3 on a grid of 2x4x2 gave values of 1e22, or broke the heap.
+    There the bf16 weight gradient of PyTorch 2.13 (oneDNN, AVX512-BF16) is garbage: a kernel of 3
+    on a grid of 2x4x2 gave what lay in memory before, and kernels of 7 broke the heap.
     """
 
     def forward(self, features: Tensor) -> Tensor:

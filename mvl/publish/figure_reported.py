@@ -103,8 +103,8 @@ def _claim(axis: Axes, y: float, entry: Entry, found: list[tuple[str, Found]]) -
             if beyond:
                 axis.plot(end, level, marker=arrow, color=ink, ms=7, clip_on=False)
         if LEFT <= middle <= RIGHT:
-            look = {"marker": mark, "color": ink, "mfc": "none" if interim else ink}
-            axis.plot(middle, level, ms=6.5, **look)
+            fill = "none" if interim else ink
+            axis.plot(middle, level, marker=mark, color=ink, ms=6.5, mfc=fill)
         if len(numbers) == 2:
             room = scale * entry.claim.reported_gain * (1 - one.base)
             if room <= RIGHT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,12 +143,7 @@ def of_other_organs(results: Path) -> list[str]:
     """Return a sentence for each study of another organ whose hybrid and ViT are complete, with the
     ViT's own score and the difference that its design sees."""
     said = []
-    for question in QUESTIONS:
-        if subject_of(question) != OTHER_ORGANS:
-            continue
-        if question.study not in second_study.recorded_studies(results):
-            continue
-        gain, *controls = second_study.differences(question, results).to_dict("records")
+    for question, (gain, *controls) in _recorded_on(OTHER_ORGANS, results):
         if not gain["complete"]:
             continue
         alone = score_alone(question.study, 1.0, gain["system"], gain["metric"], results)
@@ -162,7 +157,8 @@ def of_other_organs(results: Path) -> list[str]:
         said.append(
             f"{load_study(question.study).title}: the hybrid differs from the ViT alone by"
             f" **{in_points(gain)} Dice points** ({second_study.outcome(gain, results)}){control};"
-            f" the ViT by itself reaches {alone:.2f}, and the design sees {seen(gain)}."
+            f" the ViT by itself reaches {alone:.2f}, and the design would see a difference of"
+            f" {seen(gain)}."
         )
     return said
 
@@ -204,12 +200,8 @@ def on_subject(subject: str, results: Path) -> str:
     """Return the differences of the complete questions on a subject as Markdown, one line each;
     empty before one is complete. What the protocol only describes has no verdict."""
     lines = []
-    for question in second_study.FAMILIES:
-        if not subject_of(question).startswith(subject):
-            continue
-        if question.study not in second_study.recorded_studies(results):
-            continue
-        for row in second_study.differences(question, results).to_dict("records"):
+    for question, rows in _recorded_on(subject, results):
+        for row in rows:
             if row["complete"]:
                 name = " ".join(minus(row["system"], row["reference"]).split())
                 where = load_study(question.study).title
@@ -217,6 +209,14 @@ def on_subject(subject: str, results: Path) -> str:
                 word = f" ({second_study.outcome(row, results)})" if judged else ""
                 lines.append(f"- {where}: {name} **{in_units(row)}**{word}")
     return "\n".join(lines)
+
+
+def _recorded_on(subject: str, results: Path) -> Iterator[tuple[Question, list[dict[Any, Any]]]]:
+    """Yield each family on a subject whose study is recorded, with its differences."""
+    recorded = second_study.recorded_studies(results)
+    for question in second_study.FAMILIES:
+        if question.study in recorded and subject_of(question).startswith(subject):
+            yield question, second_study.differences(question, results).to_dict("records")
 
 
 def what_is_open(results: Path) -> str:

@@ -118,9 +118,8 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     said = []
     for question, table in tables.items():
         row = table.iloc[0].to_dict()
-        if (row["system"], row["reference"]) == (HYBRID, VIT) and (
-            question.fraction == 1 and row["complete"]
-        ):
+        of_all = question.fraction == 1 and row["complete"]
+        if of_all and (row["system"], row["reference"]) == (HYBRID, VIT):
             room = 1 - score_alone(question.study, 1.0, HYBRID, "dice", results)
             title_of = load_study(question.study).title
             said.append(f"{100 * share * room:.1f} points where {seen(row)} are seen ({title_of})")

@@ -151,3 +151,10 @@ def test_another_organ_is_said_as_soon_as_its_hybrid_and_vit_are_complete(tmp_pa
     assert "weights shuffled by **+0.50 [-2.00, +3.00]**" in of_other_organs(tmp_path)[0]
     rows = [one | {"complete": False} for one in rows]
     assert of_other_organs(tmp_path) == []
+
+
+def test_what_is_described_alone_has_no_verdict():
+    records = ROOT / "data" / "results"
+    lines = on_subject("peers", records).splitlines()
+    assert len(lines) == 2 and all(line.endswith(" Dice points**") for line in lines)
+    assert all(line.endswith(")") for line in on_subject("version 1", records).splitlines())

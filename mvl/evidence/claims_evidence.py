@@ -57,7 +57,6 @@ class Claim:
     support: str
     takes: str
     main: bool = False
-    block: str = ""
     metric: str = "dice"
     metrics: tuple[str, ...] = ()
     lower: bool = False

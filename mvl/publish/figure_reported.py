@@ -11,24 +11,25 @@ from matplotlib.figure import Figure
 from mvl.evidence.claims_evidence import UNITS, Found
 from mvl.evidence.claims_ledger import Entry, reported_numbers
 from mvl.evidence.decision import EQUIVALENCE_POINTS, WITHDRAWN
-from mvl.evidence.second_study import PUBLISHED, TUNED
+from mvl.evidence.second_study import of_protocol
 from mvl.publish.style import INK, MUTED, WARN, finish, hole, styled
 from mvl.study.grid import load_study
 
 SHOWN = ("mean_dice", "few_shot_10", "few_shot_30", "v1_gain", "better_than_unetr", "llm4seg_gain")
 "Claims of a gain in points, in the figure's order; one without a difference is left out."
 AS_PUBLISHED, AT_OWN_RATES = ("#0B7285", "o"), ("#2B8A3E", "^")
-LOOKS = {
-    PUBLISHED: AS_PUBLISHED,
-    "heart_published": AS_PUBLISHED,
-    TUNED: AT_OWN_RATES,
-    "isic": AT_OWN_RATES,
-}
 "Colour and marker of the second protocol's studies, by their regime."
 LEFT, RIGHT = -9.0, 15.0
 "Ends of the axis, in points."
 FIRST = ("#862E9C", "s")
 "Colour and marker of the first study."
+
+
+def look(study: str) -> tuple[str, str]:
+    """Return a study's colour and marker: one pair for each regime of the second protocol."""
+    if not of_protocol(study):
+        return FIRST
+    return AS_PUBLISHED if study.endswith("_published") else AT_OWN_RATES
 
 
 @styled
@@ -83,7 +84,7 @@ def _claim(axis: Axes, y: float, entry: Entry, found: list[tuple[str, Found]]) -
         axis.text(gain - 0.7, y, words, va="center", ha="right", fontsize=9, color=WARN)
     for place, (study, one) in enumerate(found):
         level = y + place + 1
-        ink, mark = LOOKS.get(study, FIRST)
+        ink, mark = look(study)
         scale = UNITS[one.metric][0]
         low, middle, high = (scale * v for v in (one.low, one.difference, one.high))
         words = f"{load_study(study).title}: {middle:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("few_resamples")
 
 LEDGER = claims_ledger.load_claims()
 ASKED = {
-    *("hippocampus", "hippocampus2_published", "hippocampus2_tuned", "heart_published"),
+    *("hippocampus", "hippocampus2_published", "hippocampus2_tuned"),
+    *("left_atrium", "heart_published"),
     *("busi", "isic", "kvasir"),
 }
 "Studies that the ledger may ask."
@@ -51,7 +52,6 @@ def test_there_are_at_least_twenty_claims_with_ids_of_their_own():
 def test_everything_that_a_claim_names_exists(claim):
     studies = [grid.load_study(study) for study in claim.studies]
     assert {study.name for study in studies} <= ASKED
-    assert not claim.block or any(claim.block in [b["name"] for b in s.grid] for s in studies)
     named = {s for pair in claim.contrasts for s in pair} | {s for s in (claim.cheaper_than,) if s}
     named |= {f"{s}_{noise}" for s in named for noise in claim.noises}
     plans = [claims_ledger.planned_runs(study) for study in claim.studies]

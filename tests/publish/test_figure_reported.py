@@ -69,3 +69,12 @@ def test_a_claim_without_a_measured_difference_is_left_out_and_none_is_a_hole():
     empty = replace(claim, verdict=Verdict("not decided", "Nothing."))
     text = [t.get_text() for t in figure_reported.reported_and_measured([empty]).texts]
     assert "no claim of a gain" in " ".join(text).replace("\n", " ")
+
+
+def test_each_regime_has_a_look_of_its_own():
+    published, tuned, first = map(
+        figure_reported.look, ("heart_published", "left_atrium", "hippocampus")
+    )
+    assert figure_reported.look("hippocampus2_published") == published
+    assert figure_reported.look("isic") == tuned
+    assert len({published, tuned, first}) == 3

@@ -6,8 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from mvl.evidence import second_study
 from mvl.evidence.claims_evidence import Found
 from mvl.evidence.claims_ledger import IMPLIED, NO_VERDICT, PAPERS, Entry, reported_numbers
 from mvl.evidence.claims_verdicts import CONTRADICTED, REPRODUCED, UNTESTABLE, WORDS
@@ -40,16 +42,28 @@ def totals(entries: Sequence[Entry]) -> str:
 
 
 def one_finding(entries: Sequence[Entry]) -> str:
-    """How many contradicted claims rest on the same runs, in a sentence; empty where none do."""
+    """On how many sets of runs the contradicted claims rest, in a sentence; empty where each has
+    its own."""
     against = [entry.verdict for entry in entries if entry.verdict and entry.word == CONTRADICTED]
     of_runs = Counter(tuple(sorted(verdict.numbers[0].runs)) for verdict in against)
-    same = max(of_runs.values(), default=0)
-    if same < 2:
+    shared = [str(n) for _, n in of_runs.most_common() if n > 1]
+    if not shared:
         return ""
+    each = " and ".join(shared)
     return (
-        f"{same} of the {len(against)} contradicted rest on the same pairs of runs and are no"
-        " independent findings."
+        f"The {len(against)} contradicted rest on {len(of_runs)} sets of runs ({each} on the same"
+        " pairs) and are not all independent findings."
     )
+
+
+def use(entry: Entry, results: Path) -> str:
+    """What silencing and disturbing the layer costs the claim's first system, with the claim's
+    share of the training cases, in Dice points; empty where no run recorded it."""
+    claim = entry.claim
+    if not claim.contrasts or not (entry.verdict and entry.verdict.runs):
+        return ""
+    system, _ = claim.contrasts[0]
+    return second_study.use_in_numbers(entry.study, system, results, claim.fractions[0])
 
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:

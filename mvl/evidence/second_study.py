@@ -235,24 +235,24 @@ def outcome(row: dict[Any, Any], results: Path) -> str:
     """Return what is said of a difference: the rule's word, or the protocol's word for a hybrid
     that is not better than the ViT alone and does not use its layer."""
     word = decided(row)
-    whole = row["fraction"] == 1.0 and (row["system"], row["reference"]) == (HYBRID, VIT)
-    if whole and word.word in (EQUIVALENT, LOWER):
-        rows = use_of_block(row["study"], results)
+    of_hybrid = (row["system"], row["reference"]) == (HYBRID, VIT)
+    if of_hybrid and word.word in (EQUIVALENT, LOWER):
+        rows = use_of_block(row["study"], results, row["fraction"])
         if len(rows) and not any(uses(rows[rows["system"] == HYBRID])):
             return UNUSED
     return str(word)
 
 
-def use_of_block(study: str, results: Path) -> pd.DataFrame:
-    """Return one row a finished hybrid run: its interventions' change of Dice, in points, and the
-    size of the block's output beside its input.
+def use_of_block(study: str, results: Path, fraction: float = 1.0) -> pd.DataFrame:
+    """Return one row a finished hybrid run with a share of the training cases: its interventions'
+    change of Dice, in points, and the size of the block's output beside its input.
 
     Columns: system, fold, seed, one for each intervention, `relative_size` (|h| / |x|), and
     `over_alone`, the run's mean Dice minus that of the network without a layer of its fold and
     seed (NaN without one).
     """
     runs = read_runs(study, results)
-    done = runs[(runs["state"] == "done") & (runs["fraction"] == 1.0)]
+    done = runs[(runs["state"] == "done") & (runs["fraction"] == fraction)]
     alone = done[done["system"].isin(ALONE.values())].set_index(["fold", "seed"])["dice"]
     rows = []
     for run in done.itertuples():
@@ -270,12 +270,12 @@ def use_of_block(study: str, results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def use_in_numbers(study: str, system: str, results: Path) -> str:
-    """Return what silencing a system's layer, and shuffling its tokens, changes in a study, in Dice
-    points over its runs; empty where no run recorded it."""
+def use_in_numbers(study: str, system: str, results: Path, fraction: float = 1.0) -> str:
+    """Return what silencing a system's layer, and shuffling its tokens, changes in a study at a
+    share of the training cases, in Dice points over its runs; empty where no run recorded it."""
     if not (Path(results) / Path(study).stem / "runs.csv").is_file():
         return ""
-    rows = use_of_block(study, results)
+    rows = use_of_block(study, results, fraction)
     own = rows[rows["system"] == system] if not rows.empty else rows
     if own.empty:
         return ""

@@ -13,6 +13,7 @@ from mvl.evidence.chapter import Chapter, covered, open_chapter
 from mvl.publish import run_links
 from mvl.publish.notebooks import list_notebooks
 from mvl.study.grid import load_study
+from mvl.study.tables import read_external
 
 PUBLISHED = ("hippocampus", "busi")
 "Studies of the published book, the landing page's first; shown from the committed records alone."
@@ -120,8 +121,19 @@ def facts(staging: Path, studies: Sequence[str], results: Path) -> dict[str, Any
         "claims": claims_page.facts(
             () if tuple(studies) == PUBLISHED else studies, results, list(plan(studies)), staging
         ),
-        **cards.facts([task for study in studies for task in load_study(study).tasks]),
+        **cards.facts(_tasks(studies, results)),
     }
+
+
+def _tasks(studies: Sequence[str], results: Path) -> list[str]:
+    """Return the tasks that the shown studies train on, or test their runs with."""
+    from mvl.publish.run_pages import shown_studies
+
+    return [
+        task
+        for study in shown_studies(studies, results)
+        for task in (*load_study(study).tasks, *set(read_external(study, results)["task"]))
+    ]
 
 
 def _folded(table: str) -> str:

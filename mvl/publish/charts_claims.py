@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mvl.evidence import claims_text, second_study
+from mvl.evidence import claims_text
 from mvl.evidence.claims_evidence import UNITS, Found, within
 from mvl.evidence.claims_ledger import IMPLIED, PAPERS, Entry
 from mvl.evidence.claims_rules import RULES
@@ -138,9 +138,7 @@ def _says(entry: Entry, found: Found, results: Path) -> list[str]:
     rule = (RULES[claim.rule].__doc__ or "").split("\n")[0]
     margin = within(claim.margin, claim.measured_in).removeprefix("within ")
     lines.append(f"Rule {claim.rule}: {rule[:1].lower()}{rule[1:]} Margin {margin}.")
-    if claim.contrasts and (
-        use := second_study.use_in_numbers(entry.study, claim.contrasts[0][0], results)
-    ):
+    if use := claims_text.use(entry, results):
         lines.append(f"Use of the layer, Dice points: {use}.")
     return lines
 

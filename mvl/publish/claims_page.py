@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mvl.core.markdown import markdown_table
-from mvl.evidence import claims_ledger, claims_text, second_study
+from mvl.evidence import claims_ledger, claims_text
 from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import within
 from mvl.evidence.claims_ledger import PAPERS, Entry
@@ -178,7 +178,7 @@ def table(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
                 e.word,
                 f"{{ref}}`{e.claim.short} <{label(e)}>`",
                 claims_text.brief(e),
-                use(e, results),
+                claims_text.use(e, results),
                 reported_page.cell(e.claim.id),
                 chapter(e, shown),
             ]
@@ -186,13 +186,6 @@ def table(entries: Sequence[Entry], results: Path, shown: Sequence[str]) -> str:
         ]
         blocks.append(f"**{name}**\n\n{markdown_table(TABLE_HEAD, 'llllll', rows)}")
     return "\n\n".join(blocks)
-
-
-def use(entry: Entry, results: Path) -> str:
-    """What silencing and disturbing the layer costs the claim's first system, in Dice points."""
-    if not entry.claim.contrasts or not (entry.verdict and entry.verdict.runs):
-        return ""
-    return second_study.use_in_numbers(entry.study, entry.claim.contrasts[0][0], results)
 
 
 def elsewhere(entry: Entry) -> str:

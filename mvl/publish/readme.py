@@ -136,7 +136,8 @@ def study_block(study: str, records_dir: Path, link: str, made: bool) -> str:
             f"`{arm['system']}` at {100 * arm['fraction']:g} % ({arm['planned']})"
             for _, arm in rows[rows["done"] == 0].iterrows()
         ]
-        below = f"\n\n{lesion_note(study, records_dir)}" if pixels and not made else ""
+        note = lesion_note(study, records_dir) if pixels and not made else ""
+        below = f"\n\n{note}" if note else ""
         below += (
             f"\n\nPlanned and not yet run (number of runs): {', '.join(holes)}." if holes else ""
         )
@@ -146,10 +147,12 @@ def study_block(study: str, records_dir: Path, link: str, made: bool) -> str:
 
 
 def lesion_note(study: str, records_dir: Path) -> str:
-    """IoU and F1 over the pictures with a lesion alone, by system: the rows above mix them with
-    normal pictures."""
-    cases = read_cases(study, records_dir)
-    cases = cases[~cases["status"].isin(EMPTY)]
+    """IoU and F1 over the pictures with a lesion alone, by system, where the rows above mix them
+    with normal pictures; else empty."""
+    every = read_cases(study, records_dir)
+    cases = every[~every["status"].isin(EMPTY)]
+    if len(cases) == len(every):
+        return ""
     means = cases.groupby("system", sort=False)[["jaccard", "dice"]].mean()
     found = "; ".join(
         f"`{system}` {row['jaccard']:.3f} / {row['dice']:.3f}" for system, row in means.iterrows()

@@ -27,7 +27,8 @@ from mvl.study.grid import load_study, study_runs
 NUMBERED = ("intro", "claims", "audit", "statistics", "reproduce", "model_card")
 """Pages beside the chapters that show numbers of runs; one that leads to no run gets a line that
 does."""
-FILES = (*run_folder.RECORD_FILES, "status.json")
+FILES = (*run_folder.RECORD_FILES, *run_folder.EXTRA_FILES, "status.json")
+"Files of a run that its row leads to, where they are there."
 PUBLISHED_FILES = (
     "paper_reported.csv",
     "registry.toml",
@@ -174,9 +175,10 @@ def study_page(study: str, rows: Sequence[Row], results: Path) -> str:
 
 {made}Study `{plan.name}`: {done} of {len(rows)} runs are recorded; a run that is not there keeps
 its row. Each arm opens to its runs. A row leads to the run's settings (*config*), its machine, code
-and versions (*environment*), its scores by case, its training history, and the sha256 of each
-(*status*); the command in the last column repeats it and prints its folder. Dice and HD95 ({units})
-are means over the test cases on the native grid.
+and versions (*environment*), its scores by case, its training history, what a hybrid loses when
+its layer is replaced (*usage*), and the sha256 of each (*status*); the command in the last column
+repeats it and prints its folder. Dice and HD95 ({units}) are means over the test cases on the
+native grid.
 
 Splits: {splits or "made on demand"}. Fold *k* tests block *k*, validates on the next two and trains
 on the other seven; a share of the data is a prefix of each training set. Tables of the study:

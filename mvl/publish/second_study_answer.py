@@ -15,7 +15,7 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.evidence.topics import PEERS
-from mvl.publish.second_study_table import score_alone, seen
+from mvl.publish.second_study_table import place_in_words, score_alone, seen
 from mvl.study.grid import load_study
 
 REGIMES = {
@@ -113,17 +113,34 @@ def _found(study: str, results: Path) -> Regime | None:
     used = second_study.use_of_block(study, results)
     hybrid = used[used["system"] == gain["system"]]
     verdicts = [decided(row).word for row in controls]
-    protocol = meaning(decided(gain).word, verdicts, *second_study.uses(hybrid))
+    protocol = meaning(
+        decided(gain).word, verdicts, *second_study.uses(hybrid), _by_mappers(study, results)
+    )
     word = second_study.outcome(gain, results)
     return Regime(gain, controls[0], word, use_in_words(hybrid), protocol)
 
 
-def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) -> str:
+def _by_mappers(study: str, results: Path) -> str:
+    """Return the word for the hybrid minus its mappers alone; empty before its runs are
+    complete."""
+    pair = (second_study.HYBRID, second_study.IDENTITY)
+    for question in QUESTIONS:
+        if question.study == study and pair in question.contrasts:
+            table = second_study.differences(question, results)
+            row = table.iloc[question.contrasts.index(pair)].to_dict()
+            return str(decided(row).word) if row["complete"] else ""
+    return ""
+
+
+def meaning(
+    gain: str, controls: Sequence[str], of_block: bool, computed: bool, identity: str = ""
+) -> str:
     """Return what the protocol said beforehand that such an outcome means.
 
     gain, controls: the words for v3 minus the ViT, and for v3 minus each control of its scale.
     of_block, computed: whether the hybrid uses its layer, and what it computes (`uses`). The
     protocol has no sentence for a network that uses the second and not the first: none is said.
+    identity: the word for v3 minus its mappers alone.
     """
     said = []
     if gain == HIGHER:
@@ -136,6 +153,8 @@ def meaning(gain: str, controls: Sequence[str], of_block: bool, computed: bool) 
         said.append("Pretraining does not matter at this size of layer.")
     elif all(word == HIGHER for word in controls):
         said.append("Pretraining helps at this size of layer.")
+    if identity == EQUIVALENT:
+        said.append("What helps or harms is the mappers.")
     return " ".join(said)
 
 
@@ -185,13 +204,15 @@ def of_pictures(results: Path) -> str:
         if not (gain["complete"] and shuffled["complete"]):
             continue
         rows = second_study.use_of_block(study, results)
+        own = rows[rows["system"] == network]
+        most, least = -own["zero"].min(), -own["zero"].max()
         where = load_study(study).title.rpartition(", ")[0]
         return (
             f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs from its CNN alone by"
             f" **{in_units(gain)}** ({decided(gain)}), and from itself trained with the layer's"
             f" weights shuffled by **{in_points(shuffled)}** ({decided(shuffled)}); it"
-            f" {use_in_words(rows[rows['system'] == network])} (Dice points lost or won:"
-            f" {second_study.use_in_numbers(study, network, results)})."
+            f" {use_in_words(own)}. With the layer's output set to zero, so that nothing passes the"
+            f" bottleneck, it loses {least:.1f} to {most:.1f} Dice points, by fold."
         )
     return ""
 
@@ -204,7 +225,7 @@ def on_subject(subject: str, results: Path) -> str:
         for row in rows:
             if row["complete"]:
                 name = " ".join(minus(row["system"], row["reference"]).split())
-                where = load_study(question.study).title
+                where = place_in_words(question.study, question.fraction)
                 judged = question not in second_study.DESCRIBED
                 word = f" ({second_study.outcome(row, results)})" if judged else ""
                 lines.append(f"- {where}: {name} **{in_units(row)}**{word}")
@@ -255,7 +276,7 @@ def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
     if of_block and computed:
         # Neither h's mean nor tokens out of order cost anything: h says nothing of places.
         spread = rows[["mean", "shuffled_tokens"]].mean().min()
-        alike = ", the same for every token" if -spread < second_study.USES_POINTS else ""
+        alike = ", one vector for all tokens" if -spread < second_study.USES_POINTS else ""
         return f"uses the layer and what it computes{alike}"
     if of_block:
         return "uses the layer, not what it computes"

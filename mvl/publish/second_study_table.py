@@ -56,7 +56,8 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
         ]
         for arm in arms
     ]
-    body.append(["use of the layer", *(_use(*place, network, results) for place in columns)])
+    use = (second_study.use_in_numbers(study, network, results, f) for study, f in columns)
+    body.append(["use of the layer", *use])
     alone = (rows.get(ALONE[network]) for rows in columns.values())
     body.append(["could be seen with 80 %", *map(seen, alone)])
     metric = next(iter(next(iter(columns.values())).values()))["metric"]
@@ -68,8 +69,13 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
 
 def _head(study: str, fraction: float, network: str, results: Path) -> str:
     """Return the study's title, which leads to the network's runs in it."""
+    return to_runs(place_in_words(study, fraction), (study, fraction), network, results)
+
+
+def place_in_words(study: str, fraction: float) -> str:
+    """Return the study's title, with the share of the training cases where it is not all."""
     share = "" if fraction == 1.0 else f", {100 * fraction:g} % of the data"
-    return to_runs(f"{load_study(study).title}{share}", (study, fraction), network, results)
+    return f"{load_study(study).title}{share}"
 
 
 def to_runs(words: str, place: tuple[str, float], system: str, results: Path) -> str:
@@ -89,10 +95,6 @@ def _cell(place: tuple[str, float], row: dict[Any, Any] | None, results: Path) -
     middle, low, high = (f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high"))
     linked = to_runs(middle, place, row["reference"], results)
     return f"{linked} [{low}, {high}] {second_study.outcome(row, results)}"
-
-
-def _use(study: str, fraction: float, network: str, results: Path) -> str:
-    return second_study.use_in_numbers(study, network, results) if fraction == 1.0 else ""
 
 
 def seen(row: dict[Any, Any] | None) -> str:

@@ -80,6 +80,12 @@ def test_use_is_the_mean_over_runs_and_a_silent_block_is_not_used():
     assert second_study.uses(quiet.assign(shuffled_tokens=-1.5))[1]
 
 
+def test_use_is_that_of_the_runs_with_the_same_share_of_the_cases():
+    whole = second_study.use_in_numbers(STUDY, HYBRID, RECORDS)
+    tenth = second_study.use_in_numbers(STUDY, HYBRID, RECORDS, 0.1)
+    assert whole.startswith("h = 0: -0.60;") and tenth.startswith("h = 0: -1.16;")
+
+
 def test_the_families_are_the_protocols():
     sizes: dict[str, list[int]] = {}
     for question in QUESTIONS:

@@ -10,7 +10,7 @@ import pytest
 
 from mvl.core import run_folder
 from mvl.core.config import ROOT
-from mvl.evidence import claims_ledger
+from mvl.evidence import claims_ledger, claims_text
 from mvl.evidence.claims_evidence import Found
 from mvl.evidence.claims_ledger import Entry, load_claims
 from mvl.evidence.claims_verdicts import WORDS, Verdict
@@ -149,8 +149,8 @@ def test_what_other_studies_say_and_what_would_decide_stand_in_the_section():
     assert "*In other studies*: Hippocampus by person, tuned (`hippocampus2_tuned`): " in text
     assert "*What would decide it*: Ten folds." in text
     published = replace(one, study="hippocampus2_published")
-    assert claims_page.use(published, run_folder.records_dir()).startswith("h = 0: -0.60; tokens")
-    assert claims_page.use(one, run_folder.records_dir()) == "", "the first study recorded no use"
+    assert claims_text.use(published, run_folder.records_dir()).startswith("h = 0: -0.60; tokens")
+    assert claims_text.use(one, run_folder.records_dir()) == "", "the first study recorded no use"
 
 
 def test_the_use_of_the_layer_stands_beside_runs_alone():
@@ -160,18 +160,19 @@ def test_the_use_of_the_layer_stands_beside_runs_alone():
         claim, claims_ledger.read_evidence("hippocampus2_published", records)
     )
     entry = Entry(claim, "hippocampus2_published", judged)
-    assert claims_page.use(entry, records).startswith("h = 0: -")
+    assert claims_text.use(entry, records).startswith("h = 0: -")
     without = replace(entry, verdict=replace(judged, runs=()))
-    assert claims_page.use(without, records) == ""
+    assert claims_text.use(without, records) == ""
 
 
 def test_verdicts_of_the_same_runs_are_named_as_one_finding() -> None:
     entries = claims_ledger.ledger(run_folder.records_dir())
     against = [entry for entry in entries if entry.word == "contradicted"]
     by_runs = [set(entry.verdict.numbers[0].runs) for entry in against]
-    same = max(by_runs.count(runs) for runs in by_runs)
+    sets = {frozenset(runs): by_runs.count(runs) for runs in by_runs}
+    same = " and ".join(str(n) for n in sorted(sets.values(), reverse=True) if n > 1)
     said = claims_page.summary(entries)
-    assert same > 1 and f"{same} of the {len(against)} contradicted rest on the same" in said
+    assert f"The {len(against)} contradicted rest on {len(sets)} sets of runs ({same} on" in said
     assert "35 claims of the papers: none reproduced, " in said
     alone = [entry for entry in entries if entry.word != "contradicted"]
-    assert "rest on the same" not in claims_page.summary(alone)
+    assert "contradicted rest" not in claims_page.summary(alone)

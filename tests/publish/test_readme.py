@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from mvl.core import columns, files, run_folder
@@ -113,12 +114,25 @@ def test_pictures_have_iou_and_f1_and_an_arm_without_runs_is_named(
     alone, hybrid = [line for line in text.splitlines() if line.startswith("| `")]
     assert "HD95, px" in text and "| 0.500 |" in alone and f"| {mean(DICE):.3f} |" in hybrid
     assert "80.63 % / 87.66 %" in hybrid and "80.63" not in alone
-    assert (
-        f"`cmunext` 0.500 / {mean(DICE):.3f}" in text
-        and "With a lesion alone" in text
-        and readme.NOTE in text
+    assert "With a lesion alone" not in text and readme.NOTE in text, (
+        "every picture of these has a lesion"
     )
     assert "Planned and not yet run (number of runs): `llm4seg_random` at 100 % (1)." in text
+
+
+def test_a_lesion_alone_is_scored_apart_where_normal_pictures_are_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = pd.DataFrame(
+        {
+            "system": "cmunext",
+            "status": ["ok", "true_negative"],
+            "jaccard": [0.4, 1.0],
+            "dice": [0.5, 1.0],
+        }
+    )
+    monkeypatch.setattr(readme, "read_cases", lambda study, folder: pictures)
+    assert "`cmunext` 0.400 / 0.500" in readme.lesion_note("busi", tmp_path)
 
 
 def test_a_readme_without_markers_is_refused(tmp_path: Path) -> None:

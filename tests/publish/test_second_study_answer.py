@@ -65,6 +65,8 @@ def test_the_plain_answer_follows_the_verdicts(gains, shuffled, said):
 def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     between = meaning(LOWER, (EQUIVALENT, EQUIVALENT), False, True)
     assert between == "Pretraining does not matter at this size of layer."
+    by_mappers = meaning(LOWER, (EQUIVALENT, EQUIVALENT), False, True, EQUIVALENT)
+    assert by_mappers == f"{between} What helps or harms is the mappers."
     costs = {"zero": -0.6, "mean": -0.9, "shuffled_tokens": -2.4, "shuffled_weights": -0.9}
     rows = pd.DataFrame([costs])
     assert use_in_words(rows) == (
@@ -75,7 +77,7 @@ def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     assert use_in_words(rows * 0) == "does not use the layer"
     constant = pd.DataFrame([costs | {"zero": -9, "shuffled_tokens": 0, "shuffled_weights": -9}])
     assert use_in_words(constant) == (
-        "uses the layer and what it computes, the same for every token"
+        "uses the layer and what it computes, one vector for all tokens"
     )
 
 
@@ -104,7 +106,7 @@ def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
     records = ROOT / "data" / "results"
     said = of_pictures(records)
     assert said.startswith("On skin lesions (ISIC 2017), LLM4Seg differs from its CNN alone by **")
-    assert said.count("IoU points") == 1 and "h = 0: " in said
+    assert said.count("IoU points") == 1 and "it loses 0.3 to 75.3 Dice points, by fold" in said
     assert of_pictures(tmp_path) == ""
     shutil.copytree(records / "isic", tmp_path / "isic")
     runs = pd.read_csv(tmp_path / "isic" / "runs.csv")

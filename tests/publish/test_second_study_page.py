@@ -28,10 +28,35 @@ def test_the_positive_control_is_named_with_its_number(tmp_path):
     assert found["control"].startswith("**The design sees a layer that matters.**")
     assert "+2.00 [+1.39, +2.61]" in found["control"]
     # what else the control's network says is printed with it
-    assert "raise Dice there by +3.82 [+2.79, +4.85]" in found["by_a_norm"]
+    assert "raise Dice there by +3.82 [+2.79, +4.85]" in found["control"]
     assert "loses 37.5 points" in found["control"] and "-0.32 [-1.08, +0.44]" in found["control"]
     assert "differs from the ViT alone by -0.03 points" in found["with_blocks"]
     assert second_study_page.facts(tmp_path, tmp_path)["second"]["control"] == ""
+
+
+def test_the_gap_over_training_is_that_of_the_histories():
+    study = second_study.PUBLISHED
+    said = second_study_page.length_of_training([study], RECORDS)
+    history = pd.read_csv(RECORDS / study / "history.csv")
+    whole = history[history["fraction"] == 1.0]
+    by_epoch = [
+        whole[(whole["system"] == system)].groupby("epoch")["val_dice"].mean() * 100
+        for system in (second_study.HYBRID, second_study.VIT)
+    ]
+    first, last = (by_epoch[0][epoch] - by_epoch[1][epoch] for epoch in (0, 19))
+    late = [curve[19] - curve[14] for curve in by_epoch]
+    assert f"lies {first:+.1f} points from" in said and f"{last:+.1f} after 20" in said
+    assert f"the hybrid gains {late[0]:.2f}, the ViT {late[1]:.2f}" in said
+    assert "with 10 % of the cases" in said and "after 80" in said
+    assert second_study_page.length_of_training([], RECORDS) == ""
+
+
+def test_one_pair_has_no_interval_over_folds():
+    asked = next(q for q in second_study.QUESTIONS if q.study == "heart_published")
+    table = second_study.differences(asked, RECORDS)
+    shown = second_study_page.contrast_table(asked, table, RECORDS).splitlines()
+    for line, row in zip(shown[-3:], table.to_dict("records"), strict=True):
+        assert ("[" in line.split(" | ")[1]) == (not row["hole"] and row["n_folds"] > 1)
 
 
 def test_the_worst_case_of_the_tuned_study_is_shown(tmp_path):

@@ -139,6 +139,12 @@ DESCRIBED = (
     ),
 )
 "Contrasts that the protocol describes and gives no verdict of their own."
+AFTERWARDS = (
+    Question(UNMIXED, "Asked after the runs", ((HYBRID, VIT),)),
+    Question(PUBLISHED, "Asked after the runs", ((IDENTITY, VIT),)),
+    Question(TUNED, "Asked after the runs", ((IDENTITY, VIT),)),
+)
+"Contrasts that a reader asks for and the protocol does not plan: shown with the described ones."
 FAMILIES = (*QUESTIONS, *DESCRIBED)
 ASKED = tuple(dict.fromkeys(question.study for question in QUESTIONS))
 "Studies of the questions, each once."

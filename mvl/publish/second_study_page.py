@@ -152,15 +152,18 @@ def _where_it_is_used(tables: dict[Question, pd.DataFrame], results: Path) -> st
 
 
 def described(recorded: Sequence[str], results: Path) -> str:
-    """Return the differences to which the protocol gives no verdict, as Markdown lines."""
+    """Return the differences to which the protocol gives no verdict, as Markdown lines; those that
+    it does not plan are named as such."""
     said = []
-    for question in second_study.DESCRIBED:
+    for question in (*second_study.DESCRIBED, *second_study.AFTERWARDS):
         if question.study not in recorded:
             continue
+        where = load_study(question.study).title
+        late = ", asked after the runs" if question in second_study.AFTERWARDS else ""
         for row in second_study.differences(question, results).to_dict("records"):
             if not row["hole"] and row["complete"]:
                 name = minus(row["system"], row["reference"]).replace("\n", " ")
-                said.append(f"- {name}: {in_units(row)}.")
+                said.append(f"- {where}{late}: {name}, {in_units(row)}.")
     return "\n".join(said)
 
 

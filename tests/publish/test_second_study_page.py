@@ -51,6 +51,13 @@ def test_the_gap_over_training_is_that_of_the_histories():
     assert second_study_page.length_of_training([], RECORDS) == ""
 
 
+def test_what_was_asked_after_the_runs_is_described_and_named_as_such():
+    said = second_study_page.described([second_study.UNMIXED, second_study.PUBLISHED], RECORDS)
+    late = [line for line in said.splitlines() if ", asked after the runs: " in line]
+    assert len(late) == 2 and "MedVisionLlama v3 minus ViT-Baseline, +1.92 [" in late[0]
+    assert "mappers only minus ViT-Baseline, -0.54 [" in late[1].replace("v3, ", "")
+
+
 def test_one_pair_has_no_interval_over_folds():
     asked = next(q for q in second_study.QUESTIONS if q.study == "heart_published")
     table = second_study.differences(asked, RECORDS)

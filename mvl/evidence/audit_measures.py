@@ -263,7 +263,7 @@ def control_parameters() -> str:
         for name in ("vit_depth_released", "vit_mlp_released", "medvisionllama_v3", "vit_baseline")
     }
     return (
-        "Trained parameters, rebuilt at the released sizes: ViT-Depth"
+        "Trained parameters, rebuilt at the released widths for a grid of 64x64x64: ViT-Depth"
         f" {trained['vit_depth_released']}, ViT-MLP {trained['vit_mlp_released']}; our hybrid with"
         f" SmolLM2's layer {trained['medvisionllama_v3']}, baseline {trained['vit_baseline']}."
     )

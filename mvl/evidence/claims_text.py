@@ -46,13 +46,11 @@ def one_finding(entries: Sequence[Entry]) -> str:
     its own."""
     against = [entry.verdict for entry in entries if entry.verdict and entry.word == CONTRADICTED]
     of_runs = Counter(tuple(sorted(verdict.numbers[0].runs)) for verdict in against)
-    shared = [str(n) for _, n in of_runs.most_common() if n > 1]
-    if not shared:
+    if len(of_runs) == len(against):
         return ""
-    each = " and ".join(shared)
     return (
-        f"The {len(against)} contradicted rest on {len(of_runs)} sets of runs ({each} on the same"
-        " pairs) and are not all independent findings."
+        f"The {len(against)} contradicted rest on {len(of_runs)} different sets of runs, so that"
+        " they are not all independent findings."
     )
 
 

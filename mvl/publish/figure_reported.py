@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mvl.evidence.claims_evidence import UNITS, Found
 from mvl.evidence.claims_ledger import Entry, reported_numbers
 from mvl.evidence.decision import EQUIVALENCE_POINTS, WITHDRAWN
-from mvl.evidence.second_study import of_protocol
+from mvl.evidence.second_study import AT_PAPERS_RATE, of_protocol
 from mvl.publish.style import INK, MUTED, WARN, finish, hole, styled
 from mvl.study.grid import load_study
 
@@ -29,7 +29,7 @@ def look(study: str) -> tuple[str, str]:
     """Return a study's colour and marker: one pair for each regime of the second protocol."""
     if not of_protocol(study):
         return FIRST
-    return AS_PUBLISHED if study.endswith("_published") else AT_OWN_RATES
+    return AS_PUBLISHED if study in AT_PAPERS_RATE else AT_OWN_RATES
 
 
 @styled

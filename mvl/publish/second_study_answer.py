@@ -105,8 +105,9 @@ def _found(study: str, results: Path) -> Regime | None:
     """Return what a regime says; None before its runs are complete."""
     if study not in second_study.recorded_studies(results):
         return None
-    help_, pretraining = [question for question in QUESTIONS if question.study == study][:2]
+    help_, pretraining, parts = [question for question in QUESTIONS if question.study == study][:3]
     gain = second_study.differences(help_, results).iloc[0].to_dict()
+    mappers = second_study.differences(parts, results).iloc[0].to_dict()
     controls = second_study.differences(pretraining, results).to_dict("records")
     if not all(row["complete"] for row in (gain, *controls)):
         return None
@@ -114,22 +115,10 @@ def _found(study: str, results: Path) -> Regime | None:
     hybrid = used[used["system"] == gain["system"]]
     verdicts = [decided(row).word for row in controls]
     protocol = meaning(
-        decided(gain).word, verdicts, *second_study.uses(hybrid), _by_mappers(study, results)
+        decided(gain).word, verdicts, *second_study.uses(hybrid), decided(mappers).word
     )
     word = second_study.outcome(gain, results)
     return Regime(gain, controls[0], word, use_in_words(hybrid), protocol)
-
-
-def _by_mappers(study: str, results: Path) -> str:
-    """Return the word for the hybrid minus its mappers alone; empty before its runs are
-    complete."""
-    pair = (second_study.HYBRID, second_study.IDENTITY)
-    for question in QUESTIONS:
-        if question.study == study and pair in question.contrasts:
-            table = second_study.differences(question, results)
-            row = table.iloc[question.contrasts.index(pair)].to_dict()
-            return str(decided(row).word) if row["complete"] else ""
-    return ""
 
 
 def meaning(
@@ -140,7 +129,8 @@ def meaning(
     gain, controls: the words for v3 minus the ViT, and for v3 minus each control of its scale.
     of_block, computed: whether the hybrid uses its layer, and what it computes (`uses`). The
     protocol has no sentence for a network that uses the second and not the first: none is said.
-    identity: the word for v3 minus its mappers alone.
+    identity: the word for v3 minus its mappers alone; what it means is said where v3 differs from
+    the ViT, since elsewhere nothing helps or harms.
     """
     said = []
     if gain == HIGHER:
@@ -153,7 +143,7 @@ def meaning(
         said.append("Pretraining does not matter at this size of layer.")
     elif all(word == HIGHER for word in controls):
         said.append("Pretraining helps at this size of layer.")
-    if identity == EQUIVALENT:
+    if identity == EQUIVALENT and gain in (HIGHER, LOWER):
         said.append("What helps or harms is the mappers.")
     return " ".join(said)
 
@@ -205,14 +195,16 @@ def of_pictures(results: Path) -> str:
             continue
         rows = second_study.use_of_block(study, results)
         own = rows[rows["system"] == network]
-        most, least = -own["zero"].min(), -own["zero"].max()
+        worst, best = own["zero"].min(), own["zero"].max()
+        lose = int((-own["zero"] >= second_study.USES_POINTS).sum())
         where = load_study(study).title.rpartition(", ")[0]
         return (
             f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs from its CNN alone by"
             f" **{in_units(gain)}** ({decided(gain)}), and from itself trained with the layer's"
             f" weights shuffled by **{in_points(shuffled)}** ({decided(shuffled)}); it"
-            f" {use_in_words(own)}. With the layer's output set to zero, so that nothing passes the"
-            f" bottleneck, it loses {least:.1f} to {most:.1f} Dice points, by fold."
+            f" {use_in_words(own)}. Setting the layer's output to zero changes its Dice by"
+            f" {worst:+z.1f} to {best:+z.1f} points, by run; {lose} of {len(own)} runs lose a point"
+            " or more."
         )
     return ""
 
@@ -298,7 +290,8 @@ def in_units(row: dict[Any, Any]) -> str:
 
 
 def in_points(row: dict[Any, Any]) -> str:
-    """Return a difference of scores and its interval in hundredths."""
+    """Return a difference of scores and its interval in hundredths; one fold has no interval over
+    folds."""
     values = (100 * row[key] for key in ("difference", "low", "high"))
     mid, low, high = (f"{value:+z.2f}" for value in values)
-    return f"{mid} [{low}, {high}]"
+    return f"{mid} [{low}, {high}]" if row["n_folds"] > 1 else mid

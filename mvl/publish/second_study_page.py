@@ -125,12 +125,12 @@ def _by_a_norm(attention: dict[Any, Any], results: Path) -> str:
     """Return what follows where a norm, which mixes no patches, does as much as the control."""
     question = next(q for q in second_study.DESCRIBED if q.study == second_study.UNMIXED)
     norm = second_study.differences(question, results).iloc[0].to_dict()
-    if norm["hole"] or norm["difference"] < attention["difference"]:
+    if not norm["complete"] or norm["difference"] < attention["difference"]:
         return ""
     return (
         " A GELU and a norm without weights, which mix no patches, raise Dice there by"
-        f" {in_points(norm)}: the control shows that a difference is seen, and says nothing about"
-        " mixing."
+        f" {in_points(norm)} points: the control shows that a difference is seen, and says nothing"
+        " about mixing."
     )
 
 
@@ -202,9 +202,7 @@ def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> st
             f"{row[key]:.2g}" if row[key] == row[key] else "" for key in ("p_holm", "p_equivalence")
         )
         found = second_study.outcome(row, results)
-        # one fold has no interval over folds
-        value = in_points(row) if row["n_folds"] > 1 else f"{100 * row['difference']:+.2f}"
-        rows.append([name, value, *tests, found, pairs])
+        rows.append([name, in_points(row), *tests, found, pairs])
     unit = UNITS[question.metric][1]
     head = f"contrast | {unit}, 95 % interval | p, Holm | p, equivalence | verdict | pairs"
     where = load_study(question.study).title
@@ -233,27 +231,39 @@ def use_table(study: str, fraction: float, results: Path) -> str:
 
 
 def length_of_training(recorded: Sequence[str], results: Path) -> str:
-    """Return how the hybrid's validation Dice stands to the ViT's over training, and what each
-    gains in the last quarter, with each share of the cases of the study as published; empty before
-    its runs are recorded."""
-    study = second_study.PUBLISHED
-    if study not in recorded:
-        return ""
-    history = read_history(study, results).dropna(subset=["val_dice"])
-    said = []
-    for fraction in sorted(set(history["fraction"]), reverse=True):
-        own = history[(history["fraction"] == fraction) & history["system"].isin((HYBRID, VIT))]
-        both = own.pivot_table(index="epoch", columns="system", values="val_dice") * 100
-        gap = both[HYBRID] - both[VIT]
-        last = both.index[-1]
-        late = both.loc[last] - both.loc[both.index[both.index <= 0.75 * (last + 1) - 1][-1]]
-        share = "all cases" if fraction == 1 else f"{100 * fraction:g} % of the cases"
-        said.append(
-            f"with {share}, the hybrid's mean validation Dice lies {gap.iloc[0]:+.1f} points from"
-            f" the ViT's after the first epoch and {gap.iloc[-1]:+.1f} after {last + 1}, and in the"
-            f" last quarter the hybrid gains {late[HYBRID]:.2f}, the ViT {late[VIT]:.2f}"
-        )
-    return f"Trained as published, {'; '.join(said)}."
+    """Return how far the hybrid's validation Dice lies from the ViT's over training, mean over
+    pairs of runs, as a Markdown table with a row for each study and share of the cases at the
+    papers' own rate; empty before a pair is recorded."""
+    rows = []
+    for study in second_study.AT_PAPERS_RATE:
+        if study not in recorded:
+            continue
+        history = read_history(study, results)
+        for fraction in sorted(set(history["fraction"]), reverse=True):
+            own = history[history["fraction"] == fraction]
+            hybrid, vit = (
+                own[own["system"] == arm].pivot_table(
+                    index="epoch", columns=["fold", "seed"], values="val_dice"
+                )
+                for arm in (HYBRID, VIT)
+            )
+            gap = 100 * (hybrid - vit).dropna(axis=1, how="all")
+            if gap.empty:
+                continue
+            quarters = (part.mean(axis=None) for part in _quarters(gap))
+            cells = (f"{value:+z.2f}" for value in quarters)
+            epochs = int(own["epoch"].max()) + 1
+            place = second_study_table.place_in_words(study, fraction)
+            rows.append([place, gap.shape[1], epochs, *cells])
+    ordinals = ("first", "second", "third", "last")
+    head = ["study", "pairs", "epochs", *(f"{word} quarter" for word in ordinals)]
+    return markdown_table(head, "l" * len(head), rows) if rows else ""
+
+
+def _quarters(gap: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows of the first, second, third and last quarter of the epochs."""
+    quarter = 4 * gap.index / (gap.index[-1] + 1)
+    return [gap[(quarter >= low) & (quarter < low + 1)] for low in range(4)]
 
 
 def progress_table(results: Path) -> str:

@@ -50,7 +50,7 @@ def test_every_planned_run_has_a_row_and_what_it_links_to_is_there(tmp_path, res
     ) == 1 and "22 of 23 runs are recorded" in text
     for _, state, row in rows:
         assert "mvl train --study quick" in row
-        files = 5 + ("usage.csv" in row) if state == "done" else 0
+        files = 5 + ("/medvisionllama" in row) if state == "done" else 0
         assert len(re.findall(r'href="(records/[^"]+)"', row)) == files
     links = re.findall(r'href="(records/[^"]+)"', text)
     assert [

@@ -67,6 +67,10 @@ def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     assert between == "Pretraining does not matter at this size of layer."
     by_mappers = meaning(LOWER, (EQUIVALENT, EQUIVALENT), False, True, EQUIVALENT)
     assert by_mappers == f"{between} What helps or harms is the mappers."
+    nothing = meaning(EQUIVALENT, (EQUIVALENT, EQUIVALENT), False, True, EQUIVALENT)
+    assert nothing == between, "where v3 equals the ViT, nothing helps or harms"
+    published = second_study_answer._found(second_study.PUBLISHED, ROOT / "data" / "results")
+    assert published.protocol == by_mappers
     costs = {"zero": -0.6, "mean": -0.9, "shuffled_tokens": -2.4, "shuffled_weights": -0.9}
     rows = pd.DataFrame([costs])
     assert use_in_words(rows) == (
@@ -106,7 +110,7 @@ def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
     records = ROOT / "data" / "results"
     said = of_pictures(records)
     assert said.startswith("On skin lesions (ISIC 2017), LLM4Seg differs from its CNN alone by **")
-    assert said.count("IoU points") == 1 and "it loses 0.3 to 75.3 Dice points, by fold" in said
+    assert said.count("IoU points") == 1 and "-75.3 to -0.3 points, by run; 4 of 5 runs" in said
     assert of_pictures(tmp_path) == ""
     shutil.copytree(records / "isic", tmp_path / "isic")
     runs = pd.read_csv(tmp_path / "isic" / "runs.csv")

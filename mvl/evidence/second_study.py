@@ -42,7 +42,7 @@ ALONE = {HYBRID: VIT, LLM4SEG: CNN}
 USES_POINTS = 1.0
 "A network uses its block when an intervention costs it so many Dice points (book/protocol_2.md)."
 UNUSED = "unused"
-"The protocol's word, in place of an equivalence, for a layer that training switched off."
+"The protocol's word for a layer that training switched off: for an equivalence, beside a loss."
 
 
 Pair = tuple[str, str]
@@ -247,7 +247,7 @@ def outcome(row: dict[Any, Any], results: Path) -> str:
     if of_hybrid and word.word in (EQUIVALENT, LOWER):
         rows = use_of_block(row["study"], results, row["fraction"])
         if len(rows) and not any(uses(rows[rows["system"] == HYBRID])):
-            return UNUSED
+            return UNUSED if word.word == EQUIVALENT else f"{LOWER}; {UNUSED}"
     return str(word)
 
 

@@ -80,6 +80,16 @@ def test_use_is_the_mean_over_runs_and_a_silent_block_is_not_used():
     assert second_study.uses(quiet.assign(shuffled_tokens=-1.5))[1]
 
 
+def test_an_unused_layer_takes_an_equivalences_place_and_stands_beside_a_loss():
+    def said(study):
+        asked = next(q for q in QUESTIONS if q.study == study and (HYBRID, VIT) in q.contrasts)
+        row = second_study.differences(asked, RECORDS).iloc[0].to_dict()
+        return second_study.outcome(row, RECORDS)
+
+    assert said("hippocampus2_tuned") == "unused" and said(STUDY) == "lower"
+    assert said("left_atrium") == "lower; unused"
+
+
 def test_use_is_that_of_the_runs_with_the_same_share_of_the_cases():
     whole = second_study.use_in_numbers(STUDY, HYBRID, RECORDS)
     tenth = second_study.use_in_numbers(STUDY, HYBRID, RECORDS, 0.1)

@@ -36,7 +36,7 @@ SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16, MINILM, MI
 V1_HYBRID, V1_FUSION, V1_NOBLOCK = (f"{V1}_{part}" for part in ("hybrid", "fusion", "noblock"))
 PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
 AT_PAPERS_RATE = (PUBLISHED, "heart_published")
-"Studies at the papers' own rate, which is constant."
+"Studies of the ViT with its blocks at the papers' own rate, which is constant."
 ALONE = {HYBRID: VIT, LLM4SEG: CNN}
 "Each paper's network with a layer, and the same network without one."
 USES_POINTS = 1.0

@@ -14,11 +14,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mvl.core import run_folder
 from mvl.core.config import ROOT
 from mvl.publish import figure_data
 from mvl.publish.browser import Browser, find_browser
-from mvl.publish.run_pages import NUMBERED
+from mvl.publish.run_pages import ALWAYS, NUMBERED
 from mvl.publish.spelling import misspelt
 
 AXE = ROOT / "tests" / "_vendor" / "axe-core" / "axe.min.js"
@@ -145,7 +144,7 @@ def untraced(pages: dict[Path, Page], folder: Path) -> Iterator[str]:
             yield f"{path.relative_to(folder)}: leads to no run"
     for path in sorted(folder.glob("runs_*.html")):
         for row in re.findall(r'<tr id="[^"]*" class="done".*?</tr>', path.read_text(), re.S):
-            for name in (*run_folder.RECORD_FILES, "status.json"):
+            for name in ALWAYS:
                 if f"/{name}.txt" not in row:
                     yield f"{path.name}: {row[8:80]} has no {name}"
 

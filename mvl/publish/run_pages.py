@@ -27,7 +27,9 @@ from mvl.study.grid import load_study, study_runs
 NUMBERED = ("intro", "claims", "audit", "statistics", "reproduce", "model_card")
 """Pages beside the chapters that show numbers of runs; one that leads to no run gets a line that
 does."""
-FILES = (*run_folder.RECORD_FILES, *run_folder.EXTRA_FILES, "status.json")
+ALWAYS = (*run_folder.RECORD_FILES, "status.json")
+"Files that every finished run has."
+FILES = (*ALWAYS, *run_folder.EXTRA_FILES)
 "Files of a run that its row leads to, where they are there."
 PUBLISHED_FILES = (
     "paper_reported.csv",
@@ -175,9 +177,10 @@ def study_page(study: str, rows: Sequence[Row], results: Path) -> str:
 
 {made}Study `{plan.name}`: {done} of {len(rows)} runs are recorded; a run that is not there keeps
 its row. Each arm opens to its runs. A row leads to the run's settings (*config*), its machine, code
-and versions (*environment*), its scores by case, its training history, what a hybrid loses when
-its layer is replaced (*usage*), and the sha256 of each (*status*); the command in the last column
-repeats it and prints its folder. Dice and HD95 ({units}) are means over the test cases on the
+and versions (*environment*), its scores by case, its training history, and the sha256 of each
+(*status*); where they were measured, to what a hybrid loses when its layer is replaced (*usage*)
+and how far cases agree on the gradient (*gradients*). The command in the last column repeats the
+run and prints its folder. Dice and HD95 ({units}) are means over the test cases on the
 native grid.
 
 Splits: {splits or "made on demand"}. Fold *k* tests block *k*, validates on the next two and trains

@@ -55,9 +55,10 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
         for question in QUESTIONS
         if question.study in recorded
     }
-    use = {study: second_study.use_of_block(study, results) for study in recorded}
-    shown = {study: rows for study, rows in use.items() if not rows.empty}
-    shares = {(question.study, question.fraction): None for question in tables}
+    places = dict.fromkeys((question.study, question.fraction) for question in tables)
+    use = {place: second_study.use_of_block(place[0], results, place[1]) for place in places}
+    use = {place: rows for place, rows in use.items() if not rows.empty}
+    shown = {study: rows for (study, fraction), rows in use.items() if fraction == 1.0}
     if shown:
         (staging / FILE).write_text(svg(difference_against_use(shown)))
     return {
@@ -74,7 +75,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "answer": answer(tables, results),
             "described": described(recorded, results),
             "contrasts": "\n\n".join(contrast_table(*item, results) for item in tables.items()),
-            "use": "\n\n".join(filter(None, (use_table(*place, results) for place in shares))),
+            "use": "\n\n".join(use_table(place, rows, results) for place, rows in use.items()),
             "length": length_of_training(recorded, results),
             "progress": progress_table(results),
             "figure": bool(shown),
@@ -209,23 +210,19 @@ def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> st
     return f"**{question.words}** ({where})\n\n{markdown_table(head, 'llllll', rows)}"
 
 
-def use_table(study: str, fraction: float, results: Path) -> str:
+def use_table(place: tuple[str, float], rows: pd.DataFrame, results: Path) -> str:
     """Return the use of the block in a study's hybrids as Markdown, means over their runs with a
-    share of the training cases; empty where no run recorded it."""
-    rows = second_study.use_of_block(study, results, fraction)
-    if rows.empty:
-        return ""
+    share of the training cases."""
     lines = []
     for system, own in rows.groupby("system", sort=False):
         cells = [f"{own[name].mean():+.2f}" if name in own else "" for name in INTERVENTIONS]
-        place = (study, fraction)
         arm = second_study_table.to_runs(title(str(system)), place, str(system), results)
         size, words = f"{own['relative_size'].mean():.2f}", use_in_words(own, in_table=True)
         lines.append([arm, len(own), size, *cells, words])
     head = ["arm", "runs", "size of h over x", *INTERVENTIONS.values(), "the network"]
     return (
-        f"**{second_study_table.place_in_words(study, fraction)}**: Dice points lost or won when h"
-        " is replaced\n\n"
+        f"**{second_study_table.place_in_words(*place)}**: Dice points lost or won when h is"
+        " replaced\n\n"
         f"{markdown_table(head, 'l' * len(head), lines)}"
     )
 

@@ -126,6 +126,12 @@ def quiet(monkeypatch):
     monkeypatch.setattr("mvl.publish.systems_page.systems_table", lambda: "| system |")
 
 
+def test_the_cards_name_what_runs_were_tested_with_too():
+    assert {"ISIC2017_256", "PH2_256"} <= set(
+        book_facts._tasks(book_facts.PUBLISHED, ROOT / "data" / "results")
+    )
+
+
 def test_pages_of_an_unrecorded_study_show_holes_and_no_other_study(tmp_path, monkeypatch, quiet):
     monkeypatch.setattr("mvl.core.run_folder.records_dir", lambda: tmp_path / "results")
     values = book_facts.facts(tmp_path, ("hippocampus", "busi"), tmp_path / "results")

@@ -161,6 +161,8 @@ def test_the_use_of_the_layer_stands_beside_runs_alone():
     )
     entry = Entry(claim, "hippocampus2_published", judged)
     assert claims_text.use(entry, records).startswith("h = 0: -")
+    tenth = replace(entry, claim=replace(claim, fractions=(0.1,)))
+    assert claims_text.use(tenth, records).startswith("h = 0: -1.16; tokens"), "its own share's"
     without = replace(entry, verdict=replace(judged, runs=()))
     assert claims_text.use(without, records) == ""
 

@@ -100,7 +100,9 @@ def test_what_lacks_runs_is_open_and_is_not_said(monkeypatch):
         return complete(question, results).assign(complete=False)
 
     records = ROOT / "data" / "results"
-    assert "ViT-Baseline" in on_subject("few-shot", records)
+    assert "as published, 10 % of the data: MedVisionLlama v3 minus ViT-Baseline" in on_subject(
+        "few-shot", records
+    )
     monkeypatch.setattr(second_study, "differences", lacking)
     assert on_subject("few-shot", records) == ""
     assert what_is_open(records).startswith("the hybrid itself, ")

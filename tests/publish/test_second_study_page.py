@@ -31,6 +31,7 @@ def test_the_positive_control_is_named_with_its_number(tmp_path):
     assert "raise Dice there by +3.82 [+2.79, +4.85]" in found["control"]
     assert "loses 37.5 points" in found["control"] and "-0.32 [-1.08, +0.44]" in found["control"]
     assert "differs from the ViT alone by -0.03 points" in found["with_blocks"]
+    assert "as published, 10 % of the data**: Dice points lost or won" in found["use"]
     assert second_study_page.facts(tmp_path, tmp_path)["second"]["control"] == ""
 
 
@@ -52,6 +53,10 @@ def test_the_gap_over_training_is_that_of_pairs_of_runs(tmp_path):
         history[kept].to_csv(tmp_path / study / "history.csv", index=False)
         found = second_study_page.length_of_training([study], tmp_path)
         assert pairs in found and bool(found) == bool(pairs)
+    one_fold = whole[whole["fold"] == 0].groupby("system")["val_dice"].mean() * 100
+    paired = one_fold[second_study.HYBRID] - one_fold[second_study.VIT]
+    history[one].to_csv(tmp_path / study / "history.csv", index=False)
+    assert f"{paired:+z.2f} |" in second_study_page.length_of_training([study], tmp_path)
 
 
 def test_what_was_asked_after_the_runs_is_described_and_named_as_such():

@@ -71,14 +71,14 @@ def contrasts(study: str, against: str | None = None) -> list[Contrast]:
     if against is not None:
         return _against(study, against, set())
     if families := second_study.families_of(study):
-        return [contrast for family in families for contrast in _of_family(family)]
+        return [contrast for family in families for contrast in contrasts_of(family)]
     found = [c for topic in covered(study) for c in _of_topic(study, TOPICS[topic])]
     named = {name for c in found for name in (c.system, c.reference)}
     baseline = str(load_study(study).grid[0]["systems"][0])
     return found + _against(study, baseline, named)
 
 
-def _of_family(family: Question) -> list[Contrast]:
+def contrasts_of(family: Question) -> list[Contrast]:
     """Return the protocol's contrasts of one family, with the folds and seeds of both arms."""
     return [
         Contrast(
@@ -216,7 +216,7 @@ def power_plan(
     for contrast in planned:
         found = measured(contrast, records)
         sizes = families or sorted({1, contrast.family})
-        for folds, seeds in shapes or [_own_design(contrast)]:
+        for folds, seeds in shapes or [own_design(contrast)]:
             rows.append(_row(contrast, found, sd, folds, seeds, sizes))
     margin = min((contrast.margin for contrast in planned), default=MARGIN)
     folds_used = sorted({row["folds"] for row in rows})
@@ -231,7 +231,8 @@ def power_plan(
     }
 
 
-def _own_design(contrast: Contrast) -> Unit:
+def own_design(contrast: Contrast) -> Unit:
+    """Return how many folds, and seeds in each, the study plans for the contrast."""
     folds = {fold for fold, _ in contrast.units}
     return len(folds), max(1, len(contrast.units) // len(folds))
 

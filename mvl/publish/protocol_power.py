@@ -66,6 +66,32 @@ def calibration_table(results: Path | None = None) -> str:
     return calibration_families.table(variances)
 
 
+def own_calibration_table(results: Path | None = None) -> str:
+    """How often each recorded family of the protocol errs at the variances of its own first
+    contrast, simulated; nothing without records."""
+    folder = Path(results or records_dir())
+    rows = []
+    for question in second_study.QUESTIONS:
+        planned = power_plan.contrasts_of(question)
+        records = power_plan.recorded_cases([question.study], folder)
+        found = power_plan.measured(planned[0], records)
+        if found is None or found[1] != question.study:
+            continue
+        folds, seeds = power_plan.own_design(planned[0])
+        rate = calibration_families.rates(found[0], folds, seeds, len(planned))
+        words = [load_study(question.study).title, question.words, f"{folds} x {seeds}"]
+        rows.append([*words, len(planned), f"{rate.called:.1%}", f"{rate.covered:.1%}"])
+    head = (
+        "study | question | folds x seeds | contrasts in the family"
+        " | calls a difference that is not there | interval holds the truth"
+    )
+    return markdown_table(head, "lllrrr", rows) if rows else ""
+
+
 def facts() -> dict[str, str]:
     """What `book/statistics.md` shows of the second protocol."""
-    return {"protocol_power": power_table(), "protocol_calibration": calibration_table()}
+    return {
+        "protocol_power": power_table(),
+        "protocol_calibration": calibration_table(),
+        "own_calibration": own_calibration_table(),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mvl.core.config import ROOT
@@ -37,6 +39,7 @@ def test_the_page_asks_for_what_is_given() -> None:
     text = (ROOT / "book" / "statistics.md").read_text()
     assert "{{ statistics.protocol_power }}" in text
     assert "{{ statistics.protocol_calibration }}" in text
+    assert "{{ statistics.own_calibration }}" in text
 
 
 def test_calibration_is_simulated_at_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +49,20 @@ def test_calibration_is_simulated_at_the_records(monkeypatch: pytest.MonkeyPatch
     )
     assert protocol_power.calibration_table() == "x"
     assert (seen[0].folds, seen[0].seeds, seen[0].cases) == (5, 2, 26)
+
+
+def test_every_recorded_family_holds_its_rate_at_its_own_variances() -> None:
+    lines = protocol_power.own_calibration_table().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    studies = {row[0] for row in cells}
+    assert {"Left atrium, tuned", "Heart, as published"} <= studies
+    assert "Skin lesions (ISIC 2017), LLM4Seg" in studies, "pictures too, by their own variances"
+    for *_, called, covered in cells:
+        assert float(called.rstrip("%")) <= 5.6 and 93 <= float(covered.rstrip("%")) <= 97
+
+
+def test_without_records_no_family_is_simulated(tmp_path: Path) -> None:
+    assert protocol_power.own_calibration_table(tmp_path) == ""
 
 
 def test_a_source_is_named_in_words() -> None:

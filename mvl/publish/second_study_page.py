@@ -77,6 +77,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "contrasts": "\n\n".join(contrast_table(*item, results) for item in tables.items()),
             "use": "\n\n".join(use_table(place, rows, results) for place, rows in use.items()),
             "length": length_of_training(recorded, results),
+            "seeds": second_study_table.seed_table(recorded, results),
             "progress": progress_table(results),
             "figure": bool(shown),
             "pictures": pictures(results),

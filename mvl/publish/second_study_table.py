@@ -4,6 +4,7 @@ what each design could have seen."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,30 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
         f"The paper reports that the hybrid wins {100 * share:.0f} % of what its ViT leaves to"
         f" gain; of what ours leaves, that would be {'; '.join(said)}."
     )
+
+
+def seed_table(studies: Sequence[str], results: Path) -> str:
+    """Return what another seed does to an arm's score, as Markdown: a row for each study, share of
+    the data and network whose folds were trained with two seeds; nothing where none was.
+
+    The standard deviation is that of a run's mean score between the seeds of one fold, pooled over
+    folds and over the arms that have them.
+    """
+    rows = []
+    for study in studies:
+        runs = read_runs(study, results)
+        done = runs[runs["state"] == "done"]
+        metric = next(q.metric for q in second_study.QUESTIONS if q.study == study)
+        for fraction, own in done.groupby("fraction", sort=False):
+            folds = own.groupby(["system", "fold"], sort=False)[metric].agg(["var", "count"])
+            several = folds[folds["count"] > 1]
+            if several.empty:
+                continue
+            freedom = several["count"] - 1
+            spread = math.sqrt((several["var"] * freedom).sum() / freedom.sum())
+            arms = len(several.index.unique("system"))
+            unit = UNITS[metric][1]
+            cells = [place_in_words(study, float(fraction)), arms, len(several)]
+            rows.append([*cells, f"{100 * spread:.2f} {unit}"])
+    head = "study | arms | arms x folds | standard deviation between two seeds"
+    return markdown_table(head, "lrrr", rows) if rows else ""

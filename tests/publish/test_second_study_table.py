@@ -1,6 +1,7 @@
 """Every number of the second study's table, recomputed from the runs' own files by pandas and scipy
 alone: none of the package's statistics is imported."""
 
+import itertools
 import re
 from functools import cache
 from pathlib import Path
@@ -176,3 +177,32 @@ def test_use_and_power_are_those_of_the_runs(network, column):
     if seen:
         number = float(seen.removesuffix(" points"))
         assert number == pytest.approx(found_with_80_percent(folds), abs=0.00501)
+
+
+def test_the_spread_between_seeds_is_that_of_the_runs():
+    lines = second_study_table.seed_table(RECORDED, RECORDS).splitlines()[2:]
+    shown = {cells[0].strip(): cells for cells in (line.strip("|").split("|") for line in lines)}
+    assert len(shown) == len(lines) > 2
+    for study in RECORDED:
+        scores: dict[tuple[float, str, int], list[float]] = {}
+        for block in grid(study)["grid"]:
+            for fraction in block.get("fractions", [1.0]):
+                for arm, fold in itertools.product(block["systems"], block["folds"]):
+                    place = scores.setdefault((fraction, arm, fold), [])
+                    found = (
+                        run_score(study, arm, fraction, fold, s) for s in block.get("seeds", [0])
+                    )
+                    place += [100 * score for score in found if score is not None]
+        for fraction in {key[0] for key in scores}:
+            several = [v for key, v in scores.items() if key[0] == fraction and len(v) > 1]
+            name = second_study_table.place_in_words(study, fraction)
+            assert (name in shown) == bool(several)
+            if several:
+                within = np.sqrt(np.mean([np.var(values, ddof=1) for values in several]))
+                _, _, folds, spread = shown[name]
+                assert int(folds) == len(several)
+                assert float(spread.split()[0]) == pytest.approx(within, abs=0.00501)
+
+
+def test_a_study_with_one_seed_has_no_row():
+    assert second_study_table.seed_table([second_study.UNMIXED], RECORDS) == ""

@@ -71,7 +71,9 @@ document.addEventListener("DOMContentLoaded", () => {
     const box = table.closest(".pst-scrollable-table-container") || table;
     // a cell of many short lines is as hard to read as one that is out of sight
     const tall = [...table.querySelectorAll("tbody td")].some((cell) => cell.offsetHeight > 240);
-    if (innerWidth > 700 || (box.scrollWidth <= box.clientWidth + 2 && !tall)) return;
+    // so is one word broken over three lines
+    const broken = [...table.querySelectorAll("td code")].some((code) => code.getClientRects().length > 2 && !code.textContent.includes(" "));
+    if (innerWidth > 700 || (box.scrollWidth <= box.clientWidth + 2 && !tall && !broken)) return;
     label(table);
     table.classList.add("cards");
   });

@@ -157,7 +157,9 @@ def decide(
         of = f"{found.folds} fold{'s' * (found.folds != 1)}"
         return Decision(UNDECIDED, f"too few runs, {of} where {MIN_FOLDS} are needed")
     numbers = np.array([[found.low], [found.high], [found.p_difference], [found.p_equivalence]])
-    return Decision(str(words(numbers[0], numbers[1], numbers[2], numbers[3], margin)[0]))
+    word = str(words(numbers[0], numbers[1], numbers[2], numbers[3], margin)[0])
+    lone = word == UNDECIDED and found.p_equivalence < LEVEL
+    return Decision(word, "the bootstrap over cases reaches beyond the margin" if lone else "")
 
 
 def withdrawn(systems: Iterable[str], study: str = "") -> str:

@@ -37,6 +37,8 @@ V1_HYBRID, V1_FUSION, V1_NOBLOCK = (f"{V1}_{part}" for part in ("hybrid", "fusio
 PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
 AT_PAPERS_RATE = (PUBLISHED, "heart_published")
 "Studies of the ViT with its blocks at the papers' own rate, which is constant."
+OF_PICTURES = ("isic", "kvasir")
+"Studies of LLM4Seg, each with the same three questions."
 ALONE = {HYBRID: VIT, LLM4SEG: CNN}
 "Each paper's network with a layer, and the same network without one."
 USES_POINTS = 1.0
@@ -118,8 +120,7 @@ QUESTIONS = (
     Question(TUNED, "Does version 1 help, and its layer?", ((V1, VIT), (V1, V1_NOBLOCK))),
     Question(TUNED, "Do version 1's parts help?", ((V1_HYBRID, LINEAR), (V1_FUSION, LINEAR))),
     *(_of_other_anatomy(study) for study in ("left_atrium", "heart_tuned", "heart_published")),
-    *_of_pictures("isic"),
-    *_of_pictures("kvasir"),
+    *(question for study in OF_PICTURES for question in _of_pictures(study)),
 )
 "The protocol's questions that get a verdict."
 DESCRIBED = (

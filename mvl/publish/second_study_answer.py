@@ -11,7 +11,7 @@ import pandas as pd
 
 from mvl.evidence import second_study
 from mvl.evidence.claims_evidence import UNITS
-from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided
+from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided, within
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.evidence.topics import PEERS
@@ -57,7 +57,7 @@ def bullets(results: Path, page: str, further: Sequence[str] = ()) -> str:
     plain, *said = _of_regimes(results)
     if not plain:
         return ""
-    lines = (*said, *of_other_organs(results), of_pictures(results), *further)
+    lines = (*said, *of_other_organs(results), *of_pictures(results), *further)
     listed = "\n".join(f"- {line}" for line in lines if line)
     return f"{plain} ([Second study]({page}).)\n\n{listed}"
 
@@ -172,24 +172,19 @@ def of_other_organs(results: Path) -> list[str]:
     return said
 
 
-def of_pictures(results: Path) -> str:
-    """Return what the study of pictures says of LLM4Seg in a sentence; empty before the runs of
-    its first two questions are complete."""
-    network, alone = second_study.LLM4SEG, second_study.ALONE[second_study.LLM4SEG]
-    for question in QUESTIONS:
-        study = question.study
-        if question.contrasts != ((network, alone),):
+def of_pictures(results: Path) -> list[str]:
+    """Return what each study of pictures says of LLM4Seg in a sentence, once the runs of its first
+    two questions are complete; the mappers alone join when theirs are."""
+    network, said = second_study.LLM4SEG, []
+    recorded = second_study.recorded_studies(results)
+    for study in second_study.OF_PICTURES:
+        if study not in recorded:
             continue
-        if study not in second_study.recorded_studies(results):
-            continue
-        control = next(
-            other
-            for other in QUESTIONS
-            if other.study == study and other.contrasts == ((network, f"{network}_shuffled"),)
-        )
-        gain, shuffled = (
-            second_study.differences(asked, results).iloc[0].to_dict()
-            for asked in (question, control)
+        gain, shuffled, mappers, *_ = (
+            row
+            for question in QUESTIONS
+            if question.study == study
+            for row in second_study.differences(question, results).to_dict("records")
         )
         if not (gain["complete"] and shuffled["complete"]):
             continue
@@ -198,15 +193,30 @@ def of_pictures(results: Path) -> str:
         worst, best = own["zero"].min(), own["zero"].max()
         lose = int((-own["zero"] >= second_study.USES_POINTS).sum())
         where = load_study(study).title.rpartition(", ")[0]
-        return (
-            f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs from its CNN alone by"
-            f" **{in_units(gain)}** ({decided(gain)}), and from itself trained with the layer's"
-            f" weights shuffled by **{in_points(shuffled)}** ({decided(shuffled)}); it"
+        beside = [
+            f"from its CNN alone by **{in_units(gain)}** ({_judged(gain)})",
+            f"from itself trained with the layer's weights shuffled by **{in_points(shuffled)}**"
+            f" ({_judged(shuffled)})",
+        ]
+        if mappers["complete"]:
+            beside.append(
+                f"from its mappers alone by **{in_points(mappers)}** ({_judged(mappers)})"
+            )
+        *first, last = beside
+        said.append(
+            f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs {', '.join(first)}, and {last}; it"
             f" {use_in_words(own)}. Setting the layer's output to zero changes its Dice by"
             f" {worst:+z.1f} to {best:+z.1f} points, by run; {lose} of {len(own)} runs lose a point"
             " or more."
         )
-    return ""
+    return said
+
+
+def _judged(row: dict[Any, Any]) -> str:
+    """Return the rule's word for a difference, an equivalence with its margin."""
+    scale, unit, _ = UNITS[row["metric"]]
+    word = decided(row)
+    return f"{word} {within(row['margin'], scale, unit)}" if word.word == EQUIVALENT else str(word)
 
 
 def on_subject(subject: str, results: Path) -> str:

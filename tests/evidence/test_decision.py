@@ -46,6 +46,10 @@ def test_what_withholds_a_word_is_said():
         "not decided, too few runs, 2 folds where 3 are needed",
     ]
     assert "3 planned runs missing" in str(decide(Numbers(*clear, 5, 3, 3, 3)))
+    wide, torn = ((-0.011, 0.005, 0.9, p) for p in (0.01, 0.06))
+    beyond = "not decided, the bootstrap over cases reaches beyond the margin"
+    assert str(decide(Numbers(*wide, **DONE))) == beyond, "the tests alone would call it equivalent"
+    assert str(decide(Numbers(*torn, **DONE))) == "not decided"
     arms = ("vit_baseline", "medvisionllama_v1")
     untuned = decide(Numbers(*clear, **DONE), systems=arms)
     tuned = decide(Numbers(*clear, **DONE), systems=arms, study="hippocampus2_tuned")

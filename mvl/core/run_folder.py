@@ -16,7 +16,9 @@ from mvl.core.files import RunError, atomic_write, now, sha256_file, write_json
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 """What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the
 working copy."""
-EXTRA_FILES = ("usage.csv", "gradients.csv")
+GRADIENTS_FILE = "gradients.csv"
+"Where a run keeps how far the gradients of its training cases agree."
+EXTRA_FILES = ("usage.csv", GRADIENTS_FILE)
 """What the record of some runs holds besides: how a hybrid uses its block, how far cases agree on
 the encoder's gradient."""
 NEUTRAL = ("data.cache_gb", "data.num_workers")

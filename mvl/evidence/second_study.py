@@ -37,6 +37,8 @@ V1_HYBRID, V1_FUSION, V1_NOBLOCK = (f"{V1}_{part}" for part in ("hybrid", "fusio
 PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
 AT_PAPERS_RATE = (PUBLISHED, "heart_published")
 "Studies of the ViT with its blocks at the papers' own rate, which is constant."
+GRADIENTS = "hippocampus2_gradients"
+"The study that trains four arms of the study as published again and measures their gradients."
 OF_PICTURES = ("isic", "kvasir")
 "Studies of LLM4Seg, each with the same three questions."
 ALONE = {HYBRID: VIT, LLM4SEG: CNN}

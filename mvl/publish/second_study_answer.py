@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided, wi
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.evidence.topics import PEERS
-from mvl.publish.second_study_table import place_in_words, score_alone, seen
+from mvl.publish.second_study_table import mean_score, place_in_words, score_alone, seen
 from mvl.study.grid import load_study
 
 REGIMES = {
@@ -23,6 +24,8 @@ REGIMES = {
     "Trained at rates tuned for each arm": second_study.TUNED,
 }
 "What the pages call the regimes."
+UNET = "unet"
+"The peer beside the ViT in the studies of other organs."
 OTHER_ORGANS = "other organs"
 "The subject of the studies beside the hippocampus and the pictures."
 
@@ -150,12 +153,14 @@ def meaning(
 
 def of_other_organs(results: Path) -> list[str]:
     """Return a sentence for each study of another organ whose hybrid and ViT are complete, with the
-    ViT's own score and the difference that its design sees."""
+    ViT's own score, a U-Net's where it has run, and the difference that its design sees."""
     said = []
     for question, (gain, *controls) in _recorded_on(OTHER_ORGANS, results):
         if not gain["complete"]:
             continue
         alone = score_alone(question.study, 1.0, gain["system"], gain["metric"], results)
+        peer = mean_score(question.study, 1.0, UNET, gain["metric"], results)
+        beside = "" if math.isnan(peer) else f", a U-Net {peer:.2f}"
         shuffled = next(row for row in controls if row["reference"] == second_study.SHUFFLED)
         control = (
             f", and from itself trained with the weights shuffled by **{in_points(shuffled)}**"
@@ -166,8 +171,8 @@ def of_other_organs(results: Path) -> list[str]:
         said.append(
             f"{load_study(question.study).title}: the hybrid differs from the ViT alone by"
             f" **{in_points(gain)} Dice points** ({second_study.outcome(gain, results)}){control};"
-            f" the ViT by itself reaches {alone:.2f}, and the design would see a difference of"
-            f" {seen(gain)}."
+            f" the ViT by itself reaches {alone:.2f}{beside}, and the design would see a"
+            f" difference of {seen(gain)}."
         )
     return said
 

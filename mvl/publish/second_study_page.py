@@ -80,6 +80,8 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "use": "\n\n".join(use_table(place, rows, results) for place, rows in use.items()),
             "length": length_of_training(recorded, results),
             "seeds": second_study_table.seed_table(recorded, results),
+            "gradients": second_study_table.gradient_table(results),
+            "again": second_study_table.trained_again(results),
             "progress": progress_table(results),
             "figure": bool(shown),
             "pictures": pictures(results),

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mvl.core.markdown import markdown_table
+from mvl.core.run_folder import GRADIENTS_FILE
 from mvl.evidence import second_study
 from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import UNITS
@@ -18,7 +19,7 @@ from mvl.evidence.claims_ledger import load_claims
 from mvl.evidence.claims_power import sd_behind
 from mvl.evidence.power import detectable
 from mvl.evidence.second_study import ALONE, HYBRID, VIT, Question
-from mvl.study.grid import load_study
+from mvl.study.grid import load_study, run_keys
 from mvl.study.links import run_address
 from mvl.study.tables import read_runs
 
@@ -109,9 +110,14 @@ def seen(row: dict[Any, Any] | None) -> str:
 
 def score_alone(study: str, fraction: float, network: str, metric: str, results: Path) -> float:
     """Return the mean score of the network's own network without a layer, over its runs."""
+    return mean_score(study, fraction, ALONE[network], metric, results)
+
+
+def mean_score(study: str, fraction: float, system: str, metric: str, results: Path) -> float:
+    """Return the mean score of an arm over its finished runs; NaN without one."""
     runs = read_runs(study, results)
-    alone = (runs["system"] == ALONE[network]) & (runs["fraction"] == fraction)
-    return float(runs.loc[alone & (runs["state"] == "done"), metric].mean())
+    own = (runs["system"] == system) & (runs["fraction"] == fraction)
+    return float(runs.loc[own & (runs["state"] == "done"), metric].mean())
 
 
 def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
@@ -131,6 +137,58 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     return (
         f"The paper reports that the hybrid wins {100 * share:.0f} % of what its ViT leaves to"
         f" gain; of what ours leaves, that would be {'; '.join(said)}."
+    )
+
+
+def gradient_table(results: Path) -> str:
+    """Return how far the training cases' gradients agree, as Markdown: the mean cosine over the
+    folds of each arm, after some epochs of training; nothing before a run recorded it."""
+    study = second_study.GRADIENTS
+    found = sorted((results / study / "runs").glob(f"*/*/*/{GRADIENTS_FILE}"))
+    if not found:
+        return ""
+    rows = pd.concat([pd.read_csv(path) for path in found])
+    means = rows.pivot_table(index="system", columns="epochs_done", values="mean_cosine")
+    folds = rows.groupby("system")["fold"].nunique()
+    planned = dict.fromkeys(system for _, system, *_ in run_keys(study))
+    body = [
+        [
+            to_runs(title(arm), (study, 1.0), arm, results),
+            folds[arm],
+            *(f"{value:.3f}" for value in means.loc[arm]),
+        ]
+        for arm in planned
+        if arm in means.index
+    ]
+    heads = [f"after epoch {epoch}" for epoch in means.columns]
+    return markdown_table(["arm", "folds", *heads], "l" + "r" * (len(heads) + 1), body)
+
+
+def trained_again(results: Path) -> str:
+    """Return how the runs that the study of gradients trained again differ from those that they
+    repeat, in a sentence; empty before there are any."""
+    if not (results / second_study.GRADIENTS / "runs.csv").is_file():
+        return ""
+    key = ["system", "fold", "seed"]
+    again, first = (
+        runs[(runs["state"] == "done") & (runs["fraction"] == 1.0)].set_index(key)["dice"]
+        for runs in (
+            read_runs(s, results) for s in (second_study.GRADIENTS, second_study.PUBLISHED)
+        )
+    )
+    both = 100 * pd.concat({"again": again, "first": first}, axis=1).dropna()
+    if both.empty:
+        return ""
+    apart = both["again"] - both["first"]
+    gains = []
+    for column in ("again", "first"):
+        arms = both[column].unstack("system")
+        gains.append(f"{(arms[HYBRID] - arms[VIT]).mean():+.2f}")
+    return (
+        f"These {len(both)} runs repeat runs of the study as published on another kind of"
+        f" processor, where sums are rounded otherwise: their Dice differs by {apart.min():+.2f} to"
+        f" {apart.max():+.2f} points, and the hybrid minus the ViT is {gains[0]} on these folds in"
+        f" place of {gains[1]}."
     )
 
 

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from mvl.core import files
 from mvl.core.columns import RUN_KEYS, run_columns
 from mvl.core.config import Config
+from mvl.core.run_folder import GRADIENTS_FILE
 from mvl.datasets.case_store import CaseStore
 from mvl.training import precision
 
-FILE = "gradients.csv"
-"Where a run keeps its rows."
 COLUMNS = [*RUN_KEYS, "epochs_done", "mean_cosine"]
 "Columns of gradients.csv, in order."
 CASES = 16
@@ -79,4 +78,4 @@ def write_gradients(folder: Path, rows: list[dict[str, Any]], config: Config) ->
     """Write gradients.csv, which the run's seal then covers; no row, no file."""
     if rows:
         who = run_columns(config)
-        files.write_csv(folder / FILE, [who | row for row in rows], COLUMNS)
+        files.write_csv(folder / GRADIENTS_FILE, [who | row for row in rows], COLUMNS)

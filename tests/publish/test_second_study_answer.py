@@ -159,12 +159,15 @@ def test_another_organ_is_said_as_soon_as_its_hybrid_and_vit_are_complete(tmp_pa
     monkeypatch.setattr(second_study, "differences", lambda *_: pd.DataFrame(rows))
     monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
     monkeypatch.setattr(second_study_answer, "score_alone", lambda *_: 0.64)
+    monkeypatch.setattr(second_study_answer, "mean_score", lambda *_: float("nan"))
     (said,) = of_other_organs(tmp_path)
     assert (
         "**+0.50 [-2.00, +3.00] Dice points** (not decided); the ViT by itself reaches 0.64, and"
         in said
     )
     assert "shuffled" not in said
+    monkeypatch.setattr(second_study_answer, "mean_score", lambda *_: 0.91)
+    assert "the ViT by itself reaches 0.64, a U-Net 0.91, and" in of_other_organs(tmp_path)[0]
     rows = [one | {"complete": True} for one in rows]
     assert "weights shuffled by **+0.50 [-2.00, +3.00]**" in of_other_organs(tmp_path)[0]
     rows = [one | {"complete": False} for one in rows]
@@ -174,5 +177,5 @@ def test_another_organ_is_said_as_soon_as_its_hybrid_and_vit_are_complete(tmp_pa
 def test_what_is_described_alone_has_no_verdict():
     records = ROOT / "data" / "results"
     lines = on_subject("peers", records).splitlines()
-    assert len(lines) == 2 and all(line.endswith(" Dice points**") for line in lines)
+    assert len(lines) == 3 and all(line.endswith(" Dice points**") for line in lines)
     assert all(line.endswith(")") for line in on_subject("version 1", records).splitlines())

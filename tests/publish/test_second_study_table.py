@@ -206,3 +206,38 @@ def test_the_spread_between_seeds_is_that_of_the_runs():
 
 def test_a_study_with_one_seed_has_no_row():
     assert second_study_table.seed_table([second_study.UNMIXED], RECORDS) == ""
+
+
+def test_the_gradients_are_those_of_the_runs():
+    study = "hippocampus2_gradients"
+    files = sorted((RECORDS / study).glob("runs/*/*/*/gradients.csv"))
+    lines = second_study_table.gradient_table(RECORDS).splitlines()[2:]
+    assert len(lines) == len({path.parts[-3] for path in files}) > 0
+    for line in lines:
+        name, folds, *shown = (cell.strip() for cell in line.strip("|").split("|"))
+        system = re.search(r"/(\w+)#fraction-1.0\)$", name)[1]
+        own = pd.concat([pd.read_csv(path) for path in files if path.parts[-3] == system])
+        expected = own.groupby("epochs_done")["mean_cosine"].mean()
+        assert [float(value) for value in shown] == pytest.approx(list(expected), abs=0.000501)
+        assert int(folds) == own["fold"].nunique() and name.startswith(f"[{title(system)}]")
+
+
+def test_the_runs_trained_again_are_set_beside_the_first():
+    again, first = ("hippocampus2_gradients", "hippocampus2_published")
+    arms = ("vit_baseline", "medvisionllama_v3")
+    said = second_study_table.trained_again(RECORDS)
+    for study in (again, first):
+        scores = [[run_score(study, arm, 1.0, fold, 0) for arm in arms] for fold in range(3)]
+        gain = 100 * np.diff(scores, axis=1).mean()
+        assert f"{gain:+.2f}" in said
+    apart = [
+        100 * (run_score(again, arm, 1.0, fold, 0) - run_score(first, arm, 1.0, fold, 0))
+        for arm in grid(again)["grid"][0]["systems"]
+        for fold in range(3)
+    ]
+    assert f"differs by {min(apart):+.2f} to {max(apart):+.2f} points" in said
+
+
+def test_without_records_there_is_no_word_of_gradients(tmp_path):
+    assert second_study_table.gradient_table(tmp_path) == ""
+    assert second_study_table.trained_again(tmp_path) == ""

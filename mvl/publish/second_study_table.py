@@ -141,27 +141,36 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
 
 
 def gradient_table(results: Path) -> str:
-    """Return how far the training cases' gradients agree, as Markdown: the mean cosine over the
-    folds of each arm, after some epochs of training; nothing before a run recorded it."""
+    """Return how far the training cases' gradients agree, as Markdown: each arm's cosine after some
+    epochs of training, mean over folds (least and greatest fold); nothing before a run recorded
+    it."""
     study = second_study.GRADIENTS
     found = sorted((results / study / "runs").glob(f"*/*/*/{GRADIENTS_FILE}"))
     if not found:
         return ""
     rows = pd.concat([pd.read_csv(path) for path in found])
-    means = rows.pivot_table(index="system", columns="epochs_done", values="mean_cosine")
+    cells = rows.groupby(["system", "epochs_done"])["mean_cosine"].agg(["mean", "min", "max"])
+    words = cells.apply(lambda c: f"{c['mean']:.3f} ({c['min']:.2f} to {c['max']:.2f})", axis=1)
+    shown = words.unstack("epochs_done")
     folds = rows.groupby("system")["fold"].nunique()
     planned = dict.fromkeys(system for _, system, *_ in run_keys(study))
     body = [
         [
             to_runs(title(arm), (study, 1.0), arm, results),
             folds[arm],
-            *(f"{value:.3f}" for value in means.loc[arm]),
+            *shown.loc[arm],
         ]
         for arm in planned
-        if arm in means.index
+        if arm in shown.index
     ]
-    heads = [f"after epoch {epoch}" for epoch in means.columns]
-    return markdown_table(["arm", "folds", *heads], "l" + "r" * (len(heads) + 1), body)
+    heads = [f"after epoch {epoch}" for epoch in shown.columns]
+    table = markdown_table(["arm", "folds", *heads], "l" + "r" * (len(heads) + 1), body)
+    means = cells["mean"].unstack("epochs_done")
+    if not {HYBRID, VIT} <= set(means.index):
+        return table
+    above = int((means.loc[HYBRID] > means.loc[VIT]).sum())
+    words = f"The hybrid's mean is above the ViT's after {above} of these {len(heads)} epochs."
+    return f"{table}\n\n{words}"
 
 
 def trained_again(results: Path) -> str:

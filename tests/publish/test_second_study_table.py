@@ -211,14 +211,24 @@ def test_a_study_with_one_seed_has_no_row():
 def test_the_gradients_are_those_of_the_runs():
     study = "hippocampus2_gradients"
     files = sorted((RECORDS / study).glob("runs/*/*/*/gradients.csv"))
-    lines = second_study_table.gradient_table(RECORDS).splitlines()[2:]
+    table, _, words = second_study_table.gradient_table(RECORDS).partition("\n\n")
+    lines = table.splitlines()[2:]
+    if files:
+        rows = pd.concat([pd.read_csv(path) for path in files])
+        hybrid, vit = (
+            rows[rows["system"] == arm].groupby("epochs_done")["mean_cosine"].mean()
+            for arm in ("medvisionllama_v3", "vit_baseline")
+        )
+        assert f" after {(hybrid > vit).sum()} of these {len(vit)} epochs" in words
     assert len(lines) == len({path.parts[-3] for path in files})
     for line in lines:
         name, folds, *shown = (cell.strip() for cell in line.strip("|").split("|"))
         system = re.search(r"/(\w+)#fraction-1.0\)$", name)[1]
         own = pd.concat([pd.read_csv(path) for path in files if path.parts[-3] == system])
-        expected = own.groupby("epochs_done")["mean_cosine"].mean()
-        assert [float(value) for value in shown] == pytest.approx(list(expected), abs=0.000501)
+        for cell, (_, values) in zip(shown, own.groupby("epochs_done")["mean_cosine"], strict=True):
+            mean, low, high = (float(number) for number in re.findall(r"-?\d\.\d+", cell))
+            assert mean == pytest.approx(values.mean(), abs=0.000501)
+            assert [low, high] == pytest.approx([values.min(), values.max()], abs=0.00501)
         assert int(folds) == own["fold"].nunique() and name.startswith(f"[{title(system)}]")
 
 

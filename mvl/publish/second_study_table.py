@@ -169,8 +169,8 @@ def gradient_table(results: Path) -> str:
     if not {HYBRID, VIT} <= set(means.index):
         return table
     above = int((means.loc[HYBRID] > means.loc[VIT]).sum())
-    words = f"The hybrid's mean is above the ViT's after {above} of these {len(heads)} epochs."
-    return f"{table}\n\n{words}"
+    said = f"The hybrid's mean is above the ViT's after {above} of these {len(heads)} epochs."
+    return f"{table}\n\n{said}"
 
 
 def trained_again(results: Path) -> str:
@@ -186,7 +186,7 @@ def trained_again(results: Path) -> str:
         )
     )
     both = 100 * pd.concat({"again": again, "first": first}, axis=1).dropna()
-    if both.empty:
+    if not {HYBRID, VIT} <= set(both.index.get_level_values("system")):
         return ""
     apart = both["again"] - both["first"]
     gains = []

@@ -252,7 +252,8 @@ def test_the_runs_trained_again_are_set_beside_the_first():
             for fold in range(3)
             if {("medvisionllama_v3", fold), ("vit_baseline", fold)} <= both
         ]
-        assert f"{np.mean(gains):+.2f}" in said
+        before = "in place of" if study == first else "the hybrid minus the ViT is"
+        assert f"{before} {np.mean(gains):+.2f}" in said
     apart = [100 * (scores[again][place] - scores[first][place]) for place in both]
     assert not apart or f"differs by {min(apart):+.2f} to {max(apart):+.2f} points" in said
 

@@ -242,6 +242,16 @@ def differences(question: Question, results: Path) -> pd.DataFrame:
     return stats.table(rows).assign(study=question.study, margin=question.margin)
 
 
+def recorded_differences(results: Path) -> dict[Question, pd.DataFrame]:
+    """Return the differences of each question whose study is recorded, in the protocol's order."""
+    recorded = recorded_studies(results)
+    return {
+        question: differences(question, results)
+        for question in QUESTIONS
+        if question.study in recorded
+    }
+
+
 def outcome(row: dict[Any, Any], results: Path) -> str:
     """Return what is said of a difference: the rule's word, or the protocol's word for a hybrid
     that is not better than the ViT alone and does not use its layer."""

@@ -193,7 +193,7 @@ def readme_row(
 
 
 def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
-    """Return the answer, then each study's difference with its verdict as a list."""
+    """Return the answer with its table, then what the first study says."""
     said = {entry.claim.id: entry for entry in entries if entry.verdict and entry.verdict.numbers}
     first = said.get("mean_dice")
     if first is None:
@@ -203,7 +203,8 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
         f" {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the network may"
         " ignore its layer, so that nothing follows for it."
     )
-    return second_study_answer.bullets(records_dir, "book/second_study.md", [of_the_first])
+    answer = second_study_answer.in_brief(records_dir, "book/second_study.md")
+    return f"{answer}\n\n{of_the_first}" if answer else ""
 
 
 def _found(verdict: Verdict | None) -> str:

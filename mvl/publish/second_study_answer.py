@@ -10,13 +10,20 @@ from typing import Any
 
 import pandas as pd
 
+from mvl.core.markdown import markdown_table
 from mvl.evidence import second_study
 from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided, within
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.evidence.topics import PEERS
-from mvl.publish.second_study_table import mean_score, place_in_words, score_alone, seen
+from mvl.publish.second_study_table import (
+    OPEN,
+    complete_places,
+    mean_score,
+    place_in_words,
+    seen,
+)
 from mvl.study.grid import load_study
 
 REGIMES = {
@@ -25,7 +32,7 @@ REGIMES = {
 }
 "What the pages call the regimes."
 UNET = "unet"
-"The peer beside the ViT in the studies of other organs."
+"The peer beside the networks alone, where a study has it."
 OTHER_ORGANS = "other organs"
 "The subject of the studies beside the hippocampus and the pictures."
 
@@ -49,30 +56,9 @@ class Regime:
 def sentence(results: Path, page: str) -> str:
     """Return the answer in plain words, then in a sentence for each regime that is complete, with a
     link to the page; empty before one is."""
-    plain, *said = _of_regimes(results)
-    return f"{plain} {' '.join(said)} ([Second study]({page}).)" if plain else ""
-
-
-def bullets(results: Path, page: str, further: Sequence[str] = ()) -> str:
-    """Return the answer in plain words, then a Markdown list with a line for each regime, other
-    organ and study of pictures that is complete, and the `further` lines; empty before a regime
-    is."""
-    plain, *said = _of_regimes(results)
-    if not plain:
-        return ""
-    lines = (*said, *of_other_organs(results), *of_pictures(results), *further)
-    listed = "\n".join(f"- {line}" for line in lines if line)
-    return f"{plain} ([Second study]({page}).)\n\n{listed}"
-
-
-def _of_regimes(results: Path) -> list[str]:
-    """Return the plain answer and a sentence for each regime that is complete; an empty text before
-    one is."""
-    regimes = {
-        words: found for words, study in REGIMES.items() if (found := _found(study, results))
-    }
+    regimes = _complete_regimes(results)
     if not regimes:
-        return [""]
+        return ""
     said = [f"**{plain_answer(list(regimes.values()))}**"]
     for words, one in regimes.items():
         protocol = one.protocol.removesuffix(".")
@@ -82,7 +68,77 @@ def _of_regimes(results: Path) -> list[str]:
             f" points** ({one.word}), and from itself trained with the weights shuffled by"
             f" **{in_points(one.shuffled)}** ({decided(one.shuffled)}); it {one.use}{rest}."
         )
-    return said
+    return f"{' '.join(said)} ([Second study]({page}).)"
+
+
+def _complete_regimes(results: Path) -> dict[str, Regime]:
+    """Return what each regime that is complete says, by its name."""
+    return {words: found for words, study in REGIMES.items() if (found := _found(study, results))}
+
+
+def in_brief(results: Path, page: str) -> str:
+    """Return the answer in plain words with a link to the page, what the protocol said beforehand
+    that it means, and a table as Markdown; empty before a regime is complete."""
+    regimes = _complete_regimes(results)
+    if not regimes:
+        return ""
+    meant = "; ".join(
+        f"{words[:1].lower()}{words[1:]}, *{one.protocol.removesuffix('.')}*"
+        for words, one in regimes.items()
+        if one.protocol
+    )
+    protocol = f" In the protocol's words: {meant}." if meant else ""
+    plain = f"**{plain_answer(list(regimes.values()))}** ([Second study]({page}).){protocol}"
+    return f"{plain}\n\n{answer_table(results)}"
+
+
+def answer_table(results: Path) -> str:
+    """Return each paper's network as Markdown, a row for each study and share of the data at which
+    it and the same network without a layer are complete: both differences that the question asks
+    for, what silencing the layer costs, what the design sees, and how good its networks are."""
+    tables = second_study.recorded_differences(results)
+    rows = []
+    for network, alone in second_study.ALONE.items():
+        for (study, fraction), found in complete_places(network, tables).items():
+            gain, shuffled = found.get(alone), found.get(f"{network}_shuffled")
+            if gain is None or shuffled is None or not gain["complete"]:
+                continue
+            metric = gain["metric"]
+            score = mean_score(study, fraction, alone, metric, results)
+            peer = mean_score(study, fraction, UNET, metric, results)
+            beside = "" if math.isnan(peer) else f" (a U-Net {peer:.2f})"
+            rows.append(
+                [
+                    place_in_words(study, fraction),
+                    f"**{in_points(gain)}** {second_study.outcome(gain, results)}",
+                    f"**{in_points(shuffled)}** {second_study.outcome(shuffled, results)}"
+                    if shuffled["complete"]
+                    else OPEN,
+                    _silenced(second_study.use_of_block(study, results, fraction), network),
+                    seen(gain).removesuffix(" points"),
+                    f"{score:.2f}{beside}",
+                ]
+            )
+    return markdown_table(
+        [
+            "with the layer (points of Dice, LLM4Seg: of IoU)",
+            "minus the network alone",
+            "minus itself with the layer's weights shuffled before training",
+            "Dice once the layer is silenced (runs that lose a point)",
+            "would be seen",
+            "score of the network alone",
+        ],
+        "llllrl",
+        rows,
+    )
+
+
+def _silenced(use: pd.DataFrame, network: str) -> str:
+    """Return what silencing the layer changes in the mean, and in how many runs it costs so much
+    that the network uses its layer."""
+    changes = use.loc[use["system"] == network, "zero"]
+    lose = int((-changes >= second_study.USES_POINTS).sum())
+    return f"{changes.mean():+z.2f} ({lose} of {len(changes)})"
 
 
 def plain_answer(found: Sequence[Regime]) -> str:
@@ -149,32 +205,6 @@ def meaning(
     if identity == EQUIVALENT and gain in (HIGHER, LOWER):
         said.append("What helps or harms is the mappers.")
     return " ".join(said)
-
-
-def of_other_organs(results: Path) -> list[str]:
-    """Return a sentence for each study of another organ whose hybrid and ViT are complete, with the
-    ViT's own score, a U-Net's where it has run, and the difference that its design sees."""
-    said = []
-    for question, (gain, *controls) in _recorded_on(OTHER_ORGANS, results):
-        if not gain["complete"]:
-            continue
-        alone = score_alone(question.study, 1.0, gain["system"], gain["metric"], results)
-        peer = mean_score(question.study, 1.0, UNET, gain["metric"], results)
-        beside = "" if math.isnan(peer) else f", a U-Net {peer:.2f}"
-        shuffled = next(row for row in controls if row["reference"] == second_study.SHUFFLED)
-        control = (
-            f", and from itself trained with the weights shuffled by **{in_points(shuffled)}**"
-            f" ({decided(shuffled)})"
-            if shuffled["complete"]
-            else ""
-        )
-        said.append(
-            f"{load_study(question.study).title}: the hybrid differs from the ViT alone by"
-            f" **{in_points(gain)} Dice points** ({second_study.outcome(gain, results)}){control};"
-            f" the ViT by itself reaches {alone:.2f}{beside}, and the design would see a"
-            f" difference of {seen(gain)}."
-        )
-    return said
 
 
 def of_pictures(results: Path) -> list[str]:

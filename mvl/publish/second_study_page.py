@@ -19,11 +19,11 @@ from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.decision import EQUIVALENT, HIGHER, MARGIN, decided, within
 from mvl.evidence.differences import minus
 from mvl.evidence.example_cases import common_runs, study_worst
-from mvl.evidence.second_study import HYBRID, QUESTIONS, VIT, Question
+from mvl.evidence.second_study import HYBRID, VIT, Question
 from mvl.publish import second_study_table, viewer
 from mvl.publish.second_study_answer import (
     REGIMES,
-    bullets,
+    in_brief,
     in_points,
     in_units,
     of_pictures,
@@ -51,11 +51,7 @@ INTERVENTIONS = {
 def facts(results: Path, staging: Path) -> dict[str, Any]:
     """Return what the page prints, and write its figure into the staged book."""
     recorded = second_study.recorded_studies(results)
-    tables = {
-        question: second_study.differences(question, results)
-        for question in QUESTIONS
-        if question.study in recorded
-    }
+    tables = second_study.recorded_differences(results)
     places = dict.fromkeys((question.study, question.fraction) for question in tables)
     use = {place: second_study.use_of_block(place[0], results, place[1]) for place in places}
     use = {place: rows for place, rows in use.items() if not rows.empty}
@@ -65,7 +61,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     return {
         "second": {
             "sentence": sentence(results, "second_study.md"),
-            "bullets": bullets(results, "second_study.md"),
+            "in_brief": in_brief(results, "second_study.md"),
             "first_study": first_study(results),
             "control": control(tables, results),
             "open": what_is_open(results),

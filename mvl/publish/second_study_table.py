@@ -33,20 +33,28 @@ def summary_tables(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     return "\n\n".join(table for table in found if table)
 
 
-def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: Path) -> str:
-    """Return the table as Markdown: a row for each arm that the network with the layer is compared
-    with, a column for each study and share of the data of which anything is recorded."""
-    columns: dict[tuple[str, float], dict[str, dict[Any, Any]]] = {}
+def complete_places(
+    network: str, tables: dict[Question, pd.DataFrame]
+) -> dict[tuple[str, float], dict[str, dict[Any, Any]]]:
+    """Return the differences of the network with the layer by study and share of the data, and
+    within each by reference, where any of them is complete."""
+    places: dict[tuple[str, float], dict[str, dict[Any, Any]]] = {}
     for question, table in tables.items():
         for row in table.to_dict("records"):
             if row["system"] == network:
-                place = columns.setdefault((question.study, question.fraction), {})
+                place = places.setdefault((question.study, question.fraction), {})
                 place[row["reference"]] = row
-    columns = {
+    return {
         place: rows
-        for place, rows in columns.items()
+        for place, rows in places.items()
         if any(row["complete"] for row in rows.values())
     }
+
+
+def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: Path) -> str:
+    """Return the table as Markdown: a row for each arm that the network with the layer is compared
+    with, a column for each study and share of the data of which anything is recorded."""
+    columns = complete_places(network, tables)
     if not columns:
         return ""
     arms = list(dict.fromkeys(arm for rows in columns.values() for arm in rows))

@@ -209,7 +209,7 @@ def test_the_landing_page_links_to_what_is_in_the_book(tmp_path, chapters, other
     )
     fields: dict[str, object] = dict.fromkeys(names, "x")
     fields["second"] = {
-        "bullets": "an answer",
+        "in_brief": "an answer",
         "control": "a control",
         "open": "all",
     }

@@ -12,9 +12,9 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish import second_study_answer
 from mvl.publish.second_study_answer import (
     Regime,
-    bullets,
+    answer_table,
+    in_brief,
     meaning,
-    of_other_organs,
     of_pictures,
     on_subject,
     plain_answer,
@@ -134,44 +134,46 @@ def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
     assert of_pictures(tmp_path) == [], "a run of the control is missing"
 
 
-def test_the_list_has_a_line_for_each_that_is_complete_and_the_further_ones(tmp_path):
-    listed = bullets(ROOT / "data" / "results", "page.md", ["One more."])
-    plain, *lines = listed.split("\n- ")
+def test_the_answer_in_brief_has_the_protocols_words_and_a_row_for_each_study(tmp_path):
+    answer = in_brief(ROOT / "data" / "results", "page.md")
+    plain, table = answer.split("\n\n")
     assert plain.startswith("**On hippocampus scans") and "([Second study](page.md).)" in plain
-    assert [line.split(",")[0] for line in lines[:2]] == list(second_study_answer.REGIMES)
-    assert lines[-2].startswith("On skin lesions") and lines[-1] == "One more."
-    assert bullets(tmp_path, "page.md", ["One more."]) == ""
+    assert plain.endswith(
+        "; trained at rates tuned for each arm, *Training switched the layer off in this regime*."
+    )
+    assert table == answer_table(ROOT / "data" / "results")
+    assert in_brief(tmp_path, "page.md") == ""
 
 
-def test_another_organ_is_said_as_soon_as_its_hybrid_and_vit_are_complete(tmp_path, monkeypatch):
+def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complete(monkeypatch):
     organ = next(
         question
         for question in second_study.QUESTIONS
         if second_study_answer.subject_of(question) == second_study_answer.OTHER_ORGANS
     )
-    assert of_other_organs(tmp_path) == []
     rows = [
         row(-0.02, 0.03)
         | dict(system=pair[0], reference=pair[1], complete=pair[1] == "vit_baseline", metric="dice")
         for pair in organ.contrasts
     ]
-    monkeypatch.setattr(second_study, "recorded_studies", lambda _: [organ.study])
-    monkeypatch.setattr(second_study, "differences", lambda *_: pd.DataFrame(rows))
-    monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
-    monkeypatch.setattr(second_study_answer, "score_alone", lambda *_: 0.64)
-    monkeypatch.setattr(second_study_answer, "mean_score", lambda *_: float("nan"))
-    (said,) = of_other_organs(tmp_path)
-    assert (
-        "**+0.50 [-2.00, +3.00] Dice points** (not decided); the ViT by itself reaches 0.64, and"
-        in said
-    )
-    assert "shuffled" not in said
-    monkeypatch.setattr(second_study_answer, "mean_score", lambda *_: 0.91)
-    assert "the ViT by itself reaches 0.64, a U-Net 0.91, and" in of_other_organs(tmp_path)[0]
-    rows = [one | {"complete": True} for one in rows]
-    assert "weights shuffled by **+0.50 [-2.00, +3.00]**" in of_other_organs(tmp_path)[0]
-    rows = [one | {"complete": False} for one in rows]
-    assert of_other_organs(tmp_path) == []
+
+    def written(rows: list[dict[str, Any]], peer: float = float("nan")) -> str:
+        scores = {"unet": peer, "vit_baseline": 0.64}
+        found = {organ: pd.DataFrame(rows)}
+        use = pd.DataFrame({"system": "medvisionllama_v3", "zero": [-1.5, 0.1, -0.1]})
+        monkeypatch.setattr(second_study, "recorded_differences", lambda _: found)
+        monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
+        monkeypatch.setattr(second_study, "use_of_block", lambda *_: use)
+        monkeypatch.setattr(second_study_answer, "mean_score", lambda _s, _f, arm, *_: scores[arm])
+        return "\n".join(answer_table(ROOT).splitlines()[2:])
+
+    said = written(rows)
+    assert "| **+0.50 [-2.00, +3.00]** not decided | incomplete | -0.50 (1 of 3) | " in said
+    assert said.endswith(" | 0.64 |")
+    assert written(rows, 0.91).endswith(" | 0.64 (a U-Net 0.91) |")
+    whole = [one | {"complete": True} for one in rows]
+    assert written(whole).count("**+0.50 [-2.00, +3.00]** not decided") == 2
+    assert written([one | {"complete": False} for one in rows]) == ""
 
 
 def test_what_is_described_alone_has_no_verdict():

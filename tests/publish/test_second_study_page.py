@@ -20,7 +20,7 @@ def test_the_page_says_what_is_recorded_and_names_what_is_not(tmp_path):
 def test_nothing_recorded_says_so(tmp_path):
     found = second_study_page.facts(tmp_path, tmp_path)["second"]
     assert found["answer"].startswith("No contrast") and not found["figure"]
-    assert found["sentence"] == found["bullets"] == ""
+    assert found["sentence"] == found["in_brief"] == ""
 
 
 def test_the_positive_control_is_named_with_its_number(tmp_path):

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 
 from mvl.evidence import second_study
 from mvl.evidence.arms import title
-from mvl.publish import second_study_table
+from mvl.publish import second_study_answer, second_study_table
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "data" / "results"
@@ -63,12 +63,12 @@ def spread(folds: np.ndarray) -> float:
     return float(folds.std(ddof=1) * np.sqrt(1 / len(folds) + 1 / 7))
 
 
-def usage(study: str, network: str, intervention: str) -> float:
-    """The mean change of test Dice over the network's runs, in points."""
-    task = grid(study)["tasks"][0]
-    hybrid = RECORDS / study / "runs" / task / network
-    rows = pd.concat([pd.read_csv(p) for p in hybrid.glob("fraction-1.0_*/usage.csv")])
-    return 100 * rows.loc[rows["intervention"] == intervention, "dice_difference"].mean()
+def usage(study: str, network: str, intervention: str, fraction: float = 1.0) -> list[float]:
+    """The change of test Dice in each of the network's runs, in points."""
+    hybrid = RECORDS / study / "runs" / grid(study)["tasks"][0] / network
+    runs = [pd.read_csv(path) for path in hybrid.glob(f"fraction-{fraction}_*/usage.csv")]
+    by_run = [rows.loc[rows["intervention"] == intervention, "dice_difference"] for rows in runs]
+    return [100 * changes.mean() for changes in by_run]
 
 
 def found_with_80_percent(folds: np.ndarray) -> float:
@@ -150,7 +150,7 @@ def test_each_difference_is_that_of_the_runs(network, column, label):
     one_sided = (margin - abs(folds.mean())) / spread(folds)
     if label == f"minus {title('vit_baseline')}" and fraction == 1.0:
         interventions = ("zero", "shuffled_tokens", "shuffled_weights")
-        loses = [-usage(study, network, what) for what in interventions]
+        loses = [-np.mean(usage(study, network, what)) for what in interventions]
         called = not cell.endswith(("higher", "not decided"))
         assert cell.endswith("unused") == (max(loses) < 1 and called)
     if "equivalent" in cell:
@@ -167,7 +167,7 @@ def test_use_and_power_are_those_of_the_runs(network, column):
     study, fraction = columns[column]
     use, seen = rows["use of the layer"][column], rows["could be seen with 80 %"][column]
     if fraction == 1.0:
-        expected = [usage(study, network, name) for name in ("zero", "shuffled_tokens")]
+        expected = [np.mean(usage(study, network, name)) for name in ("zero", "shuffled_tokens")]
         assert [float(n) for n in re.findall(NUMBER, use)] == pytest.approx(expected, abs=0.00501)
     alone, planned = ALONE[network], units(study, (ALONE[network],) * 2, fraction)
     scores = [run_score(study, alone, fraction, *unit) for unit in planned]
@@ -177,6 +177,42 @@ def test_use_and_power_are_those_of_the_runs(network, column):
     if seen:
         number = float(seen.removesuffix(" points"))
         assert number == pytest.approx(found_with_80_percent(folds), abs=0.00501)
+
+
+def test_the_answer_in_brief_is_that_of_the_runs():
+    lines = second_study_answer.answer_table(RECORDS).splitlines()[2:]
+    titles = {grid(study)["title"]: study for study in RECORDED}
+    assert len(lines) == sum(
+        bool(rows[f"minus {title(ALONE[name])}"][i].strip())
+        for name, i in PLACES
+        for rows in [TABLES[name][1]]
+    )
+    for line in lines:
+        place, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        name, _, share = place.partition(", 10 %")
+        study, fraction = titles[name], 0.1 if share else 1.0
+        network = "llm4seg" if "LLM4Seg" in name else "medvisionllama_v3"
+        for reference, cell in zip((ALONE[network], f"{network}_shuffled"), cells, strict=False):
+            folds = fold_means(study, (network, reference), fraction)
+            if cell == second_study_table.OPEN:
+                assert folds is None
+                continue
+            reach = stats.t.ppf(0.975, len(folds) - 1) * spread(folds)
+            expected = [folds.mean(), folds.mean() - reach, folds.mean() + reach]
+            assert [float(n) for n in re.findall(NUMBER, cell)] == pytest.approx(
+                expected, abs=0.00501
+            )
+        silenced = usage(study, network, "zero", fraction)
+        lose = sum(change <= -1 for change in silenced)
+        assert cells[2].endswith(f" ({lose} of {len(silenced)})")
+        assert float(cells[2].split()[0]) == pytest.approx(np.mean(silenced), abs=0.00501)
+        folds = fold_means(study, (network, ALONE[network]), fraction)
+        assert float(cells[3]) == pytest.approx(found_with_80_percent(folds), abs=0.00501)
+        planned = units(study, (ALONE[network],) * 2, fraction)
+        scores = [run_score(study, ALONE[network], fraction, *unit) for unit in planned]
+        assert float(cells[4].split()[0]) == pytest.approx(
+            np.mean([s for s in scores if s]), abs=0.00501
+        )
 
 
 def test_the_spread_between_seeds_is_that_of_the_runs():

@@ -33,6 +33,7 @@ REGIMES = {
 "What the pages call the regimes."
 UNET = "unet"
 "The peer beside the networks alone, where a study has it."
+NO_BREAK = "\N{NO-BREAK SPACE}"
 OTHER_ORGANS = "other organs"
 "The subject of the studies beside the hippocampus and the pictures."
 
@@ -89,7 +90,11 @@ def in_brief(results: Path, page: str) -> str:
     )
     protocol = f" In the protocol's words: {meant}." if meant else ""
     plain = f"**{plain_answer(list(regimes.values()))}** ([Second study]({page}).){protocol}"
-    return f"{plain}\n\n{answer_table(results)}"
+    legend = (
+        "Intervals are of 95 %. *Would be seen* is the true difference from the network alone that"
+        " the design finds with a power of 80 %."
+    )
+    return f"{plain}\n\n{answer_table(results)}\n\n{legend}"
 
 
 def answer_table(results: Path) -> str:
@@ -110,10 +115,8 @@ def answer_table(results: Path) -> str:
             rows.append(
                 [
                     place_in_words(study, fraction),
-                    f"**{in_points(gain)}** {second_study.outcome(gain, results)}",
-                    f"**{in_points(shuffled)}** {second_study.outcome(shuffled, results)}"
-                    if shuffled["complete"]
-                    else OPEN,
+                    _difference(gain, results),
+                    _difference(shuffled, results) if shuffled["complete"] else OPEN,
                     _silenced(second_study.use_of_block(study, results, fraction), network),
                     seen(gain).removesuffix(" points"),
                     f"{score:.2f}{beside}",
@@ -121,16 +124,22 @@ def answer_table(results: Path) -> str:
             )
     return markdown_table(
         [
-            "with the layer (points of Dice, LLM4Seg: of IoU)",
-            "minus the network alone",
-            "minus itself with the layer's weights shuffled before training",
-            "Dice once the layer is silenced (runs that lose a point)",
+            "points of Dice (LLM4Seg: of IoU)",
+            "with the layer, minus the network alone",
+            "minus itself with the weights shuffled",
+            "layer silenced (runs that lose a point)",
             "would be seen",
-            "score of the network alone",
+            "score alone",
         ],
         "llllrl",
         rows,
     )
+
+
+def _difference(row: dict[Any, Any], results: Path) -> str:
+    """Return a difference in bold, its interval, which no line breaks, and the rule's word."""
+    middle, _, interval = in_points(row).partition(" ")
+    return f"**{middle}** {interval.replace(' ', NO_BREAK)} {second_study.outcome(row, results)}"
 
 
 def _silenced(use: pd.DataFrame, network: str) -> str:

@@ -71,7 +71,7 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
     alone = (rows.get(ALONE[network]) for rows in columns.values())
     body.append(["could be seen with 80 %", *map(seen, alone)])
     metric = next(iter(next(iter(columns.values())).values()))["metric"]
-    scores = (f"{score_alone(*place, network, metric, results):.3f}" for place in columns)
+    scores = (f"{mean_score(*place, ALONE[network], metric, results):.3f}" for place in columns)
     _, unit, _ = UNITS[metric]
     body.append([f"{title(ALONE[network])} by itself: {unit.removesuffix(' points')}", *scores])
     return markdown_table([f"{title(network)}, {unit}", *heads], "l" * (len(heads) + 1), body)
@@ -116,11 +116,6 @@ def seen(row: dict[Any, Any] | None) -> str:
     return "" if found is None or math.isnan(found) else f"{100 * found:.2f} points"
 
 
-def score_alone(study: str, fraction: float, network: str, metric: str, results: Path) -> float:
-    """Return the mean score of the network's own network without a layer, over its runs."""
-    return mean_score(study, fraction, ALONE[network], metric, results)
-
-
 def mean_score(study: str, fraction: float, system: str, metric: str, results: Path) -> float:
     """Return the mean score of an arm over its finished runs; NaN without one."""
     runs = read_runs(study, results)
@@ -137,7 +132,7 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
         row = table.iloc[0].to_dict()
         of_all = question.fraction == 1 and row["complete"]
         if of_all and (row["system"], row["reference"]) == (HYBRID, VIT):
-            room = 1 - score_alone(question.study, 1.0, HYBRID, "dice", results)
+            room = 1 - mean_score(question.study, 1.0, VIT, "dice", results)
             title_of = load_study(question.study).title
             said.append(f"{100 * share * room:.1f} points where {seen(row)} are seen ({title_of})")
     if not said:

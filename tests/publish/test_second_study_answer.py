@@ -136,7 +136,7 @@ def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
 
 def test_the_answer_in_brief_has_the_protocols_words_and_a_row_for_each_study(tmp_path):
     answer = in_brief(ROOT / "data" / "results", "page.md")
-    plain, table = answer.split("\n\n")
+    plain, table, _ = answer.split("\n\n")
     assert plain.startswith("**On hippocampus scans") and "([Second study](page.md).)" in plain
     assert plain.endswith(
         "; trained at rates tuned for each arm, *Training switched the layer off in this regime*."
@@ -168,11 +168,14 @@ def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complet
         return "\n".join(answer_table(ROOT).splitlines()[2:])
 
     said = written(rows)
-    assert "| **+0.50 [-2.00, +3.00]** not decided | incomplete | -0.50 (1 of 3) | " in said
+    assert (
+        "| **+0.50** [-2.00,\N{NO-BREAK SPACE}+3.00] not decided | incomplete | -0.50 (1 of 3) | "
+        in said
+    )
     assert said.endswith(" | 0.64 |")
     assert written(rows, 0.91).endswith(" | 0.64 (a U-Net 0.91) |")
     whole = [one | {"complete": True} for one in rows]
-    assert written(whole).count("**+0.50 [-2.00, +3.00]** not decided") == 2
+    assert written(whole).count("| **+0.50** [-2.00,") == 2
     assert written([one | {"complete": False} for one in rows]) == ""
 
 

@@ -17,14 +17,9 @@ MOST_FOLDS = 10
 def fold_sd(found: Found) -> float:
     """Return the standard deviation of the fold means behind a printed interval, in the metric's
     own unit; NaN with fewer than two folds."""
-    return sd_behind(found.low, found.high, found.n_folds)
-
-
-def sd_behind(low: float, high: float, folds: int) -> float:
-    """Return the standard deviation of fold means that gives this corrected 95 % t-interval."""
-    if folds < 2:
+    if found.n_folds < 2:
         return math.nan
-    return (high - low) / 2 / t_reach(error_factor(folds), folds)
+    return (found.high - found.low) / 2 / t_reach(error_factor(found.n_folds), found.n_folds)
 
 
 def folds_needed(sd: float, difference: float) -> int | None:

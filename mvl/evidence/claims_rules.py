@@ -128,7 +128,7 @@ def every_metric(claim: Claim, evidence: Evidence) -> Verdict:
     """The contrast is better in every metric, and significantly in at least the reported share of
     them."""
     differences = [d for metric in claim.metrics for d in own(claim, evidence, metric)]
-    found = with_tests(evidence, differences, claim.margin)
+    found = with_tests(evidence, differences)
     early = [withheld(f) for f in found]
     if any(early):
         return combined(claim, evidence, found, [e or (UNDECIDED, "") for e in early])

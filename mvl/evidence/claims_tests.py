@@ -21,6 +21,7 @@ from mvl.evidence.claims_evidence import (
     planned_units,
     tasks,
 )
+from mvl.evidence.decision import MARGINS
 from mvl.evidence.second_study import of_protocol, together
 from mvl.evidence.topics import TOPICS
 from mvl.study.grid import load_study
@@ -93,14 +94,15 @@ def _of_cases(
 def with_tests(
     evidence: Evidence,
     differences: Sequence[Difference],
-    margin: float,
+    margin: float | None = None,
     family: Sequence[Difference] = (),
 ) -> list[Found]:
-    """Interval and tests of each difference; the test of a difference is Holm-adjusted over them
-    and the rest of the family."""
+    """Interval and tests of each difference, at its metric's margin if no other is given; the test
+    of a difference is Holm-adjusted over them and the rest of the family."""
 
-    def equivalent(pairs: run_pairs.Pairs) -> float:
-        return stats.tost(pairs, margin)
+    def equivalent(difference: Difference) -> float:
+        own = MARGINS[difference.metric].value if margin is None else margin
+        return p_value(evidence, difference, lambda pairs: stats.tost(pairs, own))
 
     adjusted = stats.holm(
         [
@@ -108,10 +110,7 @@ def with_tests(
             for d in (*differences, *(d for d in family if d.planned))
         ]
     )
-    return [
-        _found(evidence, d, p, p_value(evidence, d, equivalent))
-        for d, p in zip(differences, adjusted)
-    ]
+    return [_found(evidence, d, p, equivalent(d)) for d, p in zip(differences, adjusted)]
 
 
 def p_value(

@@ -9,6 +9,7 @@ first block.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -229,6 +230,17 @@ def power_plan(
         "largest_sd_for_equivalence": limits,
         "rows": rows,
     }
+
+
+def sees(question: Question, pair: Pair, results_dir: Path) -> float:
+    """Return the true difference, in points, that a contrast of the protocol finds with a power of
+    80 % at Holm's hardest step of its family, by its own study's variances; NaN before it has
+    them."""
+    contrast = next(c for c in contrasts_of(question) if (c.system, c.reference) == pair)
+    own = replace(contrast, stand_in=None)
+    found = measured(own, recorded_cases([question.study], results_dir))
+    row = _row(own, found, None, *own_design(own), [own.family])
+    return row["detectable"][str(own.family)] if row["detectable"] else math.nan
 
 
 def own_design(contrast: Contrast) -> Unit:

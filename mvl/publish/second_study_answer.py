@@ -92,7 +92,7 @@ def in_brief(results: Path, page: str) -> str:
     plain = f"**{plain_answer(list(regimes.values()))}** ([Second study]({page}).){protocol}"
     legend = (
         "Intervals are of 95 %. *Would be seen* is the true difference from the network alone that"
-        " the design finds with a power of 80 %."
+        " the design finds with a power of 80 %, at Holm's hardest step of its family."
     )
     return f"{plain}\n\n{answer_table(results)}\n\n{legend}"
 
@@ -118,7 +118,7 @@ def answer_table(results: Path) -> str:
                     _difference(gain, results),
                     _difference(shuffled, results) if shuffled["complete"] else OPEN,
                     _silenced(second_study.use_of_block(study, results, fraction), network),
-                    seen(gain).removesuffix(" points"),
+                    seen(gain, results).removesuffix(" points"),
                     f"{score:.2f}{beside}",
                 ]
             )
@@ -127,7 +127,7 @@ def answer_table(results: Path) -> str:
             "points of Dice (LLM4Seg: of IoU)",
             "with the layer, minus the network alone",
             "minus itself with the weights shuffled",
-            "layer silenced (runs that lose a point)",
+            "layer silenced: Dice points (runs that lose one)",
             "would be seen",
             "score alone",
         ],

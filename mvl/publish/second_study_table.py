@@ -12,12 +12,10 @@ import pandas as pd
 
 from mvl.core.markdown import markdown_table
 from mvl.core.run_folder import GRADIENTS_FILE
-from mvl.evidence import second_study
+from mvl.evidence import power_plan, second_study
 from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.claims_ledger import load_claims
-from mvl.evidence.claims_power import sd_behind
-from mvl.evidence.power import detectable
 from mvl.evidence.second_study import ALONE, HYBRID, VIT, Question
 from mvl.study.grid import load_study, run_keys
 from mvl.study.links import run_address
@@ -67,9 +65,9 @@ def summary_table(network: str, tables: dict[Question, pd.DataFrame], results: P
         for arm in arms
     ]
     use = (second_study.use_in_numbers(study, network, results, f) for study, f in columns)
-    body.append(["use of the layer", *use])
+    body.append(["use of the layer, Dice points", *use])
     alone = (rows.get(ALONE[network]) for rows in columns.values())
-    body.append(["could be seen with 80 %", *map(seen, alone)])
+    body.append(["could be seen with 80 %", *(seen(row, results) for row in alone)])
     metric = next(iter(next(iter(columns.values())).values()))["metric"]
     scores = (f"{mean_score(*place, ALONE[network], metric, results):.3f}" for place in columns)
     _, unit, _ = UNITS[metric]
@@ -107,13 +105,18 @@ def _cell(place: tuple[str, float], row: dict[Any, Any] | None, results: Path) -
     return f"{linked} [{low}, {high}] {second_study.outcome(row, results)}"
 
 
-def seen(row: dict[Any, Any] | None) -> str:
-    """Return the true difference from the network alone that the design finds, at the measured
-    spread."""
+def seen(row: dict[Any, Any] | None, results: Path) -> str:
+    """Return the true difference from the network alone that the design finds."""
     if row is None or not row["complete"]:
         return ""
-    found = detectable(sd_behind(row["low"], row["high"], row["n_folds"]), row["n_folds"])
-    return "" if found is None or math.isnan(found) else f"{100 * found:.2f} points"
+    place, pair = (row["study"], row["fraction"]), (row["system"], row["reference"])
+    question = next(
+        one
+        for one in second_study.QUESTIONS
+        if (one.study, one.fraction) == place and pair in one.contrasts
+    )
+    found = power_plan.sees(question, pair, results)
+    return "" if math.isnan(found) else f"{found:.2f} points"
 
 
 def mean_score(study: str, fraction: float, system: str, metric: str, results: Path) -> float:
@@ -134,7 +137,9 @@ def gain_to_see(tables: dict[Question, pd.DataFrame], results: Path) -> str:
         if of_all and (row["system"], row["reference"]) == (HYBRID, VIT):
             room = 1 - mean_score(question.study, 1.0, VIT, "dice", results)
             title_of = load_study(question.study).title
-            said.append(f"{100 * share * room:.1f} points where {seen(row)} are seen ({title_of})")
+            said.append(
+                f"{100 * share * room:.1f} points where {seen(row, results)} are seen ({title_of})"
+            )
     if not said:
         return ""
     return (

@@ -45,8 +45,6 @@ BASE_MB, LAYER_MB = 530, 60
 (transformers); CPU runs of `quick`."""
 CUDA_MB = 1500
 "Assumed for a CUDA context and its kernels' workspace."
-VAL_BATCH = 32
-"Cases that a validation batch holds on a GPU."
 DECATHLON_BYTES, SMALL = 80e9, {"Task04_Hippocampus": 28e6}
 """The ten archives together, about; the registry does not know them one by one, so that each of the
 other nine is taken for a ninth."""
@@ -119,7 +117,8 @@ def launches(config: Config) -> int:
     n, train = cases(config), config.train
     steps = train.train_epochs * math.ceil(n["train"] / train.batch_size) * train.accumulate
     looks = math.ceil(train.train_epochs / train.val_interval)
-    return steps + looks * math.ceil(n["val"] / VAL_BATCH) + n["test"]
+    at_once = cases_at_once(config, "cuda")
+    return steps + looks * math.ceil(n["val"] / at_once) + math.ceil(n["test"] / at_once)
 
 
 def memory_mb(config: Config, device: Device) -> float:

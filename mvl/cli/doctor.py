@@ -70,11 +70,8 @@ def data_found(data_dir: Path | None = None) -> dict[str, Any]:
     from mvl.datasets.task import data_root
     from mvl.datasets.task_data import TaskData
 
-    folders = {name: TaskData(task, data_dir).place for name, task in load_tasks().items()}
-    found = {
-        name: redact(folder) if (folder / "dataset.json").is_file() else None
-        for name, folder in folders.items()
-    }
+    data = {name: TaskData(task, data_dir) for name, task in load_tasks().items()}
+    found = {name: redact(one.place) if one.is_there else None for name, one in data.items()}
     return {"root": redact(data_root(data_dir)), "tasks": found}
 
 

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mvl.core.config import Config
-from mvl.core.files import write_json
-from mvl.core.run_folder import default_results_dir, read_config, results_dir_of
+from mvl.core.files import RunError, write_json
+from mvl.core.run_folder import (
+    default_results_dir,
+    is_done,
+    is_records,
+    read_config,
+    results_dir_of,
+)
 
 GIVEN = ".given.json"
 """File of a run's folder that keeps, on this machine alone, what its command was given: the study,
@@ -70,7 +76,21 @@ def command_of(folder: Path, *more: str) -> str:
     lies now."""
     config, given = read_config(folder), _given(folder)
     results_dir, study = results_dir_of(folder, config), given.get("study", "")
+    if is_records(results_dir):  # nothing is trained into them
+        results_dir = default_results_dir()
     return train_command(config, results_dir, given.get("data_dir"), study, more)
+
+
+def require_finished(folder: Path) -> None:
+    """Return where a run is finished and its weights are there and whole.
+
+    Raises:
+        RunError: it is not; names the command that trains it.
+    """
+    if not is_done(folder, need_weights=True):
+        raise RunError(
+            f"{folder} is not a finished run with whole weights; run `{command_of(folder)}` first"
+        )
 
 
 def _given(folder: Path) -> dict[str, Any]:

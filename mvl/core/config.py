@@ -239,6 +239,29 @@ def load_config(
 def check(config: Config) -> Config:
     """The same config, or ConfigError naming the first value that is out of range."""
     data, model, train = config.data, config.model, config.train
+    where = f"{config.study}/{config.system}"
+    least = {
+        "data.img_size": (data.img_size, 1),
+        "model.patch_size": (model.patch_size, 1),
+        "model.num_heads": (model.num_heads, 1),
+        "model.r": (model.r, 1),
+        "model.encoder_layers": (model.encoder_layers, 0),
+        "model.decoder_layers": (model.decoder_layers, 0),
+        "train.train_epochs": (train.train_epochs, 1),
+        "train.batch_size": (train.batch_size, 1),
+        "train.accumulate": (train.accumulate, 1),
+        "train.val_interval": (train.val_interval, 1),
+        "train.num_threads": (train.num_threads, 1),
+        "train.checkpoint_s": (train.checkpoint_s, 0),
+        "train.grad_clip": (train.grad_clip, 0),
+        "train.weight_decay": (train.weight_decay, 0),
+        "seed": (config.seed, 0),
+    }
+    # These come first: the rules below divide by some of them.
+    for name, (value, bound) in least.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or min(values) < bound:
+            raise ConfigError(f"{where}: {name} must be at least {bound}, got {value}")
     vit = model.architecture.startswith(("vit", "medvisionllama"))
     hybrid = model.architecture.startswith("medvisionllama")
     version1 = model.architecture == "medvisionllama_v1" or not (
@@ -249,12 +272,10 @@ def check(config: Config) -> Config:
     rules = {
         f"fraction {config.fraction} is not in (0, 1]": 0 < config.fraction <= 1,
         f"fold {config.fold} is not in 0-9": 0 <= config.fold <= 9,
-        f"seed {config.seed} is negative": config.seed >= 0,
         f"data.img_size {data.img_size} and model.patch_size {model.patch_size} differ in length": (
             not vit or same_dims
         ),
         f"data.img_size {data.img_size} must have two or three axes": len(data.img_size) in (2, 3),
-        f"data.img_size {data.img_size} must be at least 1 on each axis": min(data.img_size) >= 1,
         f"data.label_noise_rate {data.label_noise_rate} is not in [0, 1]": (
             0 <= data.label_noise_rate <= 1
         ),
@@ -282,28 +303,15 @@ def check(config: Config) -> Config:
         f" train.train_epochs {train.train_epochs}": (
             all(1 <= epoch <= train.train_epochs for epoch in train.gradient_epochs)
         ),
-        f"model.encoder_layers {model.encoder_layers} or"
-        f" decoder_layers {model.decoder_layers} is negative": (
-            min(model.encoder_layers, model.decoder_layers) >= 0
-        ),
         f"model.dropout_rate {model.dropout_rate} is not in [0, 1)": 0 <= model.dropout_rate < 1,
         f"train.lr {train.lr} is not in (0, 1]": 0 < train.lr <= 1,
-        f"train.checkpoint_s {train.checkpoint_s} is negative": train.checkpoint_s >= 0,
+        f"train.warmup_fraction {train.warmup_fraction} is not in [0, 1]": (
+            0 <= train.warmup_fraction <= 1
+        ),
         f"train.batch_size {train.batch_size} is not a multiple of"
         f" train.accumulate {train.accumulate}": train.batch_size % train.accumulate == 0,
     }
-    rules |= {
-        f"{name} must be at least 1": value >= 1
-        for name, value in {
-            "train.train_epochs": train.train_epochs,
-            "train.batch_size": train.batch_size,
-            "train.accumulate": train.accumulate,
-            "train.val_interval": train.val_interval,
-            "train.num_threads": train.num_threads,
-            "model.r": model.r,
-        }.items()
-    }
     for message, holds in rules.items():
         if not holds:
-            raise ConfigError(f"{config.study}/{config.system}: {message}")
+            raise ConfigError(f"{where}: {message}")
     return config

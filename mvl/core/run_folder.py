@@ -21,7 +21,7 @@ GRADIENTS_FILE = "gradients.csv"
 EXTRA_FILES = ("usage.csv", GRADIENTS_FILE)
 """What the record of some runs holds besides: how a hybrid uses its block, how far cases agree on
 the encoder's gradient."""
-NEUTRAL = ("data.cache_gb", "data.num_workers")
+NEUTRAL = ("data.cache_gb", "data.num_workers", "train.checkpoint_s")
 "Settings that change no result: a run made with others is still the run that was asked for."
 EXTERNAL = "cases_on_"
 "Beginning of the names of external tests' rows, which a record holds too."
@@ -76,6 +76,11 @@ def default_results_dir() -> Path:
 def records_dir() -> Path:
     """Published records, committed: `data/results`."""
     return ROOT / "data" / "results"
+
+
+def is_records(folder: Path) -> bool:
+    """Return whether a folder of runs is that of the published records."""
+    return Path(folder).resolve() == records_dir().resolve()
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -133,25 +138,28 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     )
 
 
+def add_to_seal(folder: Path, name: str) -> None:
+    """Note the sha256 of a file that came to a sealed run later, or was written anew."""
+    status = read_status(folder)
+    status["files"][name] = sha256_file(folder / name)
+    write_json(folder / "status.json", status)
+
+
 def write_config(folder: Path, config: Config) -> None:
     """Write `config.yaml`, or check that the one there says the same (a setting that it does not
-    name has its default).
+    name has its default) of all that can change a result.
 
     Raises:
         RunError: the folder was begun with another config; names the keys that differ and the
             remedy.
     """
-    path, wanted = folder / "config.yaml", to_dict(config)
-    if path.is_file() and (
-        changed := differences(
-            merge(to_dict(Config()), yaml.safe_load(path.read_text()) or {}), wanted
-        )
-    ):
+    path = folder / "config.yaml"
+    if changed := changed_settings(folder, config):
         raise RunError(
             f"{path} was begun with other settings: {'; '.join(changed)}. Restore them, or delete"
             f" {folder} to start anew"
         )
-    atomic_write(path, yaml.safe_dump(wanted, sort_keys=False))
+    atomic_write(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def changed_settings(folder: Path, config: Config) -> list[str]:
@@ -169,7 +177,7 @@ def changed_settings(folder: Path, config: Config) -> list[str]:
     except ConfigError as error:
         return [str(error)]  # what cannot be read was not made with these settings
     lines = differences(made_with, to_dict(config))
-    return [line for line in lines if not line.startswith(NEUTRAL)]
+    return [line for line in lines if line.partition(":")[0] not in NEUTRAL]
 
 
 def read_config(folder: Path) -> Config:

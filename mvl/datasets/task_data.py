@@ -65,6 +65,15 @@ class TaskData:
         data_dir = None if usual else self.place.parent
         return command_line(action, self.task.name, data_dir=data_dir)
 
+    @property
+    def is_there(self) -> bool:
+        """True where the data lie, or will be made when they are asked for."""
+        if self.whole.task.name in MADE:
+            return True
+        if self.task.layout in ("busi", "pairs"):
+            return self.place.is_dir()
+        return (self.place / "dataset.json").is_file()
+
     @cached_property
     def folder(self) -> Path:
         """The task's folder; what mvl makes itself is made there when absent.
@@ -75,8 +84,7 @@ class TaskData:
         task, folder = self.task, self.place
         if self.whole.task.name in MADE:
             return make(self.whole.task, folder)
-        pictures = task.layout in ("busi", "pairs")
-        if not (folder.is_dir() if pictures else (folder / "dataset.json").is_file()):
+        if not self.is_there:
             get = (
                 f"download it from {task.page} and unpack it there"
                 if task.page

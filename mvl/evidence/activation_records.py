@@ -122,8 +122,10 @@ def open_measures(chapter: Chapter) -> tuple[pd.DataFrame, list[str]]:
     keys = [*KEYS_IN_STUDY, "weights"]
     made = chapter.done.assign(weights=chapter.done["weights_sha256"].astype(str).str[:12])[keys]
     rows = rows.merge(made, on=keys) if len(rows) and len(made) else rows.iloc[:0]
-    measured = set(rows[["system", "fold", "seed"]].itertuples(index=False, name=None))
-    lacking = [c.system for c in wanted(chapter) if (c.system, c.fold, c.seed) not in measured]
+    measured = set(rows[["task", "system", "fold", "seed"]].itertuples(index=False, name=None))
+    lacking = [
+        c.system for c in wanted(chapter) if (c.task, c.system, c.fold, c.seed) not in measured
+    ]
     counts = {system: lacking.count(system) for system in lacking}
     return rows, holes + [
         f"activations of {title(s)}: {n} run{'s' if n > 1 else ''}" for s, n in counts.items()

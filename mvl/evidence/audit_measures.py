@@ -118,7 +118,7 @@ def measure_surfaces(data_dir: Path | None = None, cases: int = 8) -> Path:
     counts = {
         case: surface_voxels(store.native(index).label > 0) for index, case in enumerate(chosen)
     }
-    write_json(MEASURED, {"task": task.name, "size": README_SIZE, "surface_voxels": counts})
+    write_json(MEASURED, {"task": data.task.name, "size": README_SIZE, "surface_voxels": counts})
     return MEASURED
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mvl.core import run_folder
-from mvl.core.columns import CASE_COLUMNS, RUN_KEYS
+from mvl.core.columns import CASE_COLUMNS, KEYS_IN_STUDY, RUN_KEYS
 from mvl.core.config import Config
 from mvl.datasets.registry import find_task
 from mvl.evidence.arms import caveat, title
@@ -81,7 +81,7 @@ class Chapter:
     @property
     def published(self) -> bool:
         """True when the runs are the committed records."""
-        return self.results_dir.resolve() == run_folder.records_dir().resolve()
+        return run_folder.is_records(self.results_dir)
 
     @property
     def done(self) -> pd.DataFrame:
@@ -98,7 +98,7 @@ def train_chapter(
     machine began go on here, marked.
     """
     folder = run_folder.results_folder(results_dir)
-    if folder.resolve() == run_folder.records_dir().resolve():
+    if run_folder.is_records(folder):
         return
     ensure_runs(study, planned_runs(study, TOPICS[topic]), folder, allow_drift=allow_drift)
     tables.collect(study, folder)
@@ -219,10 +219,9 @@ def _holes(study: str, plan: Study, spec: Topic, table: pd.DataFrame) -> list[st
     if spec.blocks[0] not in used_blocks(plan, spec):
         lines.append(f"block `{spec.blocks[0]}` is not in the grid of study `{study}`")
 
-    wanted = {(r.system, r.fraction, r.fold, r.seed) for r in planned_runs(study, spec)}
-    keys = ["system", "fraction", "fold", "seed"]
-    done = table.loc[table["state"] == "done", keys].itertuples(index=False, name=None)
-    arms = Counter((system, fraction) for system, fraction, *_ in sorted(wanted - set(done)))
+    wanted = {(r.task, r.system, r.fraction, r.fold, r.seed) for r in planned_runs(study, spec)}
+    done = table.loc[table["state"] == "done", KEYS_IN_STUDY].itertuples(index=False, name=None)
+    arms = Counter((system, fraction) for _, system, fraction, *_ in sorted(wanted - set(done)))
     for (system, fraction), count in arms.items():
         runs = "1 run" if count == 1 else f"{count} runs"
         lines.append(f"{title(system)} at {fraction:.0%} of the data: {runs}")

@@ -232,7 +232,7 @@ def power_plan(
     }
 
 
-def sees(question: Question, pair: Pair, results_dir: Path) -> float:
+def sees(question: Question, pair: second_study.Pair, results_dir: Path) -> float:
     """Return the true difference, in points, that a contrast of the protocol finds with a power of
     80 % at Holm's hardest step of its family, by its own study's variances; NaN before it has
     them."""

@@ -45,6 +45,11 @@ ALONE = {HYBRID: VIT, LLM4SEG: CNN}
 "Each paper's network with a layer, and the same network without one."
 USES_POINTS = 1.0
 "A network uses its block when an intervention costs it so many Dice points (book/protocol_2.md)."
+USE_COLUMNS = (
+    *("system", "fold", "seed", "relative_size", "over_alone"),
+    *("zero", "mean", "shuffled_tokens", "shuffled_weights"),
+)
+"Columns of `use_of_block` that are there without a run, too."
 UNUSED = "unused"
 "The protocol's word for a layer that training switched off: for an equivalence, beside a loss."
 
@@ -259,7 +264,8 @@ def outcome(row: dict[Any, Any], results: Path) -> str:
     of_hybrid = (row["system"], row["reference"]) == (HYBRID, VIT)
     if of_hybrid and word.word in (EQUIVALENT, LOWER):
         rows = use_of_block(row["study"], results, row["fraction"])
-        if len(rows) and not any(uses(rows[rows["system"] == HYBRID])):
+        own = rows[rows["system"] == HYBRID]
+        if len(own) and not any(uses(own)):
             return UNUSED if word.word == EQUIVALENT else f"{LOWER}; {UNUSED}"
     return str(word)
 
@@ -275,7 +281,7 @@ def use_of_block(study: str, results: Path, fraction: float = 1.0) -> pd.DataFra
     runs = read_runs(study, results)
     done = runs[(runs["state"] == "done") & (runs["fraction"] == fraction)]
     alone = done[done["system"].isin(ALONE.values())].set_index(["fold", "seed"])["dice"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in done.itertuples():
         folder = Path(results) / run.run
         if not (folder / FILE).is_file():
@@ -288,7 +294,7 @@ def use_of_block(study: str, results: Path, fraction: float = 1.0) -> pd.DataFra
         for name, found in usage.items():
             row[name] = 100 * found["dice_difference"]
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=USE_COLUMNS)
 
 
 def use_in_numbers(study: str, system: str, results: Path, fraction: float = 1.0) -> str:

@@ -96,7 +96,7 @@ def stage(staging: Path, studies: Sequence[str], results: Path) -> None:
         shutil.copytree(SOURCES / folder, staging / folder)
     shown = plan(studies)
     execute_notebooks(staging / "notebooks", shown, results)
-    if results.resolve() != run_folder.records_dir().resolve():
+    if not run_folder.is_records(results):
         for study in studies:
             tables.collect(study, results)
     fill_pages(staging, facts(staging, studies, results))
@@ -129,7 +129,7 @@ def execute_notebooks(target: Path, shown: dict[str, str], results: Path) -> Non
     """Execute notebooks, each with its study, into `target`: two at a time when no run is left to
     train, else one after another."""
     target.mkdir(parents=True)
-    published = results.resolve() == run_folder.records_dir().resolve()
+    published = run_folder.is_records(results)
     workers = (
         2
         if published or not any(missing_runs(study, results) for study in set(shown.values()))

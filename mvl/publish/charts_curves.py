@@ -71,7 +71,7 @@ def curves(chapter: Chapter) -> str:
 
 def _line(measure: str, axis: str, values: pd.Series) -> dict[str, Any]:
     """The points of a line, and what they measure."""
-    digits = 4 if measure == DICE else 2
+    digits = 2 if measure == GAIN else 4
     return {
         "measure": measure,
         "axis": axis,

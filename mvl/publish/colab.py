@@ -226,8 +226,11 @@ def copy_newer(source: Path, target: Path) -> int:
                 continue
             other.parent.mkdir(parents=True, exist_ok=True)
             part = other.with_name(f".{other.name}.{uuid.uuid4().hex}.tmp")
-            shutil.copy2(path, part)
-            os.replace(part, other)
+            try:
+                shutil.copy2(path, part)
+                os.replace(part, other)
+            finally:
+                part.unlink(missing_ok=True)  # where Drive is full, half a file stays otherwise
             copied += 1
     return copied
 

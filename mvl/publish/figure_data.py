@@ -10,6 +10,7 @@ series, so that another processor's last bit changes nothing.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,13 +98,13 @@ def write_table(book: Path) -> Path:
         for page, digests in figures_of(book).items()
         for number, digest in enumerate(digests, 1)
     ]
-    files.atomic_write(TABLE, files.csv_text(rows, list(COLUMNS)).encode())
+    files.write_csv(TABLE, rows, list(COLUMNS))
     return TABLE
 
 
 def compared(book: Path) -> list[tuple[str, int, int, int]]:
-    """Page, figures of it that equal the published ones, how many are published, and how many of
-    these are not drawn for want of their scans."""
+    """Page, figures of it that equal the published ones, how many are published (or drawn, where
+    that is more), and how many of these are not drawn for want of their scans."""
     published: dict[str, list[str]] = {}
     for line in TABLE.read_text().splitlines()[1:]:
         page, _, digest = line.split(",")
@@ -111,9 +112,9 @@ def compared(book: Path) -> list[tuple[str, int, int, int]]:
     redrawn = figures_of(book)
     rows = []
     for page, digests in published.items():
-        pairs = list(zip(digests, redrawn.get(page, []), strict=False))
+        pairs = list(itertools.zip_longest(digests, redrawn.get(page, [])))
         absent = sum(new == ABSENT != old for old, new in pairs)
-        rows.append((page, sum(old == new for old, new in pairs), len(digests), absent))
+        rows.append((page, sum(old == new for old, new in pairs), len(pairs), absent))
     return rows
 
 

@@ -84,7 +84,7 @@ def shown_studies(studies: Sequence[str], results: Path) -> list[str]:
     """The book's studies; for the published book, every further recorded study of scans or pictures
     as well."""
     named = [Path(study).stem for study in studies]
-    if results.resolve() != run_folder.records_dir().resolve():
+    if not run_folder.is_records(results):
         return list(studies)
     found = [
         path.parent.name

@@ -39,7 +39,7 @@ def ensure_runs(
     are.
     """
     missing = missing_runs(name, results_dir, runs)
-    if not missing or Path(results_dir).resolve() == run_folder.records_dir().resolve():
+    if not missing or run_folder.is_records(results_dir):
         return missing
     with gpu_slots.one_gpu():
         for place, config in enumerate(missing, 1):

@@ -31,7 +31,7 @@ def run_address(results_dir: Path, place: str) -> str:
     Else relative to the notebooks. The book turns either into its own page or copy
     (`mvl.publish.run_links.book_links`).
     """
-    if results_dir.resolve() != run_folder.records_dir().resolve():
+    if not run_folder.is_records(results_dir):
         return quote(f"{os.path.relpath(results_dir, ROOT / 'notebooks')}/{place}", safe="/#")
     kind = "blob" if place.endswith((".yaml", ".json", ".csv")) else "tree"
     return f"{repository_url()}/{kind}/main/data/results/{quote(place, safe='/#')}"

@@ -114,6 +114,11 @@ def run_trial(
     folder, config = trial.folder(results_dir), trial.config
     done = folder / "trial.json"
     if done.is_file():
+        if changed := run_folder.changed_settings(folder, config):
+            raise files.RunError(
+                f"{folder}: was tried with other settings ({'; '.join(changed[:3])}); delete it to"
+                " try anew"
+            )
         row: dict[str, Any] = json.loads(done.read_text())
         return row
     with files.locked(folder):

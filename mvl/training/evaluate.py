@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS, run_columns
-from mvl.core.command_lines import command_of
+from mvl.core.command_lines import require_finished
 from mvl.core.config import Config
 from mvl.core.means import MetricError
 from mvl.datasets.case_store import CaseStore, open_test_cases
@@ -94,21 +94,12 @@ def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
         RunError: the run is not done, or a file does not have its recorded hash.
     """
     run_dir = Path(run_dir)
-    status = run_folder.read_status(run_dir)
-    if (
-        status["state"] != "done"
-        or files.sha256_file(run_dir / "weights.safetensors")
-        != status["files"]["weights.safetensors"]
-    ):
-        raise files.RunError(
-            f"{run_dir} is not a finished run with whole weights; run `{command_of(run_dir)}` first"
-        )
+    require_finished(run_dir)
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
     store = open_test_cases(config, data_dir)
     rows = evaluate_store(Predictor(load_run(run_dir), config), store)
     with files.locked(run_dir):
         files.write_csv(run_dir / "cases.csv", rows, CASE_COLUMNS)
-        status["files"]["cases.csv"] = files.sha256_file(run_dir / "cases.csv")
-        files.write_json(run_dir / "status.json", status)
+        run_folder.add_to_seal(run_dir, "cases.csv")
     return rows

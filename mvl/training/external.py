@@ -11,7 +11,7 @@ import torch
 
 from mvl.core import files, run_folder
 from mvl.core.columns import CASE_COLUMNS
-from mvl.core.command_lines import command_of
+from mvl.core.command_lines import require_finished
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.datasets.case_store import CaseStore
@@ -57,10 +57,7 @@ def evaluate_on(
         RunError: the run is not done, or a file does not have its recorded hash.
     """
     run_dir = Path(run_dir)
-    if not run_folder.is_done(run_dir, need_weights=True):
-        raise files.RunError(
-            f"{run_dir} is not a finished run with whole weights; run `{command_of(run_dir)}` first"
-        )
+    require_finished(run_dir)
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
     own, other = open_task(config.task, data_dir), open_task(name, data_dir)
@@ -74,9 +71,7 @@ def evaluate_on(
     path = run_dir / run_folder.external_file(other.task.name)
     with files.locked(run_dir):
         files.write_csv(path, rows, CASE_COLUMNS)
-        status = run_folder.read_status(run_dir)
-        status["files"][path.name] = files.sha256_file(path)
-        files.write_json(run_dir / "status.json", status)
+        run_folder.add_to_seal(run_dir, path.name)
     return path, rows
 
 

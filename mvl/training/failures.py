@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from mvl.core import device_faults, files, machine
+from mvl.core import device_faults, files, machine, run_folder
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.privacy import redact
@@ -72,10 +72,10 @@ def close(error: Exception, folder: Path, config: Config) -> None:
             " anew, goes on"
         )
     told = str(clearer) if clearer else f"{type(error).__name__}: {error}"
-    with suppress(OSError):
-        files.write_json(
-            folder / "status.json", {"state": state, "error": redact(told), "updated": files.now()}
-        )
+    if run_folder.read_status(folder)["state"] != "done":  # a sealed run stays what it is
+        with suppress(OSError):
+            status = {"state": state, "error": redact(told), "updated": files.now()}
+            files.write_json(folder / "status.json", status)
     if clearer:
         raise clearer from error
 

@@ -201,9 +201,7 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
     trainer.restore()
     p = trainer.progress
     epochs = trainer.config.train.train_epochs
-    # clocks that stood still while the run was stopped
-    wall = p.runtime_s - time.monotonic()
-    cpu = p.cpu_s - time.process_time()
+    trainer.start_clocks()
     saved = time.monotonic()
     board = tensorboard.opened(
         trainer.folder, p.epoch * trainer.steps_per_epoch, trainer.accelerator.is_main_process
@@ -221,8 +219,7 @@ def fit(trainer: Trainer, progress: bool = True) -> None:
             trainer.close_epoch()
             # Event files come before the checkpoint: what is told twice, a reader drops.
             tell(p.history[-1], losses)
-            p.runtime_s = wall + time.monotonic()
-            p.cpu_s = cpu + time.process_time()
+            trainer.tick()
             bar.set_postfix(
                 epoch=f"{p.epoch}/{epochs}",
                 val_dice=f"{p.history[-1].get('val_dice', p.best_dice):.3f}",

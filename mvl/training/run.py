@@ -76,10 +76,15 @@ def train_run(
     Raises:
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
         Diverged: a value is not finite; the run is recorded as diverged.
-        RunError: the folder is held by another process, was begun with other settings or elsewhere,
-            memory or a loader process was lost, ...
+        RunError: the folder is among the published records, is held by another process, was begun
+            with other settings or elsewhere, memory or a loader process was lost, ...
     """
     folder = run_folder.run_dir(results_dir, config)
+    if run_folder.is_records(results_dir):
+        raise files.RunError(
+            f"{results_dir} holds the published records, which nothing is trained into; choose"
+            " another --results-dir"
+        )
     if run_folder.is_done(folder, need_weights=True):
         if changed := run_folder.changed_settings(folder, config):
             raise files.RunError(

@@ -6,6 +6,7 @@ The training loop (`loop.py`) works on it; nothing here decides how a step is ma
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class TrainingState:
         self.steps_per_epoch = steps_per_epoch(len(train_cases), config.train.batch_size)
 
         self.progress = Progress(frozen_sha256=frozen_sha256(self.network))
+        self.start_clocks()
         self.best_weights: dict[str, Tensor] = {}
         self.unread: list[Reading] = []
 
@@ -105,6 +107,7 @@ class TrainingState:
             Diverged: a step since the last look was not finite; the checkpoint before stays.
         """
         self.read_losses()
+        self.tick()
         if self.accelerator.is_main_process:
             state = {
                 "model": own_state(self.network),
@@ -115,6 +118,16 @@ class TrainingState:
             }
             steps_done = self.progress.epoch * self.steps_per_epoch + self.progress.step
             checkpoints.save(self.folder, steps_done, state)
+
+    def start_clocks(self) -> None:
+        """Let the run's two clocks go on from what they showed when it was stopped."""
+        self.wall = self.progress.runtime_s - time.monotonic()
+        self.cpu = self.progress.cpu_s - time.process_time()
+
+    def tick(self) -> None:
+        """Note how long the run has taken."""
+        self.progress.runtime_s = self.wall + time.monotonic()
+        self.progress.cpu_s = self.cpu + time.process_time()
 
     def restore(self) -> bool:
         """Go on from the newest whole checkpoint; False when there is none.

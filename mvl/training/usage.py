@@ -13,7 +13,7 @@ from torch import nn
 
 from mvl.core import files, run_folder
 from mvl.core.columns import run_columns
-from mvl.core.command_lines import command_of
+from mvl.core.command_lines import require_finished
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
 from mvl.core.means import mean
@@ -121,10 +121,7 @@ def usage_of_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
         UsageError: the run's network has no block.
     """
     run_dir = Path(run_dir)
-    if not run_folder.is_done(run_dir, need_weights=True):
-        raise files.RunError(
-            f"{run_dir} is not a finished run with whole weights; run `{command_of(run_dir)}` first"
-        )
+    require_finished(run_dir)
     config = run_folder.read_config(run_dir)
     if not has_block(config):
         raise UsageError(
@@ -138,9 +135,7 @@ def usage_of_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
         if (run_dir / FILE).is_file():
             return measure_usage(predictor, store)
         rows = write_usage(run_dir, predictor, store)
-        status = run_folder.read_status(run_dir)
-        status["files"][FILE] = files.sha256_file(run_dir / FILE)
-        files.write_json(run_dir / "status.json", status)
+        run_folder.add_to_seal(run_dir, FILE)
     return rows
 
 

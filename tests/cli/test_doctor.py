@@ -45,6 +45,9 @@ def test_data_are_found_where_they_lie(tmp_path):
     assert doctor.data_found(tmp_path)["tasks"]["Task02_Heart"] is None
     (folder / "dataset.json").write_text("{}")
     assert doctor.data_found(tmp_path)["tasks"]["Task02_Heart"].endswith("Task02_Heart")
+    assert doctor.data_found(tmp_path)["tasks"]["ISIC2017_256"] is None
+    (tmp_path / "ISIC2017_256").mkdir()  # pictures have no dataset.json
+    assert doctor.data_found(tmp_path)["tasks"]["ISIC2017_256"].endswith("ISIC2017_256")
 
 
 def test_absent_weights_are_missing_with_their_remedy(tmp_path, monkeypatch, facts):

@@ -81,7 +81,14 @@ def test_a_run_outside_its_range_is_refused(field, value):
         ("model", "dropout_rate", 1.0, "dropout_rate"),
         ("train", "accumulate", 3, "accumulate"),
         ("model", "multi_scale_fusion", True, "medvisionllama_v1"),
-        ("train", "train_epochs", 0, "train_epochs"),
+        ("train", "train_epochs", 0, "train_epochs must be at least 1, got 0"),
+        ("train", "accumulate", 0, "accumulate must be at least 1"),
+        ("train", "grad_clip", -1.0, "grad_clip must be at least 0"),
+        ("train", "weight_decay", -0.1, "weight_decay must be at least 0"),
+        ("train", "warmup_fraction", -0.1, "warmup_fraction"),
+        ("model", "num_heads", 0, "num_heads must be at least 1"),
+        ("model", "patch_size", (0, 8, 8), "patch_size must be at least 1"),
+        ("data", "img_size", (), "img_size must be at least 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(part, field, value, named):
@@ -181,7 +188,7 @@ def test_the_paper_study_is_the_papers_protocol():
             {"architecture": "llm4seg", "auxiliary_path": True},
             "auxiliary_path needs MedVisionLlama",
         ),
-        ({"encoder_layers": -1}, "encoder_layers -1 or decoder_layers 8 is negative"),
+        ({"encoder_layers": -1}, "encoder_layers must be at least 0, got -1"),
     ],
 )
 def test_switches_of_other_networks_are_refused(model, message):

@@ -16,7 +16,7 @@ import time
 import pytest
 
 from mvl.core import machine, run_folder
-from mvl.core.command_lines import train_command
+from mvl.core.command_lines import command_of, train_command
 from mvl.core.config import ROOT, Config, ConfigError, load_config
 from mvl.core.files import RunError, atomic_write, locked, sha256_file, sweep, write_csv
 from mvl.core.run_folder import is_done, read_status, run_name, seal
@@ -224,12 +224,19 @@ def test_the_way_on_is_quoted_and_names_every_folder(results, tmp_path):
     assert run_folder.results_dir_of(tmp_path, config) == run_folder.default_results_dir()
 
 
+def test_a_records_command_trains_elsewhere():
+    folder = next((run_folder.records_dir() / "hippocampus" / "runs").glob("*/*/*"))
+    assert "--results-dir" not in command_of(folder)
+
+
 def test_settings_that_change_a_result_are_told_from_those_that_do_not(tmp_path):
     config = Config()
     assert run_folder.changed_settings(tmp_path, config) == []
     run_folder.write_config(tmp_path, config)
     faster = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=3))
     assert run_folder.changed_settings(tmp_path, faster) == []
+    run_folder.write_config(tmp_path, faster)  # so that a run goes on with fewer workers
+    assert run_folder.read_config(tmp_path).data.num_workers == 3
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=0.5))
     assert [line.split(":")[0] for line in run_folder.changed_settings(tmp_path, other)] == [
         "train.lr"

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mvl.core.config import ROOT
+from mvl.datasets import task_data
+from mvl.datasets.task_data import open_task
 from mvl.evidence import audit_measures
 
 
@@ -74,6 +76,13 @@ def test_surfaces_are_those_of_training_cases() -> None:
     path = ROOT / "data" / "splits" / "Task04_Hippocampus.json"
     counted = json.loads(audit_measures.MEASURED.read_text())["surface_voxels"]
     assert set(counted) <= set(select(read_split(path), 0, 1.0, path).train)
+
+
+def test_surfaces_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(audit_measures, "MEASURED", tmp_path / "audit.json")
+    monkeypatch.setattr(task_data, "open_task", lambda *_: open_task("phantoms"))
+    found = json.loads(audit_measures.measure_surfaces(cases=2).read_text())
+    assert found["task"] == "phantoms" and len(found["surface_voxels"]) == 2
 
 
 def test_the_thresholded_term_knows_no_weight_and_the_soft_one_does() -> None:

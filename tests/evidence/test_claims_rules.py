@@ -174,6 +174,15 @@ def test_better_in_every_metric(evidence, gains, expected):
     )
 
 
+def test_each_metric_is_tested_at_its_own_margin(evidence):
+    claim = replace(CLAIM, rule="every_metric", metrics=("dice", "hd95_mm"), reported_share=0.68)
+    records = evidence({VIT: BASE, HYBRID: [b + g for b, g in zip(BASE, GAINS["higher"])]})
+    together = claims_rules.every_metric(claim, records).numbers
+    alone = claims_rules.RULES["same"](replace(CLAIM, rule="same", metric="hd95_mm"), records)
+    assert together[-1].metric == "hd95_mm"
+    assert together[-1].p_equivalence == alone.numbers[0].p_equivalence
+
+
 @pytest.mark.parametrize(
     ("others", "expected"),
     [

@@ -43,6 +43,8 @@ def test_a_line_is_a_run_and_leads_to_it(chapter, chart):
     values = history(chapter, "medvisionllama_v3")
     assert row["value"] == [round(value, 4) for value in values]
     assert row["epoch"] == list(range(1, len(values) + 1))
+    enlarged = run_of(chart, "late", "medvisionllama_v3-1-fold-3_seed-1")["value"]
+    assert enlarged == row["value"][-len(enlarged) :], "an enlargement is not rounded further"
     says = chart["texts"][row["says"]]
     best = max(values)
     assert says.startswith("MedVisionLlama v3, fold 3, seed 1")

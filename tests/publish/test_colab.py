@@ -367,6 +367,21 @@ def test_a_copy_is_whole_and_only_of_what_is_newer(tmp_path, monkeypatch):
     assert copy_newer(here, there) == 1 and (there / "run" / "cases.csv").read_text() == "12"
 
 
+def test_a_copy_that_fails_leaves_nothing_on_a_full_drive(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "weights.safetensors").write_text("12")
+
+    def full(_: Path, part: Path) -> None:
+        part.write_text("1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(OSError, match="No space"):
+        copy_newer(here, there)
+    assert list(there.iterdir()) == []
+
+
 def test_a_run_of_another_machine_goes_on_when_that_is_allowed_and_is_marked(tmp_path, capsys):
     study, place = begun_elsewhere(tmp_path / "mine")
     assert (

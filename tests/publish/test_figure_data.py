@@ -85,6 +85,8 @@ def test_a_books_figures_are_counted_against_the_published_ones(
     said = capsys.readouterr().out
     assert "1 of 2  DIFFERS" in said and "figures: 1 of 2 equal" in said
     assert figure_data.compared(tmp_path / "none") == [("notebooks/01", 0, 2, 0)]
+    more = write_book(tmp_path / "more", drawn(), drawn(0.1), drawn(0.2))
+    assert figure_data.compared(more) == [("notebooks/01", 2, 3, 0)] and figure_data.main(more) == 1
 
 
 def test_a_figure_without_its_scans_is_counted_apart(

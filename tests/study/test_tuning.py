@@ -1,6 +1,8 @@
 """Trials: equal numbers, validation only, resumable, and the study's rates are those that they
 chose."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import yaml
@@ -82,6 +84,10 @@ def test_a_finished_trial_is_not_run_again(study, tmp_path):
     row = dict.fromkeys(tuning.COLUMNS, 0) | {"best_val_dice": 0.5}
     files.write_json(trial.folder(tmp_path) / "trial.json", row)
     assert tuning.run_trial(trial, tmp_path) == row
+    shorter = replace(trial.config.train, train_epochs=3)
+    run_folder.write_config(trial.folder(tmp_path), replace(trial.config, train=shorter))
+    with pytest.raises(files.RunError, match="tried with other settings.*train_epochs: 3 -> "):
+        tuning.run_trial(trial, tmp_path)
 
 
 def test_the_higher_dice_wins_and_a_tie_takes_the_lower_rate():

@@ -71,6 +71,12 @@ def test_a_full_disk_does_not_hide_the_error(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sealed_run_stays_done_whatever_fails_beside_it(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "status.json", {"state": "done", "files": {}})
+    failures.close(RuntimeError("no data here"), tmp_path, Config())
+    assert run_folder.read_status(tmp_path) == {"state": "done", "files": {}}
+
+
 def test_only_the_loss_of_a_process_is_renamed() -> None:
     store = CaseStore(open_task("phantoms"), ("phantom_000",), DataConfig())
     with (

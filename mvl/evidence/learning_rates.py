@@ -11,6 +11,7 @@ from mvl.core.config import ROOT, load_config
 from mvl.core.markdown import markdown_table
 from mvl.evidence.arms import title
 from mvl.evidence.topics import HYBRID, RANDOM, VIT
+from mvl.study.grid import load_study
 
 STUDY, TASK = "hippocampus", "Task04_Hippocampus"
 CONTRASTS = ((HYBRID, VIT), (RANDOM, VIT), (HYBRID, RANDOM))
@@ -32,6 +33,22 @@ def gaps(results_dir: Path) -> pd.DataFrame:
     arms = table[table["system"].isin({name for pair in CONTRASTS for name in pair})]
     dice = 100 * arms.pivot(index="lr", columns="system", values="best_val_dice")
     return pd.DataFrame({pair: dice[pair[0]] - dice[pair[1]] for pair in CONTRASTS})
+
+
+def apart_at_equal_rates(
+    study: str, system: str, reference: str, results_dir: Path
+) -> tuple[float, float, float, float] | None:
+    """Return the rates at which a study trains two arms, and the least and the greatest difference
+    of their trials at equal rates in points of validation Dice; None where both train at one rate
+    or no trial is recorded."""
+    task = load_study(study).tasks[0]
+    ours, theirs = (load_config(study, task, arm).train.lr for arm in (system, reference))
+    path = Path(results_dir) / study / "tuning.csv"
+    if ours == theirs or not path.is_file():
+        return None
+    dice = pd.read_csv(path).pivot(index="lr", columns="system", values="best_val_dice")
+    apart = 100 * (dice[system] - dice[reference]).dropna()
+    return ours, theirs, float(apart.min()), float(apart.max())
 
 
 def used_rate() -> float:

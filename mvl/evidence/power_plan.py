@@ -56,8 +56,8 @@ class Contrast:
     "(fold, seed) at which the study plans both arms."
     margin: float = MARGIN
     "Within it arms are called equivalent."
-    stand_in: tuple[str, second_study.Pair] | None = None
-    "Study and contrast whose variances are taken where no records have this one."
+    stand_ins: tuple[tuple[str, second_study.Pair], ...] = ()
+    "Studies and contrasts whose variances are taken where no records have this one, in order."
 
 
 def contrasts(study: str, against: str | None = None) -> list[Contrast]:
@@ -90,7 +90,7 @@ def contrasts_of(family: Question) -> list[Contrast]:
             len(family.contrasts),
             second_study.planned_pairs(family.study, *pair, family.fraction),
             family.margin,
-            second_study.stand_in(family),
+            second_study.stand_ins(family),
         )
         for pair in family.contrasts
     ]
@@ -154,12 +154,13 @@ def measured(contrast: Contrast, records: dict[str, pd.DataFrame]) -> tuple[Comp
         found = components(pairs) if pairs is not None else None
         if found is not None and found.folds > 1:
             return found, source
-    if contrast.stand_in is None:
-        return None
-    source, (system, reference) = contrast.stand_in
-    other = replace(contrast, system=system, reference=reference, stand_in=None)
-    found_there = measured(other, {source: records[source]} if source in records else {})
-    return found_there and (found_there[0], f"{source}: {system} - {reference}")
+    for source, (system, reference) in contrast.stand_ins:
+        if source not in records:
+            continue
+        other = replace(contrast, system=system, reference=reference, stand_ins=())
+        if found_there := measured(other, {source: records[source]}):
+            return found_there[0], f"{source}: {system} - {reference}"
+    return None
 
 
 def recorded_cases(sources: Sequence[str], results_dir: Path) -> dict[str, pd.DataFrame]:
@@ -237,7 +238,7 @@ def sees(question: Question, pair: second_study.Pair, results_dir: Path) -> floa
     80 % at Holm's hardest step of its family, by its own study's variances; NaN before it has
     them."""
     contrast = next(c for c in contrasts_of(question) if (c.system, c.reference) == pair)
-    own = replace(contrast, stand_in=None)
+    own = replace(contrast, stand_ins=())
     found = measured(own, recorded_cases([question.study], results_dir))
     row = _row(own, found, None, *own_design(own), [own.family])
     return row["detectable"][str(own.family)] if row["detectable"] else math.nan

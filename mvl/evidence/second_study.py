@@ -169,26 +169,30 @@ def families_of(study: str) -> tuple[Question, ...]:
     return tuple(family for family in FAMILIES if family.study == study)
 
 
-def stand_in(question: Question) -> tuple[str, Pair]:
-    """Return the study and contrast whose variances are taken before the question's study has
-    records: the nearest that the first study, or the second as published, has measured."""
+def stand_ins(question: Question) -> tuple[tuple[str, Pair], ...]:
+    """Return the studies and contrasts whose variances are taken before a contrast of the question
+    has records, the nearest first: the question's own first contrast, one on the same data, one of
+    the first study or of the second as published."""
+    own = (question.study, question.contrasts[0])
     if question.metric == "jaccard":
-        return "busi", (LLM4SEG, CNN)
+        return own, ("busi", (LLM4SEG, CNN))
     if question.fraction < 1:
-        return "hippocampus", (HYBRID, VIT)
+        return own, ("hippocampus", (HYBRID, VIT))
     if question.contrasts[0][0] in PEERS:
-        return "hippocampus", ("unet", VIT)
-    return PUBLISHED, (HYBRID, VIT)
+        return own, ("hippocampus", ("unet", VIT))
+    data = load_study(question.study).tasks[0]
+    same = (study for study in AT_PAPERS_RATE if load_study(study).tasks[0] == data)
+    return own, *((study, (HYBRID, VIT)) for study in same), (PUBLISHED, (HYBRID, VIT))
 
 
 def sources_of(study: str) -> list[str]:
     """Return the study itself, then those whose records stand in."""
     if study not in STUDIES:
         return [study]
-    stand_ins = dict.fromkeys(stand_in(family)[0] for family in families_of(study))
-    if "busi" in stand_ins:
+    found = dict.fromkeys(name for family in families_of(study) for name, _ in stand_ins(family))
+    if "busi" in found:
         return [study, "busi"]
-    return list(dict.fromkeys([study, *SOURCES, *stand_ins]))
+    return list(dict.fromkeys([study, *SOURCES, *found]))
 
 
 def recorded_studies(results: Path | None = None) -> list[str]:
@@ -265,7 +269,7 @@ def outcome(row: dict[Any, Any], results: Path) -> str:
     if of_hybrid and word.word in (EQUIVALENT, LOWER):
         rows = use_of_block(row["study"], results, row["fraction"])
         own = rows[rows["system"] == HYBRID]
-        if len(own) and not any(uses(own)):
+        if len(own) and not any(uses(own)) and not is_harmed(own):
             return UNUSED if word.word == EQUIVALENT else f"{LOWER}; {UNUSED}"
     return str(word)
 
@@ -316,6 +320,13 @@ def uses(rows: pd.DataFrame) -> tuple[bool, bool]:
     of_block = -rows["zero"].mean() >= USES_POINTS
     computed = [-rows[name].mean() for name in ("shuffled_tokens", "shuffled_weights")]
     return bool(of_block), bool(max(computed) >= USES_POINTS)
+
+
+def is_harmed(rows: pd.DataFrame) -> bool:
+    """Say whether networks that do not use their block do better by `USES_POINTS` in the mean when
+    it is silenced or disturbed: they depend on it, to their cost."""
+    changes = rows[["zero", "shuffled_tokens", "shuffled_weights"]].mean()
+    return not any(uses(rows)) and bool(changes.max() >= USES_POINTS)
 
 
 def progress(results: Path) -> list[tuple[str, int, int]]:

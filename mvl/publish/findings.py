@@ -250,4 +250,4 @@ def worth(rows: pd.DataFrame) -> str:
     if together.empty:
         return f"{words}."
     value = 100 * float(together["gap"].iloc[0])
-    return f"{words}; with all of MedVisionLlama's faults together it is {value:+z.1f}."
+    return f"{words}; with the four of MedVisionLlama's faults together it is {value:+z.1f}."

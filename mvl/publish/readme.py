@@ -19,7 +19,7 @@ from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.claims_verdicts import Verdict
 from mvl.evidence.lesion_classes import EMPTY
 from mvl.evidence.reported import paper_values, reported
-from mvl.publish import second_study_answer
+from mvl.publish import answer_in_brief
 from mvl.publish.book_facts import PUBLISHED
 from mvl.study.tables import TableError, read_cases, read_runs, summary
 
@@ -203,7 +203,7 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
         f" {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the network may"
         " ignore its layer, so that nothing follows for it."
     )
-    answer = second_study_answer.in_brief(records_dir, "book/second_study.md")
+    answer = answer_in_brief.in_brief(records_dir, "book/second_study.md")
     return f"{answer}\n\n{of_the_first}" if answer else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from mvl.core.markdown import markdown_table
 from mvl.evidence import second_study
 from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided, within
@@ -18,11 +16,7 @@ from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.evidence.topics import PEERS
 from mvl.publish.second_study_table import (
-    OPEN,
-    complete_places,
-    mean_score,
     place_in_words,
-    seen,
 )
 from mvl.study.grid import load_study
 
@@ -57,7 +51,7 @@ class Regime:
 def sentence(results: Path, page: str) -> str:
     """Return the answer in plain words, then in a sentence for each regime that is complete, with a
     link to the page; empty before one is."""
-    regimes = _complete_regimes(results)
+    regimes = complete_regimes(results)
     if not regimes:
         return ""
     said = [f"**{plain_answer(list(regimes.values()))}**"]
@@ -72,82 +66,9 @@ def sentence(results: Path, page: str) -> str:
     return f"{' '.join(said)} ([Second study]({page}).)"
 
 
-def _complete_regimes(results: Path) -> dict[str, Regime]:
+def complete_regimes(results: Path) -> dict[str, Regime]:
     """Return what each regime that is complete says, by its name."""
     return {words: found for words, study in REGIMES.items() if (found := _found(study, results))}
-
-
-def in_brief(results: Path, page: str) -> str:
-    """Return the answer in plain words with a link to the page, what the protocol said beforehand
-    that it means, and a table as Markdown; empty before a regime is complete."""
-    regimes = _complete_regimes(results)
-    if not regimes:
-        return ""
-    meant = "; ".join(
-        f"{words[:1].lower()}{words[1:]}, *{one.protocol.removesuffix('.')}*"
-        for words, one in regimes.items()
-        if one.protocol
-    )
-    protocol = f" In the protocol's words: {meant}." if meant else ""
-    plain = f"**{plain_answer(list(regimes.values()))}** ([Second study]({page}).){protocol}"
-    legend = (
-        "Intervals are of 95 %. *Would be seen* is the true difference from the network alone that"
-        " the design finds with a power of 80 %, at Holm's hardest step of its family."
-    )
-    return f"{plain}\n\n{answer_table(results)}\n\n{legend}"
-
-
-def answer_table(results: Path) -> str:
-    """Return each paper's network as Markdown, a row for each study and share of the data at which
-    it and the same network without a layer are complete: both differences that the question asks
-    for, what silencing the layer costs, what the design sees, and how good its networks are."""
-    tables = second_study.recorded_differences(results)
-    rows = []
-    for network, alone in second_study.ALONE.items():
-        for (study, fraction), found in complete_places(network, tables).items():
-            gain, shuffled = found.get(alone), found.get(f"{network}_shuffled")
-            if gain is None or shuffled is None or not gain["complete"]:
-                continue
-            metric = gain["metric"]
-            score = mean_score(study, fraction, alone, metric, results)
-            peer = mean_score(study, fraction, UNET, metric, results)
-            beside = "" if math.isnan(peer) else f" (a U-Net {peer:.2f})"
-            rows.append(
-                [
-                    place_in_words(study, fraction),
-                    _difference(gain, results),
-                    _difference(shuffled, results) if shuffled["complete"] else OPEN,
-                    _silenced(second_study.use_of_block(study, results, fraction), network),
-                    seen(gain, results).removesuffix(" points"),
-                    f"{score:.2f}{beside}",
-                ]
-            )
-    return markdown_table(
-        [
-            "points of Dice (LLM4Seg: of IoU)",
-            "with the layer, minus the network alone",
-            "minus itself with the weights shuffled",
-            "layer silenced: Dice points (runs that lose one)",
-            "would be seen",
-            "score alone",
-        ],
-        "llllrl",
-        rows,
-    )
-
-
-def _difference(row: dict[Any, Any], results: Path) -> str:
-    """Return a difference in bold, its interval, which no line breaks, and the rule's word."""
-    middle, _, interval = in_points(row).partition(" ")
-    return f"**{middle}** {interval.replace(' ', NO_BREAK)} {second_study.outcome(row, results)}"
-
-
-def _silenced(use: pd.DataFrame, network: str) -> str:
-    """Return what silencing the layer changes in the mean, and in how many runs it costs so much
-    that the network uses its layer."""
-    changes = use.loc[use["system"] == network, "zero"]
-    lose = int((-changes >= second_study.USES_POINTS).sum())
-    return f"{changes.mean():+z.2f} ({lose} of {len(changes)})"
 
 
 def plain_answer(found: Sequence[Regime]) -> str:
@@ -161,8 +82,10 @@ def plain_answer(found: Sequence[Regime]) -> str:
         does = "does not raise" if words <= {LOWER, EQUIVALENT} else "is not shown to raise"
     pretraining = ""
     if all(decided(one.shuffled).word == EQUIVALENT for one in found):
-        margin = f"{100 * MARGIN:g} point"
-        pretraining = f"; with its weights shuffled before training, Dice stays within {margin}"
+        pretraining = (
+            ", and shuffling its weights before training changes Dice by less than the margin of"
+            f" {100 * MARGIN:g} point"
+        )
     return (
         f"On hippocampus scans split by person, one frozen layer of SmolLM2-135M {does} the Dice of"
         f" MedVisionLlama's ViT{where}{pretraining}."
@@ -248,10 +171,10 @@ def of_pictures(results: Path) -> list[str]:
             )
         *first, last = beside
         said.append(
-            f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs {', '.join(first)}, and {last}; it"
-            f" {use_in_words(own)}. Setting the layer's output to zero changes its Dice by"
-            f" {worst:+z.1f} to {best:+z.1f} points, by run; {lose} of {len(own)} runs lose a point"
-            " or more."
+            f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs {', '.join(first)}, and {last}. In"
+            f" the mean of its runs it {use_in_words(own)}; but that depends on the run: setting"
+            f" the layer's output to zero changes Dice by {worst:+z.1f} to {best:+z.1f} points, and"
+            f" {lose} of {len(own)} runs lose a point or more."
         )
     return said
 
@@ -335,6 +258,8 @@ def use_in_words(rows: pd.DataFrame, in_table: bool = False) -> str:
             f" threshold of use ({second_study.USES_POINTS:g}), and {-worst:.2f} when what it"
             " computes is disturbed, above it"
         )
+    if second_study.is_harmed(rows):
+        return "depends on the layer to its cost: Dice rises when it is silenced or disturbed"
     return "does not use the layer"
 
 

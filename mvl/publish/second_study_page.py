@@ -16,14 +16,14 @@ from mvl.evidence import example_masks, second_study
 from mvl.evidence.arms import colour, marker, title
 from mvl.evidence.chapter import open_chapter
 from mvl.evidence.claims_evidence import UNITS
-from mvl.evidence.decision import EQUIVALENT, HIGHER, MARGIN, decided, within
+from mvl.evidence.decision import EQUIVALENT, MARGIN, decided, within
 from mvl.evidence.differences import minus
 from mvl.evidence.example_cases import common_runs, study_worst
 from mvl.evidence.second_study import HYBRID, VIT, Question
 from mvl.publish import second_study_table, viewer
+from mvl.publish.answer_in_brief import in_brief, unequal_rates
+from mvl.publish.positive_control import control, with_blocks
 from mvl.publish.second_study_answer import (
-    REGIMES,
-    in_brief,
     in_points,
     in_units,
     of_pictures,
@@ -46,6 +46,12 @@ INTERVENTIONS = {
     "random_weights": "weights random",
 }
 "What `usage.csv` calls an intervention, and what the page does."
+NO_LAYER = (
+    second_study.IDENTITY,
+    second_study.V1_NOBLOCK,
+    f"{second_study.LLM4SEG}_identity",
+)
+"Arms whose mappers have nothing between them."
 
 
 def facts(results: Path, staging: Path) -> dict[str, Any]:
@@ -62,6 +68,7 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
         "second": {
             "sentence": sentence(results, "second_study.md"),
             "in_brief": in_brief(results, "second_study.md"),
+            "rates": unequal_rates(results),
             "first_study": first_study(results),
             "control": control(tables, results),
             "open": what_is_open(results),
@@ -83,74 +90,6 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
             "pictures": pictures(results),
         }
     }
-
-
-def control(tables: dict[Question, pd.DataFrame], results: Path) -> str:
-    """Return what the positive control says; empty before it is complete."""
-    for question, table in tables.items():
-        row = table.iloc[0].to_dict()
-        if question.contrasts != ((second_study.ATTENTION, second_study.IDENTITY),):
-            continue
-        if row["hole"] or not row["complete"]:
-            return ""
-        if decided(row).word == HIGHER:
-            return (
-                "**The design sees a layer that matters.** Without ViT blocks, a trained attention"
-                f" layer in the layer's place raises Dice by {in_points(row)} points over the"
-                f" mappers alone.{_by_a_norm(row, results)}{_where_it_is_used(tables, results)}"
-            )
-        return (
-            "**The design has not been shown to see a layer that matters**: the positive control"
-            f" is {in_points(row)} Dice points, {decided(row)}. No equivalence here says anything"
-            " about the layer."
-        )
-    return ""
-
-
-def with_blocks(results: Path) -> str:
-    """Return how far the control's layer is from the ViT alone in the ViT itself; empty before it
-    is recorded."""
-    said = []
-    for words, study in REGIMES.items():
-        if study not in second_study.recorded_studies(results):
-            continue
-        rows = second_study.use_of_block(study, results)
-        if not (own := rows[rows["system"] == second_study.ATTENTION]).empty:
-            said.append(f"{own['over_alone'].mean():+.2f} points ({words[:1].lower()}{words[1:]})")
-    if not said:
-        return ""
-    differs = "With them, a trained attention layer differs from the ViT alone by"
-    return f"{differs} {' and '.join(said)}."
-
-
-def _by_a_norm(attention: dict[Any, Any], results: Path) -> str:
-    """Return what follows where a norm, which mixes no patches, does as much as the control."""
-    question = next(q for q in second_study.DESCRIBED if q.study == second_study.UNMIXED)
-    norm = second_study.differences(question, results).iloc[0].to_dict()
-    if not norm["complete"] or norm["difference"] < attention["difference"]:
-        return ""
-    return (
-        " A GELU and a norm without weights, which mix no patches, raise Dice there by"
-        f" {in_points(norm)} points: the control shows that a difference is seen, and says nothing"
-        " about mixing."
-    )
-
-
-def _where_it_is_used(tables: dict[Question, pd.DataFrame], results: Path) -> str:
-    """Return the difference that the pretraining makes in the network that depends on its layer."""
-    used = second_study.use_of_block(second_study.UNMIXED, results)
-    hybrid = used[used["system"] == HYBRID]
-    for question, table in tables.items():
-        rows = table[table["reference"] == second_study.SHUFFLED]
-        if question.study != second_study.UNMIXED or rows.empty or not rows.iloc[0]["complete"]:
-            continue
-        row = rows.iloc[0].to_dict()
-        return (
-            f" The hybrid without ViT blocks, which loses {-hybrid['zero'].mean():.1f} points when"
-            " its layer is silenced, differs from itself trained with the layer's weights shuffled"
-            f" by {in_points(row)} ({decided(row)})."
-        )
-    return ""
 
 
 def described(recorded: Sequence[str], results: Path) -> str:
@@ -218,9 +157,13 @@ def use_table(place: tuple[str, float], rows: pd.DataFrame, results: Path) -> st
     for system, own in rows.groupby("system", sort=False):
         cells = [f"{own[name].mean():+.2f}" if name in own else "" for name in INTERVENTIONS]
         arm = second_study_table.to_runs(title(str(system)), place, str(system), results)
-        size, words = f"{own['relative_size'].mean():.2f}", use_in_words(own, in_table=True)
-        lines.append([arm, len(own), size, *cells, words])
-    head = ["arm", "runs", "size of h over x", *INTERVENTIONS.values(), "the network"]
+        lose = int((-own["zero"] >= second_study.USES_POINTS).sum())
+        size = f"{own['relative_size'].median():.2f}"
+        # Between the mappers alone lies nothing; h is what the first of them gives.
+        words = "has no layer" if system in NO_LAYER else use_in_words(own, in_table=True)
+        lines.append([arm, len(own), size, *cells, lose, words])
+    head = ["arm", "runs", "size of h over x, median", *INTERVENTIONS.values()]
+    head += ["runs that lose a point with h = 0", "the network"]
     return (
         f"**{second_study_table.place_in_words(*place)}**: Dice points lost or won when h is"
         " replaced\n\n"
@@ -231,7 +174,8 @@ def use_table(place: tuple[str, float], rows: pd.DataFrame, results: Path) -> st
 def length_of_training(recorded: Sequence[str], results: Path) -> str:
     """Return how far the hybrid's validation Dice lies from the ViT's over training, mean over
     pairs of runs, as a Markdown table with a row for each study and share of the cases at the
-    papers' own rate; empty before a pair is recorded."""
+    papers' own rate, and in how many rows the gap still closes in the last quarter; empty before a
+    pair is recorded."""
     rows = []
     for study in second_study.AT_PAPERS_RATE:
         if study not in recorded:
@@ -255,7 +199,12 @@ def length_of_training(recorded: Sequence[str], results: Path) -> str:
             rows.append([place, gap.shape[1], epochs, *cells])
     ordinals = ("first", "second", "third", "last")
     head = ["study", "pairs", "epochs", *(f"{word} quarter" for word in ordinals)]
-    return markdown_table(head, "l" * len(head), rows) if rows else ""
+    if not rows:
+        return ""
+    closing = sum(abs(float(row[-1])) < abs(float(row[-2])) for row in rows)
+    said = f"It still closes in {closing} of these {len(rows)} rows"
+    said += ": what is said of the sign is said of this length of training." if closing else "."
+    return f"{markdown_table(head, 'l' * len(head), rows)}\n\n{said}"
 
 
 def _quarters(gap: pd.DataFrame) -> list[pd.DataFrame]:

@@ -35,3 +35,18 @@ def test_the_record_has_the_gap_at_the_papers_rate() -> None:
 
 def test_without_trials_nothing_is_said(tmp_path: Path) -> None:
     assert learning_rates.table(tmp_path) == learning_rates.caution(tmp_path) == ""
+
+
+def test_arms_that_were_trained_at_two_rates_are_set_side_by_side_at_equal_ones(
+    tmp_path: Path,
+) -> None:
+    pair = (HYBRID, f"{HYBRID}_shuffled")
+    records = run_folder.records_dir()
+    ours, theirs, low, high = learning_rates.apart_at_equal_rates("left_atrium", *pair, records)
+    table = pd.read_csv(records / "left_atrium" / "tuning.csv").set_index(["lr", "system"])
+    dice = table["best_val_dice"]
+    apart = [100 * (dice[lr, pair[0]] - dice[lr, pair[1]]) for lr in (0.004, 0.008, 0.016, 0.032)]
+    assert (ours, theirs) == (0.008, 0.016)
+    assert (low, high) == pytest.approx((min(apart), max(apart)))
+    assert learning_rates.apart_at_equal_rates("hippocampus2_tuned", *pair, records) is None
+    assert learning_rates.apart_at_equal_rates("left_atrium", *pair, tmp_path) is None

@@ -48,7 +48,7 @@ def test_likeness_is_over_neighbours() -> None:
 def test_the_effect_is_that_of_the_records() -> None:
     found = persons.effect(read_cases("hippocampus", run_folder.records_dir()))
     assert (found["beside"], found["all"]) == (71, 130)
-    assert (round(found["with"], 4), round(found["without"], 4)) == (0.8675, 0.8677)
+    assert (round(100 * found["with"], 2), round(100 * found["without"], 2)) == (-0.10, -0.14)
     text = persons.sentence()
     assert (
         "180 of the 260 scans form 90 pairs" in text

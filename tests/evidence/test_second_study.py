@@ -90,6 +90,20 @@ def test_an_unused_layer_takes_an_equivalences_place_and_stands_beside_a_loss():
     assert said("left_atrium") == "lower; unused"
 
 
+def test_a_layer_that_costs_its_network_dice_is_not_called_unused():
+    def of(zero: float, tokens: float) -> pd.DataFrame:
+        names = ("zero", "shuffled_tokens", "shuffled_weights")
+        return pd.DataFrame([dict(zip(names, (zero, tokens, 0.0)))])
+
+    assert second_study.is_harmed(of(1.2, 3.5)) and second_study.is_harmed(of(0.2, 1.0))
+    assert not second_study.is_harmed(of(0.9, -0.9))
+    assert not second_study.is_harmed(of(-1.0, 2.0)), "it uses its layer"
+    said = second_study_answer.use_in_words(of(1.2, 3.5))
+    assert said.startswith("depends on the layer to its cost")
+    heart = second_study.use_of_block("heart_published", RECORDS)
+    assert second_study.is_harmed(heart[heart["system"] == HYBRID])
+
+
 def test_use_is_that_of_the_runs_with_the_same_share_of_the_cases():
     whole = second_study.use_in_numbers(STUDY, HYBRID, RECORDS)
     tenth = second_study.use_in_numbers(STUDY, HYBRID, RECORDS, 0.1)

@@ -12,8 +12,6 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, UNDECIDED
 from mvl.publish import second_study_answer
 from mvl.publish.second_study_answer import (
     Regime,
-    answer_table,
-    in_brief,
     meaning,
     of_pictures,
     on_subject,
@@ -51,7 +49,11 @@ def row(low: float, high: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("gains", "shuffled", "said"),
     [
-        ([(-0.02, -0.005), (-0.004, 0.001)], (-0.002, 0.003), ("does not raise", "within 1 point")),
+        (
+            [(-0.02, -0.005), (-0.004, 0.001)],
+            (-0.002, 0.003),
+            ("does not raise", "margin of 1 point."),
+        ),
         ([(-0.03, 0.03), (-0.004, 0.001)], (-0.03, 0.03), ("is not shown to raise", "ViT.")),
         ([(0.02, 0.04), (-0.004, 0.001)], (0.02, 0.04), ("one frozen layer", "not in every")),
         ([(0.02, 0.04)], (0.02, 0.04), ("SmolLM2-135M raises the Dice", "ViT.")),
@@ -112,9 +114,9 @@ def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
     records = ROOT / "data" / "results"
     said, *_ = of_pictures(records)
     assert said.startswith("On skin lesions (ISIC 2017), LLM4Seg differs from its CNN alone by **")
-    assert "-75.3 to -0.2 points, by run; 4 of 8 runs" in said
+    assert "-75.3 to -0.2 points, and 4 of 8 runs" in said
     assert ", and from its mappers alone by **-0.08 [" in said
-    assert "(not decided, the bootstrap over cases reaches beyond the margin); it uses" in said
+    assert "(not decided, the bootstrap over cases reaches beyond the margin). In the mean" in said
     assert of_pictures(tmp_path) == []
     shutil.copytree(records / "isic", tmp_path / "isic")
     runs = pd.read_csv(tmp_path / "isic" / "runs.csv")
@@ -132,51 +134,6 @@ def test_pictures_are_said_as_soon_as_both_questions_are_complete(tmp_path):
     lacking = (cases["system"] == "llm4seg_shuffled") & (cases["fold"] == 0)
     cases[~lacking].to_csv(tmp_path / "isic" / "cases.csv", index=False)
     assert of_pictures(tmp_path) == [], "a run of the control is missing"
-
-
-def test_the_answer_in_brief_has_the_protocols_words_and_a_row_for_each_study(tmp_path):
-    answer = in_brief(ROOT / "data" / "results", "page.md")
-    plain, table, _ = answer.split("\n\n")
-    assert plain.startswith("**On hippocampus scans") and "([Second study](page.md).)" in plain
-    assert plain.endswith(
-        "; trained at rates tuned for each arm, *Training switched the layer off in this regime*."
-    )
-    assert table == answer_table(ROOT / "data" / "results")
-    assert in_brief(tmp_path, "page.md") == ""
-
-
-def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complete(monkeypatch):
-    organ = next(
-        question
-        for question in second_study.QUESTIONS
-        if second_study_answer.subject_of(question) == second_study_answer.OTHER_ORGANS
-    )
-    rows = [
-        row(-0.02, 0.03)
-        | dict(system=pair[0], reference=pair[1], complete=pair[1] == "vit_baseline", metric="dice")
-        for pair in organ.contrasts
-    ]
-
-    def written(rows: list[dict[str, Any]], peer: float = float("nan")) -> str:
-        scores = {"unet": peer, "vit_baseline": 0.64}
-        found = {organ: pd.DataFrame(rows)}
-        use = pd.DataFrame({"system": "medvisionllama_v3", "zero": [-1.5, 0.1, -0.1]})
-        monkeypatch.setattr(second_study, "recorded_differences", lambda _: found)
-        monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
-        monkeypatch.setattr(second_study, "use_of_block", lambda *_: use)
-        monkeypatch.setattr(second_study_answer, "mean_score", lambda _s, _f, arm, *_: scores[arm])
-        return "\n".join(answer_table(ROOT).splitlines()[2:])
-
-    said = written(rows)
-    assert (
-        "| **+0.50** [-2.00,\N{NO-BREAK SPACE}+3.00] not decided | incomplete | -0.50 (1 of 3) | "
-        in said
-    )
-    assert said.endswith(" | 0.64 |")
-    assert written(rows, 0.91).endswith(" | 0.64 (a U-Net 0.91) |")
-    whole = [one | {"complete": True} for one in rows]
-    assert written(whole).count("| **+0.50** [-2.00,") == 2
-    assert written([one | {"complete": False} for one in rows]) == ""
 
 
 def test_what_is_described_alone_has_no_verdict():

@@ -23,16 +23,14 @@ def test_nothing_recorded_says_so(tmp_path):
     assert found["sentence"] == found["in_brief"] == ""
 
 
-def test_the_positive_control_is_named_with_its_number(tmp_path):
-    found = second_study_page.facts(RECORDS, tmp_path)["second"]
-    assert found["control"].startswith("**The design sees a layer that matters.**")
-    assert "+2.00 [+1.39, +2.61]" in found["control"]
-    # what else the control's network says is printed with it
-    assert "raise Dice there by +3.82 [+2.79, +4.85]" in found["control"]
-    assert "loses 37.5 points" in found["control"] and "-0.32 [-1.08, +0.44]" in found["control"]
-    assert "differs from the ViT alone by -0.03 points" in found["with_blocks"]
-    assert "as published, 10 % of the data**: Dice points lost or won" in found["use"]
-    assert second_study_page.facts(tmp_path, tmp_path)["second"]["control"] == ""
+def test_use_is_shown_by_study_and_share_and_arms_without_a_layer_are_named(tmp_path):
+    use = second_study_page.facts(RECORDS, tmp_path)["second"]["use"]
+    assert "as published, 10 % of the data**: Dice points lost or won" in use
+    isic = use[use.index("**Skin lesions") :]
+    alone = next(line for line in isic.splitlines() if "mappers only" in line)
+    assert alone.endswith("| has no layer |") and "uses the layer" not in alone
+    hybrid = next(line for line in isic.splitlines() if "/llm4seg#" in line)
+    assert "| 4 | uses the layer" in hybrid, "how many runs lose a point stands beside the word"
 
 
 def test_the_gap_over_training_is_that_of_pairs_of_runs(tmp_path):
@@ -45,6 +43,10 @@ def test_the_gap_over_training_is_that_of_pairs_of_runs(tmp_path):
     line = next(row for row in shown.splitlines() if "| 20 |" in row)
     last = mean[second_study.HYBRID] - mean[second_study.VIT]
     assert line.endswith(f"{last:+z.2f} |")
+    third = history[(history["fraction"] == 1.0) & history["epoch"].between(10, 14)]
+    before = third.groupby("system")["val_dice"].mean() * 100
+    assert abs(last) < abs(before[second_study.HYBRID] - before[second_study.VIT])
+    assert "It still closes in 2 of these 2 rows: what is said of the sign" in shown
     # a hybrid of one fold is set beside the ViT of that fold, and none beside none
     (tmp_path / study).mkdir()
     alone = history["system"] == second_study.VIT

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 
 from mvl.evidence import second_study
 from mvl.evidence.arms import title
-from mvl.publish import second_study_answer, second_study_table
+from mvl.publish import answer_in_brief, second_study_table
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "data" / "results"
@@ -226,7 +226,7 @@ def test_use_and_power_are_those_of_the_runs(network, column):
 
 
 def test_the_answer_in_brief_is_that_of_the_runs():
-    lines = second_study_answer.answer_table(RECORDS).splitlines()[2:]
+    lines = answer_in_brief.answer_table(RECORDS).splitlines()[2:]
     titles = {grid(study)["title"]: study for study in RECORDED}
     assert len(lines) == sum(
         bool(rows[f"minus {title(ALONE[name])}"][i].strip())

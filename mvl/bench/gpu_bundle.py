@@ -24,6 +24,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mvl.core import files, machine
+from mvl.core.block_config import LAYER_KINDS
 from mvl.core.config import ROOT
 from mvl.core.errors import MvlError
 from mvl.datasets.task_data import open_task
@@ -157,7 +158,7 @@ def layers_of(studies: Sequence[str]) -> dict[str, list[int]]:
         for config in study_runs(study):
             block = config.model.token_block
             hybrid = config.model.architecture.startswith(("medvisionllama", "llm4seg"))
-            if hybrid and block.source in SOURCES and block.kind not in ("mlp", "identity"):
+            if hybrid and block.source in SOURCES and block.kind in LAYER_KINDS:
                 count = sources.load_config(block.source).num_hidden_layers
                 layers = found.setdefault(block.source, [])
                 if block.layer % count not in layers:

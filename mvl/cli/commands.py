@@ -327,7 +327,7 @@ def figures(args: argparse.Namespace) -> int:
     records = run_folder.records_dir()
     entries = claims_ledger.ledger(records)
     answer = readme.short_answer(entries, records)
-    words = [answer, claims_page.headline(entries), claims_page.summary(entries)]
+    words = [answer, claims_page.summary(entries)]
     changed = readme.update_readme(ROOT / "README.md", "\n\n".join(words))
     page = readme.results_page(records)
     files.atomic_write(records / "README.md", page)

@@ -55,7 +55,7 @@ class DataConfig:
     split: str = "folds"
     """folds: the committed lists; persons: the committed lists that keep the scans of one person
     together, where the data tell; copies: versions of each case on both sides, as released, for the
-    audit (see datasets/released.py)."""
+    audit (see datasets/released_faults.py)."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ MEMORY = re.compile(
     r"|[Uu]nable to find an engine to execute",
     re.ASCII,
 )
-"What an error says when memory ran out. Shared memory is another matter: see `endings.WorkerLost`."
+"What an error says when memory ran out. For shared memory see `failures.WorkerLost`."
 
 LOST = re.compile(
     r"device-side assert|illegal (?:memory access|instruction|address)|misaligned address|launch"

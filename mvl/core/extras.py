@@ -6,6 +6,7 @@ EXTRAS = {
     "notebooks": ("papermill", "ipykernel", "nbclient", "nbformat"),
     "docs": ("jupyter_book", "sphinx_book_theme"),
     "workflow": ("snakemake",),
+    "dicom": ("pydicom",),
     "tensorboard": ("tensorboard",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "jats": ("mystmd_py",),

@@ -27,11 +27,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def swap(partial: Path, folder: Path) -> None:
     """Put the whole folder `partial` in the place of `folder`, and remove what was there."""
+    old = partial.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}")
     if folder.exists():
-        folder.replace(partial.with_name(f"{folder.name}.partial-{uuid.uuid4().hex}"))
+        folder.replace(old)
     partial.replace(folder)
-    for old in folder.parent.glob(f"{folder.name}.partial-*"):
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

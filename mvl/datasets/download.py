@@ -190,7 +190,7 @@ def _continue(url: str, part: Path, size: int, report: Report) -> None:
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have and have == _total(error, have):
+        if error.code == 416 and have and have == _total(error):
             return
         if error.code != 416:
             raise
@@ -208,7 +208,7 @@ def _continue(url: str, part: Path, size: int, report: Report) -> None:
         _copy(reply, part, start, total, report)
 
 
-def _total(error: urllib.error.HTTPError, have: int) -> int:
+def _total(error: urllib.error.HTTPError) -> int:
     text = (error.headers.get("Content-Range") or "").rpartition("/")[2]
     return int(text) if text.isdigit() else -1
 

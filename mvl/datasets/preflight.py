@@ -213,8 +213,8 @@ def on_two_sides(sides: dict[str, str], keys: dict[str, str]) -> str:
 
 @contextmanager
 def closed(cases: Iterable[Case]) -> Iterator[None]:
-    """While the block runs, no store gives the image or label of these cases (see released.py for
-    the one exception)."""
+    """While the block runs, no store gives the image or label of these cases (but see
+    released_faults.py)."""
     paths = {case.image for case in cases} - _CLOSED
     _CLOSED.update(paths)
     try:

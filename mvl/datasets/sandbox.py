@@ -116,7 +116,7 @@ def child() -> Child:
 def check_case(
     task: Task, case: Case, folder: Path, manifest: dict[str, str], by: Child | None = None
 ) -> tuple[Faults, str | None]:
-    """As `verify.check_case`, in the bounded process; what ends that is the image's fault."""
+    """As `checks.check_case`, in the bounded process; what ends that is the image's fault."""
     question = {
         "about": "case",
         "task": dataclasses.asdict(task),
@@ -132,7 +132,7 @@ def check_case(
 
 
 def check_scan(files: tuple[Path, ...], task: Task, by: Child | None = None) -> None:
-    """As `inputs.check_scan`, in the bounded process.
+    """As `new_scans.check_scan`, in the bounded process.
 
     Raises:
         FileFault: names the file, what is wrong and the remedy.

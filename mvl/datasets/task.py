@@ -61,7 +61,7 @@ class Task:
     dims: int = 3
     "Spatial dimensions."
     layout: str = "decathlon"
-    """decathlon: a dataset.json that lists cases; nnunet: one that names channels (see own.py);
+    """decathlon: a dataset.json that lists cases; nnunet: one that names channels (own_data.py);
     busi, pairs: pictures (see pictures.py); slices: axial slices of the Decathlon task in the same
     folder."""
     unit: str = "mm"

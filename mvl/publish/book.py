@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from mvl.core import run_folder
+from mvl.core import files, run_folder
 from mvl.core.config import ROOT
 from mvl.publish import rerun_page, run_pages
 from mvl.publish.article import print_article, write_article
@@ -77,10 +77,9 @@ def build_book(
     if article:
         print_article(html)
     write_archive(run_folder.records_dir(), html)
-    shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(staging / "records", html / "records")
-    shutil.move(html, target)
+    files.swap(html, target)
     return target / "index.html"
 
 

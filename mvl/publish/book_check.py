@@ -223,7 +223,7 @@ def search_faults(browser: Browser, folder: Path, word: str = "baseline") -> lis
     ]
 
 
-def browse(folder: Path, pages: Sequence[Path]) -> list[str]:
+def browse(pages: Sequence[Path]) -> list[str]:
     """Open these pages, one after another in one browser, on each screen in each colour scheme."""
     with Browser() as browser:
         return [
@@ -245,7 +245,7 @@ def browser_faults(folder: Path) -> list[str]:
         key=lambda path: -path.stat().st_size,
     )
     with ThreadPoolExecutor(BROWSERS + 1) as pool:
-        jobs = [pool.submit(browse, folder, pages[start::BROWSERS]) for start in range(BROWSERS)]
+        jobs = [pool.submit(browse, pages[start::BROWSERS]) for start in range(BROWSERS)]
         with Browser() as browser:
             found = search_faults(browser, folder)
         return found + [fault for job in jobs for fault in job.result()]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mvl.core import run_folder
 from mvl.core.config import ROOT, Config, ConfigError, read_yaml
+from mvl.core.progress import signals
 from mvl.study import gpu_slots
 from mvl.study.grid import load_study, study_runs
 from mvl.study.inline import GPU_LOST, Launch, _train_recorded, run_inline
@@ -257,21 +258,19 @@ def _run_snakemake(
 def _watch(engine: subprocess.Popen[bytes], line: Callable[[], str]) -> int:
     """Wait for the engine, printing the line when it changes; SIGINT and SIGTERM go to it and its
     jobs, and are returned as 128 + signal."""
-    caught: list[int] = []
-    old = {
-        s: signal.signal(s, lambda number, frame: caught.append(number))
-        for s in (signal.SIGINT, signal.SIGTERM)
-    }
     last, sent, shown = "", 0, 0.0
-    while engine.poll() is None:
-        if len(caught) > sent:
-            os.killpg(engine.pid, caught[sent])
-            sent = len(caught)
-        if time.monotonic() - shown >= 5:
-            shown, text = time.monotonic(), line()
-            if text != last:
-                print(last := text, file=sys.stderr, flush=True)
-        time.sleep(0.2)
-    for number, handler in old.items():
-        signal.signal(number, handler)
+    with signals() as caught:
+        try:
+            while engine.poll() is None:
+                if len(caught) > sent:
+                    os.killpg(engine.pid, caught[sent])
+                    sent = len(caught)
+                if time.monotonic() - shown >= 5:
+                    shown, text = time.monotonic(), line()
+                    if text != last:
+                        print(last := text, file=sys.stderr, flush=True)
+                time.sleep(0.2)
+        except BaseException:
+            os.killpg(engine.pid, signal.SIGTERM)  # else it would go on with nobody watching
+            raise
     return 128 + caught[0] if caught else engine.returncode

@@ -21,6 +21,7 @@ from typing import IO
 
 from mvl.core import files
 from mvl.core.config import ROOT
+from mvl.core.progress import signals
 from mvl.study import gpu_slots, status
 from mvl.study.inline import Launch, run_inline
 
@@ -49,7 +50,7 @@ def run_workers(
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     spare = len(status.missing_runs(name, results_dir))
     shown = 0.0
-    with _stop_signals() as caught:
+    with signals() as caught:
         living = [
             _start(name, results_dir, data_dir, launch, since, place) for place in range(number)
         ]
@@ -108,21 +109,6 @@ def _log(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         yield file
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that gets SIGINT and SIGTERM while the block runs, in place of ending this process."""
-    caught: list[int] = []
-    old = {
-        number: signal.signal(number, lambda got, frame: caught.append(got))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _stop(workers: list[subprocess.Popen[bytes]]) -> None:

@@ -1,5 +1,4 @@
-"""Predictions on the scan's own grid, in millimetres: one row per case and label; the rule for
-empty masks is written here, once."""
+"""Predictions on the scan's own grid, in millimetres: one row per case and label."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ PREFETCH = 2
 
 @runtime_checkable
 class Place(Protocol):
-    """Where a run is; `train.Progress` is one."""
+    """Where a run is; `core.progress.Progress` is one."""
 
     epoch: int
     step: int

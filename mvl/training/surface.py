@@ -1,7 +1,7 @@
 """NSD and HD95 as the Medical Segmentation Decathlon computes them: every piece of a surface counts
 by its area.
 
-`evaluate.boundary_metrics` counts edge voxels alike, as MONAI does by default. The Decathlon (and
+`metrics.boundary_metrics` counts edge voxels alike, as MONAI does by default. The Decathlon (and
 nnU-Net) use DeepMind's surface-distance, where a surface runs between voxels and is weighted; the
 two differ by points of NSD on small organs.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from mvl.core.files import (
     now,
     sha256_bytes,
     sha256_file,
+    swap,
     sync_folder,
     waiting_lock,
     write_json,
@@ -210,8 +210,7 @@ def _fetch(
 def _move(partial: Path, folder: Path) -> None:
     """Move the finished download to its final folder."""
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        swap(partial, folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise SourceError(

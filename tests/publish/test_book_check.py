@@ -141,7 +141,7 @@ def test_what_only_a_browser_sees_is_found(tmp_path):
 def test_a_page_that_only_sends_on_is_not_opened(book, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        book_check, "browse", lambda folder, pages: opened.extend(page.name for page in pages) or []
+        book_check, "browse", lambda pages: opened.extend(page.name for page in pages) or []
     )
     monkeypatch.setattr(book_check, "search_faults", lambda browser, folder: [])
     monkeypatch.setattr(book_check, "Browser", contextlib.nullcontext)

@@ -104,6 +104,8 @@ def test_pages_ask_for_no_other_fact():
         "runs_page",
         "rounding",
         "figure_splits",
+        "study",
+        "repository",
     }
     for name in ("model_card", "data_card", "cite"):
         asked = set(re.findall(r"{{ (\w+)", (ROOT / "book" / f"{name}.md").read_text()))

@@ -127,7 +127,7 @@ WRONG = {
     "folds as a number": (HEAD.replace("}]", ", folds: 3}]"), "folds is 3; write a list"),
     "a fraction in per cent": (HEAD.replace("}]", ", fractions: ['10%']}]"), "numbers in"),
     "a key that stands twice": (HEAD + "train: {lr: 0.1}\ntrain: {batch_size: 2}\n", "twice"),
-    "no voxel on an axis": (HEAD + "data: {img_size: [0, 8, 8]}\n", "at least 1 on each axis"),
+    "no voxel on an axis": (HEAD + "data: {img_size: [0, 8, 8]}\n", "img_size must be at least 1"),
 }
 
 

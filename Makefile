@@ -79,7 +79,7 @@ $(REPRODUCED): $(RUNS)/runs.csv $(SOURCES)
 	@$(MVL) book --rerun $(STUDY) > $@.part && mv $@.part $@
 	@echo "[book] $$(cat $@)"
 
-decisive: setup ## start what settles the main claims with the papers' own models: planned at 10 hours of one H100, and 4 for the tuned runs after it
+decisive: setup ## start what settles the main claims with the papers' own models: planned at 11 hours of one H100, and 4 for the tuned runs after it
 	@$(MVL) study run decisive_published --jobs 1 --profile $(PROFILE) || [ $$? -eq 1 ]
 	@$(MVL) study tune decisive_tuned
 	@$(MVL) study run decisive_pictures --jobs 1 --profile $(PROFILE) || [ $$? -eq 1 ]

@@ -15,7 +15,7 @@ CUDA_HOST_MB = 2500
 "Assumed for CUDA's libraries in the process that uses a card."
 
 
-def write_needs(study: str, path: Path, device: str = "cpu") -> None:
+def write_needs(study: str, path: Path, device: str = "cpu", data_dir: Path | None = None) -> None:
     """What each run asks a cluster for, read by the Snakefile: memory with a quarter and the
     scheduler's processes on top, three times the minutes, and a card where the device is one.
 
@@ -26,20 +26,19 @@ def write_needs(study: str, path: Path, device: str = "cpu") -> None:
         ConfigError: no such study or device.
     """
     on = plan.find_device(device)
-    files.write_json(
-        path,
-        {run_folder.run_name(config): need_of(config, on) for config in grid.study_runs(study)},
-    )
+    runs = grid.study_runs(study)
+    needs = {run_folder.run_name(config): need_of(config, on, data_dir) for config in runs}
+    files.write_json(path, needs)
 
 
-def need_of(config: Config, on: Device) -> dict[str, int]:
+def need_of(config: Config, on: Device, data_dir: Path | None = None) -> dict[str, int]:
     """Memory of the process (mem_mb), minutes and cards (gpu) that one run asks for."""
     host = (
-        plan.memory_mb(config, on)
+        plan.memory_mb(config, on, data_dir)
         if on.name == "cpu"
-        else plan.BASE_MB + CUDA_HOST_MB + plan.LAYER_MB + plan.host_mb(config)
+        else plan.BASE_MB + CUDA_HOST_MB + plan.LAYER_MB + plan.host_mb(config, data_dir)
     )
-    minutes = min(1440, max(60, plan.seconds(config, on) / 20))
+    minutes = min(1440, max(60, plan.seconds(config, on, data_dir) / 20))
     return {
         "mem_mb": math.ceil(1.25 * host + 700),
         "minutes": math.ceil(minutes),

@@ -98,32 +98,32 @@ def share_of_peak(system: str, study: str) -> float:
     )
 
 
-def seconds(config: Config, device: Device) -> float:
+def seconds(config: Config, device: Device, data_dir: Path | None = None) -> float:
     """Seconds of one core, or of one GPU, that a run's training takes."""
-    work, (trained, seen) = work_of(config), visits(config)
+    work, (trained, seen) = work_of(config, data_dir), visits(config, data_dir)
     gflop = trained * work.trained + seen * work.seen
     if device.name != "cpu":
         fast = speed(device, config.train.precision)
-        return gflop / fast.gflops + launches(config) * fast.step_s
+        return gflop / fast.gflops + launches(config, data_dir) * fast.step_s
     products_s = gflop / (share_of_peak(config.system, config.study) * device.fp32)
     augmented = config.data.augment and config.data.augmentation == "rotate_intensity"
     voxels = trained * math.prod(config.data.img_size) if augmented else 0
     return products_s + CASE_S * (trained + seen) + AUGMENT_S * voxels
 
 
-def launches(config: Config) -> int:
+def launches(config: Config, data_dir: Path | None = None) -> int:
     """How often a run sends its network's operators to a GPU: once for each part of a step, each
     validation batch and each test case."""
-    n, train = cases(config), config.train
+    n, train = cases(config, data_dir), config.train
     steps = train.train_epochs * math.ceil(n["train"] / train.batch_size) * train.accumulate
     looks = math.ceil(train.train_epochs / train.val_interval)
     at_once = cases_at_once(config, "cuda")
     return steps + looks * math.ceil(n["val"] / at_once) + math.ceil(n["test"] / at_once)
 
 
-def memory_mb(config: Config, device: Device) -> float:
+def memory_mb(config: Config, device: Device, data_dir: Path | None = None) -> float:
     """Peak memory of a run: on a GPU of the GPU, else of the process with its decoded cases."""
-    work = work_of(config)
+    work = work_of(config, data_dir)
     held = 4 * (4 * work.trainable + work.frozen) / 1e6  # weights, gradients and two moments
     kept = work.saved_mb * math.ceil(config.train.batch_size / config.train.accumulate)
     on = "cpu" if device.name == "cpu" else "cuda"
@@ -134,14 +134,14 @@ def memory_mb(config: Config, device: Device) -> float:
         config.model.architecture.startswith(("medvisionllama", "llm4seg"))
         and config.model.token_block.kind in LAYER_KINDS
     )
-    return BASE_MB + LAYER_MB * layer + held + kept + host_mb(config)
+    return BASE_MB + LAYER_MB * layer + held + kept + host_mb(config, data_dir)
 
 
-def host_mb(config: Config) -> float:
+def host_mb(config: Config, data_dir: Path | None = None) -> float:
     """Decoded cases that a run keeps in memory: image in float32, label in bytes, at most
     `data.cache_gb`."""
-    number = cases(config)
-    bytes_a_voxel = 4 * len(find_task(config.task).channels) + 1
+    number = cases(config, data_dir)
+    bytes_a_voxel = 4 * len(find_task(config.task, data_dir).channels) + 1
     case_mb = math.prod(config.data.img_size) * bytes_a_voxel / 1e6
     return min(1e3 * config.data.cache_gb, (number["train"] + number["val"]) * case_mb)
 
@@ -160,16 +160,16 @@ def download_bytes(configs: Sequence[Config], data_dir: Path | None = None) -> d
     for config in configs:
         block = config.model.token_block
         if is_hub_source(block.source) and block.kind in LAYER_KINDS and block.kind != "random":
-            name, work = f"{block.source}, layer {block.layer}", work_of(config)
+            name, work = f"{block.source}, layer {block.layer}", work_of(config, data_dir)
             # a system that trains the layer has none of it frozen
             layers[name] = max(layers.get(name, 0.0), 2.0 * work.frozen)
     return archives | layers
 
 
-def keep_bytes(configs: Sequence[Config]) -> tuple[float, float]:
+def keep_bytes(configs: Sequence[Config], data_dir: Path | None = None) -> tuple[float, float]:
     """Bytes that stay (weights and records of every run), and those of the two checkpoints of one
     run at its time."""
-    trained = [4 * work_of(config).trainable for config in configs]
+    trained = [4 * work_of(config, data_dir).trainable for config in configs]
     return sum(trained) + 3e5 * len(trained), 8.0 * max(trained)
 
 
@@ -233,11 +233,15 @@ def price(
     """What these runs cost on this device: runs, hours, memory, bytes, per system and in all, with
     every assumption."""
     rows: list[dict[str, Any]] = [
-        {"system": c.system, "hours": seconds(c, on) / 3600, "peak_memory_mb": memory_mb(c, on)}
+        {
+            "system": c.system,
+            "hours": seconds(c, on, data_dir) / 3600,
+            "peak_memory_mb": memory_mb(c, on, data_dir),
+        }
         for c in configs
     ]
     down = download_bytes(configs, data_dir)
-    keep, checkpoints = keep_bytes(configs)
+    keep, checkpoints = keep_bytes(configs, data_dir)
     # An archive lies beside its unpacked files until it is removed: the largest counts twice.
     archives = [size for name, size in down.items() if ", layer" not in name]
     need = sum(down.values()) + max(archives, default=0) + keep + checkpoints * on.count
@@ -255,7 +259,7 @@ def price(
         "peak_memory_mb": peak,
         "device_memory_mb": None if math.isinf(on.memory_mb) else on.memory_mb,
         "memory_fits": peak <= on.memory_mb,
-        "host_memory_mb": max(host_mb(c) for c in configs),
+        "host_memory_mb": max(host_mb(c, data_dir) for c in configs),
         "download_bytes": sum(down.values()),
         "downloads": down,
         "keep_bytes": keep,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 from weakref import finalize
 
@@ -24,6 +25,7 @@ from mvl.datasets.registry import find_task
 from mvl.datasets.splits import NUM_FOLDS, roles
 from mvl.models.build import SYSTEMS, parameter_counts
 from mvl.models.describe import without_files
+from mvl.training.objective import num_classes
 
 
 class PlanError(MvlError, RuntimeError):
@@ -147,10 +149,10 @@ def count_work(config: Config, channels: int, classes: int) -> Work:
     return Work(*per_case, counts["trainable"], counts["frozen"])
 
 
-def cases(config: Config) -> dict[str, int]:
+def cases(config: Config, data_dir: Path | None = None) -> dict[str, int]:
     """Numbers of training, validation and test cases, as `datasets.splits` deals the registry's
     number of cases to ten blocks."""
-    number = find_task(config.task).num_cases
+    number = find_task(config.task, data_dir).num_cases
     blocks = [len(range(k, number, NUM_FOLDS)) for k in range(NUM_FOLDS)]
     test, *val = roles(config.fold)
     seen = sum(blocks[k] for k in val)
@@ -158,17 +160,17 @@ def cases(config: Config) -> dict[str, int]:
     return {"train": max(1, round(config.fraction * train)), "val": seen, "test": blocks[test]}
 
 
-def visits(config: Config) -> tuple[int, int]:
+def visits(config: Config, data_dir: Path | None = None) -> tuple[int, int]:
     """Cases trained on and cases looked at, over the whole run."""
-    n, train = cases(config), config.train
+    n, train = cases(config, data_dir), config.train
     looks = math.ceil(train.train_epochs / train.val_interval)
     return n["train"] * train.train_epochs, n["val"] * looks + n["test"]
 
 
-def work_of(config: Config) -> Work:
+def work_of(config: Config, data_dir: Path | None = None) -> Work:
     """`count_work` of a run; runs that differ in fold, seed, fraction or epochs share it."""
-    task = find_task(config.task)
-    classes = 1 if config.data.labels == "foreground" else len(task.labels) + 1
+    task = find_task(config.task, data_dir)
+    classes = num_classes(config, task)
     block = config.model.token_block
     kind = "random" if block.kind in LAYER_KINDS else block.kind
     model = replace(config.model, token_block=replace(block, kind=kind, layer=-1))

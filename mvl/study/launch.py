@@ -73,7 +73,7 @@ def ensure_data(name: str, data_dir: Path | None = None) -> None:
             fetch(data)
 
 
-WriteNeeds = Callable[[str, Path, str], None]
+WriteNeeds = Callable[[str, Path, str, Path | None], None]
 """Writes what each run of a study asks a cluster for: study, file, device
 (`mvl.bench.needs.write_needs`)."""
 
@@ -238,7 +238,7 @@ def _run_snakemake(
     log.parent.mkdir(parents=True, exist_ok=True)
     if launch.profile != "local":
         assert write_needs is not None, "a cluster has to be told what each run asks for"
-        write_needs(name, log.parent / "needs.json", device_of(launch))
+        write_needs(name, log.parent / "needs.json", device_of(launch), data_dir)
     found = (PROFILES / launch.profile, Path(sys.executable).parent, os.environ.get("PATH", ""))
     environment = {**os.environ, "PATH": os.pathsep.join(map(str, found))}
     command = snakemake_command(name, results_dir, data_dir, launch, dry)

@@ -94,22 +94,15 @@ def predicted_masks(
     folder: Path, cases: Sequence[str], data_dir: Path | None = None
 ) -> dict[str, np.ndarray]:
     """Foreground mask on the scan's own grid, by case."""
-    import torch
-
     from mvl.datasets.loaders import CaseStore
     from mvl.datasets.task_data import open_task
-    from mvl.training.metrics import class_masks
-    from mvl.training.objective import predict_probabilities
+    from mvl.training.evaluate import native_masks
     from mvl.training.trained import Predictor, load_run
 
     config = run_folder.read_config(folder)
     store = CaseStore(open_task(config.task, data_dir), tuple(cases), config.data)
-    masks = {}
     predictor = Predictor(load_run(folder), config)
-    for index, case in enumerate(cases):
-        with torch.no_grad():
-            probabilities = predict_probabilities(predictor, store.get(index)[0][None]).cpu()
-        masks[case] = np.any(
-            class_masks(np.asarray(store.to_native(index, probabilities[0]))), axis=0
-        )
-    return masks
+    return {
+        case: np.any(native_masks(predictor, store.get(index)[0][None], store, index), axis=0)
+        for index, case in enumerate(cases)
+    }

@@ -113,10 +113,10 @@ def case_gaps(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     return rows.groupby(["system", "fold", "case"], as_index=False)["points"].mean()
 
 
-def examples(shown: Sequence[Example]) -> str:
-    """Say the Dice of the cases that are shown, under the arm that ranks them."""
+def examples(shown: Sequence[Example], holes: Sequence[str] = ()) -> str:
+    """Say the Dice of the cases that are shown, under the arm that ranks them, or why none is."""
     if not shown:
-        return NOTHING
+        return f"Not drawn here: {'; '.join(holes)}." if holes else NOTHING
     parts = []
     for example in shown:
         values = [example.dice[s] for s in ordered(list(example.dice))]

@@ -124,9 +124,8 @@ def hole(message: str, tasks: Sequence[str] = (), scans: bool = False) -> Figure
     figure = Figure(figsize=(6.4, 1.5), layout="constrained")
     figure.set_gid(SCAN if scans else None)
     lines = [line for paragraph in message.split("\n") for line in textwrap.wrap(paragraph, 72)]
-    figure.text(
-        0.5, 0.5, "\n".join(["not yet recorded", *lines]), ha="center", va="center", color="#9A3412"
-    )
+    words = "\n".join(["not drawn here" if scans else "not yet recorded", *lines])
+    figure.text(0.5, 0.5, words, ha="center", va="center", color="#9A3412")
     return finish(figure, tasks)
 
 

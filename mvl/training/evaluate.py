@@ -53,6 +53,15 @@ def predictions(predictor: Predictor, store: CaseStore) -> Iterator[Tensor]:
         yield from found
 
 
+def native_masks(
+    predictor: Predictor, image: Tensor, store: CaseStore, index: int
+) -> list[np.ndarray]:
+    """Return the network's masks of one case on the scan's own grid, one per foreground class."""
+    with torch.inference_mode():
+        resized = predict_probabilities(predictor, image)[0].cpu()
+    return class_masks(np.asarray(store.to_native(index, resized)))
+
+
 def evaluate_case(
     resized: Tensor, store: CaseStore, index: int, config: Config
 ) -> list[dict[str, Any]]:

@@ -20,9 +20,8 @@ from mvl.core.means import mean
 from mvl.datasets.case_store import CaseStore, open_test_cases
 from mvl.models.control_blocks import TokenBlock
 from mvl.models.interventions import INTERVENTIONS, SIZES, Intervened, intervened_block, replaced
-from mvl.training.evaluate import label_names
-from mvl.training.metrics import class_masks, dice, label_masks
-from mvl.training.objective import predict_probabilities
+from mvl.training.evaluate import label_names, native_masks
+from mvl.training.metrics import dice, label_masks
 from mvl.training.trained import Predictor, load_run
 from mvl.training.usage_records import FILE
 
@@ -68,7 +67,7 @@ def measure_usage(predictor: Predictor, store: CaseStore) -> list[dict[str, Any]
         truths = label_masks(np.asarray(store.native(index).label), names)
         for name, other in blocks.items():
             with replaced(network, other, no_mappers=name == "no_block"):
-                found = masks(predictor, image, store, index)
+                found = native_masks(predictor, image, store, index)
             scores[name] += [dice(mask, truth) for mask, truth in zip(found, truths, strict=True)]
     as_trained = mean(scores["as_trained"])
     return [
@@ -81,15 +80,6 @@ def measure_usage(predictor: Predictor, store: CaseStore) -> list[dict[str, Any]
         }
         for name in INTERVENTIONS
     ]
-
-
-def masks(
-    predictor: Predictor, image: torch.Tensor, store: CaseStore, index: int
-) -> list[np.ndarray]:
-    """The network's masks of one case on the scan's own grid, one per foreground class."""
-    with torch.inference_mode():
-        resized = predict_probabilities(predictor, image)[0].cpu()
-    return class_masks(np.asarray(store.to_native(index, resized)))
 
 
 def mean_sizes(block: nn.Module) -> dict[str, Any]:

@@ -107,3 +107,10 @@ def test_classes_are_said_one_by_one(kinds: tuple[str, ...]) -> None:
     words = findings.classes(pd.DataFrame(rows))
     assert f"benign between 0.50 ({title(VIT)}) and 0.60 ({title(HYBRID)})" in words
     assert ("malignant between 0.60" in words) == ("malignant" in kinds)
+
+
+def test_examples_that_cannot_be_drawn_say_why() -> None:
+    assert findings.examples([], ["the scans are not here"]) == (
+        "Not drawn here: the scans are not here."
+    )
+    assert findings.examples([]) == findings.NOTHING

@@ -8,9 +8,6 @@ field and Rician noise; some have thick slices, some are stored left-posterior.
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from scipy.ndimage import gaussian_filter
 
-from mvl.core.files import sha256_bytes, swap, waiting_lock, write_json
+from mvl.core.files import sha256_bytes, write_json
 from mvl.core.seeds import draw_seed
+from mvl.datasets.made import ensure_made
 from mvl.datasets.nifti import Affine, nifti_bytes
-from mvl.datasets.task import TaskError
 
 VERSION = 2
 """Raised whenever a change of this file changes the bytes of a phantom; folders of another version
@@ -31,63 +28,22 @@ Field = Float32[np.ndarray, "*grid"]
 
 
 def ensure_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
-    """`folder` with this version's phantoms, made now unless they lie there; safe when several
-    processes ask at once.
+    """Return `folder` with this version's phantoms, `dataset.json` and `manifest.json`, made now
+    unless they lie there.
 
     Raises:
         TaskError: something else lies there, or the place cannot be written.
     """
-    if _recipe(folder) == recipe(num_cases, seed):
-        return folder
-    with waiting_lock(folder.parent / f".{folder.name}.lock"):
-        for stale in folder.parent.glob(f"{folder.name}.partial-*"):
-            shutil.rmtree(stale)
-        return (
-            folder
-            if _recipe(folder) == recipe(num_cases, seed)
-            else write_phantoms(folder, num_cases, seed)
-        )
+
+    def write_all(partial: Path) -> None:
+        _write_all(partial, num_cases, seed)
+
+    return ensure_made(folder, "phantoms", "dataset.json", recipe(num_cases, seed), write_all)
 
 
 def recipe(num_cases: int, seed: int) -> dict[str, int]:
     """What a folder of phantoms is a function of."""
     return {"version": VERSION, "num_cases": num_cases, "seed": seed}
-
-
-def _recipe(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / "dataset.json").read_text())["phantoms"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def write_phantoms(folder: Path, num_cases: int = 80, seed: int = 0) -> Path:
-    """Write `num_cases` phantoms with `dataset.json` and `manifest.json` to `folder`, which appears
-    whole or not at all.
-
-    Phantoms of another version there are replaced.
-
-    Raises:
-        TaskError: `folder` holds anything else, or the place cannot be written.
-    """
-    folder = Path(folder)
-    if folder.exists() and _recipe(folder) is None:
-        raise TaskError(
-            f"{folder}: holds something other than phantoms; move it away or choose another"
-            " --data-dir"
-        )
-    partial = folder.parent / f"{folder.name}.partial-{uuid.uuid4().hex}"
-    try:
-        _write_all(partial, num_cases, seed)
-        swap(partial, folder)
-    except OSError as error:
-        raise TaskError(
-            f"{folder}: could not write the phantoms ({error.strerror}); choose a writable folder"
-            " with --data-dir"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _write_all(folder: Path, num_cases: int, seed: int) -> None:

@@ -9,21 +9,17 @@ it again, a little brighter or darker and with some other speckle: near duplicat
 from __future__ import annotations
 
 import io
-import json
-import shutil
-import uuid
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from mvl.core.files import sha256_bytes, swap, waiting_lock, write_json
+from mvl.core.files import sha256_bytes, write_json
 from mvl.core.seeds import draw_seed
+from mvl.datasets.made import ensure_made
 from mvl.datasets.pictures import png_bytes
-from mvl.datasets.task import TaskError
 
 VERSION = 1
 "Raised whenever a change of this file changes a picture; folders of another version are made anew."
@@ -35,57 +31,24 @@ Grey = UInt8[np.ndarray, "rows columns"]
 
 
 def ensure_shapes(folder: Path, num_cases: int = 60, seed: int = 0) -> Path:
-    """`folder` with this version's pictures, made now unless they lie there; safe when several
-    processes ask at once.
+    """Return `folder` with this version's pictures and `manifest.json`, made now unless they lie
+    there.
 
     Raises:
         TaskError: something else lies there, or the place cannot be written.
     """
-    wanted = {"version": VERSION, "num_cases": num_cases, "seed": seed}
-    if _recipe(folder) == wanted:
-        return folder
-    with waiting_lock(folder.parent / f".{folder.name}.lock"):
-        for stale in folder.parent.glob(f"{folder.name}.partial-*"):
-            shutil.rmtree(stale)
-        return folder if _recipe(folder) == wanted else write_shapes(folder, wanted)
+    recipe = {"version": VERSION, "num_cases": num_cases, "seed": seed}
 
-
-def _recipe(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / "manifest.json").read_text())["shapes"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def write_shapes(folder: Path, recipe: dict[str, int]) -> Path:
-    """Write the pictures with `manifest.json` to `folder`, which appears whole or not at all;
-    another version there is replaced.
-
-    Raises:
-        TaskError: `folder` holds anything else, or the place cannot be written.
-    """
-    if folder.exists() and _recipe(folder) is None:
-        raise TaskError(
-            f"{folder}: holds something other than shapes; move it away or choose another"
-            " --data-dir"
-        )
-    partial, hashes = folder.parent / f"{folder.name}.partial-{uuid.uuid4().hex}", {}
-    try:
-        for index in range(recipe["num_cases"]):
-            for kind, data in zip(("images", "masks"), _files(recipe["seed"], index), strict=True):
+    def write_all(partial: Path) -> None:
+        hashes = {}
+        for index in range(num_cases):
+            for kind, data in zip(("images", "masks"), _files(seed, index), strict=True):
                 (partial / kind).mkdir(parents=True, exist_ok=True)
                 (partial / kind / f"shape_{index:03d}.png").write_bytes(data)
                 hashes[f"{kind}/shape_{index:03d}.png"] = sha256_bytes(data)
         write_json(partial / "manifest.json", {"task": "shapes", "files": hashes, "shapes": recipe})
-        swap(partial, folder)
-    except OSError as error:
-        raise TaskError(
-            f"{folder}: could not write the shapes ({error.strerror}); choose a writable folder"
-            " with --data-dir"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+    return ensure_made(folder, "shapes", "manifest.json", recipe, write_all)
 
 
 def _files(seed: int, index: int) -> tuple[bytes, bytes]:

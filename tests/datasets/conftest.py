@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from mvl.datasets.phantoms import write_phantoms
+from mvl.datasets.phantoms import ensure_phantoms
 from mvl.datasets.registry import find_task
 from mvl.datasets.shapes2d import ensure_shapes
 
@@ -19,7 +19,7 @@ FEW = 12
 def few_phantoms(tmp_path_factory):
     """A data root with twelve phantoms, not to be changed."""
     root = tmp_path_factory.mktemp("few")
-    write_phantoms(root / "phantoms", FEW)
+    ensure_phantoms(root / "phantoms", FEW)
     return root
 
 

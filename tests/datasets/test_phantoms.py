@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mvl.core.files import sha256_file
-from mvl.datasets.phantoms import ensure_phantoms, make_phantom, recipe, write_phantoms
-from mvl.datasets.task import TaskError
+from mvl.datasets.phantoms import ensure_phantoms, make_phantom, recipe
 
 
 def hashes(folder):
@@ -25,12 +24,12 @@ def hashes(folder):
 
 def test_same_seed_same_bytes_in_another_process(tmp_path):
     code = (
-        "from pathlib import Path; from mvl.datasets.phantoms import write_phantoms;"
-        f" write_phantoms(Path({str(tmp_path / 'b')!r}), 3)"
+        "from pathlib import Path; from mvl.datasets.phantoms import ensure_phantoms;"
+        f" ensure_phantoms(Path({str(tmp_path / 'b')!r}), 3)"
     )
-    write_phantoms(tmp_path / "a", 3)
+    ensure_phantoms(tmp_path / "a", 3)
     subprocess.run([sys.executable, "-c", code], check=True)
-    write_phantoms(tmp_path / "c", 3, seed=1)
+    ensure_phantoms(tmp_path / "c", 3, seed=1)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
     assert not set(hashes(tmp_path / "a").values()) & set(hashes(tmp_path / "c").values())
 
@@ -108,14 +107,6 @@ def test_folder_appears_whole_is_kept_and_is_renewed_when_stale(tmp_path):
     )
     ensure_phantoms(folder, 2)
     assert json.loads((folder / "dataset.json").read_text())["phantoms"] == recipe(2, 0)
-
-
-def test_other_data_are_never_replaced(tmp_path):
-    (tmp_path / "phantoms").mkdir()
-    (tmp_path / "phantoms" / "thesis.txt").write_text("mine")
-    with pytest.raises(TaskError, match="something other than phantoms"):
-        ensure_phantoms(tmp_path / "phantoms", 2)
-    assert (tmp_path / "phantoms" / "thesis.txt").read_text() == "mine"
 
 
 def test_two_processes_that_ask_at_once_get_one_whole_folder(tmp_path):

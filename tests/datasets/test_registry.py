@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mvl.datasets.decathlon import read_cases
-from mvl.datasets.phantoms import write_phantoms
+from mvl.datasets.phantoms import ensure_phantoms
 from mvl.datasets.registry import aliases, find_task, load_tasks
 from mvl.datasets.task import TaskError, data_root
 from mvl.datasets.task_data import open_task
@@ -114,7 +114,7 @@ def rewrite(folder, change):
     ],
 )
 def test_dataset_json_is_not_trusted(tmp_path, change, message):
-    folder = write_phantoms(tmp_path / "phantoms", 2)
+    folder = ensure_phantoms(tmp_path / "phantoms", 2)
     rewrite(folder, change)
     with pytest.raises(TaskError, match=message):
         read_cases(folder)

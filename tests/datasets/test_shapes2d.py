@@ -6,14 +6,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pytest
 
 from mvl.core.config import ROOT
 from mvl.datasets.masks import read_case
 from mvl.datasets.registry import find_task
-from mvl.datasets.shapes2d import ensure_shapes, make_shape, write_shapes
+from mvl.datasets.shapes2d import ensure_shapes, make_shape
 from mvl.datasets.splits import make_split, read_split
-from mvl.datasets.task import TaskError
 from mvl.datasets.task_data import TaskData
 
 
@@ -59,11 +57,3 @@ def test_committed_split_keeps_the_repeats_together():
         and make_split("shapes", everyone, groups=split["groups"]) == split
     )
     assert split["groups"] == [[f"shape_{k:03d}", f"shape_{k + 1:03d}"] for k in (13, 28, 43, 58)]
-
-
-def test_other_data_are_never_replaced(tmp_path):
-    (tmp_path / "shapes").mkdir()
-    (tmp_path / "shapes" / "mine.png").write_bytes(b"x")
-    with pytest.raises(TaskError, match="something other than shapes"):
-        write_shapes(tmp_path / "shapes", {"version": 1, "num_cases": 2, "seed": 0})
-    assert (tmp_path / "shapes" / "mine.png").is_file()

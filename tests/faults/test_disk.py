@@ -18,7 +18,7 @@ from mvl.cli import main
 from mvl.core import files, run_folder
 from mvl.core.config import ROOT, Config, load_config
 from mvl.datasets.new_scans import nifti_like
-from mvl.datasets.phantoms import write_phantoms
+from mvl.datasets.phantoms import ensure_phantoms
 from mvl.datasets.splits import write_split_file
 from mvl.datasets.task_data import open_task
 from mvl.evidence.faults import keep_figure
@@ -73,7 +73,7 @@ def writers(outside: Path, case_folder: Path) -> dict[str, Callable[[Path], obje
         "notebook": lambda to: write_notebook(to / "n.ipynb", {"cells": []}),
         "split": lambda to: write_split_file("Toy", [f"c{i}" for i in range(12)], to / "Toy.json"),
         "prediction": lambda to: files.atomic_write(to / "mask.nii.gz", nifti_like(mask, scan)),
-        "phantoms": lambda to: write_phantoms(to / "phantoms", 1),
+        "phantoms": lambda to: ensure_phantoms(to / "phantoms", 1),
         "figures": lambda to: keep_figure(to / "faults.json", "kills", 1.0, 1, ""),
     }
 

@@ -80,8 +80,8 @@ def _of_the_layer(tables: dict[Question, pd.DataFrame], results: Path) -> str:
     if mappers is None or shuffled is None:
         return ""
     return (
-        f" The frozen layer, which costs that hybrid {-hybrid['zero'].mean():.1f} points when it is"
-        f" silenced, changes Dice by {in_points(mappers)} points over the mappers alone"
-        f" ({decided(mappers)}), and by {in_points(shuffled)} over itself with its weights shuffled"
-        f" ({decided(shuffled)})."
+        f" The hybrid without ViT blocks loses {-hybrid['zero'].mean():.1f} points when its frozen"
+        f" layer is silenced; it differs from its mappers alone by {in_points(mappers)} points"
+        f" ({decided(mappers)}), and from itself trained with the layer's weights shuffled by"
+        f" {in_points(shuffled)} ({decided(shuffled)})."
     )

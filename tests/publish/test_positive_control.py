@@ -16,8 +16,8 @@ def test_the_positive_control_is_named_with_its_number(tmp_path):
     assert "+2.00 [+1.39, +2.61]" in said
     # what else the control's network says is printed with it
     assert "raise Dice there by +3.82 [+2.79, +4.85]" in said
-    assert "costs that hybrid 37.5 points when it is silenced" in said
-    assert "+2.58 [+1.90, +3.26] points over the mappers alone (higher)" in said
+    assert "loses 37.5 points when its frozen layer is silenced" in said
+    assert "its mappers alone by +2.58 [+1.90, +3.26] points (higher)" in said
     assert "-0.32 [-1.08, +0.44]" in said
     assert "differs from the ViT alone by -0.03 points" in positive_control.with_blocks(RECORDS)
     assert positive_control.control({}, tmp_path) == positive_control.with_blocks(tmp_path) == ""

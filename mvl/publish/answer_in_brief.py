@@ -13,17 +13,19 @@ from mvl.core.markdown import markdown_table
 from mvl.evidence import second_study
 from mvl.evidence.decision import HIGHER, LOWER, decided
 from mvl.evidence.learning_rates import apart_at_equal_rates
-from mvl.evidence.second_study import HYBRID, SHUFFLED
+from mvl.evidence.second_study import HYBRID, SHUFFLED, Question
 from mvl.publish.second_study_answer import complete_regimes, in_points, plain_answer
 from mvl.publish.second_study_table import OPEN, complete_places, mean_score, place_in_words, seen
 from mvl.study.grid import load_study
 
+Tables = dict[Question, pd.DataFrame]
+"The differences of each question that is recorded."
 UNET = "unet"
 "The peer beside the networks alone, where a study has it."
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def in_brief(results: Path, page: str) -> str:
+def in_brief(tables: Tables, results: Path, page: str) -> str:
     """Return the answer in plain words with a link to the page, what the protocol said beforehand
     that it means, and a table as Markdown; empty before a regime is complete."""
     regimes = complete_regimes(results)
@@ -36,15 +38,16 @@ def in_brief(results: Path, page: str) -> str:
         "Intervals are of 95 %. *Would be seen* is the true difference from the network alone that"
         " the design finds with a power of 80 %, at Holm's hardest step of its family."
     )
-    rates = unequal_rates(results)
-    return f"{plain}\n\n{answer_table(results)}\n\n{legend}" + (f" {rates}" if rates else "")
+    rates = unequal_rates(tables, results)
+    return f"{plain}\n\n{answer_table(tables, results)}\n\n{legend}" + (
+        f" {rates}" if rates else ""
+    )
 
 
-def answer_table(results: Path) -> str:
+def answer_table(tables: Tables, results: Path) -> str:
     """Return each paper's network as Markdown, a row for each study and share of the data at which
     it and the same network without a layer are complete: both differences that the question asks
     for, what silencing the layer costs, what the design sees, and how good its networks are."""
-    tables = second_study.recorded_differences(results)
     rows = []
     for network, alone in second_study.ALONE.items():
         for (study, fraction), found in complete_places(network, tables).items():
@@ -93,12 +96,12 @@ def _silenced(use: pd.DataFrame, network: str) -> str:
     return f"{changes.mean():+z.2f} ({lose} of {len(changes)})"
 
 
-def unequal_rates(results: Path) -> str:
+def unequal_rates(tables: Tables, results: Path) -> str:
     """Return a sentence for each study that finds the pretrained layer's network other than the
     shuffled one's and trained the two at different rates: how far their trials at equal rates lie
     apart."""
     said = []
-    for question, table in second_study.recorded_differences(results).items():
+    for question, table in tables.items():
         for row in table.to_dict("records"):
             pair = (row["system"], row["reference"])
             asked = pair == (HYBRID, SHUFFLED) and row["complete"]

@@ -13,7 +13,7 @@ import pandas as pd
 from mvl.core import files
 from mvl.core.markdown import markdown_table
 from mvl.datasets.registry import find_task
-from mvl.evidence import claims_text
+from mvl.evidence import claims_text, second_study
 from mvl.evidence.arms import caveat
 from mvl.evidence.claims_ledger import Entry
 from mvl.evidence.claims_verdicts import Verdict
@@ -203,7 +203,8 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
         f" {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the network may"
         " ignore its layer, so that nothing follows for it."
     )
-    answer = answer_in_brief.in_brief(records_dir, "book/second_study.md")
+    tables = second_study.recorded_differences(records_dir)
+    answer = answer_in_brief.in_brief(tables, records_dir, "book/second_study.md")
     return f"{answer}\n\n{of_the_first}" if answer else ""
 
 

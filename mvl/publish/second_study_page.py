@@ -67,8 +67,8 @@ def facts(results: Path, staging: Path) -> dict[str, Any]:
     return {
         "second": {
             "sentence": sentence(results, "second_study.md"),
-            "in_brief": in_brief(results, "second_study.md"),
-            "rates": unequal_rates(results),
+            "in_brief": in_brief(tables, results, "second_study.md"),
+            "rates": unequal_rates(tables, results),
             "first_study": first_study(results),
             "control": control(tables, results),
             "open": what_is_open(results),

@@ -155,19 +155,16 @@ def _(place, patch):
     return told(lambda: predict.Predictor(folder, predict.Options(device="cpu")))
 
 
-@at("evaluate.py:evaluate_run")
+@at("command_lines.py:require_finished")
 def _(place, patch):
-    return told(lambda: evaluate.evaluate_run(unfinished(place), place.data))
-
-
-@at("external.py:evaluate_on")
-def _(place, patch):
-    return told(lambda: external.evaluate_on(unfinished(place), "phantoms", place.data))
-
-
-@at("usage.py:usage_of_run")
-def _(place, patch):
-    return told(lambda: usage.usage_of_run(unfinished(place), place.data))
+    run, data = unfinished(place), place.data
+    said = {
+        told(lambda: evaluate.evaluate_run(run, data)),
+        told(lambda: external.evaluate_on(run, "phantoms", data)),
+        told(lambda: usage.usage_of_run(run, data)),
+    }
+    assert len(said) == 1
+    return said.pop()
 
 
 @at("checkpoints.py:load_weights")

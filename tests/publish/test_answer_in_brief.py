@@ -10,17 +10,20 @@ from mvl.publish import answer_in_brief, second_study_answer
 from mvl.publish.answer_in_brief import answer_table, in_brief, unequal_rates
 from tests.publish.test_second_study_answer import row
 
+RECORDS = ROOT / "data" / "results"
+TABLES = second_study.recorded_differences(RECORDS)
+
 
 def test_the_answer_in_brief_has_the_protocols_words_and_a_row_for_each_study(tmp_path):
-    answer = in_brief(ROOT / "data" / "results", "page.md")
+    answer = in_brief(TABLES, RECORDS, "page.md")
     plain, table, legend = answer.split("\n\n")
     assert plain.startswith("**On hippocampus scans") and "([Second study](page.md).)" in plain
     assert plain.endswith(
         "Trained at rates tuned for each arm: *Training switched the layer off in this regime.*"
     )
-    assert table == answer_table(ROOT / "data" / "results")
-    assert legend.endswith(unequal_rates(ROOT / "data" / "results"))
-    assert in_brief(tmp_path, "page.md") == ""
+    assert table == answer_table(TABLES, RECORDS)
+    assert legend.endswith(unequal_rates(TABLES, RECORDS))
+    assert in_brief({}, tmp_path, "page.md") == ""
 
 
 def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complete(monkeypatch):
@@ -39,12 +42,11 @@ def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complet
         scores = {"unet": peer, "vit_baseline": 0.64}
         found = {organ: pd.DataFrame(rows)}
         use = pd.DataFrame({"system": "medvisionllama_v3", "zero": [-1.5, 0.1, -0.1]})
-        monkeypatch.setattr(second_study, "recorded_differences", lambda _: found)
         monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
         monkeypatch.setattr(second_study, "use_of_block", lambda *_: use)
         monkeypatch.setattr(answer_in_brief, "mean_score", lambda _s, _f, arm, *_: scores[arm])
         monkeypatch.setattr(answer_in_brief, "seen", lambda *_: "1.50 points")
-        return "\n".join(answer_table(ROOT).splitlines()[2:])
+        return "\n".join(answer_table(found, ROOT).splitlines()[2:])
 
     said = written(rows)
     assert (
@@ -59,12 +61,12 @@ def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complet
 
 
 def test_rates_are_said_where_the_layer_seems_to_matter_and_the_arms_had_other_ones(monkeypatch):
-    said = unequal_rates(ROOT / "data" / "results")
+    said = unequal_rates(TABLES, RECORDS)
     assert said.startswith("Left atrium, tuned: the hybrid does not use its layer, and it was")
     assert "a rate of 0.008 where its shuffled control had 0.016" in said
     assert "by -0.48 to +0.14 points" in said and said.endswith("not read as one of pretraining.")
     assert said.count("at equal rates") == 1, "elsewhere the two are equivalent"
     monkeypatch.setattr(answer_in_brief, "apart_at_equal_rates", lambda *_: (0.1, 0.2, 0.5, 1.5))
-    assert unequal_rates(ROOT / "data" / "results").endswith("may be the rate's.")
+    assert unequal_rates(TABLES, RECORDS).endswith("may be the rate's.")
     monkeypatch.setattr(answer_in_brief, "apart_at_equal_rates", lambda *_: None)
-    assert unequal_rates(ROOT / "data" / "results") == ""
+    assert unequal_rates(TABLES, RECORDS) == ""

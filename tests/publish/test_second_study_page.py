@@ -1,6 +1,7 @@
 """The second study's page: numbers by rule, holes named, one figure."""
 
 import pandas as pd
+import pytest
 
 from mvl.core.config import ROOT
 from mvl.evidence import second_study
@@ -9,9 +10,16 @@ from mvl.publish import second_study_answer, second_study_page
 RECORDS = ROOT / "data" / "results"
 
 
-def test_the_page_says_what_is_recorded_and_names_what_is_not(tmp_path):
-    found = second_study_page.facts(RECORDS, tmp_path)["second"]
-    assert found["figure"] and "<svg" in (tmp_path / second_study_page.FILE).read_text()
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """A folder that the page's figure was written into, and what the page prints."""
+    folder = tmp_path_factory.mktemp("staged")
+    return folder, second_study_page.facts(RECORDS, folder)["second"]
+
+
+def test_the_page_says_what_is_recorded_and_names_what_is_not(staged):
+    folder, found = staged
+    assert found["figure"] and "<svg" in (folder / second_study_page.FILE).read_text()
     assert "MedVisionLlama v3 minus ViT-Baseline, **-0.74 [-1.16, -0.32]" in found["answer"]
     assert "ViT-Baseline" not in found["use"]
     assert "(`hippocampus2_tuned`)" in found["progress"]
@@ -23,8 +31,8 @@ def test_nothing_recorded_says_so(tmp_path):
     assert found["sentence"] == found["in_brief"] == ""
 
 
-def test_use_is_shown_by_study_and_share_and_arms_without_a_layer_are_named(tmp_path):
-    use = second_study_page.facts(RECORDS, tmp_path)["second"]["use"]
+def test_use_is_shown_by_study_and_share_and_arms_without_a_layer_are_named(staged):
+    use = staged[1]["use"]
     assert "as published, 10 % of the data**: Dice points lost or won" in use
     isic = use[use.index("**Skin lesions") :]
     alone = next(line for line in isic.splitlines() if "mappers only" in line)

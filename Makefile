@@ -85,7 +85,7 @@ decisive: setup ## start what settles the main claims with the papers' own model
 	@$(MVL) study run decisive_pictures --jobs 1 --profile $(PROFILE) || [ $$? -eq 1 ]
 	@echo "write the rates that the trials chose (data/runs/decisive_tuned/tuning.csv) into mvl/configs/studies/decisive_tuned.yaml, then: mvl study run decisive_tuned"
 
-test: setup $(TEST_WEIGHTS) ## run every test (at most 10 minutes on two cores)
+test: setup $(TEST_WEIGHTS) ## run every test (7 to 12 minutes on two cores)
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 faults: setup ## kill, flip, fill and cut on purpose, about 40 minutes (KILLS=1000 over KILLED_RUNS=20 runs, STUDY_KILLS=50; MUTANTS=1: into the code too; goes on where it was)

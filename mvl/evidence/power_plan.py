@@ -148,18 +148,19 @@ def recorded_pairs(contrast: Contrast, cases: pd.DataFrame) -> Pairs | None:
 
 
 def measured(contrast: Contrast, records: dict[str, pd.DataFrame]) -> tuple[Components, str] | None:
-    """Return the variances of the first study that has two folds of the contrast, and its name."""
-    for source, cases in records.items():
-        pairs = recorded_pairs(contrast, cases)
-        found = components(pairs) if pairs is not None else None
-        if found is not None and found.folds > 1:
-            return found, source
-    for source, (system, reference) in contrast.stand_ins:
+    """Return the variances of the first study that has two folds of the contrast, or of one that
+    stands in for it, and what they are of; studies on the contrast's own data go before others."""
+    own = (contrast.system, contrast.reference)
+    candidates = [*((source, own) for source in records), *contrast.stand_ins]
+    on_other_data = [load_study(source).tasks[0] != contrast.task for source, _ in candidates]
+    for _, (source, pair) in sorted(zip(on_other_data, candidates), key=lambda one: one[0]):
         if source not in records:
             continue
-        other = replace(contrast, system=system, reference=reference, stand_ins=())
-        if found_there := measured(other, {source: records[source]}):
-            return found_there[0], f"{source}: {system} - {reference}"
+        arms = replace(contrast, system=pair[0], reference=pair[1])
+        pairs = recorded_pairs(arms, records[source])
+        found = components(pairs) if pairs is not None else None
+        if found is not None and found.folds > 1:
+            return found, source if pair == own else f"{source}: {pair[0]} - {pair[1]}"
     return None
 
 

@@ -18,7 +18,7 @@ import pytest
 from mvl.core import machine, run_folder
 from mvl.core.command_lines import command_of, train_command
 from mvl.core.config import ROOT, Config, ConfigError, load_config
-from mvl.core.files import RunError, atomic_write, locked, sha256_file, sweep, write_csv
+from mvl.core.files import RunError, atomic_write, locked, sha256_file, swap, sweep, write_csv
 from mvl.core.run_folder import is_done, read_status, run_name, seal
 from mvl.core.seeds import draw_seed
 
@@ -124,6 +124,23 @@ def finished(folder) -> None:
     for name in (*run_folder.RECORD_FILES, "weights.safetensors"):
         atomic_write(folder / name, f"{name}\n")
     seal(folder, {"best_epoch": 3})
+
+
+def test_a_swap_leaves_what_another_process_is_writing(tmp_path):
+    for name in ("out", "out.partial-mine", "out.partial-anothers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    swap(tmp_path / "out.partial-mine", tmp_path / "out")
+    assert (tmp_path / "out" / "file").read_text() == "out.partial-mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial-anothers"]
+
+
+def test_what_comes_to_a_seal_leaves_the_rest_of_it(tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "done", "files": {"usage.csv": "1"}}')
+    (tmp_path / "cases.csv").write_text("x")
+    run_folder.add_to_seal(tmp_path, "cases.csv")
+    files = read_status(tmp_path)["files"]
+    assert files == {"usage.csv": "1", "cases.csv": sha256_file(tmp_path / "cases.csv")}
 
 
 def test_done_needs_every_hash(tmp_path):

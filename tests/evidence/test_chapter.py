@@ -310,3 +310,15 @@ def test_planned_pairs_are_those_of_the_grid(
     assert (
         planned_pairs(plan, TOPICS[topic], pair[0], "nobody", "Task04_Hippocampus", fraction) == ()
     )
+
+
+def test_a_run_of_one_task_is_none_of_another(asked: list[str], tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    runs = study_runs(str(tmp_path / "grid.yaml"), "main")
+    spec, plan = TOPICS["llm_hybrid"], load_study(str(tmp_path / "grid.yaml"))
+    keys = ["task", "system", "fraction", "fold", "seed"]
+    rows = [{key: getattr(run, key) for key in keys} | {"state": "done"} for run in runs]
+    elsewhere = pd.DataFrame(rows).assign(task="another")
+    study = str(tmp_path / "grid.yaml")
+    assert chapter_module._holes(study, plan, spec, pd.DataFrame(rows)) == []
+    assert chapter_module._holes(study, plan, spec, elsewhere) != []

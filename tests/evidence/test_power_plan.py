@@ -182,3 +182,10 @@ def test_a_contrast_without_records_says_whose_variances_it_takes() -> None:
     (other,) = found({"rows": rows}, LLM4SEG, f"{LLM4SEG}_shuffled")
     assert other["source"] == "busi: llm4seg - cmunext"
     assert other["sd"] == found({"rows": rows}, LLM4SEG, CNN)[0]["sd"]
+
+
+def test_a_contrast_without_runs_takes_the_nearest_that_are_measured():
+    (row,) = found(power_plan.power_plan("heart_published"), HYBRID, f"{HYBRID}_shuffled")
+    assert row["source"] == f"heart_published: {HYBRID} - {VIT}"
+    (row,) = found(power_plan.power_plan("heart_tuned"), HYBRID, VIT)
+    assert row["source"] == "heart_published"

@@ -104,6 +104,30 @@ def test_a_layer_that_costs_its_network_dice_is_not_called_unused():
     assert second_study.is_harmed(heart[heart["system"] == HYBRID])
 
 
+def test_unused_is_said_of_measured_layers_that_do_no_harm_alone(monkeypatch):
+    names = ("zero", "shuffled_tokens", "shuffled_weights")
+    row = {
+        **dict(study=STUDY, fraction=1.0, system=HYBRID, reference=VIT),
+        **dict(difference=-0.03, low=-0.04, high=-0.02, boot_low=-0.04, boot_high=-0.02),
+        **dict(p_holm=0.001, p_equivalence=0.9, margin=0.01, n_folds=5, n_runs=10, planned=10),
+    }
+
+    def said(system: str, change: float) -> str:
+        use = pd.DataFrame([{"system": system, **dict.fromkeys(names, change)}])
+        monkeypatch.setattr(second_study, "use_of_block", lambda *_: use)
+        return second_study.outcome(row, RECORDS)
+
+    assert said(HYBRID, -0.1) == "lower; unused"
+    assert said(HYBRID, 1.2) == said(HYBRID, -1.2) == "lower"
+    assert said("another", -0.1) == "lower", "nobody measured the hybrid's layer"
+
+
+def test_a_study_whose_runs_recorded_no_use_has_no_row_and_its_columns(tmp_path):
+    shutil.copytree(RECORDS / "isic", tmp_path / "isic", ignore=lambda *_: ["usage.csv"])
+    use = second_study.use_of_block("isic", tmp_path)
+    assert use.empty and {"system", "zero", "over_alone"} <= set(use)
+
+
 def test_use_is_that_of_the_runs_with_the_same_share_of_the_cases():
     whole = second_study.use_in_numbers(STUDY, HYBRID, RECORDS)
     tenth = second_study.use_in_numbers(STUDY, HYBRID, RECORDS, 0.1)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl.core import run_folder
-from mvl.core.config import Config, build
+from mvl.core import files, run_folder
+from mvl.core.config import Config, build, load_config
+from mvl.core.progress import Interrupted
 from mvl.datasets import registry, splits
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.task_data import TaskData
@@ -78,3 +79,21 @@ def test_a_finished_run_says_how_it_computed(
         torch.use_deterministic_algorithms(True)
     assert said["deterministic"] == "warn" and said["gpu_peak_memory_mb"] == 812
     json.dumps(said)
+
+
+def test_nothing_is_trained_into_the_published_records() -> None:
+    config = load_config("quick", "phantoms", "vit_baseline")
+    with pytest.raises(files.RunError, match="published records, which nothing is trained into"):
+        run.train_run(config, run_folder.records_dir())
+
+
+def test_a_run_that_is_stopped_within_an_epoch_keeps_the_time_that_it_took(
+    trainer: Trainer,
+) -> None:
+    trainer.start_clocks()
+    trainer.wall += 100
+    trainer.cpu += 90
+    with pytest.raises(Interrupted):
+        trainer.stop(15)
+    assert trainer.progress.runtime_s >= 100 and trainer.progress.cpu_s >= 90
+    assert run_folder.read_status(trainer.folder)["runtime_s"] >= 100

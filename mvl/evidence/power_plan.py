@@ -264,7 +264,7 @@ def _row(
     sizes: Sequence[int],
 ) -> dict[str, Any]:
     """Return one row; its numbers are in points of the metric, and None where nothing is known."""
-    cases = max(1, find_task(contrast.task).num_cases // NUM_FOLDS)
+    cases = max(1, round(find_task(contrast.task).num_cases / NUM_FOLDS))
     spread = None if sd is None else sd / 100
     highest = spread
     source = "assumed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -165,8 +166,8 @@ def test_designs_are_the_protocols() -> None:
         assert shapes[study, LLM4SEG, f"{LLM4SEG}_transformer", 1.0] == (3, 1)
 
 
-def test_pictures_have_the_protocols_own_margin() -> None:
-    value = power_plan.power_plan("kvasir", sd=0.1, sources=["kvasir"])
+def test_pictures_have_the_protocols_own_margin(tmp_path: Path) -> None:
+    value = power_plan.power_plan("kvasir", sd=0.1, results_dir=tmp_path)
     assert value["margin"] == pytest.approx(0.4) and EQUIVALENCE_POINTS == 1
     assert value["largest_sd_for_equivalence"]["5"] == pytest.approx(
         0.4 * 100 * power.largest_sd(5)
@@ -176,8 +177,9 @@ def test_pictures_have_the_protocols_own_margin() -> None:
     assert row["equivalence"] == pytest.approx(power.power_of_equivalence(0.001, 5, 0.004))
 
 
-def test_a_contrast_without_records_says_whose_variances_it_takes() -> None:
-    rows = power_plan.power_plan("kvasir")["rows"]
+def test_a_contrast_without_records_says_whose_variances_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "busi").symlink_to(RECORDS / "busi")
+    rows = power_plan.power_plan("kvasir", results_dir=tmp_path)["rows"]
     assert found({"rows": rows}, LLM4SEG, CNN)[0]["source"] == "busi"
     (other,) = found({"rows": rows}, LLM4SEG, f"{LLM4SEG}_shuffled")
     assert other["source"] == "busi: llm4seg - cmunext"

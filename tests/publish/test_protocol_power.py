@@ -31,7 +31,7 @@ def test_a_line_has_the_plans_figures(table: str) -> None:
         f"{row['sd']:.2f}",
         f"{row['detectable']['1']:.2f}",
         f"{row['equivalence']:.0%} within 0.4",
-        "Breast ultrasound (BUSI), LLM4Seg",
+        protocol_power._in_words(row["source"]),
     ]
 
 

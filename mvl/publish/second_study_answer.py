@@ -141,7 +141,7 @@ def meaning(
 
 def of_pictures(results: Path) -> list[str]:
     """Return what each study of pictures says of LLM4Seg in a sentence, once the runs of its first
-    two questions are complete; the mappers alone join when theirs are."""
+    question are complete; the shuffled layer and the mappers alone join when theirs are."""
     network, said = second_study.LLM4SEG, []
     recorded = second_study.recorded_studies(results)
     for study in second_study.OF_PICTURES:
@@ -153,25 +153,22 @@ def of_pictures(results: Path) -> list[str]:
             if question.study == study
             for row in second_study.differences(question, results).to_dict("records")
         )
-        if not (gain["complete"] and shuffled["complete"]):
+        if not gain["complete"]:
             continue
         rows = second_study.use_of_block(study, results)
         own = rows[rows["system"] == network]
         worst, best = own["zero"].min(), own["zero"].max()
         lose = int((-own["zero"] >= second_study.USES_POINTS).sum())
         where = load_study(study).title.rpartition(", ")[0]
-        beside = [
-            f"from its CNN alone by **{in_units(gain)}** ({_judged(gain)})",
-            f"from itself trained with the layer's weights shuffled by **{in_points(shuffled)}**"
-            f" ({_judged(shuffled)})",
-        ]
-        if mappers["complete"]:
-            beside.append(
-                f"from its mappers alone by **{in_points(mappers)}** ({_judged(mappers)})"
-            )
-        *first, last = beside
+        beside = f"from its CNN alone by **{in_units(gain)}** ({_judged(gain)})"
+        for words, row in (
+            ("itself trained with the layer's weights shuffled", shuffled),
+            ("its mappers alone", mappers),
+        ):
+            if row["complete"]:
+                beside += f", and from {words} by **{in_points(row)}** ({_judged(row)})"
         said.append(
-            f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs {', '.join(first)}, and {last}. In"
+            f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs {beside}. In"
             f" the mean of its runs it {use_in_words(own)}; but that depends on the run: setting"
             f" the layer's output to zero changes Dice by {worst:+z.1f} to {best:+z.1f} points, and"
             f" {lose} of {len(own)} runs lose a point or more."

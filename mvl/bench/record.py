@@ -4,10 +4,9 @@ several machines side by side."""
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from mvl.core.machine import platform_facts
+from mvl.core.machine import cpu_fields, platform_facts
 from mvl.core.markdown import markdown_table
 from mvl.training import precision
 
@@ -16,14 +15,9 @@ Row = dict[str, Any]
 
 def cpu_model() -> str:
     """The processor's name, family and model, as Linux gives them: hypervisors shorten the name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    found = cpu_fields()
+    if not found:
         return platform_facts()["processor"]
-    found: dict[str, str] = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
     family, model = found.get("cpu family", ""), found.get("model", "")
     name = found.get("model name", "")
     return f"{name}, family {family}, model {model}{architecture(name, family)}"

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,27 @@ def _bundled() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
+@cache
+def cpu_fields() -> dict[str, str]:
+    """Return what Linux says of the first processor, by field; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    return found
+
+
 def _processor() -> str:
     """Model name and a hash of the feature flags (Linux), else what platform says."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
+    found = cpu_fields()
+    if not found:
         return platform.processor()
-
-    def pick(key: str) -> str:
-        found = (line for line in text.splitlines() if line.startswith(key))
-        return next(found, ":").split(":", 1)[1].strip()
-
-    return (
-        f"{pick('model name') or platform.processor()}"
-        f" flags-{sha256_bytes(pick('flags').encode())[:12]}"
-    )
+    flags = sha256_bytes(found.get("flags", "").encode())[:12]
+    return f"{found.get('model name') or platform.processor()} flags-{flags}"
 
 
 def peak_memory_mb() -> float:

@@ -9,13 +9,12 @@ float32 still.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mvl.core import files
+from mvl.core.machine import cpu_fields
 
 SIXTEEN_BITS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 "Precisions that run under autocast, and its type."
@@ -56,15 +55,9 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise files.RunError(f"train.precision {precision}: {fault}")
 
 
-@cache
 def processor_flags() -> frozenset[str]:
     """The feature flags of the processor, as Linux names them; empty where they are not known."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    found = (line.split(":", 1)[1] for line in lines if line.startswith("flags"))
-    return frozenset(next(found, "").split())
+    return frozenset(cpu_fields().get("flags", "").split())
 
 
 def set_flags(precision: str) -> None:

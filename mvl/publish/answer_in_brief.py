@@ -11,9 +11,10 @@ import pandas as pd
 
 from mvl.core.markdown import markdown_table
 from mvl.evidence import second_study
-from mvl.evidence.decision import HIGHER, LOWER, decided
+from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, PICTURES, UNDECIDED, decided
 from mvl.evidence.learning_rates import apart_at_equal_rates
 from mvl.evidence.second_study import HYBRID, SHUFFLED, Question
+from mvl.evidence.topics import CNN, LLM4SEG
 from mvl.publish.second_study_answer import complete_regimes, in_points, plain_answer
 from mvl.publish.second_study_table import OPEN, complete_places, mean_score, place_in_words, seen
 from mvl.study.grid import load_study
@@ -33,7 +34,10 @@ def in_brief(tables: Tables, results: Path, page: str) -> str:
         return ""
     meant = " ".join(f"{words}: *{one.protocol}*" for words, one in regimes.items() if one.protocol)
     protocol = f" The protocol had fixed the words for such outcomes. {meant}" if meant else ""
-    plain = f"**{plain_answer(list(regimes.values()))}** ([Second study]({page}).){protocol}"
+    answers = " ".join(
+        filter(None, (plain_answer(list(regimes.values())), answer_of_pictures(tables)))
+    )
+    plain = f"**{answers}** ([Second study]({page}).){protocol}"
     legend = (
         "Intervals are of 95 %. *Would be seen* is the true difference from the network alone that"
         " the design finds with a power of 80 %, at Holm's hardest step of its family."
@@ -42,6 +46,27 @@ def in_brief(tables: Tables, results: Path, page: str) -> str:
     return f"{plain}\n\n{answer_table(tables, results)}\n\n{legend}" + (
         f" {rates}" if rates else ""
     )
+
+
+def answer_of_pictures(tables: Tables) -> str:
+    """Return what a frozen layer does for LLM4Seg's CNN on each set of pictures that is complete,
+    in one sentence; empty before one is."""
+    found: dict[str, list[str]] = {}
+    for question, table in tables.items():
+        row = table.iloc[0].to_dict()
+        if row["complete"] and (row["system"], row["reference"]) == (LLM4SEG, CNN):
+            name = load_study(question.study).title.rpartition(", ")[0]
+            found.setdefault(decided(row).word, []).append(f"{name[:1].lower()}{name[1:]}")
+    where = {word: " and ".join(names) for word, names in found.items()}
+    same = f"changes IoU by less than the margin of {100 * PICTURES.value:g} points"
+    does = {HIGHER: "raises IoU", LOWER: "lowers IoU", EQUIVALENT: same}
+    decides = " and ".join(f"{does[word]} on {where[word]}" for word in does if word in where)
+    start, layer = "In LLM4Seg's CNN", "a frozen layer of the same language model"
+    if UNDECIDED not in where:
+        return f"{start}, {layer} {decides}." if decides else ""
+    if not decides:
+        return f"{start} it is not decided whether {layer} changes IoU on {where[UNDECIDED]}."
+    return f"{start}, {layer} {decides}; on {where[UNDECIDED]} it is not decided."
 
 
 def answer_table(tables: Tables, results: Path) -> str:

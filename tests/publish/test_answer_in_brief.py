@@ -3,6 +3,7 @@
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from mvl.core.config import ROOT
 from mvl.evidence import second_study
@@ -18,12 +19,47 @@ def test_the_answer_in_brief_has_the_protocols_words_and_a_row_for_each_study(tm
     answer = in_brief(TABLES, RECORDS, "page.md")
     plain, table, legend = answer.split("\n\n")
     assert plain.startswith("**On hippocampus scans") and "([Second study](page.md).)" in plain
+    pictures = answer_in_brief.answer_of_pictures(TABLES)
+    assert pictures.startswith("In LLM4Seg's CNN") and f" {pictures}** (" in plain
     assert plain.endswith(
         "Trained at rates tuned for each arm: *Training switched the layer off in this regime.*"
     )
     assert table == answer_table(TABLES, RECORDS)
     assert legend.endswith(unequal_rates(TABLES, RECORDS))
     assert in_brief({}, tmp_path, "page.md") == ""
+
+
+@pytest.mark.parametrize(
+    ("skin", "polyps", "said"),
+    [
+        ((-0.02, 0.03), (-0.01, 0.02), " it is not decided whether {} changes IoU on {s} and {p}."),
+        ((-0.02, 0.03), (-0.02, -0.01), ", {} lowers IoU on {p}; on {s} it is not decided."),
+        (
+            (-0.002, 0.003),
+            (0.01, 0.02),
+            ", {} raises IoU on {p} and changes IoU by less than the margin of 0.4 points on {s}.",
+        ),
+        ((-0.02, 0.03), None, " it is not decided whether {} changes IoU on {s}."),
+    ],
+)
+def test_the_answer_says_what_a_layer_does_in_a_cnn(
+    skin: tuple[float, float], polyps: tuple[float, float] | None, said: str
+) -> None:
+    tables = {
+        question: pd.DataFrame(
+            [
+                row(*(interval or skin))
+                | {"system": pair[0], "reference": pair[1], "complete": interval is not None}
+                for pair in question.contrasts
+            ]
+        )
+        for question in second_study.QUESTIONS
+        if (interval := {"isic": skin, "kvasir": polyps}.get(question.study, ())) != ()
+    }
+    layer = "a frozen layer of the same language model"
+    found = said.format(layer, s="skin lesions (ISIC 2017)", p="polyps (Kvasir-SEG)")
+    assert answer_in_brief.answer_of_pictures(tables) == f"In LLM4Seg's CNN{found}"
+    assert answer_in_brief.answer_of_pictures({}) == ""
 
 
 def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complete(monkeypatch):

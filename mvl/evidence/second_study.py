@@ -301,13 +301,24 @@ def use_of_block(study: str, results: Path, fraction: float = 1.0) -> pd.DataFra
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=USE_COLUMNS)
 
 
+def use_beside(
+    study: str, system: str, reference: str, results: Path, fraction: float = 1.0
+) -> pd.DataFrame:
+    """Return `use_of_block` of a system's runs beside which the study plans a run of the reference,
+    of the same fold and seed: the runs that their difference is taken over."""
+    rows = use_of_block(study, results, fraction)
+    planned = planned_pairs(study, system, reference, fraction)
+    places = pd.MultiIndex.from_arrays([rows["fold"], rows["seed"]])
+    return rows[(rows["system"] == system) & places.isin(planned)]
+
+
 def use_in_numbers(study: str, system: str, results: Path, fraction: float = 1.0) -> str:
     """Return what silencing a system's layer, and shuffling its tokens, changes in a study at a
-    share of the training cases, in Dice points over its runs; empty where no run recorded it."""
+    share of the training cases, in Dice points over the runs that are compared with the network
+    without a layer; empty where no run recorded it."""
     if not (Path(results) / Path(study).stem / "runs.csv").is_file():
         return ""
-    rows = use_of_block(study, results, fraction)
-    own = rows[rows["system"] == system] if not rows.empty else rows
+    own = use_beside(study, system, ALONE.get(system, system), results, fraction)
     if own.empty:
         return ""
     silenced, shuffled = (f"{own[name].mean():+.2f}" for name in ("zero", "shuffled_tokens"))

@@ -88,7 +88,7 @@ def answer_table(tables: Tables, results: Path) -> str:
                     place_in_words(study, fraction),
                     _difference(gain, results),
                     _difference(shuffled, results) if shuffled["complete"] else OPEN,
-                    _silenced(second_study.use_of_block(study, results, fraction), network),
+                    _silenced(second_study.use_beside(study, network, alone, results, fraction)),
                     seen(gain, results).removesuffix(" points"),
                     f"{score:.2f}{beside}",
                 ]
@@ -113,10 +113,10 @@ def _difference(row: dict[Any, Any], results: Path) -> str:
     return f"**{middle}** {interval.replace(' ', NO_BREAK)} {second_study.outcome(row, results)}"
 
 
-def _silenced(use: pd.DataFrame, network: str) -> str:
+def _silenced(use: pd.DataFrame) -> str:
     """Return what silencing the layer changes in the mean, and in how many runs it costs so much
     that the network uses its layer."""
-    changes = use.loc[use["system"] == network, "zero"]
+    changes = use["zero"]
     lose = int((-changes >= second_study.USES_POINTS).sum())
     return f"{changes.mean():+z.2f} ({lose} of {len(changes)})"
 

@@ -155,24 +155,28 @@ def of_pictures(results: Path) -> list[str]:
         )
         if not gain["complete"]:
             continue
-        rows = second_study.use_of_block(study, results)
-        own = rows[rows["system"] == network]
+        own = second_study.use_beside(study, network, gain["reference"], results)
         worst, best = own["zero"].min(), own["zero"].max()
         lose = int((-own["zero"] >= second_study.USES_POINTS).sum())
         where = load_study(study).title.rpartition(", ")[0]
         beside = f"from its CNN alone by **{in_units(gain)}** ({_judged(gain)})"
-        for words, row in (
-            ("itself trained with the layer's weights shuffled", shuffled),
-            ("its mappers alone", mappers),
-        ):
-            if row["complete"]:
-                beside += f", and from {words} by **{in_points(row)}** ({_judged(row)})"
-        said.append(
+        if shuffled["complete"]:
+            words = "itself trained with the layer's weights shuffled"
+            beside += f", and from {words} by **{in_points(shuffled)}** ({_judged(shuffled)})"
+        line = (
             f"On {where[:1].lower()}{where[1:]}, LLM4Seg differs {beside}. In"
             f" the mean of its runs it {use_in_words(own)}; but that depends on the run: setting"
             f" the layer's output to zero changes Dice by {worst:+z.1f} to {best:+z.1f} points, and"
             f" {lose} of {len(own)} runs lose a point or more."
         )
+        if mappers["complete"]:
+            its = second_study.use_beside(study, network, mappers["reference"], results)
+            line += (
+                f" From its mappers alone it differs by **{in_points(mappers)}**"
+                f" ({_judged(mappers)}); in the {len(its)} runs of that comparison it"
+                f" {use_in_words(its)} ({its['zero'].min():+z.1f} to {its['zero'].max():+z.1f} points)."
+            )
+        said.append(line)
     return said
 
 

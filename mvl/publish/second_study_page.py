@@ -152,11 +152,13 @@ def contrast_table(question: Question, table: pd.DataFrame, results: Path) -> st
 
 def use_table(place: tuple[str, float], rows: pd.DataFrame, results: Path) -> str:
     """Return the use of the block in a study's hybrids as Markdown, means over their runs with a
-    share of the training cases."""
+    share of the training cases; of pictures for each seed, since their contrasts differ in it."""
     lines = []
-    for system, own in rows.groupby("system", sort=False):
+    by = ["system", "seed"] if place[0] in second_study.OF_PICTURES else ["system"]
+    for (system, *seeds), own in rows.groupby(by, sort=False):
         cells = [f"{own[name].mean():+.2f}" if name in own else "" for name in INTERVENTIONS]
-        arm = second_study_table.to_runs(title(str(system)), place, str(system), results)
+        words = title(str(system)) + "".join(f", seed {seed}" for seed in seeds)
+        arm = second_study_table.to_runs(words, place, str(system), results)
         lose = int((-own["zero"] >= second_study.USES_POINTS).sum())
         size = f"{own['relative_size'].median():.2f}"
         # Between the mappers alone lies nothing; h is what the first of them gives.

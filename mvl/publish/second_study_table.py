@@ -102,7 +102,22 @@ def _cell(place: tuple[str, float], row: dict[Any, Any] | None, results: Path) -
         return OPEN
     middle, low, high = (f"{100 * row[key]:+.2f}" for key in ("difference", "low", "high"))
     linked = to_runs(middle, place, row["reference"], results)
-    return f"{linked} [{low}, {high}] {second_study.outcome(row, results)}"
+    found = f"{linked} [{low}, {high}] {second_study.outcome(row, results)}"
+    return f"{found}{_other_runs(row, results)}"
+
+
+def _other_runs(row: dict[Any, Any], results: Path) -> str:
+    """Return what silencing the layer changes in the runs behind a difference, where these are
+    other runs than those beside the network alone, of which the table's last rows speak."""
+    contrast = (row["study"], row["system"])
+    pairs, main = (
+        second_study.planned_pairs(*contrast, reference, row["fraction"])
+        for reference in (row["reference"], ALONE[row["system"]])
+    )
+    if set(pairs) <= set(main):
+        return ""
+    use = second_study.use_beside(*contrast, row["reference"], results, row["fraction"])
+    return f" (other runs; in these h = 0: {use['zero'].mean():+.2f})"
 
 
 def seen(row: dict[Any, Any] | None, results: Path) -> str:

@@ -79,7 +79,7 @@ def test_another_organ_is_in_the_table_as_soon_as_its_hybrid_and_vit_are_complet
         found = {organ: pd.DataFrame(rows)}
         use = pd.DataFrame({"system": "medvisionllama_v3", "zero": [-1.5, 0.1, -0.1]})
         monkeypatch.setattr(second_study, "outcome", lambda *_: "not decided")
-        monkeypatch.setattr(second_study, "use_of_block", lambda *_: use)
+        monkeypatch.setattr(second_study, "use_beside", lambda *_: use)
         monkeypatch.setattr(answer_in_brief, "mean_score", lambda _s, _f, arm, *_: scores[arm])
         monkeypatch.setattr(answer_in_brief, "seen", lambda *_: "1.50 points")
         return "\n".join(answer_table(found, ROOT).splitlines()[2:])

@@ -70,10 +70,15 @@ def spread(folds: np.ndarray) -> float:
     return float(folds.std(ddof=1) * np.sqrt(1 / len(folds) + 1 / 7))
 
 
-def usage(study: str, network: str, intervention: str, fraction: float = 1.0) -> list[float]:
-    """The change of test Dice in each of the network's runs, in points."""
+def usage(
+    study: str, network: str, intervention: str, fraction: float = 1.0, reference: str = ""
+) -> list[float]:
+    """The change of test Dice in each of the network's runs that is compared with a reference, the
+    network without a layer if none is named, in points."""
     hybrid = RECORDS / study / "runs" / grid(study)["tasks"][0] / network
-    runs = [pd.read_csv(path) for path in hybrid.glob(f"fraction-{fraction}_*/usage.csv")]
+    beside = units(study, (network, reference or ALONE[network]), fraction)
+    paths = [hybrid / f"fraction-{fraction}_fold-{f}_seed-{s}" / "usage.csv" for f, s in beside]
+    runs = [pd.read_csv(path) for path in paths if path.is_file()]
     by_run = [rows.loc[rows["intervention"] == intervention, "dice_difference"] for rows in runs]
     return [100 * changes.mean() for changes in by_run]
 
@@ -185,6 +190,14 @@ def test_each_difference_is_that_of_the_runs(network, column, label):
     if cell == second_study_table.OPEN:
         assert folds is None
         return
+    cell, *others = cell.split(" (other runs; in these h = 0: ")
+    is_other = not set(units(study, arms, fraction)) <= set(
+        units(study, (network, ALONE[network]), fraction)
+    )
+    assert len(others) == is_other
+    if others:
+        silenced = np.mean(usage(study, network, "zero", fraction, arms[1]))
+        assert float(others[0].rstrip(")")) == pytest.approx(silenced, abs=0.00501)
     reach = stats.t.ppf(0.975, len(folds) - 1) * spread(folds)
     expected = [folds.mean(), folds.mean() - reach, folds.mean() + reach]
     assert [float(n) for n in re.findall(NUMBER, cell)] == pytest.approx(expected, abs=0.00501)

@@ -179,12 +179,17 @@ def entry_of(claim: Claim, evidence: dict[str, Evidence]) -> Entry:
     """The claim judged on the first of its studies in which all of its planned runs are done, or
     else on the first; the others stand beside.
 
-    Whether runs are there decides, never what they say.
+    Whether runs are there decides, never what they say; of a conjunction, whose members the studies
+    are, the first done one in which it fails.
     """
     claims = {study: at_margin_of(study, claim) for study in evidence}
     verdicts = {study: judge(claims[study], records) for study, records in evidence.items()}
     first = next(iter(verdicts))
-    study = next((s for s, v in verdicts.items() if v and v.numbers and not v.missing), first)
+    done = [s for s, v in verdicts.items() if v and v.numbers and not v.missing]
+    study = next(iter(done), first)
+    if claim.rule == "conjunction":
+        failed = (CONTRADICTED, NOT_REPRODUCED)
+        study = next((s for s in done if (v := verdicts[s]) and v.word in failed), study)
     beside = tuple((s, v) for s, v in verdicts.items() if v and v.numbers and s != study)
     verdict = verdicts[study]
     needs = ""

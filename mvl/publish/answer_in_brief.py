@@ -15,7 +15,12 @@ from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, PICTURES, UNDECIDED
 from mvl.evidence.learning_rates import apart_at_equal_rates
 from mvl.evidence.second_study import HYBRID, SHUFFLED, Question
 from mvl.evidence.topics import CNN, LLM4SEG
-from mvl.publish.second_study_answer import complete_regimes, in_points, plain_answer
+from mvl.publish.second_study_answer import (
+    complete_regimes,
+    in_points,
+    of_mappers,
+    plain_answer,
+)
 from mvl.publish.second_study_table import OPEN, complete_places, mean_score, place_in_words, seen
 from mvl.study.grid import load_study
 
@@ -32,7 +37,11 @@ def in_brief(tables: Tables, results: Path, page: str) -> str:
     regimes = complete_regimes(results)
     if not regimes:
         return ""
-    meant = " ".join(f"{words}: *{one.protocol}*" for words, one in regimes.items() if one.protocol)
+    meant = " ".join(
+        f"{words}: *{one.protocol}*{of_mappers(one)}"
+        for words, one in regimes.items()
+        if one.protocol
+    )
     protocol = f" The protocol had fixed the words for such outcomes. {meant}" if meant else ""
     answers = " ".join(
         filter(None, (plain_answer(list(regimes.values())), answer_of_pictures(tables)))
@@ -40,7 +49,8 @@ def in_brief(tables: Tables, results: Path, page: str) -> str:
     plain = f"**{answers}** ([Second study]({page}).){protocol}"
     legend = (
         "Intervals are of 95 %. *Would be seen* is the true difference from the network alone that"
-        " the design finds with a power of 80 %, at Holm's hardest step of its family."
+        " the corrected t-test finds with a power of 80 %, at Holm's hardest step of its family;"
+        " one within the margin may still be called equivalent."
     )
     rates = unequal_rates(tables, results)
     return f"{plain}\n\n{answer_table(tables, results)}\n\n{legend}" + (

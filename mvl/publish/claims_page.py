@@ -235,7 +235,8 @@ def section(entry: Entry, results: Path, shown: Sequence[str]) -> str:
             else words + verdict.sentence
         )
     if claim.rule != "untestable":
-        rule = (RULES[claim.rule].__doc__ or "").split("\n")[0]
+        first, *_ = (RULES[claim.rule].__doc__ or "").split("\n\n")
+        rule = " ".join(first.split())
         parts.append(
             f"*Decided by*: {claim.support} Rule `{claim.rule}`:"
             f" {rule[:1].lower()}{rule[1:]}{margin(entry)}"

@@ -28,6 +28,8 @@ REGIMES = {
 UNET = "unet"
 "The peer beside the networks alone, where a study has it."
 NO_BREAK = "\N{NO-BREAK SPACE}"
+MAPPERS = "What helps or harms is the mappers."
+"The protocol's sentence where a hybrid differs from the ViT and its mappers alone do as well."
 OTHER_ORGANS = "other organs"
 "The subject of the studies beside the hippocampus and the pictures."
 
@@ -40,6 +42,8 @@ class Regime:
     "Its difference over the ViT alone, a row of `second_study.differences`."
     shuffled: dict[Any, Any]
     "Its difference over itself with the layer's weights shuffled."
+    mappers: dict[Any, Any]
+    "Its difference over its mappers alone."
     word: str
     "The word for the first: `unused` in place of an equivalence where the layer is."
     use: str
@@ -58,6 +62,7 @@ def sentence(results: Path, page: str) -> str:
     for words, one in regimes.items():
         protocol = one.protocol.removesuffix(".")
         rest = f" (in the protocol's words: *{protocol}*)" if protocol else ""
+        rest += of_mappers(one)
         said.append(
             f"{words}, the hybrid differs from the ViT alone by **{in_points(one.gain)} Dice"
             f" points** ({one.word}), and from itself trained with the weights shuffled by"
@@ -109,7 +114,18 @@ def _found(study: str, results: Path) -> Regime | None:
         decided(gain).word, verdicts, *second_study.uses(hybrid), decided(mappers).word
     )
     word = second_study.outcome(gain, results)
-    return Regime(gain, controls[0], word, use_in_words(hybrid), protocol)
+    return Regime(gain, controls[0], mappers, word, use_in_words(hybrid), protocol)
+
+
+def of_mappers(one: Regime) -> str:
+    """Return what stands behind the protocol's sentence on the mappers, where it is said: the
+    hybrid beside its mappers alone, and whether the layer's part is told from the whole."""
+    if MAPPERS not in one.protocol:
+        return ""
+    whole = one.gain["difference"]
+    apart = not one.mappers["low"] <= whole <= one.mappers["high"]
+    told = "" if apart else ", an interval that holds the whole difference, too"
+    return f" (the hybrid minus its mappers alone: {in_points(one.mappers)}{told})"
 
 
 def meaning(
@@ -135,7 +151,7 @@ def meaning(
     elif all(word == HIGHER for word in controls):
         said.append("Pretraining helps at this size of layer.")
     if identity == EQUIVALENT and gain in (HIGHER, LOWER):
-        said.append("What helps or harms is the mappers.")
+        said.append(MAPPERS)
     return " ".join(said)
 
 
@@ -174,7 +190,8 @@ def of_pictures(results: Path) -> list[str]:
             line += (
                 f" From its mappers alone it differs by **{in_points(mappers)}**"
                 f" ({_judged(mappers)}); in the {len(its)} runs of that comparison it"
-                f" {use_in_words(its)} ({its['zero'].min():+z.1f} to {its['zero'].max():+z.1f} points)."
+                f" {use_in_words(its)} ({its['zero'].min():+z.1f} to {its['zero'].max():+z.1f}"
+                " points)."
             )
         said.append(line)
     return said

@@ -212,15 +212,23 @@ def trained_again(results: Path) -> str:
     if not {HYBRID, VIT} <= set(both.index.get_level_values("system")):
         return ""
     apart = both["again"] - both["first"]
-    gains = []
-    for column in ("again", "first"):
-        arms = both[column].unstack("system")
-        gains.append(f"{(arms[HYBRID] - arms[VIT]).mean():+.2f}")
+    means = both.groupby("system").mean()
+    gains = means.loc[HYBRID] - means
+    words = {
+        VIT: "the ViT alone",
+        second_study.SHUFFLED: "itself with the weights shuffled",
+        second_study.IDENTITY: "its mappers alone",
+    }
+    said = [
+        f"from {words[arm]} by {gains.at[arm, 'again']:+.2f} in place of"
+        f" {gains.at[arm, 'first']:+.2f}"
+        for arm in words
+        if arm in gains.index
+    ]
     return (
         f"These {len(both)} runs repeat runs of the study as published on another kind of"
         f" processor, where sums are rounded otherwise: their Dice differs by {apart.min():+.2f} to"
-        f" {apart.max():+.2f} points, and the hybrid minus the ViT is {gains[0]} on these folds in"
-        f" place of {gains[1]}."
+        f" {apart.max():+.2f} points, and on these folds the hybrid differs {', '.join(said)}."
     )
 
 

@@ -212,7 +212,9 @@ def test_the_nearest_study_whose_planned_runs_are_all_done_decides(tmp_path, mon
     other = claims_verdicts.Verdict("reproduced", "First study.", (number,))
     claim = next(claim for claim in LEDGER if claim.id == "mean_dice")
 
-    def judged(*verdicts: claims_verdicts.Verdict) -> claims_ledger.Entry:
+    def judged(
+        *verdicts: claims_verdicts.Verdict, claim: claims_evidence.Claim = claim
+    ) -> claims_ledger.Entry:
         waiting = iter(verdicts)
         monkeypatch.setattr(claims_ledger, "judge", lambda claim, records: next(waiting))
         names = ("near", "further", "first")[: len(verdicts)]
@@ -226,6 +228,9 @@ def test_the_nearest_study_whose_planned_runs_are_all_done_decides(tmp_path, mon
     monkeypatch.setattr(claims_ledger, "what_would_decide", lambda *given: "more runs")
     alone = judged(half, half)
     assert (alone.study, alone.needs) == ("near", "more runs"), "none is whole: the nearest"
+    tasks = next(claim for claim in LEDGER if claim.id == "ten_tasks")
+    assert judged(other, half, done, claim=tasks).study == "first", "one member that fails decides"
+    assert judged(half, other, half, claim=tasks).study == "further"
 
 
 def test_what_explains_a_gain_that_is_not_there_is_moot(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The second study's answer in words follows the verdicts, and the protocol's own sentences."""
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -60,7 +61,7 @@ def row(low: float, high: float) -> dict[str, Any]:
     ],
 )
 def test_the_plain_answer_follows_the_verdicts(gains, shuffled, said):
-    found = [Regime(row(*gain), row(*shuffled), "", "", "") for gain in gains]
+    found = [Regime(row(*gain), row(*shuffled), row(*gain), "", "", "") for gain in gains]
     assert all(words in plain_answer(found) for words in said)
 
 
@@ -73,6 +74,12 @@ def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     assert nothing == between, "where v3 equals the ViT, nothing helps or harms"
     published = second_study_answer._found(second_study.PUBLISHED, ROOT / "data" / "results")
     assert published.protocol == by_mappers
+    behind = second_study_answer.of_mappers(published)
+    assert behind.startswith(" (the hybrid minus its mappers alone: -0.25 [")
+    assert behind.endswith("+0.28], an interval that holds the whole difference, too)")
+    narrow = replace(published, mappers=published.mappers | {"low": -0.004})
+    assert "whole" not in second_study_answer.of_mappers(narrow)
+    assert second_study_answer.of_mappers(replace(published, protocol=between)) == ""
     costs = {"zero": -0.6, "mean": -0.9, "shuffled_tokens": -2.4, "shuffled_weights": -0.9}
     rows = pd.DataFrame([costs])
     assert use_in_words(rows) == (

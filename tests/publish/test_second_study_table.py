@@ -340,14 +340,17 @@ def test_the_runs_trained_again_are_set_beside_the_first():
     }
     both = scores[again].keys() & scores[first].keys()
     assert said.startswith(f"These {len(both)} runs") if both else said == ""
-    for study in (again, first) if both else ():
-        gains = [
-            100 * (scores[study]["medvisionllama_v3", fold] - scores[study]["vit_baseline", fold])
-            for fold in range(3)
-            if {("medvisionllama_v3", fold), ("vit_baseline", fold)} <= both
-        ]
-        before = "in place of" if study == first else "the hybrid minus the ViT is"
-        assert f"{before} {np.mean(gains):+.2f}" in said
+    words = {
+        "vit_baseline": "the ViT alone",
+        "medvisionllama_v3_shuffled": "itself with the weights shuffled",
+        "medvisionllama_v3_identity": "its mappers alone",
+    }
+    for reference, name in words.items() if both else ():
+        new, old = (
+            np.mean([100 * (at["medvisionllama_v3", f] - at[reference, f]) for f in range(3)])
+            for at in (scores[again], scores[first])
+        )
+        assert f"from {name} by {new:+.2f} in place of {old:+.2f}" in said
     apart = [100 * (scores[again][place] - scores[first][place]) for place in both]
     assert not apart or f"differs by {min(apart):+.2f} to {max(apart):+.2f} points" in said
 

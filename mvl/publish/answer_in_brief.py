@@ -38,7 +38,7 @@ def in_brief(tables: Tables, results: Path, page: str) -> str:
     if not regimes:
         return ""
     meant = " ".join(
-        f"{words}: *{one.protocol}*{of_mappers(one)}"
+        f"{words}: *{one.protocol.removesuffix('.')}*{of_mappers(one)}."
         for words, one in regimes.items()
         if one.protocol
     )

@@ -10,15 +10,15 @@ from typing import Any
 import pandas as pd
 
 from mvl.evidence import second_study
+from mvl.evidence.arms import title
 from mvl.evidence.claims_evidence import UNITS
 from mvl.evidence.decision import EQUIVALENT, HIGHER, LOWER, MARGIN, decided, within
 from mvl.evidence.differences import minus
 from mvl.evidence.second_study import QUESTIONS, Question
 from mvl.evidence.topics import PEERS
-from mvl.publish.second_study_table import (
-    place_in_words,
-)
+from mvl.publish.second_study_table import place_in_words
 from mvl.study.grid import load_study
+from mvl.study.tables import read_runs
 
 REGIMES = {
     "Trained as published": second_study.PUBLISHED,
@@ -42,8 +42,8 @@ class Regime:
     "Its difference over the ViT alone, a row of `second_study.differences`."
     shuffled: dict[Any, Any]
     "Its difference over itself with the layer's weights shuffled."
-    mappers: dict[Any, Any]
-    "Its difference over its mappers alone."
+    mappers: dict[Any, Any] | None
+    "Its difference over its mappers alone, where the protocol asks for it."
     word: str
     "The word for the first: `unused` in place of an equivalence where the layer is."
     use: str
@@ -72,8 +72,14 @@ def sentence(results: Path, page: str) -> str:
 
 
 def complete_regimes(results: Path) -> dict[str, Regime]:
-    """Return what each regime that is complete says, by its name."""
-    return {words: found for words, study in REGIMES.items() if (found := _found(study, results))}
+    """Return what each regime that is complete says, by its name, with all of the data and with a
+    tenth of it."""
+    places = {
+        f"{words}{share}": (study, fraction)
+        for fraction, share in ((1.0, ""), (0.1, ", with a tenth of the data"))
+        for words, study in REGIMES.items()
+    }
+    return {words: found for words, place in places.items() if (found := _found(*place, results))}
 
 
 def plain_answer(found: Sequence[Regime]) -> str:
@@ -97,21 +103,25 @@ def plain_answer(found: Sequence[Regime]) -> str:
     )
 
 
-def _found(study: str, results: Path) -> Regime | None:
-    """Return what a regime says; None before its runs are complete."""
+def _found(study: str, fraction: float, results: Path) -> Regime | None:
+    """Return what a regime says at a share of the data; None before its runs are complete."""
     if study not in second_study.recorded_studies(results):
         return None
-    help_, pretraining, parts = [question for question in QUESTIONS if question.study == study][:3]
+    place = (study, fraction)
+    help_, pretraining, *parts = [q for q in QUESTIONS if (q.study, q.fraction) == place]
     gain = second_study.differences(help_, results).iloc[0].to_dict()
-    mappers = second_study.differences(parts, results).iloc[0].to_dict()
+    mappers = second_study.differences(parts[0], results).iloc[0].to_dict() if parts else None
     controls = second_study.differences(pretraining, results).to_dict("records")
     if not all(row["complete"] for row in (gain, *controls)):
         return None
-    used = second_study.use_of_block(study, results)
+    used = second_study.use_of_block(study, results, fraction)
     hybrid = used[used["system"] == gain["system"]]
     verdicts = [decided(row).word for row in controls]
     protocol = meaning(
-        decided(gain).word, verdicts, *second_study.uses(hybrid), decided(mappers).word
+        decided(gain).word,
+        verdicts,
+        *second_study.uses(hybrid),
+        decided(mappers).word if mappers else "",
     )
     word = second_study.outcome(gain, results)
     return Regime(gain, controls[0], mappers, word, use_in_words(hybrid), protocol)
@@ -120,7 +130,7 @@ def _found(study: str, results: Path) -> Regime | None:
 def of_mappers(one: Regime) -> str:
     """Return what stands behind the protocol's sentence on the mappers, where it is said: the
     hybrid beside its mappers alone, and whether the layer's part is told from the whole."""
-    if MAPPERS not in one.protocol:
+    if one.mappers is None or MAPPERS not in one.protocol:
         return ""
     whole = one.gain["difference"]
     apart = not one.mappers["low"] <= whole <= one.mappers["high"]
@@ -228,17 +238,20 @@ def _recorded_on(subject: str, results: Path) -> Iterator[tuple[Question, list[d
 
 
 def what_is_open(results: Path) -> str:
-    """Return the subjects of the protocol whose planned runs are not all recorded, in words."""
-    recorded = second_study.recorded_studies(results)
-    left: dict[str, None] = {}
-    for question in QUESTIONS:
-        if question.study in recorded:
-            rows = second_study.differences(question, results)
-            if bool(rows["complete"].all()):
-                continue
-        left[subject_of(question)] = None
-    *first, last = left or {"nothing": None}
-    return f"{', '.join(first)} and {last}" if first else last
+    """Return the protocol's studies whose planned runs are not all recorded, each with how many are
+    not and, where some are, the arms that have none."""
+    left = []
+    for study, done, planned in second_study.progress(results):
+        if done == planned:
+            continue
+        without = ""
+        if done:
+            runs = read_runs(study, results)
+            begun = (runs["state"] == "done").groupby(runs["system"], sort=False).any()
+            without = ", ".join(f"*{title(system)}*" for system in begun.index[~begun])
+        arms = f"; none of {without}" if without else ""
+        left.append(f"{load_study(study).title} ({planned - done} of {planned}{arms})")
+    return "; ".join(left) or "nothing"
 
 
 def subject_of(question: Question) -> str:

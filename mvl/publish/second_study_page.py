@@ -176,9 +176,9 @@ def use_table(place: tuple[str, float], rows: pd.DataFrame, results: Path) -> st
 def length_of_training(recorded: Sequence[str], results: Path) -> str:
     """Return how far the hybrid's validation Dice lies from the ViT's over training, mean over
     pairs of runs, as a Markdown table with a row for each study and share of the cases at the
-    papers' own rate, and in how many rows the gap still closes in the last quarter; empty before a
-    pair is recorded."""
-    rows = []
+    papers' own rate, and in how many rows the gap still closes in the last quarter, and is wider
+    than in the first; empty before a pair is recorded."""
+    rows, closing, wider = [], 0, 0
     for study in second_study.AT_PAPERS_RATE:
         if study not in recorded:
             continue
@@ -194,7 +194,9 @@ def length_of_training(recorded: Sequence[str], results: Path) -> str:
             gap = 100 * (hybrid - vit).dropna(axis=1, how="all")
             if gap.empty:
                 continue
-            quarters = (part.mean(axis=None) for part in _quarters(gap))
+            quarters = [part.mean(axis=None) for part in _quarters(gap)]
+            closing += abs(quarters[-1]) < abs(quarters[-2])
+            wider += abs(quarters[-1]) > abs(quarters[0])
             cells = (f"{value:+z.2f}" for value in quarters)
             epochs = int(own["epoch"].max()) + 1
             place = second_study_table.place_in_words(study, fraction)
@@ -203,8 +205,8 @@ def length_of_training(recorded: Sequence[str], results: Path) -> str:
     head = ["study", "pairs", "epochs", *(f"{word} quarter" for word in ordinals)]
     if not rows:
         return ""
-    closing = sum(abs(float(row[-1])) < abs(float(row[-2])) for row in rows)
     said = f"It still closes in {closing} of these {len(rows)} rows"
+    said += f", and is wider than in the first quarter in {wider}" if wider else ""
     said += ": what is said of the sign is said of this length of training." if closing else "."
     return f"{markdown_table(head, 'l' * len(head), rows)}\n\n{said}"
 

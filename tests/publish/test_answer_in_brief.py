@@ -21,9 +21,10 @@ def test_the_answer_in_brief_has_the_protocols_words_and_a_row_for_each_study(tm
     assert plain.startswith("**On hippocampus scans") and "([Second study](page.md).)" in plain
     pictures = answer_in_brief.answer_of_pictures(TABLES)
     assert pictures.startswith("In LLM4Seg's CNN") and f" {pictures}** (" in plain
-    assert plain.endswith(
-        "Trained at rates tuned for each arm: *Training switched the layer off in this regime.*"
-    )
+    tuned = "Trained at rates tuned for each arm"
+    words = "*Training switched the layer off in this regime*."
+    assert f"{tuned}: {words} Trained as published, with a tenth of the data: *The layer" in plain
+    assert plain.endswith(f"{tuned}, with a tenth of the data: {words}")
     assert table == answer_table(TABLES, RECORDS)
     assert legend.endswith(unequal_rates(TABLES, RECORDS))
     assert in_brief({}, tmp_path, "page.md") == ""

@@ -72,7 +72,7 @@ def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     assert by_mappers == f"{between} What helps or harms is the mappers."
     nothing = meaning(EQUIVALENT, (EQUIVALENT, EQUIVALENT), False, True, EQUIVALENT)
     assert nothing == between, "where v3 equals the ViT, nothing helps or harms"
-    published = second_study_answer._found(second_study.PUBLISHED, ROOT / "data" / "results")
+    published = second_study_answer._found(second_study.PUBLISHED, 1.0, ROOT / "data" / "results")
     assert published.protocol == by_mappers
     behind = second_study_answer.of_mappers(published)
     assert behind.startswith(" (the hybrid minus its mappers alone: -0.25 [")
@@ -94,15 +94,23 @@ def test_where_the_thresholds_of_use_disagree_neither_sentence_is_said():
     )
 
 
-def test_what_is_open_names_subjects_until_their_runs_are_there(tmp_path):
+def test_what_is_open_names_studies_until_their_runs_are_there(tmp_path, monkeypatch):
+    records = ROOT / "data" / "results"
     everything = what_is_open(tmp_path)
-    assert everything.startswith("the hybrid itself, few-shot training as published, ")
-    assert everything.endswith("other organs and pictures")
-    recorded = what_is_open(ROOT / "data" / "results")
-    assert "the hybrid itself" not in recorded and "few-shot training as published" not in recorded
+    assert everything.startswith("Hippocampus by person, as published (98 of 98); ")
+    assert "Skin lesions (ISIC 2017), LLM4Seg (24 of 24)" in everything
+    shutil.copytree(records / "isic", tmp_path / "isic")
+    assert "Skin lesions" not in what_is_open(tmp_path)
+    runs = pd.read_csv(records / "isic" / "runs.csv")
+    runs.loc[runs["system"] == "cmunext", "state"] = "missing"
+    monkeypatch.setattr(second_study_answer, "read_runs", lambda *_: runs)
+    monkeypatch.setattr(second_study, "progress", lambda _: [("isic", 19, 24)])
+    assert what_is_open(tmp_path).endswith(", LLM4Seg (5 of 24; none of *CMUNeXt*)")
+    monkeypatch.setattr(second_study, "progress", lambda _: [("isic", 24, 24)])
+    assert what_is_open(tmp_path) == "nothing"
 
 
-def test_what_lacks_runs_is_open_and_is_not_said(monkeypatch):
+def test_what_lacks_runs_is_not_said(monkeypatch):
     complete = second_study.differences
 
     def lacking(question, results):
@@ -114,7 +122,6 @@ def test_what_lacks_runs_is_open_and_is_not_said(monkeypatch):
     )
     monkeypatch.setattr(second_study, "differences", lacking)
     assert on_subject("few-shot", records) == ""
-    assert what_is_open(records).startswith("the hybrid itself, ")
 
 
 def test_pictures_are_said_as_soon_as_their_first_question_is_complete(tmp_path):

@@ -34,6 +34,8 @@ SHUFFLED, MATCHED, NORM, IDENTITY, ATTENTION, NOISE, LINEAR, RANK_16, MINILM, MI
     )
 )
 V1_HYBRID, V1_FUSION, V1_NOBLOCK = (f"{V1}_{part}" for part in ("hybrid", "fusion", "noblock"))
+FIRST = "hippocampus"
+"The first study, at whose rate a network may ignore its layer, and which recorded no use of it."
 PUBLISHED, TUNED, UNMIXED = (f"hippocampus2_{name}" for name in ("published", "tuned", "unmixed"))
 AT_PAPERS_RATE = (PUBLISHED, "heart_published")
 "Studies of the ViT with its blocks at the papers' own rate, which is constant."
@@ -160,7 +162,7 @@ ASKED = tuple(dict.fromkeys(question.study for question in QUESTIONS))
 "Studies of the questions, each once."
 STUDIES = tuple(dict.fromkeys(family.study for family in FAMILIES))
 "The protocol's studies, each once."
-SOURCES = (PUBLISHED, "hippocampus")
+SOURCES = (PUBLISHED, FIRST)
 "Studies whose records are asked for a contrast that a 3-D study has no runs of itself, in order."
 
 
@@ -177,9 +179,9 @@ def stand_ins(question: Question) -> tuple[tuple[str, Pair], ...]:
     if question.metric == "jaccard":
         return own, ("busi", (LLM4SEG, CNN))
     if question.fraction < 1:
-        return own, ("hippocampus", (HYBRID, VIT))
+        return own, (FIRST, (HYBRID, VIT))
     if question.contrasts[0][0] in PEERS:
-        return own, ("hippocampus", ("unet", VIT))
+        return own, (FIRST, ("unet", VIT))
     data = load_study(question.study).tasks[0]
     same = (study for study in AT_PAPERS_RATE if load_study(study).tasks[0] == data)
     return own, *((study, (HYBRID, VIT)) for study in same), (PUBLISHED, (HYBRID, VIT))

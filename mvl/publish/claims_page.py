@@ -25,6 +25,7 @@ from mvl.evidence.claims_verdicts import (
     number,
 )
 from mvl.evidence.decision import UNDECIDED, WITHDRAWN
+from mvl.evidence.second_study import FIRST
 from mvl.publish import charts_claims, figure_reported, reported_page
 from mvl.publish.style import INK, VERDICTS, finish, styled
 from mvl.study.grid import load_study
@@ -246,6 +247,11 @@ def section(entry: Entry, results: Path, shown: Sequence[str]) -> str:
         if entry.word == UNTESTABLE
         else f"*Beyond this test*: {claim.takes}"
     )
+    if entry.study == FIRST and verdict and verdict.runs:
+        parts.append(
+            "*Of its study*: at the first study's rate a network may ignore its layer, and no run"
+            " recorded whether it did: the verdict is one on the network, not on the layer."
+        )
     if entry.needs:
         parts.append(f"*What would decide it*: {entry.needs}")
     if said := elsewhere(entry):

@@ -41,8 +41,6 @@ NOTE = (
     "± is the standard deviation over an arm's runs (folds and seeds). `130 x 2`: 130 test cases"
     " under two seeds."
 )
-FIRST = "hippocampus"
-"The first study."
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -165,17 +163,16 @@ def lesion_note(study: str, records_dir: Path) -> str:
 
 def counted(table: pd.DataFrame, arm: pd.Series) -> str:
     """An arm's test cases, each once, with the number of seeds where it is more than one: `130 x
-    2`."""
+    2`; with that of the scores where only some folds have another seed."""
     done = table[
         (table["state"] == "done")
         & np.logical_and.reduce([table[key] == arm[key] for key in ("task", "system", "fraction")])
     ]
     distinct = int(done.drop_duplicates("fold")["n_test"].sum())
-    return (
-        str(distinct)
-        if distinct == arm["n_cases"]
-        else f"{distinct} x {arm['n_cases'] // distinct}"
-    )
+    if distinct == arm["n_cases"]:
+        return str(distinct)
+    times, rest = divmod(int(arm["n_cases"]), distinct)
+    return f"{distinct} ({arm['n_cases']} scores)" if rest else f"{distinct} x {times}"
 
 
 def readme_row(
@@ -198,10 +195,10 @@ def short_answer(entries: Sequence[Entry], records_dir: Path) -> str:
     first = said.get("mean_dice")
     if first is None:
         return ""
+    found = _found(dict(first.elsewhere).get(second_study.FIRST) or first.verdict)
     of_the_first = (
-        "At a rate that suits the ViT alone, the first study finds"
-        f" {_found(dict(first.elsewhere).get(FIRST) or first.verdict)}; but there the network may"
-        " ignore its layer, so that nothing follows for it."
+        f"At a rate that suits the ViT alone, the first study finds {found}; but there the network"
+        " may ignore its layer, so that nothing follows for it."
     )
     tables = second_study.recorded_differences(records_dir)
     answer = answer_in_brief.in_brief(tables, records_dir, "book/second_study.md")
@@ -219,6 +216,8 @@ def results_page(records_dir: Path) -> str:
     return (
         "# Results by arm\n\nWritten by `mvl figures` from the records in this folder. Means are"
         " over test cases that no choice was made on (but in `audit_test`, whose fault that is)."
+        " Differences are taken over pairs of runs, stand in the book, and need not be those of two"
+        " means here: not every arm has the same folds and seeds."
         " The papers' numbers are theirs, on their splits and resized grids.\n\n"
         f"{readme_block(records_dir, '.')}\n"
     )

@@ -250,7 +250,7 @@ def first_study(results: Path) -> str:
     """Return the first study's answer in a sentence; empty without its records."""
     from mvl.evidence import stats
 
-    study, task = "hippocampus", "Task04_Hippocampus"
+    study, task = second_study.FIRST, "Task04_Hippocampus"
     if not (Path(results) / study / "cases.csv").is_file():
         return ""
     cases = read_cases(study, results)

@@ -84,6 +84,12 @@ def test_a_claims_section_has_numbers_rule_runs_and_holes():
         and "**Reproduced.** The sentence." in text
         and "MedVisionLlama Dice **0.87**" in text
     )
+    conjunction = claims_page.section(
+        replace(entry(), claim=next(c for c in LEDGER if c.id == "ten_tasks")),
+        run_folder.records_dir(),
+        [],
+    )
+    assert "while those that were run hold, the others leave it open. Margin" in conjunction
     assert (
         "Rule `gain`" in text
         and "Margin 1 Dice point: fixed in the protocol before the runs." in text
@@ -148,7 +154,9 @@ def test_what_other_studies_say_and_what_would_decide_stand_in_the_section():
     text = claims_page.section(whole, run_folder.records_dir(), ())
     assert "*In other studies*: Hippocampus by person, tuned (`hippocampus2_tuned`): " in text
     assert "*What would decide it*: Ten folds." in text
+    assert "*Of its study*: at the first study's rate" in text
     published = replace(one, study="hippocampus2_published")
+    assert "first study's rate" not in claims_page.section(published, run_folder.records_dir(), ())
     assert claims_text.use(published, run_folder.records_dir()).startswith("h = 0: -0.60; tokens")
     assert claims_text.use(one, run_folder.records_dir()) == "", "the first study recorded no use"
 

@@ -63,6 +63,14 @@ def make_run(results: Path, config: Config, shift: float = 0.0) -> None:
     )
 
 
+def test_cases_are_counted_once_with_their_seeds() -> None:
+    folds, arm = [0, 1, 0], {"task": "t", "system": "s", "fraction": 1.0}
+    table = pd.DataFrame({**arm, "fold": folds, "state": "done", "n_test": 5})
+    assert readme.counted(table, pd.Series({**arm, "n_cases": 15})) == "10 (15 scores)"
+    assert readme.counted(table, pd.Series({**arm, "n_cases": 20})) == "10 x 2"
+    assert readme.counted(table, pd.Series({**arm, "n_cases": 10})) == "10"
+
+
 def test_scans_stand_beside_the_paper_and_phantoms_beside_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,10 @@ def test_the_gap_over_training_is_that_of_pairs_of_runs(tmp_path):
     before = third.groupby("system")["val_dice"].mean() * 100
     assert abs(last) < abs(before[second_study.HYBRID] - before[second_study.VIT])
     assert "It still closes in 2 of these 2 rows: what is said of the sign" in shown
+    heart = second_study_page.length_of_training(["heart_published"], RECORDS)
+    assert (
+        "It still closes in 1 of these 1 rows, and is wider than in the first quarter in" in heart
+    )
     # a hybrid of one fold is set beside the ViT of that fold, and none beside none
     (tmp_path / study).mkdir()
     alone = history["system"] == second_study.VIT

@@ -100,7 +100,9 @@ def cache(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """`mvl train`: trains or goes on with one run, evaluates it, prints its folder last."""
     from mvl.core.config import load_config
+    from mvl.study.grid import load_study
 
+    load_study(args.study)  # refuses keys that no run would read
     config = load_config(args.study, args.task, args.system, args.fraction, args.fold, args.seed)
     if args.tensorboard:
         import tensorboard  # noqa: F401  # absent: said before anything starts
@@ -171,12 +173,14 @@ def export(args: argparse.Namespace) -> int:
 def claims(args: argparse.Namespace) -> int:
     """`mvl claims`: what the papers claim, claim by claim, with the verdict that a stated rule
     computes from the records."""
+    from mvl.core.config import ConfigError
     from mvl.core.run_folder import records_dir
     from mvl.evidence import claims_ledger, claims_text
 
-    entries = claims_ledger.ledger(
-        args.results_dir or records_dir(), (args.study,) if args.study else ()
-    )
+    results = args.results_dir or records_dir()
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such folder")
+    entries = claims_ledger.ledger(results, (args.study,) if args.study else ())
     answer(
         args,
         lambda: claims_text.as_json(entries),
@@ -329,8 +333,7 @@ def figures(args: argparse.Namespace) -> int:
     answer = readme.short_answer(entries, records)
     words = [answer, claims_page.summary(entries)]
     changed = readme.update_readme(ROOT / "README.md", "\n\n".join(words))
-    page = readme.results_page(records)
-    files.atomic_write(records / "README.md", page)
+    files.atomic_write(records / "README.md", readme.results_page(records))
     print(
         f"{target.relative_to(ROOT)} and the tables of data/results/README.md are drawn;"
         f" README.md {'changed' if changed else 'is up to date'}"

@@ -116,10 +116,7 @@ def missing(facts: dict[str, Any] | None = None) -> list[dict[str, str]]:
         )
     if facts["weights"]["path"] is None:
         out.append(_item(f"weights {WEIGHTS}", command_line("fetch", "weights")))
-    # phantoms are made on demand
-    absent = [
-        name for name, path in facts["data"]["tasks"].items() if path is None and name != "phantoms"
-    ]
+    absent = [name for name, path in facts["data"]["tasks"].items() if path is None]
     out += (
         [
             _item(

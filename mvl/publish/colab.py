@@ -62,7 +62,9 @@ def set_up() -> None:
         word = "fetched"
         if done.returncode:
             word = (
-                "NOT fetched; the study quick brings its scans, run this cell again for the others"
+                "NOT fetched; hybrids need them, run this cell again"
+                if what == "weights"
+                else "NOT fetched; the study quick brings its scans, run this cell again for others"
             )
         print(f"{what}: {word}", flush=True)
     subprocess.run(
@@ -107,8 +109,12 @@ def ready(
     `study` may be `auto`: the notebook's own, on Colab with a GPU `colab` in place of `quick`.
     With `drive` results lie on Google Drive too, from where another machine goes on; a run that
     this machine did not begin needs `allow_drift`, and is marked.
+
+    Raises:
+        TaskError: the study's data are absent and cannot be fetched; names the remedy.
     """
     from mvl.core.run_folder import results_folder
+    from mvl.study.launch import ensure_data
 
     here = on_colab()
     gpu = card() if here else ""
@@ -127,6 +133,7 @@ def ready(
             " above keeps them in your Google Drive too"
         )
     if here:
+        ensure_data(study)
         print(plan_text(notebook, study, results_folder(results_dir), gpu))
         if allow_drift:
             print("runs that another machine began go on here and are marked (allow_drift)")
@@ -191,11 +198,17 @@ def keep_on_drive(results: Path, on_drive: Path) -> int:
     ended = threading.Event()
 
     def copy_on() -> None:
+        fault = ""
         while not ended.wait(COPY_S):
+            before, fault = fault, ""
             # Drive may be full or away for a while; the next copy brings what this one did not
-            with suppress(OSError):
+            try:
                 copy_newer(results, on_drive)
                 drop_old_checkpoints(results, on_drive)
+            except OSError as error:
+                fault = str(error)
+                if not before:
+                    print(f"results are not copied to Google Drive just now: {fault}", flush=True)
 
     def end() -> None:
         ended.set()
@@ -218,12 +231,12 @@ def copy_newer(source: Path, target: Path) -> int:
     for path in sorted(files, key=lambda path: path.name == "status.json"):
         other = target / path.relative_to(source)
         with suppress(FileNotFoundError):  # a checkpoint that was removed meanwhile
-            if (
-                other.is_file()
-                and other.stat().st_size == path.stat().st_size
-                and other.stat().st_mtime >= path.stat().st_mtime - 2
-            ):
-                continue
+            if other.is_file():
+                ahead = other.stat().st_mtime - path.stat().st_mtime
+                same = other.stat().st_size == path.stat().st_size
+                # a file system may keep two seconds for one
+                if ahead > 2 or (same and ahead >= -2):
+                    continue
             other.parent.mkdir(parents=True, exist_ok=True)
             part = other.with_name(f".{other.name}.{uuid.uuid4().hex}.tmp")
             try:

@@ -23,6 +23,9 @@ STUDY_KEYS = {
     "notebooks",
     "tuning",
 }
+SECTIONS = ("data", "model", "train", "tuning")
+TABLES = ("overrides", "arms", "task_overrides", "fraction_overrides")
+"Sections by name: of a system, an arm, a task or a fraction."
 LISTS = ("tasks", "systems", "fractions", "folds", "seeds")
 BLOCK_KEYS = {"name", "tasks", "systems", "fractions", "folds", "seeds"}
 
@@ -62,7 +65,7 @@ def load_study(name: str) -> Study:
     """Read `mvl/configs/studies/<name>.yaml`.
 
     Raises:
-        ConfigError: no such study, or an unknown or missing key.
+        ConfigError: no such study, an unknown or missing key, or a section that has no keys.
     """
     plan = named("studies", name)
     if unknown := sorted(set(plan) - STUDY_KEYS):
@@ -70,6 +73,7 @@ def load_study(name: str) -> Study:
             f"{study_file(name)}: unknown key"
             f" {unknown[0]!r}{did_you_mean(unknown[0], sorted(STUDY_KEYS))}"
         )
+    _check_sections(name, plan)
     _check_lists(name, plan, ("tasks", "grid"))
     for block in plan.get("grid", []):
         if set(block) - BLOCK_KEYS or not {"name", "systems"} <= set(block):
@@ -107,6 +111,20 @@ def load_study(name: str) -> Study:
         tuple(plan["grid"]),
         tuple(plan.get("notebooks", ())),
     )
+
+
+def _check_sections(name: str, plan: dict[str, Any]) -> None:
+    """Nothing where every section, and every section of a table, has keys."""
+    found = {key: plan[key] for key in (*SECTIONS, *TABLES) if key in plan}
+    for key in TABLES:
+        if isinstance(table := plan.get(key), dict):
+            found |= {f"{key}: {inner}": section for inner, section in table.items()}
+    for words, section in found.items():
+        if not isinstance(section, dict):
+            holds = "nothing" if section is None else repr(section)
+            raise ConfigError(
+                f"{study_file(name)}: {words} holds {holds}; give it keys with values, or remove it"
+            )
 
 
 def _check_lists(name: str, part: dict[str, Any], keys: tuple[str, ...]) -> None:

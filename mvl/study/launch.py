@@ -4,6 +4,7 @@ several such processes."""
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -142,8 +143,15 @@ def snakemake_command(
     cards have slots.
     """
     study = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
-    settings = [f"study={study}", f"results_dir={Path(results_dir).resolve()}"]
-    settings += [f"data_dir={Path(data_dir).resolve()}"] if data_dir else []
+    texts = {"study": study, "results_dir": str(Path(results_dir).resolve())}
+    texts |= {"data_dir": str(Path(data_dir).resolve())} if data_dir else {}
+    if braces := sorted(text for text in texts.values() if set("{}") & set(text)):
+        raise ConfigError(
+            f"{braces[0]}: Snakemake takes braces for its wildcards; use a path without them, or"
+            " `--engine inline`"
+        )
+    # Snakemake reads each value as YAML, to which " #" begins a comment; JSON's texts are YAML's.
+    settings = [f"{key}={json.dumps(text)}" for key, text in texts.items()]
     settings += ["allow_drift=1"] if launch.allow_drift else []
     limits = ["--jobs", str(launch.jobs)]
     if launch.profile == "local":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mvl.core import files, run_folder
 from mvl.core.command_lines import command_line
 from mvl.core.config import Config, ConfigError, check, load_config, named
-from mvl.study.grid import study_file
+from mvl.study.grid import load_study, study_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,10 +68,15 @@ def trials(study: str) -> list[Trial]:
         ConfigError: the study has no `tuning`, a group has other keys, or the arms differ in the
             number of rates.
     """
+    load_study(study)
     plan = named("studies", study)
     tuning = plan.get("tuning")
     if not tuning:
         raise ConfigError(f"{study_file(study)}: it has no tuning; nothing to try")
+    if absent := sorted({"fold", "seed", "trials"} - set(tuning)):
+        raise ConfigError(
+            f"{study_file(study)}: tuning needs fold, seed and trials; no {absent[0]}"
+        )
     for group in tuning["trials"]:
         if set(group) != KEYS:
             raise ConfigError(

@@ -13,6 +13,7 @@ import pytest
 
 from mvl.cli import commands, main
 from mvl.core.config import ROOT
+from mvl.core.errors import USAGE
 
 
 def test_json_is_the_only_thing_on_standard_output(capfd):
@@ -48,6 +49,15 @@ def test_doctor_json_from_the_shell_is_one_document():
     )
     assert done.returncode == 0
     assert json.loads(done.stdout)["torch"]["build"]
+
+
+def test_train_refuses_a_study_with_a_misspelt_key(tmp_path, capsys):
+    path = tmp_path / "own.yaml"
+    path.write_text("tasks: [phantoms]\ntrian: {train_epochs: 1}\n")
+    words = ["train", "--study", str(path), "--task", "phantoms", "--system", "vit_baseline"]
+    assert main.main([*words, "--results-dir", str(tmp_path / "runs")]) == USAGE
+    assert "unknown key 'trian' (did you mean 'train'?)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_train_prints_the_run_folder_last(monkeypatch, capsys, tmp_path):

@@ -25,6 +25,7 @@ import pytest
 from mvl.bench import plan, work
 from mvl.core import run_folder
 from mvl.core.config import ROOT
+from mvl.datasets.task import TaskError
 from mvl.publish import colab as colab_module
 from mvl.publish.colab import chosen_study, copy_newer, kept_versions, ready, set_up
 from mvl.study import grid, launch
@@ -282,7 +283,18 @@ def on_colab(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(colab_module, "on_colab", lambda: True)
     monkeypatch.setattr(colab_module, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(launch, "ensure_data", lambda study: None)
     return mounts
+
+
+def test_a_study_whose_data_are_absent_is_not_begun(on_colab, monkeypatch, tmp_path):
+    def absent(study: str) -> None:
+        raise TaskError(f"no data of {study}")
+
+    monkeypatch.setattr(launch, "ensure_data", absent)
+    monkeypatch.setattr(colab_module, "card", lambda: "")
+    with pytest.raises(TaskError, match="no data of busi"):
+        ready("06_llm4seg", "auto", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -365,6 +377,10 @@ def test_a_copy_is_whole_and_only_of_what_is_newer(tmp_path, monkeypatch):
     assert copy_newer(here, there) == 0
     (here / "run" / "cases.csv").write_text("12")
     assert copy_newer(here, there) == 1 and (there / "run" / "cases.csv").read_text() == "12"
+    newer = there / "run" / "status.json"
+    newer.write_text("of another machine")
+    os.utime(newer, (time.time() + 60,) * 2)
+    assert copy_newer(here, there) == 0 and newer.read_text() == "of another machine"
 
 
 def test_a_copy_that_fails_leaves_nothing_on_a_full_drive(tmp_path, monkeypatch):

@@ -41,6 +41,10 @@ def test_arms_never_share_a_folder(tmp_path: Path) -> None:
         ("tasks: [phantoms]\ngird: []", "did you mean 'grid'"),
         ("tasks: [phantoms]", "needs tasks and grid"),
         ("tasks: [phantoms]\ngrid: [{name: a, system: [vit_baseline]}]", "a grid block takes"),
+        ("tasks: [phantoms]\noverrides:", "overrides holds nothing; give it keys"),
+        ("tasks: [phantoms]\ntrain: 5", "train holds 5; give it keys"),
+        ("tasks: [phantoms]\noverrides: {unet: 3}", "overrides: unet holds 3; give it keys"),
+        ("tasks: [phantoms]\narms: {unet: }", "arms: unet holds nothing; give it keys"),
     ],
 )
 def test_a_malformed_study_is_named(tmp_path: Path, text: str, message: str) -> None:

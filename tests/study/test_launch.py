@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from snakemake.cli import parse_config
 
 from mvl.bench.needs import write_needs
 from mvl.core import files, run_folder
@@ -118,12 +119,23 @@ def test_records_are_never_trained_into_and_each_run_elsewhere_is_announced(
 def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:
     words = launch.snakemake_command("quick", tmp_path, None)
     assert (
-        "study=quick" in words and "all_runs" in words and words[words.index("--cores") + 1] == "2"
+        'study="quick"' in words
+        and "all_runs" in words
+        and words[words.index("--cores") + 1] == "2"
     )
     queued = launch.snakemake_command("own/four.yaml", tmp_path, None, Launch(8, profile="slurm"))
     assert queued[queued.index("--jobs") + 1] == "8" and "--cores" not in queued
     # Snakemake and its jobs run in another folder
-    assert f"study={Path('own/four.yaml').resolve()}" in queued
+    assert f'study="{Path("own/four.yaml").resolve()}"' in queued
+
+
+def test_an_odd_folder_reaches_the_graph_as_it_is(tmp_path: Path) -> None:
+    odd = tmp_path / "my #1: é"
+    words = launch.snakemake_command("quick", odd, odd)
+    given = parse_config(words[words.index("--config") + 1 :])
+    assert given["results_dir"] == given["data_dir"] == str(odd)
+    with pytest.raises(ConfigError, match="braces for its wildcards"):
+        launch.snakemake_command("quick", tmp_path / "{a}", None)
 
 
 def test_a_studys_data_are_fetched_where_they_are_absent(

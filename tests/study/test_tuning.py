@@ -55,6 +55,10 @@ def test_an_arm_with_fewer_trials_is_refused(study):
     path.write_text(yaml.safe_dump(plan))
     with pytest.raises(ConfigError, match="same number of trials"):
         tuning.trials(str(path))
+    del plan["tuning"]["trials"]
+    path.write_text(yaml.safe_dump(plan))
+    with pytest.raises(ConfigError, match="tuning lacks trials"):
+        tuning.trials(str(path))
 
 
 def test_a_study_without_tuning_says_so():

@@ -11,7 +11,15 @@ from typing import Any
 import yaml
 
 from mvl.core.config import ROOT, Config, ConfigError, build, merge, read_yaml, to_dict
-from mvl.core.files import RunError, atomic_write, now, sha256_file, write_json
+from mvl.core.files import (
+    RunError,
+    atomic_write,
+    locked,
+    now,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
 
 RECORD_FILES = ("config.yaml", "environment.json", "history.csv", "cases.csv")
 """What a finished run's record holds beside `status.json`; `weights.safetensors` stays with the
@@ -84,11 +92,19 @@ def is_records(folder: Path) -> bool:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The run's `status.json`; `{"state": "new"}` where there is none or it is not JSON."""
+    """The run's `status.json`; `{"state": "new"}` where there is none or it is not JSON.
+
+    A file that `write_sealed` was writing when it was stopped counts as sealed where the new one is
+    in its place.
+    """
     try:
-        return json.loads((folder / "status.json").read_text())
+        status = json.loads((folder / "status.json").read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {"state": "new"}
+    for name, digest in status.pop("coming", {}).items():
+        if (folder / name).is_file() and sha256_file(folder / name) == digest:
+            status["files"][name] = digest
+    return status
 
 
 def is_done(folder: Path, need_weights: bool = False) -> bool:
@@ -138,11 +154,20 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     )
 
 
-def add_to_seal(folder: Path, name: str) -> None:
-    """Note the sha256 of a file that came to a sealed run later, or was written anew."""
-    status = read_status(folder)
-    status["files"][name] = sha256_file(folder / name)
-    write_json(folder / "status.json", status)
+def write_sealed(folder: Path, name: str, text: str) -> None:
+    """Write a file into a sealed run, which at any moment is done with the old file or the new one.
+
+    Raises:
+        RunError: another process holds the run.
+        OSError: e.g. no space.
+    """
+    digest = sha256_bytes(text.encode())
+    with locked(folder):
+        status = read_status(folder)
+        write_json(folder / "status.json", status | {"coming": {name: digest}})
+        atomic_write(folder / name, text)
+        status["files"][name] = digest
+        write_json(folder / "status.json", status)
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -107,7 +107,5 @@ def evaluate_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
     torch.set_num_threads(config.train.num_threads)
     store = open_test_cases(config, data_dir)
     rows = evaluate_store(Predictor(load_run(run_dir), config), store)
-    with files.locked(run_dir):
-        files.write_csv(run_dir / "cases.csv", rows, CASE_COLUMNS)
-        run_folder.add_to_seal(run_dir, "cases.csv")
+    run_folder.write_sealed(run_dir, "cases.csv", files.csv_text(rows, CASE_COLUMNS))
     return rows

@@ -69,9 +69,7 @@ def evaluate_on(
     rows = evaluate_store(Predictor(load_run(run_dir), asked), store)
 
     path = run_dir / run_folder.external_file(other.task.name)
-    with files.locked(run_dir):
-        files.write_csv(path, rows, CASE_COLUMNS)
-        run_folder.add_to_seal(run_dir, path.name)
+    run_folder.write_sealed(run_dir, path.name, files.csv_text(rows, CASE_COLUMNS))
     return path, rows
 
 

@@ -137,10 +137,42 @@ def test_a_swap_leaves_what_another_process_is_writing(tmp_path):
 
 def test_what_comes_to_a_seal_leaves_the_rest_of_it(tmp_path):
     (tmp_path / "status.json").write_text('{"state": "done", "files": {"usage.csv": "1"}}')
-    (tmp_path / "cases.csv").write_text("x")
-    run_folder.add_to_seal(tmp_path, "cases.csv")
-    files = read_status(tmp_path)["files"]
-    assert files == {"usage.csv": "1", "cases.csv": sha256_file(tmp_path / "cases.csv")}
+    run_folder.write_sealed(tmp_path, "cases.csv", "x")
+    assert (tmp_path / "cases.csv").read_text() == "x"
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "state": "done",
+        "files": {"usage.csv": "1", "cases.csv": sha256_file(tmp_path / "cases.csv")},
+    }
+
+
+@pytest.mark.parametrize("name", ["cases.csv", "usage.csv"])
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_run_stays_done_wherever_the_writing_of_a_sealed_file_stops(
+    tmp_path, monkeypatch, name, writes
+):
+    """Three files are written in turn; of two names the run has one already. What is stopped twice
+    at any place is done each time, with what lies there under its hash."""
+    finished(tmp_path)
+    there = (tmp_path / name).read_text() if (tmp_path / name).is_file() else None
+    for text in ("new\n", "newer\n"):
+        left = iter(range(writes))
+
+        def full(*words, left=left):
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return os.rename(*words)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("mvl.core.files.os.replace", full)
+            with pytest.raises(OSError, match="No space left"):
+                run_folder.write_sealed(tmp_path, name, text)
+        there = text if writes == 2 else there
+        assert is_done(tmp_path, need_weights=True)
+        assert (name in read_status(tmp_path)["files"]) == (there is not None)
+        assert there is None or (tmp_path / name).read_text() == there
+    run_folder.write_sealed(tmp_path, name, "newest\n")
+    assert is_done(tmp_path) and (tmp_path / name).read_text() == "newest\n"
+    assert read_status(tmp_path)["files"][name] == sha256_file(tmp_path / name)
 
 
 def test_done_needs_every_hash(tmp_path):

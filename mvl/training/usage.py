@@ -121,11 +121,9 @@ def usage_of_run(run_dir: Path, data_dir: Path | None = None) -> list[dict[str, 
     torch.set_num_threads(config.train.num_threads)
     store = open_test_cases(config, data_dir)
     predictor = Predictor(load_run(run_dir), config)
-    with files.locked(run_dir):
-        if (run_dir / FILE).is_file():
-            return measure_usage(predictor, store)
-        rows = write_usage(run_dir, predictor, store)
-        run_folder.add_to_seal(run_dir, FILE)
+    rows = measure_usage(predictor, store)
+    if FILE not in run_folder.read_status(run_dir)["files"]:
+        run_folder.write_sealed(run_dir, FILE, files.csv_text(rows, COLUMNS))
     return rows
 
 

@@ -174,7 +174,7 @@ def test_the_command_writes_what_the_run_recorded(
 
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
-    (folder / "usage.csv").unlink()
+    (folder / "usage.csv").write_text("left unsealed by a command that was stopped\n")
     status = run_folder.read_status(folder)
     del status["files"]["usage.csv"]
     files.write_json(folder / "status.json", status)

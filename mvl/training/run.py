@@ -94,7 +94,8 @@ def train_run(
         checkpoints.remove(folder)  # a kill between the seal and this line leaves them
         return folder
     with files.locked(folder) if first_process() else nullcontext():
-        files.sweep(folder)
+        if first_process():  # the lock holder alone: the others would sweep what it is writing
+            files.sweep(folder)
         try:
             prepared = prepare(config, folder, data_dir)
             keep_given(folder, study or config.study, data_dir)

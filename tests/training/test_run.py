@@ -87,6 +87,26 @@ def test_nothing_is_trained_into_the_published_records() -> None:
         run.train_run(config, run_folder.records_dir())
 
 
+@pytest.mark.parametrize(("rank", "kept"), [("0", False), ("1", True)])
+def test_the_first_process_alone_sweeps(
+    rank: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("quick", "phantoms", "vit_baseline")
+    folder = run_folder.run_dir(tmp_path, config)
+    folder.mkdir(parents=True)
+    being_written = folder / ".config.yaml.1-0.tmp"
+    being_written.touch()
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(run, "prepare", stopped)
+    with pytest.raises(files.RunError, match="stopped here"):
+        run.train_run(config, tmp_path)
+    assert being_written.exists() == kept
+
+
+def stopped(*_: object) -> None:
+    raise files.RunError("stopped here")
+
+
 def test_a_run_that_is_stopped_within_an_epoch_keeps_the_time_that_it_took(
     trainer: Trainer,
 ) -> None:

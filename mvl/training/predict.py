@@ -19,11 +19,11 @@ from monai.transforms.utils import allow_missing_keys_mode
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from torch import Tensor
 
-from mvl.core import run_folder
+from mvl.core import device_faults, run_folder
 from mvl.core.command_lines import command_of
 from mvl.core.config import Config
 from mvl.core.errors import MvlError
-from mvl.core.files import RunError, atomic_write
+from mvl.core.files import FULL, RunError, atomic_write
 from mvl.core.means import MetricError
 from mvl.core.stopping import stoppable
 from mvl.datasets import sandbox
@@ -219,6 +219,7 @@ def predict_run(
 
     Raises:
         PredictError: the run cannot segment at all.
+        OSError: the disk is full.
     """
     predictor = Predictor(run_dir, options)
     scans, failures = find_scans(inputs, predictor.task)
@@ -235,19 +236,33 @@ def predict_run(
             try:
                 outputs.append(segment(predictor, scan, output, sources))
                 report(f"[{number}/{len(scans)}] {outputs[-1]['output']}")
-            except (FileFault, MetricError, OSError, torch.OutOfMemoryError) as error:
-                memory = f"{scan.files[0]}: not enough memory on the GPU; use --device cpu"
-                failures.append(
-                    Failure(
-                        str(scan.files[0]),
-                        memory if isinstance(error, torch.OutOfMemoryError) else str(error),
-                    )
-                )
+            except (FileFault, MetricError, OSError, MemoryError, RuntimeError) as error:
+                path = scan.files[0]
+                failures.append(Failure(str(path), fault_of(error, path, predictor.device)))
     return {
         "run": str(run_dir),
         "outputs": outputs,
         "failures": [vars(failure) for failure in failures],
     }
+
+
+def fault_of(error: Exception, path: Path, device: torch.device) -> str:
+    """What is said of a scan that an error kept from being segmented.
+
+    Raises:
+        Exception: the error itself where it is not of this scan alone, as a full disk is not.
+    """
+    if device_faults.is_out_of_memory(error):
+        remedy = (
+            " on the GPU; use --device cpu"
+            if device.type == "cuda"
+            else "; use a machine with more"
+        )
+        return f"{path}: not enough memory{remedy}"
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or not isinstance(error, FileFault | MetricError | OSError):
+        raise error
+    return str(error)
 
 
 def segment(

@@ -248,13 +248,33 @@ def test_an_interrupted_write_leaves_nothing(root, resized, tmp_path, monkeypatc
         raise end
 
     monkeypatch.setattr("mvl.core.files.os.replace", broken)
-    if isinstance(end, OSError):
-        (fault,) = quiet(resized, [scan_of(root, "case_01")], tmp_path)["failures"]
-        assert "case_01.nii.gz: No space left" in fault["fault"]
-    else:
-        with pytest.raises(type(end)):
-            quiet(resized, [scan_of(root, "case_01")], tmp_path)
+    with pytest.raises(type(end)):
+        quiet(resized, [scan_of(root, "case_01")], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory; use"),
+        (OSError(28, "No space left on device"), 28, "No space left on device"),
+    ],
+)
+def test_memory_that_runs_out_fails_one_scan_and_a_full_disk_ends_the_command(
+    root, resized, tmp_path, monkeypatch, capsys, error, code, words
+):
+    whole = Predictor.on_grid
+
+    def once(self, image):
+        monkeypatch.setattr(Predictor, "on_grid", whole)
+        raise error
+
+    monkeypatch.setattr(Predictor, "on_grid", once)
+    scans = [str(scan_of(root, case)) for case in ("case_01", "case_02")]
+    argv = ["predict", str(resized), *scans, "--output", str(tmp_path), "--device", "cpu"]
+    assert main.main(argv) == code
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["case_02.nii.gz"] * (code == 1)
 
 
 def test_an_outline_is_drawn_beside_each_mask_when_it_is_asked_for(root, resized, tmp_path):

@@ -3,7 +3,6 @@ back to each scan's own grid."""
 
 from __future__ import annotations
 
-import io
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,12 +27,13 @@ from mvl.core.means import MetricError
 from mvl.core.stopping import stoppable
 from mvl.datasets import sandbox
 from mvl.datasets.cases_2d import flat
-from mvl.datasets.new_scans import Failure, NewScan, find_scans, nifti_like, series_as_nifti
+from mvl.datasets.new_scans import Failure, NewScan, find_scans, series_as_nifti
 from mvl.datasets.nifti import FileFault, read_scan
-from mvl.datasets.pictures import check_pixels, png_bytes, read_image
+from mvl.datasets.pictures import check_pixels, read_image
 from mvl.datasets.preprocessing import NativeProbabilities, preprocessing, to_scan_grid
 from mvl.datasets.registry import task_of_run
 from mvl.datasets.slices import load_volume
+from mvl.training.mask_files import ANEW, STAYS, asked_files, encoded, is_there
 from mvl.training.metrics import class_masks
 from mvl.training.objective import predict_probabilities
 from mvl.training.overlays import drawn_mask
@@ -211,10 +211,10 @@ def predict_run(
     options: Options,
     report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
-    """Segment every scan of `inputs` into `output`: {run, outputs, failures}; a broken scan is a
-    failure and the rest go on.
+    """Segment every scan of `inputs` into `output`: {run, outputs, kept, failures}; a broken scan is
+    a failure and the rest go on.
 
-    A mask is there whole or not at all, and one that is there already stays unless
+    A mask is there whole or not at all, and one that is there already is kept unless
     `options.overwrite`.
 
     Raises:
@@ -230,18 +230,25 @@ def predict_run(
         raise PredictError(
             f"{output}: cannot be made ({error.strerror}); choose another folder with --output"
         ) from error
-    outputs = []
+    outputs, kept = [], []
     with stoppable():
         for number, scan in enumerate(scans, 1):
+            asked = asked_files(scan, output, options.probabilities, options.overlays)
+            told = f"[{number}/{len(scans)}] {asked['output']}"
             try:
-                outputs.append(segment(predictor, scan, output, sources))
-                report(f"[{number}/{len(scans)}] {outputs[-1]['output']}")
+                if is_there(asked, sources, options.overwrite):
+                    kept.append({"input": str(scan.files[0]), "output": str(asked["output"])})
+                    report(f"{told}: {STAYS}; {ANEW}")
+                else:
+                    outputs.append(segment(predictor, scan, asked))
+                    report(told)
             except (FileFault, MetricError, OSError, MemoryError, RuntimeError) as error:
                 path = scan.files[0]
                 failures.append(Failure(str(path), fault_of(error, path, predictor.device)))
     return {
         "run": str(run_dir),
         "outputs": outputs,
+        "kept": kept,
         "failures": [vars(failure) for failure in failures],
     }
 
@@ -265,26 +272,12 @@ def fault_of(error: Exception, path: Path, device: torch.device) -> str:
     return str(error)
 
 
-def segment(
-    predictor: Predictor, scan: NewScan, output: Path, sources: set[Path]
-) -> dict[str, Any]:
-    """Write one scan's mask (and probabilities before it): what came of it.
+def segment(predictor: Predictor, scan: NewScan, asked: dict[str, Path]) -> dict[str, Any]:
+    """Write what is asked for of one scan, its mask last: what came of it.
 
     Raises:
-        FileFault: the scan cannot be used, or its mask is there already.
+        FileFault: the scan cannot be used.
     """
-    options, ending = (
-        predictor.options,
-        ((".png", ".npy") if scan.kind == "picture" else (".nii.gz", ".nii.gz")),
-    )
-    target, extra = (
-        output / f"{scan.name}{ending[0]}",
-        output / f"{scan.name}_probabilities{ending[1]}",
-    )
-    drawing = output / f"{scan.name}_overlay.png"
-    asked = {target: True, extra: options.probabilities, drawing: options.overlays}
-    for path in (path for path, wanted in asked.items() if wanted):
-        check_target(path, sources, options.overwrite)
     with tempfile.TemporaryDirectory() as folder:
         files = as_nifti(scan, predictor, Path(folder))
         try:
@@ -296,52 +289,22 @@ def segment(
             told = str(fault).replace(str(files[0]), str(scan.files[0]))
             raise FileFault(told) from fault
         mask = predictor.mask(probabilities)
-        if options.probabilities:
-            atomic_write(
-                extra,
-                encoded(
-                    np.moveaxis(probabilities.numpy(), 0, -1).astype(np.float32), scan, files[0]
-                ),
-            )
-        if options.overlays:
+        if "probabilities" in asked:
+            values = np.moveaxis(probabilities.numpy(), 0, -1).astype(np.float32)
+            atomic_write(asked["probabilities"], encoded(values, scan, files[0]))
+        if "overlay" in asked:
             channels = len(predictor.task.channels)
-            atomic_write(drawing, drawn_mask(mask, scan.kind, files[0], channels))
-        atomic_write(target, encoded(mask, scan, files[0]))
+            atomic_write(asked["overlay"], drawn_mask(mask, scan.kind, files[0], channels))
+        atomic_write(asked["output"], encoded(mask, scan, files[0]))
     counts = {predictor.name_of(value): int((mask == value).sum()) for value in predictor.values}
+    written = {name: str(path) for name, path in asked.items()}
     return {
         "input": str(scan.files[0]),
-        "output": str(target),
         "voxels": counts,
-        "probabilities": str(extra) if options.probabilities else None,
-        "overlay": str(drawing) if options.overlays else None,
+        "probabilities": None,
+        "overlay": None,
+        **written,
     }
-
-
-def encoded(values: np.ndarray, scan: NewScan, source: Path) -> bytes:
-    """The bytes of a mask or of probabilities (classes last): NIfTI like `source`; of a picture, a
-    black and white PNG or an array."""
-    if scan.kind != "picture":
-        return nifti_like(values, source)
-    if values.dtype == np.uint8:
-        return png_bytes(values)
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return buffer.getvalue()
-
-
-def check_target(path: Path, sources: set[Path], overwrite: bool) -> None:
-    """Nothing where `path` may be written.
-
-    Raises:
-        FileFault: it is one of the inputs, or is there and may not be replaced.
-    """
-    if path.resolve() in sources:
-        raise FileFault(f"{path}: the mask would replace its scan; choose another --output")
-    if path.exists() and not overwrite:
-        raise FileFault(
-            f"{path}: is there already and stays; use --overwrite to replace it, or choose another"
-            " --output"
-        )
 
 
 def as_nifti(scan: NewScan, predictor: Predictor, folder: Path) -> tuple[Path, ...]:

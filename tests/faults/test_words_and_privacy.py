@@ -96,7 +96,8 @@ def load_with(**settings: Any) -> Config:
 
 
 def places(place: Any) -> None:
-    from mvl.training.predict import Options, PredictError, check_target, predict_run
+    from mvl.training.mask_files import is_there
+    from mvl.training.predict import Options, PredictError, predict_run
 
     held = place.root / "held"
     held.write_bytes(b"mine")
@@ -119,13 +120,13 @@ def places(place: Any) -> None:
     with pytest.raises(
         Exception,
         match=(
-            r"held: is there already and stays; use --overwrite to replace it, or choose another"
-            r" --output"
+            r"held: is there already and stays, without gone; use --overwrite to replace it, or"
+            r" choose another --output"
         ),
     ):
-        check_target(held, set(), False)
+        is_there({"output": held, "overlay": place.root / "gone"}, set())
     with pytest.raises(Exception, match="the mask would replace its scan; choose another --output"):
-        check_target(held, {held.resolve()}, True)
+        is_there({"output": held}, {held.resolve()}, True)
     place.patch.setattr("mvl.training.predict.Predictor", lambda *_: SimpleNamespace(task=None))
     place.patch.setattr("mvl.training.predict.find_scans", lambda *_: ([], []))
     with pytest.raises(

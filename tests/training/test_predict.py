@@ -23,7 +23,7 @@ from mvl.datasets.registry import find_task, task_facts
 from mvl.datasets.splits import load_split
 from mvl.datasets.task_data import TaskData
 from mvl.models.build import build_system, own_state
-from mvl.training import checkpoints
+from mvl.training import checkpoints, predict
 from mvl.training.metrics import class_masks
 from mvl.training.objective import predict_probabilities
 from mvl.training.predict import (
@@ -224,11 +224,14 @@ def test_a_broken_scan_is_named_and_the_rest_go_on(root, resized, nifti, tmp_pat
 def test_what_is_there_stays_unless_told_otherwise(root, resized, tmp_path):
     scan, target = scan_of(root, "case_01"), tmp_path / "case_01.nii.gz"
     target.write_text("mine")
-    (fault,) = quiet(resized, [scan], tmp_path)["failures"]
-    assert (
-        "case_01.nii.gz: is there already and stays; use --overwrite" in fault["fault"]
-        and target.read_text() == "mine"
-    )
+    lines: list[str] = []
+    value = predict_run(resized, [scan], tmp_path, Options(device="cpu"), lines.append)
+    assert value["outputs"] == value["failures"] == [] and target.read_text() == "mine"
+    assert value["kept"] == [{"input": str(scan), "output": str(target)}]
+    assert lines == [
+        f"[1/1] {target}: is there already and stays; use --overwrite to replace it, or choose"
+        " another --output"
+    ]
     assert quiet(resized, [scan], tmp_path, overwrite=True)["failures"] == [] and nibabel.load(
         target
     ).shape == (20, 18, 16)
@@ -286,11 +289,34 @@ def test_an_outline_is_drawn_beside_each_mask_when_it_is_asked_for(root, resized
     ]
     with Image.open(row["overlay"]) as picture:
         assert min(picture.size) > 16 * 12
-    again = quiet(resized, [scan_of(root, "case_01")], tmp_path / "with", overlays=True)
-    assert "is there already" in again["failures"][0]["fault"]
     without = quiet(resized, [scan_of(root, "case_01")], tmp_path / "without")
     assert without["outputs"][0]["overlay"] is None
     assert [path.name for path in (tmp_path / "without").iterdir()] == ["case_01.nii.gz"]
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(root, resized, tmp_path, monkeypatch):
+    """Stopped between the second scan's overlay and its mask."""
+    scans, drawn = [scan_of(root, f"case_0{k}") for k in (1, 2, 3)], predict.encoded
+    asked = {"overlays": True, "probabilities": True}
+
+    def stopping(values, scan, source):
+        if scan.name == "case_02" and values.dtype == np.uint8:
+            raise KeyboardInterrupt
+        return drawn(values, scan, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "encoded", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            quiet(resized, scans, tmp_path, **asked)
+    assert {path.name for path in tmp_path.glob("case_02*")} == {
+        "case_02_overlay.png",
+        "case_02_probabilities.nii.gz",
+    }
+    value = quiet(resized, scans, tmp_path, **asked)
+    assert value["failures"] == [] and len(list(tmp_path.iterdir())) == 9
+    assert [len(value["kept"]), len(value["outputs"])] == [1, 2]
+    argv = ["predict", str(resized), *map(str, scans), "--output", str(tmp_path)]
+    assert main.main([*argv, "--device", "cpu"]) == 0
 
 
 def test_what_is_no_finished_run_or_no_device_is_refused(resized, tmp_path, monkeypatch):

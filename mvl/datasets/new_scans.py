@@ -17,7 +17,7 @@ from mvl.datasets.checks import check_image
 from mvl.datasets.dicom import is_dicom, read_series
 from mvl.datasets.nifti import FileFault, Scan, apart_mm, read_scan
 from mvl.datasets.own_data import ENDINGS
-from mvl.datasets.pictures import SUFFIXES
+from mvl.datasets.pictures import OTHERS, SUFFIXES
 from mvl.datasets.task import Task, case_name, is_stray
 
 GEOMETRY = (
@@ -36,6 +36,8 @@ GEOMETRY = (
 )
 """Header fields that a mask takes over from its scan, beside the grid and the spacing; no text is
 among them."""
+IMAGES = (*ENDINGS, *SUFFIXES, *OTHERS, ".img", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz")
+"Endings of images of any kind: one that is not taken from a folder of scans is named."
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -62,6 +64,23 @@ def takes_pictures(task: Task) -> bool:
     """True where a run on `task` segments pictures; runs on slices segment volumes, slice by
     slice."""
     return task.dims == 2 and task.layout != "slices"
+
+
+def skipped_images(paths: Sequence[Path], task: Task) -> list[Path]:
+    """Return what folders of scans hold under the name of an image and a run on `task` does not
+    read, lest a set shrink unnoticed."""
+    held = {path: _held(path) for path in paths if path.is_dir()}
+    return [
+        file
+        for inside in held.values()
+        if any(_kind(file, task) for file in inside)  # a series of DICOM files has none
+        for file in inside
+        if file.name.lower().endswith(IMAGES) and not _kind(file, task)
+    ]
+
+
+def _held(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if not is_stray(file.name)]
 
 
 def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[Failure]]:
@@ -94,9 +113,7 @@ def find_scans(paths: Sequence[Path], task: Task) -> tuple[list[NewScan], list[F
 
 def _scans_at(path: Path, task: Task, failures: list[Failure]) -> list[NewScan]:
     if path.is_dir():
-        inner = [
-            file for file in sorted(path.iterdir()) if not is_stray(file.name) and _kind(file, task)
-        ]
+        inner = [file for file in _held(path) if _kind(file, task)]
         if not inner and takes_pictures(task):
             raise FileFault(
                 f"{path}: no picture in this folder; this run takes {', '.join(SUFFIXES)}"

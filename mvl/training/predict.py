@@ -27,7 +27,7 @@ from mvl.core.means import MetricError
 from mvl.core.stopping import stoppable
 from mvl.datasets import sandbox
 from mvl.datasets.cases_2d import flat
-from mvl.datasets.new_scans import Failure, NewScan, find_scans, series_as_nifti
+from mvl.datasets.new_scans import Failure, NewScan, find_scans, series_as_nifti, skipped_images
 from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.pictures import check_pixels, read_image
 from mvl.datasets.preprocessing import NativeProbabilities, preprocessing, to_scan_grid
@@ -211,8 +211,8 @@ def predict_run(
     options: Options,
     report: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:
-    """Segment every scan of `inputs` into `output`: {run, outputs, kept, failures}; a broken scan is
-    a failure and the rest go on.
+    """Segment every scan of `inputs` into `output`: {run, outputs, kept, skipped, failures}; a
+    broken scan is a failure and the rest go on.
 
     A mask is there whole or not at all, and one that is there already is kept unless
     `options.overwrite`.
@@ -223,6 +223,9 @@ def predict_run(
     """
     predictor = Predictor(run_dir, options)
     scans, failures = find_scans(inputs, predictor.task)
+    skipped = skipped_images(inputs, predictor.task)
+    for path in skipped:
+        report(f"{path}: skipped, not a scan that this run reads; convert it if it is one")
     sources = {path.resolve() for scan in scans for path in scan.files}
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -249,6 +252,7 @@ def predict_run(
         "run": str(run_dir),
         "outputs": outputs,
         "kept": kept,
+        "skipped": [str(path) for path in skipped],
         "failures": [vars(failure) for failure in failures],
     }
 

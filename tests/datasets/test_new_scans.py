@@ -9,7 +9,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.datasets.new_scans import NewScan, check_scan, find_scans, nifti_like, series_as_nifti
+from mvl.datasets.new_scans import (
+    NewScan,
+    check_scan,
+    find_scans,
+    nifti_like,
+    series_as_nifti,
+    skipped_images,
+)
 from mvl.datasets.nifti import FileFault
 from mvl.datasets.registry import find_task
 
@@ -87,6 +94,22 @@ def test_what_is_no_scan_is_named_and_the_rest_found(folder):
         "no picture in this folder" in names([folder / "empty"], FLAT)[1][0]
         and "takes .png" in names([folder / "a.nii.gz"], FLAT)[1][0]
     )
+
+
+def test_an_image_that_is_not_read_is_named(folder):
+    others = ["dir.nii.gz", "pair.hdr", "pair.img", "v.NRRD", "w.mha", "x.webp", "y.dcm"]
+    (folder / others[0]).mkdir()
+    for name in (*others[1:], "._v.nrrd"):
+        (folder / name).touch()
+
+    def skipped(task):
+        return sorted(path.name for path in skipped_images([folder, folder / "a.nii.gz"], task))
+
+    assert skipped(ONE) == sorted([*others, "p.png", "q.JPG"])
+    assert skipped(FLAT) == sorted([*others, "a.nii.gz", "b.nii", "c_0000.nii.gz", "c_0001.nii.gz"])
+    (folder / "series").mkdir()
+    (folder / "series" / "1.dcm").touch()
+    assert skipped_images([folder / "series"], ONE) == [], "one scan, of many files"
 
 
 def test_two_scans_of_one_name_are_refused(folder):

@@ -191,6 +191,7 @@ def test_a_broken_scan_is_named_and_the_rest_go_on(root, resized, nifti, tmp_pat
     (scans / "cut_0000.nii.gz").write_bytes(scan_of(root, "case_05").read_bytes()[:2000])
     (scans / "text_0000.nii.gz").write_text("no scan")
     nifti(scans / "nan_0000.nii.gz", np.full((9, 9, 9), np.nan, np.float32))
+    (scans / "other.nrrd").touch()
     argv = [
         "predict",
         str(resized),
@@ -216,6 +217,7 @@ def test_a_broken_scan_is_named_and_the_rest_go_on(root, resized, nifti, tmp_pat
         and "NaN" in faults["nan_0000.nii.gz"]
     )
     assert all(str(scans / name) in fault and fault in said.err for name, fault in faults.items())
+    assert value["skipped"] == [str(scans / "other.nrrd")] and "other.nrrd: skipped" in said.err
     assert len(list((tmp_path / "out").iterdir())) == len(good), (
         "nothing of the broken ones is left"
     )

@@ -206,8 +206,18 @@ def changed_settings(folder: Path, config: Config) -> list[str]:
 
 
 def read_config(folder: Path) -> Config:
-    """The config that a run folder was made with."""
-    return build(Config, read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    """The config that a run folder was made with.
+
+    Raises:
+        ConfigError: the folder is no run's, or its config cannot be read.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} is no run's folder: one holds config.yaml, status.json and, where it was"
+            " trained, weights.safetensors; give the folder that `mvl train` prints"
+        )
+    return build(Config, read_yaml(path), str(path))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

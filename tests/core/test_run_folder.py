@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from mvl.cli import main
 from mvl.core import machine, run_folder
 from mvl.core.command_lines import command_of, train_command
 from mvl.core.config import ROOT, Config, ConfigError, load_config
@@ -256,6 +257,15 @@ def test_provenance_names_versions_and_no_machine(monkeypatch):
     assert facts["packages"]["torch"]
     assert os.uname().nodename not in text
     assert str(ROOT) not in text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "usage", "predict"])
+def test_what_is_no_runs_folder_is_told_so(tmp_path, capsys, command):
+    words = ["x.nii", "--output", str(tmp_path / "out")] if command == "predict" else []
+    assert main.main([command, str(tmp_path / "gone"), *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"mvl: {tmp_path / 'gone'} is no run's folder: one holds config.yaml, ")
+    assert "known" not in said
 
 
 @pytest.mark.parametrize("results", ["runs of mine", "Anna's runs", 'a "b" $HOME `x`', "plain"])

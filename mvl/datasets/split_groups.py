@@ -133,7 +133,6 @@ def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
     known, table = set(case_ids), folder / "groups.csv"
     if table.is_file():
         found = _patients_by_column(table)
-        # A name that does not match would leave its patient on two sides without a word.
         if odd := sorted(known ^ found.keys()):
             raise TaskError(
                 f"{table}: {odd[0]} is in the table or among the cases, but not in both ({len(odd)}"
@@ -151,7 +150,14 @@ def patients(folder: Path, case_ids: Sequence[str]) -> dict[str, str]:
             f"{path}: `patients` is neither a mapping of cases to patients nor a pattern; write"
             ' e.g. "patients": {"a_0": "a", "a_1": "a"}, or "patients": "case_(.+)_[0-9]+"'
         )
-    return {case: key for case, key in stated.items() if case in known}
+    found = {composed(case_name(case)): key for case, key in stated.items()}
+    # A name that does not match would leave its patient on two sides without a word.
+    if odd := sorted(found.keys() - known):
+        raise TaskError(
+            f"{path}: `patients` names {odd[0]}, which is no case ({len(odd)} such); write the"
+            f" cases by their names, e.g. {min(known, default='a_0')}, or take it out"
+        )
+    return found
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -303,8 +303,13 @@ def test_patients_are_a_mapping_or_a_pattern(tmp_path):
 
     path.write_text("{}")
     assert patients(tmp_path, ["a"]) == {}
-    describe({"a_1": "ä", "a_2": "ä", "gone": "b"})
-    assert patients(tmp_path, ["a_1", "a_2", "b"]) == {"a_1": "ä", "a_2": "ä"}
+    describe({"a_1.nii.gz": "ä", "u\u0308": "ä"})
+    assert patients(tmp_path, ["a_1", "ü", "b"]) == {"a_1": "ä", "ü": "ä"}
+    describe({"a_1": "ä", "gone": "b", "a_2_0000": "ä"})
+    assert refused(patients, tmp_path, ["a_1", "a_2"]) == (
+        f"{path}: `patients` names a_2_0000, which is no case (2 such); write the cases by their"
+        " names, e.g. a_1, or take it out"
+    )
     for pattern in ("(.+)_([0-9])", "(.+)_[0-9]"):
         describe(pattern)
         assert patients(tmp_path, ["a_1", "b_b_2"]) == {"a_1": "a", "b_b_2": "b_b"}

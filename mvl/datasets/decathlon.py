@@ -31,10 +31,10 @@ def read_cases(folder: Path) -> list[Case]:
     channels = len(named) if isinstance(named, dict | list) else 1
     cases = []
     for images, label in rows:
-        if is_stray(Path(images[0]).name):
-            continue
         files = [_inside(folder, image) for image in images]
-        name = case_name(images[0])
+        if is_stray(files[0].name):
+            continue
+        name = composed(case_name(files[0].name))
         if len(files) > 1:
             if len(files) != channels:
                 raise TaskError(

@@ -126,13 +126,21 @@ def test_accents_that_macos_took_apart_are_found(own_data, tmp_path):
     apart, whole = (
         lambda k, form=form: unicodedata.normalize(form, f"Müller_{k}") for form in ("NFD", "NFC")
     )
-    decathlon(folder, apart, lambda sub, k: f"./{sub}/{whole(k)}.nii.gz")
+    decathlon(folder, apart, lambda sub, k: f"./{sub}/{apart(k)}.nii.gz")
+    said = (folder / "dataset.json").read_text()
+    for text in (said, json.dumps(json.loads(said), ensure_ascii=False).replace("u\u0308", "ü")):
+        (folder / "dataset.json").write_text(text, encoding="utf-8")
+        names = [case.case_id for case in open_task("Boxes", tmp_path).cases]
+        assert names == [whole(k) for k in range(10)]
     accept("Boxes", tmp_path)
 
 
 def test_a_list_that_windows_wrote_is_read(own_data, tmp_path):
     folder = own_data(tmp_path / "Boxes", cases=10, shape=SHAPE)
     decathlon(folder, lambda k: f"a{k}", lambda sub, k: f".\\{sub}\\a{k}.nii.gz")
+    assert [case.case_id for case in open_task("Boxes", tmp_path).cases] == [
+        f"a{k}" for k in range(10)
+    ]
     accept("Boxes", tmp_path)
     said = described(folder)
     said["training"][0]["image"] = "..\\..\\secret.nii.gz"

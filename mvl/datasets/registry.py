@@ -45,12 +45,14 @@ def find_task(name: str, data_dir: Path | None = None) -> Task:
     """The task called `name`: its folder name or one of its `aliases`, in any case;
     `<task>_slices`: the axial slices of one.
 
-    A folder of your own data in the data folder is found by its whole name.
+    A folder of your own data in the data folder is found by its whole name, be it one that ends in
+    `_slices`.
 
     Raises:
         TaskError: no such task; hints at the nearest.
     """
-    if name.lower().endswith(SLICES) and len(name) > len(SLICES):
+    folder = data_root(data_dir) / name
+    if name.lower().endswith(SLICES) and len(name) > len(SLICES) and not folder.is_dir():
         return sliced(find_task(name[: -len(SLICES)], data_dir))
     known = {alias: task for task in load_tasks().values() for alias in aliases(task.name)}
     if name.lower() not in known:

@@ -97,6 +97,21 @@ def test_names_that_mean_something_else_or_cannot_be_a_path_are_refused(own_data
             settle(str(tmp_path / name))
 
 
+def test_a_folder_that_is_called_slices_is_itself(own_data, tmp_path):
+    for name, cases in (("brain", 1), ("brain_slices", 2)):
+        names = [f"case_{k:02d}" for k in range(cases)]
+        rows = [
+            {"image": f"imagesTr/{case}_0000.nii.gz", "label": f"labelsTr/{case}.nii.gz"}
+            for case in names
+        ]
+        own_data(tmp_path / name, cases=cases, training=rows)
+    for asked in (("brain_slices", tmp_path), settle(str(tmp_path / "brain_slices"))):
+        assert find_task(*asked).num_cases == 2
+        assert open_task(*asked).folder == tmp_path / "brain_slices"
+    shutil.rmtree(tmp_path / "brain_slices")
+    assert find_task("brain_slices", tmp_path).layout == "slices"
+
+
 def test_both_channels_reach_the_network_in_order(boxes):
     task = find_task(NAME, boxes)
     store = CaseStore(

@@ -21,7 +21,8 @@ WEIGHTS := $(VENV)/.weights
 TEST_WEIGHTS := $(VENV)/.weights-minilm
 # Lines of pip that show how far it is, or what it waits for: an index out of reach, versions that do not fit together.
 SHOWN := ^(Installing collected packages|Successfully installed|ERROR.*|WARNING: Retrying.*|INFO: pip is looking at multiple versions of [^ ]+| +(Downloading|Using cached) .*[MG]B[)])
-RUNS := data/runs/$(STUDY)
+# STUDY may be the path of a YAML file.
+RUNS := data/runs/$(notdir $(basename $(STUDY)))
 # Written last, by a whole book with the rerun's page; holds the book's address.
 REPRODUCED := $(RUNS)/.book
 RERUN := book/_build/rerun-$(notdir $(basename $(STUDY)))

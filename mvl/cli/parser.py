@@ -126,7 +126,10 @@ def add_run(commands: Any) -> None:
         "--on",
         type=task_name,
         metavar="TASK",
-        help="evaluate every case of another task, e.g. PH2_256, into cases_on_TASK.csv",
+        help=(
+            "evaluate every case of another task, e.g. PH2_256 or the folder of your own data, into"
+            " cases_on_TASK.csv"
+        ),
     )
     add(commands, "usage", do.usage, data_dir, as_json).add_argument(
         "run", type=Path, metavar="RUN", help="folder of a trained hybrid's run"

@@ -63,7 +63,7 @@ def find_task(name: str, data_dir: Path | None = None) -> Task:
         hint = did_you_mean(name.lower(), sorted(known))
         raise UnknownTask(
             f"unknown task {name!r}{hint}; known: {', '.join(load_tasks())}, "
-            f"and each folder with a dataset.json in {data_root(data_dir)}"
+            f"and each folder of your own data in {data_root(data_dir)}"
         )
     return known[name.lower()]
 
@@ -92,22 +92,19 @@ def settle(text: str, data_dir: Path | None = None) -> tuple[str, Path | None]:
             description cannot be used.
     """
     folder = Path(text).expanduser()
-    if len(folder.parts) > 1 or text.startswith((".", "~")):
+    by_path = len(folder.parts) > 1 or text.startswith((".", "~"))
+    if by_path:
         if not folder.is_dir():
-            raise TaskError(f"{text}: no such folder; give the folder that holds dataset.json")
+            raise TaskError(f"{text}: no such folder; give the folder of the scans or pictures")
         folder = Path(os.path.abspath(folder))
         text, data_dir = folder.name, folder.parent
-        if find_registered(text) not in (None, text):
-            raise TaskError(
-                f"{folder}: its name means the task {find_registered(text)}; rename the folder,"
-                f" e.g. to Dataset001_{text}"
-            )
-    return find_task(text, data_dir).name, data_dir
-
-
-def find_registered(name: str) -> str | None:
-    """Full name of the task of the registry that `name` stands for, or nothing."""
-    return next((task for task in load_tasks() if name.lower() in aliases(task)), None)
+    task = find_task(text, data_dir)
+    if by_path and text != (place := task.folder or task.name):
+        raise TaskError(
+            f"{folder}: its name means the task {task.name}, whose folder is called {place}; rename"
+            f" the folder, e.g. to Dataset001_{text}"
+        )
+    return task.name, data_dir
 
 
 def task_facts(task: Task) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mvl.core.errors import MvlError
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.masks import read_case
 from mvl.datasets.preflight import files_of, known_voxels
+from mvl.datasets.registry import settle
 from mvl.datasets.task import Task
 from mvl.datasets.task_data import TaskData, open_task
 from mvl.training.evaluate import evaluate_run, evaluate_store
@@ -46,8 +47,8 @@ def evaluate_command(run_dir: Path, on: str | None, data_dir: Path | None) -> in
 def evaluate_on(
     run_dir: Path, name: str, data_dir: Path | None = None
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Score a finished run's network on every case of another task and seal `cases_on_<task>.csv`
-    in the run's folder.
+    """Score a finished run's network on every case of another task, given by name or as the path of
+    its folder, and seal `cases_on_<task>.csv` in the run's folder.
 
     The rows have the columns of cases.csv; their `task` is the external one.
 
@@ -60,7 +61,7 @@ def evaluate_on(
     require_finished(run_dir)
     config = run_folder.read_config(run_dir)
     torch.set_num_threads(config.train.num_threads)
-    own, other = open_task(config.task, data_dir), open_task(name, data_dir)
+    own, other = open_task(config.task, data_dir), open_task(*settle(name, data_dir))
     check_fits(config, own.task, other.task)
     check_unseen(own, other)
 

@@ -83,13 +83,14 @@ def test_a_task_is_given_by_name_or_by_path(boxes, monkeypatch):
     for text in ("no/such/folder", "./nothing"):
         with pytest.raises(TaskError, match="no such folder"):
             settle(text)
-    with pytest.raises(UnknownTask, match=r"unknown task 'Dataset1'.*dataset\.json in"):
+    with pytest.raises(UnknownTask, match=r"unknown task 'Dataset1'.*of your own data in"):
         settle("Dataset1", boxes)
 
 
 def test_names_that_mean_something_else_or_cannot_be_a_path_are_refused(own_data, tmp_path):
     for name, message in (
-        ("Hippocampus", "means the task Task04_Hippocampus; rename"),
+        ("Hippocampus", "means the task Task04_Hippocampus, whose .*; rename"),
+        ("BUSI", "means the task BUSI, whose folder is called Dataset_BUSI_with_GT; rename"),
         ("my data", "rename it with letters"),
     ):
         own_data(tmp_path / name, cases=1)

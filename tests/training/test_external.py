@@ -145,6 +145,15 @@ def test_scores_are_those_of_the_runs_own_network(trained, data) -> None:
         assert row["dice_resized"] == dice(mask, label[0].numpy() > 0)
 
 
+def test_your_own_data_are_given_by_path(trained, data, tmp_path, capsys) -> None:
+    """They need not lie where the run's own data do."""
+    _, folder = trained
+    write_pictures(tmp_path / "Mine", ["a", "b"], 2)
+    asked = ["evaluate", str(folder), "--on", str(tmp_path / "Mine"), "--data-dir", str(data)]
+    assert main(asked) == 0
+    assert capsys.readouterr().out == f"{folder / 'cases_on_Mine.csv'}: 2 rows\n"
+
+
 def test_a_task_with_other_channels_dimensions_or_labels_is_refused(trained, data) -> None:
     _, folder = trained
     with pytest.raises(ExternalError, match="BUSI: its cases have 1 channels, .* with 3"):

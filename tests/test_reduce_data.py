@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 
 import nibabel
 import numpy as np
@@ -106,6 +107,20 @@ def test_the_committed_scans_follow_from_the_rule(tmp_path):
         case.image.read_bytes() == (committed / "imagesTr" / case.image.name).read_bytes()
         for case in five
     )
+
+
+@pytest.mark.parametrize("name", ["isic", "ph2", "kvasir", "cvc", "heart", "hippocampus"])
+def test_a_folder_without_the_set_is_refused_and_nothing_is_written(name, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(SystemExit, match=r"in: no .* in it; give the folder"):
+        reduce_data.main(name, tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_package_that_the_atrium_needs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(SystemExit, match="needs the package h5py; run `pip install h5py`"):
+        reduce_data.main("atrium", tmp_path, tmp_path / "out")
 
 
 def test_scans_of_the_clone_are_found_whatever_the_data_root_is(tmp_path, monkeypatch):

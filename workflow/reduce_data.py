@@ -47,14 +47,23 @@ def main(name: str, source: Path, target: Path) -> Path:
     return reduce_volumes(name, source, target / VOLUMES[name][0])
 
 
+def find(source: Path, pattern: str) -> list[Path]:
+    """Return the files that a pattern names at any depth below `source`, sorted; end with a message
+    where there is none."""
+    if not (paths := sorted(source.rglob(pattern))):
+        sys.exit(f"{source}: no {pattern} in it; give the folder in which the set was unpacked")
+    return paths
+
+
 def reduce_pictures(name: str, source: Path, folder: Path) -> Path:
     """Write `images/<case>.jpg` and `masks/<case>.png`: sides of 256 pixels, of PH2 the longer
     side."""
     _, images, masks = PICTURES[name]
+    originals = find(source, images)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.rglob(images)):
-        [mask_path] = source.rglob(masks.format(path.stem))
+    for path in originals:
+        [mask_path] = find(source, masks.format(path.stem))
         image, mask = Image.open(path).convert("RGB"), Image.open(mask_path).convert("L")
         size = (SIDE, SIDE)
         if name == "ph2":
@@ -100,7 +109,7 @@ def reduce_volumes(name: str, source: Path, folder: Path) -> Path:
 
 def take_scans(task: str, persons: int, source: Path, folder: Path) -> Path:
     """Copy one scan each of so many persons, and write the `dataset.json` that lists them alone."""
-    [listed] = source.rglob("dataset.json")
+    [listed] = find(source, "dataset.json")
     facts = json.loads(listed.read_text())
     rows = {row["image"].split("/")[-1].removesuffix(".nii.gz"): row for row in facts["training"]}
     chosen = [rows[case] for case in cases_of_persons(task, persons, rows)]
@@ -132,7 +141,7 @@ Volume = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 def heart_volumes(source: Path) -> Iterator[Volume]:
     """Yield case, image, label and affine of Task02_Heart, cut to the central 256 x 256."""
-    for path in sorted(source.rglob("imagesTr/la_*.nii.gz")):
+    for path in find(source, "imagesTr/la_*.nii.gz"):
         scan = nibabel.load(path)
         label = nibabel.load(path.parents[1] / "labelsTr" / path.name)
         corner = [(side - SIDE) // 2 for side in scan.shape[:2]]
@@ -146,9 +155,12 @@ def heart_volumes(source: Path) -> Iterator[Volume]:
 def atrium_volumes(source: Path) -> Iterator[Volume]:
     """Yield case, image, label and affine of `<case>/mri_norm2.h5`, which are cropped by their
     labels already."""
-    import h5py
+    try:
+        import h5py
+    except ImportError:
+        sys.exit("atrium needs the package h5py; run `pip install h5py` and try again")
 
-    for path in sorted(source.rglob("mri_norm2.h5")):
+    for path in find(source, "mri_norm2.h5"):
         with h5py.File(path) as file:
             yield (
                 f"la2018_{path.parent.name}",

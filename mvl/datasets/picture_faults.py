@@ -4,8 +4,6 @@ strays, one picture on both sides of a split."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from mvl.core.files import sha256_bytes, sha256_file
@@ -37,8 +35,6 @@ def picture_faults(data: TaskData) -> list[Fault]:
         out += faults
         seen.setdefault(digest, []).append(case.case_id)
     seen.pop("", None)
-    if text := same_everywhere(task, listing.cases):
-        out.append((folder, text))
     paths = {case.case_id: case.image for case in listing.cases}
     return out + [(paths[case], text) for case, text in _leaks(data, seen)]
 
@@ -119,24 +115,6 @@ def _class_fault(task: Task, case: Case) -> str:
             else "no foreground in the mask of a lesion"
         )
     return ""
-
-
-def same_everywhere(task: Task, cases: Sequence[Case]) -> str:
-    """Return what is wrong where every mask of your own task is empty, or every one is full."""
-    if not task.own or task.dims != 2 or not cases:
-        return ""
-    shares = []
-    for case in cases:
-        for path in (case.label, *case.more_labels):
-            with suppress(FileFault):
-                shares.append(float((read_mask(path, max(task.labels)) > 0).mean()))
-        if len(set(shares)) > 1 or shares[:1] not in ([0.0], [1.0]):
-            return ""
-    kind = "empty" if shares[0] == 0 else "full"
-    return (
-        f"every mask of {task.name} is {kind}: there is nothing to learn, and the masks may mean"
-        " something else than their grey levels; write each structure in white on black"
-    )
 
 
 def _leaks(data: TaskData, seen: dict[str, list[str]]) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from mvl.datasets.split_groups import patients
 from mvl.datasets.splits import Split, split_name, split_path
 from mvl.datasets.task import Case, TaskError
 from mvl.datasets.task_data import TaskData
+from mvl.datasets.verify import same_everywhere
 
 RULES = 2
 """Number of the rules that a kept verdict follows; raise it when the checks of nifti.py or
@@ -44,7 +45,7 @@ def check_inputs(data: TaskData, split: Split, run_folder: Path, kind: str = "fo
     check_hashes(data, hashes)
     if data.task.own:
         scans = sound_voxels(data, cases, hashes, keep=True)
-        if fault := picture_faults.same_everywhere(data.task, cases):
+        if fault := same_everywhere(data.task, cases):
             raise TaskError(f"{folder}: {fault}")
     else:
         scans = known_voxels(data, cases, hashes)

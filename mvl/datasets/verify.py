@@ -4,12 +4,16 @@ pairs, duplicates."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mvl.core.files import sha256_file
 from mvl.datasets import sandbox
 from mvl.datasets.checks import check_case
+from mvl.datasets.masks import read_mask
+from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.picture_faults import picture_faults, picture_notes
 from mvl.datasets.task import MADE, Case, Task, is_stray
 from mvl.datasets.task_data import TaskData
@@ -34,11 +38,20 @@ def verify(data: TaskData) -> list[Finding]:
     """
     data = data.whole
     again = _remedy(data)
-    if data.task.layout in ("busi", "pairs"):
-        return [Finding(str(path), fault, again) for path, fault in picture_faults(data)] + [
-            Finding(str(path), text, "nothing need be done", note=True)
-            for path, text in picture_notes(data)
-        ]
+    pictures = data.task.layout in ("busi", "pairs")
+    findings = _pictures(data, again) if pictures else _scans(data, again)
+    sound = all(finding.note for finding in findings)
+    return findings + (_set_faults(data) if data.task.own and sound else [])
+
+
+def _pictures(data: TaskData, again: str) -> list[Finding]:
+    return [Finding(str(path), fault, again) for path, fault in picture_faults(data)] + [
+        Finding(str(path), text, "nothing need be done", note=True)
+        for path, text in picture_notes(data)
+    ]
+
+
+def _scans(data: TaskData, again: str) -> list[Finding]:
     findings = _listing(data, again)
     seen: dict[str, Case] = {}
     for case in data.listed:
@@ -55,6 +68,39 @@ def verify(data: TaskData) -> list[Finding]:
             )
         findings += [Finding(str(path), text, again) for path, text in faults.items()]
     return findings
+
+
+def _set_faults(data: TaskData) -> list[Finding]:
+    """Findings about your own data as a whole, where each file is sound."""
+    text = same_everywhere(data.task, data.listed)
+    return [_told(f"{data.folder}: {text}")] if text else []
+
+
+def _told(text: str) -> Finding:
+    """The finding in a message that names place, fault and remedy."""
+    place, _, rest = text.partition(": ")
+    fault, _, remedy = rest.rpartition("; ")
+    return Finding(place, fault, remedy)
+
+
+def same_everywhere(task: Task, cases: Sequence[Case]) -> str:
+    """Return what is wrong where every mask of your own task is empty, or every one is full."""
+    values: set[float] = set()
+    for path in (path for case in cases for path in (case.label, *case.more_labels)):
+        with suppress(FileFault):
+            flat = task.dims == 2
+            mask = read_mask(path, max(task.labels)) if flat else read_scan(path, 1).voxels
+            values |= {float(mask.min()), float(mask.max())}
+        if len(values) > 1:
+            return ""
+    if not values:
+        return ""
+    written = "in white on black" if task.dims == 2 else "as its value in dataset.json"
+    return (
+        f"every mask of {task.name} is {'full' if any(values) else 'empty'}: there is nothing to"
+        f" learn, and the masks may mean something else than their values; write each structure"
+        f" {written}"
+    )
 
 
 def _together(task: Task, one: Case, other: Case) -> bool:

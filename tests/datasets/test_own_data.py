@@ -15,6 +15,7 @@ from PIL import Image
 from mvl.core.config import ROOT, Config, DataConfig
 from mvl.datasets.case_store import CaseStore
 from mvl.datasets.own_data import own_task, read_nnunet
+from mvl.datasets.preflight import check_inputs
 from mvl.datasets.registry import find_task, settle, task_facts, task_of_run
 from mvl.datasets.splits import load_split, split_path
 from mvl.datasets.task import TaskError, UnknownTask
@@ -316,6 +317,18 @@ def test_a_case_without_foreground_is_a_healthy_one(copy, nifti):
         .get(0)[1]
         .any()
     )
+
+
+def test_labels_that_are_all_empty_are_refused_before_an_empty_mask_scores_1(copy, nifti, tmp_path):
+    for path in (copy / "labelsTr").iterdir():
+        nifti(path, np.asarray(nibabel.load(path).dataobj) * 0)
+    data = TaskData(find_task(NAME, copy.parent), copy.parent)
+    message = f"every mask of {NAME} is empty: there is nothing to learn"
+    [finding] = verify(data)
+    assert finding.path == str(copy) and finding.fault.startswith(message)
+    assert finding.remedy == "write each structure as its value in dataset.json"
+    with pytest.raises(TaskError, match=message):
+        check_inputs(data, load_split(data, 0, 1.0), tmp_path / "run")
 
 
 def test_a_run_keeps_what_its_network_needs_to_know(boxes):

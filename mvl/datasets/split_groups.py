@@ -98,12 +98,9 @@ def find_groups(task: Task, cases: Sequence[Case], folder: Path) -> list[list[st
     case_ids = [case.case_id for case in cases]
     if task.together or task.sequence_ends:
         return known_groups(task, case_ids)
-    held: dict[str, list[str]] = {}
-    for case, key in patients(folder, case_ids).items():
-        held.setdefault(key, []).append(case)
-    stated = [group for names in held.values() if len(group := sorted(names)) > 1]
+    stated = patient_groups(folder, case_ids)
     if task.layout not in ("busi", "pairs"):
-        return sorted(stated)
+        return stated
     from mvl.datasets.duplicates import duplicate_groups, joined
 
     alike = duplicate_groups(case_ids, [case.image for case in cases], task.least_correlation)
@@ -111,6 +108,14 @@ def find_groups(task: Task, cases: Sequence[Case], folder: Path) -> list[list[st
         return alike
     pairs = [(group[0], case) for group in (*stated, *alike) for case in group[1:]]
     return joined(case_ids, pairs)
+
+
+def patient_groups(folder: Path, case_ids: Sequence[str]) -> list[list[str]]:
+    """Return the groups of two and more cases of one patient, as the folder says, sorted."""
+    held: dict[str, list[str]] = {}
+    for case, key in patients(folder, case_ids).items():
+        held.setdefault(key, []).append(case)
+    return sorted(group for names in held.values() if len(group := sorted(names)) > 1)
 
 
 def rule_of(task: Task) -> str:
@@ -188,7 +193,9 @@ def _patients_by_pattern(pattern: str, case_ids: Sequence[str], path: Path) -> d
     try:
         form = re.compile(pattern)
     except re.error as error:
-        raise TaskError(f"{path}: `patients` is no regular expression ({error})") from error
+        raise TaskError(
+            f"{path}: `patients` is no regular expression ({error}); correct it"
+        ) from error
     found = {}
     for case in case_ids:
         match = form.fullmatch(case)

@@ -201,6 +201,29 @@ def split_file(data: TaskData, kind: str = "folds") -> Path:
 def _deal(data: TaskData, path: Path, kind: str) -> Path:
     """Write the split that does not exist yet, and return where it lies."""
     task, folder, case_ids = data.task, data.folder, [case.case_id for case in data.cases]
+    manner = _manner(data, kind)
+    stems = split_groups.shared_stems(case_ids)
+    if task.own and stems and not split_groups.patients(folder, case_ids):
+        # Scans of one patient on two sides of a split flatter every score.
+        print(
+            f"{folder}: {len(stems)} beginnings of names are shared by several cases (e.g."
+            f" {stems[0]}); if these are of one patient, state it (see `patients` in the book, Your"
+            f" own data) and delete {path}",
+            file=sys.stderr,
+        )
+    try:
+        return write_split_file(task.name, case_ids, path, **manner)
+    except OSError:
+        # Data are often kept where nobody may write: the split then lies with the runs.
+        aside = path_beside_runs(path)
+        if path == aside:
+            raise
+        return write_split_file(task.name, case_ids, aside, **manner)
+
+
+def _manner(data: TaskData, kind: str) -> dict[str, Any]:
+    """The groups, the rule and the number of folds by which a task is dealt."""
+    task, folder, case_ids = data.task, data.folder, [case.case_id for case in data.cases]
     num_folds = (
         split_groups.stated_folds(folder, NUM_FOLDS, FEWEST_FOLDS) if task.own else NUM_FOLDS
     )
@@ -212,27 +235,23 @@ def _deal(data: TaskData, path: Path, kind: str) -> Path:
         rule = split_groups.rule_of(task)
         if not groups and task.layout not in ("busi", "pairs"):
             groups = None
-    stems = split_groups.shared_stems(case_ids)
-    if task.own and stems and not split_groups.patients(folder, case_ids):
-        # Scans of one patient on two sides of a split flatter every score.
-        print(
-            f"{folder}: {len(stems)} beginnings of names are shared by several cases (e.g."
-            f" {stems[0]}); if these are of one patient, state it (see `patients` in the book, Your"
-            f" own data) and delete {path}",
-            file=sys.stderr,
-        )
-    try:
-        return write_split_file(
-            task.name, case_ids, path, groups=groups, rule=rule, num_folds=num_folds
-        )
-    except OSError:
-        # Data are often kept where nobody may write: the split then lies with the runs.
-        aside = path_beside_runs(path)
-        if path == aside:
-            raise
-        return write_split_file(
-            task.name, case_ids, aside, groups=groups, rule=rule, num_folds=num_folds
-        )
+    return {"groups": groups, "rule": rule, "num_folds": num_folds}
+
+
+def check_deal(data: TaskData) -> None:
+    """Nothing where the cases can be dealt as the data's folder says, or lie so in their split file
+    already; writes nothing.
+
+    Raises:
+        TaskError: names what hinders, and the remedy.
+    """
+    case_ids, path = [case.case_id for case in data.cases], split_path(data)
+    if not path.is_file():
+        make_split(data.task.name, case_ids, **_manner(data, "folds"))
+        return
+    split = read_split(path)
+    check_cases(split, case_ids, path)
+    check_groups(split_groups.patient_groups(data.folder, case_ids), split["blocks"], path)
 
 
 def path_beside_runs(path: Path) -> Path:

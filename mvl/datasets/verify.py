@@ -15,7 +15,8 @@ from mvl.datasets.checks import check_case
 from mvl.datasets.masks import read_mask
 from mvl.datasets.nifti import FileFault, read_scan
 from mvl.datasets.picture_faults import picture_faults, picture_notes
-from mvl.datasets.task import MADE, Case, Task, is_stray
+from mvl.datasets.splits import check_deal
+from mvl.datasets.task import MADE, Case, Task, TaskError, is_stray
 from mvl.datasets.task_data import TaskData
 
 
@@ -73,14 +74,17 @@ def _scans(data: TaskData, again: str) -> list[Finding]:
 def _set_faults(data: TaskData) -> list[Finding]:
     """Findings about your own data as a whole, where each file is sound."""
     text = same_everywhere(data.task, data.listed)
-    return [_told(f"{data.folder}: {text}")] if text else []
-
-
-def _told(text: str) -> Finding:
-    """The finding in a message that names place, fault and remedy."""
-    place, _, rest = text.partition(": ")
-    fault, _, remedy = rest.rpartition("; ")
-    return Finding(place, fault, remedy)
+    said = [f"{data.folder}: {text}"] if text else []
+    try:
+        check_deal(data)
+    except TaskError as error:
+        said.append(str(error))
+    out = []
+    for message in said:
+        place, _, rest = message.partition(": ")
+        fault, _, remedy = rest.rpartition("; ")
+        out.append(Finding(str(data.folder) if place == data.task.name else place, fault, remedy))
+    return out
 
 
 def same_everywhere(task: Task, cases: Sequence[Case]) -> str:

@@ -171,6 +171,35 @@ def test_fewer_than_ten_cases_cannot_be_dealt(own_data, tmp_path):
         match=r"Few: 9 cases .* cannot be dealt to 10 blocks; add cases until there are 10",
     ):
         load_split(open_task("Few", tmp_path), 0, 1.0)
+    [finding] = verify(open_task("Few", tmp_path))
+    assert finding.path == str(tmp_path / "Few") and "cannot be dealt" in finding.fault
+    assert finding.remedy == "add cases until there are 10, each under one name"
+
+
+def test_verify_deals_on_trial_and_writes_nothing(copy):
+    for stated, path, fault in (
+        ({"folds": 3}, "dataset.json", "folds is 3"),
+        ({"folds": 10, "patients": {"gone": "p"}}, "dataset.json", "`patients` names gone"),
+        ({"patients": "("}, "dataset.json", "`patients` is no regular expression"),
+        ({"patients": "(case)_.*"}, ".", "12 cases in 1 groups cannot be dealt evenly"),
+    ):
+        describe(copy, **stated)
+        [finding] = verify(open_task(NAME, copy.parent))
+        assert finding.path == str(copy / path) and finding.fault.startswith(fault)
+        assert finding.remedy
+    (copy / "groups.csv").write_text("case,patient\n")
+    [finding] = verify(open_task(NAME, copy.parent))
+    assert finding.path == str(copy / "groups.csv")
+    assert sorted(copy.parent.iterdir()) == [copy]
+
+
+def test_verify_looks_at_the_split_that_is_there(copy):
+    split = load_split(open_task(NAME, copy.parent), 0, 1.0)
+    assert verify(open_task(NAME, copy.parent)) == []
+    describe(copy, patients={split.train[0]: "p", split.test[0]: "p"})
+    [finding] = verify(open_task(NAME, copy.parent))
+    assert finding.path == str(copy.parent / "splits" / f"{NAME}.json")
+    assert "lie in different blocks" in finding.fault
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ USE_COLUMNS = (
 UNUSED = "unused"
 "The protocol's word for a layer that training switched off: for an equivalence, beside a loss."
 
-
 Pair = tuple[str, str]
 "System and reference."
 
@@ -226,11 +225,11 @@ def planned_pairs(
     study: str, system: str, reference: str, fraction: float = 1.0
 ) -> tuple[tuple[int, int], ...]:
     """Return the (fold, seed) at which the study's grid has both systems at a share of the data."""
-    have: dict[str, set[tuple[int, int]]] = {system: set(), reference: set()}
-    for _, arm, share, fold, seed in run_keys(study):
-        if arm in have and share == fraction:
-            have[arm].add((fold, seed))
-    return tuple(sorted(have[system] & have[reference]))
+    have = {(arm, fold, seed) for _, arm, share, fold, seed in run_keys(study) if share == fraction}
+    ours, theirs = (
+        {(fold, seed) for own, fold, seed in have if own == arm} for arm in (system, reference)
+    )
+    return tuple(sorted(ours & theirs))
 
 
 def differences(question: Question, results: Path) -> pd.DataFrame:
@@ -344,11 +343,8 @@ def is_harmed(rows: pd.DataFrame) -> bool:
 
 def progress(results: Path) -> list[tuple[str, int, int]]:
     """Return (study, finished runs, planned runs) for each study of the questions."""
-    found = []
-    for name in ASKED:
-        planned = run_keys(name)
-        done = 0
-        if (Path(results) / name / "runs.csv").is_file():
-            done = int((read_runs(name, results)["state"] == "done").sum())
-        found.append((name, done, len(planned)))
-    return found
+    done = {
+        name: int((read_runs(name, results)["state"] == "done").sum())
+        for name in recorded_studies(results)
+    }
+    return [(name, done.get(name, 0), len(run_keys(name))) for name in ASKED]

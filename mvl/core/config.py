@@ -204,6 +204,11 @@ def system_names() -> list[str]:
     return sorted(p.stem for p in (CONFIG_DIR / "systems").glob("*.yaml"))
 
 
+def section(plan: dict[str, Any], table: str, name: Any) -> dict[str, Any]:
+    """A section of a study's table by its name; empty where it, or the table, holds nothing."""
+    return (plan.get(table) or {}).get(name) or {}
+
+
 def load_config(
     study: str, task: str, system: str, fraction: float = 1.0, fold: int = 0, seed: int = 0
 ) -> Config:
@@ -214,14 +219,14 @@ def load_config(
         ConfigError: unknown study or system, unknown key, or a value out of range.
     """
     plan = named("studies", study)
-    arm = plan.get("arms", {}).get(system, {})
+    arm = section(plan, "arms", system)
     who = named("systems", arm.get("system", system))
     layers = (
         who,
         plan,
-        plan.get("task_overrides", {}).get(task, {}),
-        plan.get("fraction_overrides", {}).get(fraction, {}),
-        plan.get("overrides", {}).get(system, {}),
+        section(plan, "task_overrides", task),
+        section(plan, "fraction_overrides", fraction),
+        section(plan, "overrides", system),
         arm,
     )
     parts = {

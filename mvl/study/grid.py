@@ -65,7 +65,7 @@ def load_study(name: str) -> Study:
     """Read `mvl/configs/studies/<name>.yaml`.
 
     Raises:
-        ConfigError: no such study, an unknown or missing key, or a section that has no keys.
+        ConfigError: no such study, an unknown or missing key, or a section without keys.
     """
     plan = named("studies", name)
     if unknown := sorted(set(plan) - STUDY_KEYS):
@@ -99,7 +99,7 @@ def load_study(name: str) -> Study:
         ("task_overrides", tasks),
         ("fraction_overrides", fractions),
     ):
-        if unknown := sorted(set(plan.get(key, {})) - known):
+        if unknown := sorted(set(plan.get(key) or {}) - known):
             hint = did_you_mean(str(unknown[0]), sorted(map(str, known)))
             raise ConfigError(
                 f"{study_file(name)}: {key} names {unknown[0]!r}, which the grid has not{hint}"
@@ -114,16 +114,15 @@ def load_study(name: str) -> Study:
 
 
 def _check_sections(name: str, plan: dict[str, Any]) -> None:
-    """Nothing where every section, and every section of a table, has keys."""
+    """Nothing where every section, and every section of a table, has keys or is empty."""
     found = {key: plan[key] for key in (*SECTIONS, *TABLES) if key in plan}
     for key in TABLES:
         if isinstance(table := plan.get(key), dict):
             found |= {f"{key}: {inner}": section for inner, section in table.items()}
     for words, section in found.items():
-        if not isinstance(section, dict):
-            holds = "nothing" if section is None else repr(section)
+        if not isinstance(section, dict | None):
             raise ConfigError(
-                f"{study_file(name)}: {words} holds {holds}; give it keys with values, or remove it"
+                f"{study_file(name)}: {words} is {section!r}; give it keys with values"
             )
 
 

@@ -150,8 +150,9 @@ def snakemake_command(
             f"{braces[0]}: Snakemake takes braces for its wildcards; use a path without them, or"
             " `--engine inline`"
         )
-    # Snakemake reads each value as YAML, to which " #" begins a comment; JSON's texts are YAML's.
-    settings = [f"{key}={json.dumps(text)}" for key, text in texts.items()]
+    # Snakemake reads a value as YAML, to which " #" begins a comment: JSON's texts are YAML's, and
+    # a blank on either side keeps their quotes, which are taken off elsewhere.
+    settings = [f"{key}= {json.dumps(text)} " for key, text in texts.items()]
     settings += ["allow_drift=1"] if launch.allow_drift else []
     limits = ["--jobs", str(launch.jobs)]
     if launch.profile == "local":

@@ -74,9 +74,7 @@ def trials(study: str) -> list[Trial]:
     if not tuning:
         raise ConfigError(f"{study_file(study)}: it has no tuning; nothing to try")
     if absent := sorted({"fold", "seed", "trials"} - set(tuning)):
-        raise ConfigError(
-            f"{study_file(study)}: tuning needs fold, seed and trials; no {absent[0]}"
-        )
+        raise ConfigError(f"{study_file(study)}: tuning lacks {', '.join(absent)}")
     for group in tuning["trials"]:
         if set(group) != KEYS:
             raise ConfigError(

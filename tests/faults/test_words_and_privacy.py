@@ -129,6 +129,7 @@ def places(place: Any) -> None:
         is_there({"output": held}, {held.resolve()}, True)
     place.patch.setattr("mvl.training.predict.Predictor", lambda *_: SimpleNamespace(task=None))
     place.patch.setattr("mvl.training.predict.find_scans", lambda *_: ([], []))
+    place.patch.setattr("mvl.training.predict.skipped_images", lambda *_: [])
     with pytest.raises(
         PredictError,
         match=r"held: cannot be made \(File exists\); choose another folder with --output",

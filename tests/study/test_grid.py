@@ -41,10 +41,9 @@ def test_arms_never_share_a_folder(tmp_path: Path) -> None:
         ("tasks: [phantoms]\ngird: []", "did you mean 'grid'"),
         ("tasks: [phantoms]", "needs tasks and grid"),
         ("tasks: [phantoms]\ngrid: [{name: a, system: [vit_baseline]}]", "a grid block takes"),
-        ("tasks: [phantoms]\noverrides:", "overrides holds nothing; give it keys"),
-        ("tasks: [phantoms]\ntrain: 5", "train holds 5; give it keys"),
-        ("tasks: [phantoms]\noverrides: {unet: 3}", "overrides: unet holds 3; give it keys"),
-        ("tasks: [phantoms]\narms: {unet: }", "arms: unet holds nothing; give it keys"),
+        ("tasks: [phantoms]\ntrain: 5", "train is 5; give it keys"),
+        ("tasks: [phantoms]\narms: all", "arms is 'all'; give it keys"),
+        ("tasks: [phantoms]\noverrides: {unet: 3}", "overrides: unet is 3; give it keys"),
     ],
 )
 def test_a_malformed_study_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -152,7 +151,8 @@ def test_a_study_in_another_encoding_is_named(encoding, tmp_path):
 
 
 def test_a_heading_with_nothing_below_changes_nothing(tmp_path):
-    for text in (HEAD, HEAD + "data:\ntrain:\n", "\ufeff" + HEAD):
+    below = ("data:\ntrain:\n", "overrides:\narms:\n", "overrides: {vit_baseline: }\n")
+    for text in (HEAD, *(HEAD + words for words in below), "\ufeff" + HEAD):
         (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
         [config] = grid.study_runs(str(tmp_path / "own.yaml"))
         assert config.train.lr == 2e-3

@@ -119,14 +119,14 @@ def test_records_are_never_trained_into_and_each_run_elsewhere_is_announced(
 def test_the_graph_is_asked_with_the_studys_name(tmp_path: Path) -> None:
     words = launch.snakemake_command("quick", tmp_path, None)
     assert (
-        'study="quick"' in words
+        'study= "quick" ' in words
         and "all_runs" in words
         and words[words.index("--cores") + 1] == "2"
     )
     queued = launch.snakemake_command("own/four.yaml", tmp_path, None, Launch(8, profile="slurm"))
     assert queued[queued.index("--jobs") + 1] == "8" and "--cores" not in queued
     # Snakemake and its jobs run in another folder
-    assert f'study="{Path("own/four.yaml").resolve()}"' in queued
+    assert f'study= "{Path("own/four.yaml").resolve()}" ' in queued
 
 
 def test_an_odd_folder_reaches_the_graph_as_it_is(tmp_path: Path) -> None:

@@ -170,3 +170,8 @@ def test_an_unknown_notebook_parameter_is_wrong_usage(capsys):
         pytest.skip("no notebook")
     assert main.main(["notebook", list_notebooks()[0], "-p", "studdy", "quick"]) == 2
     assert "studdy" in capsys.readouterr().err
+
+
+def test_claims_of_a_folder_that_is_not_there_are_refused(capsys, tmp_path):
+    assert main.main(["claims", "--results-dir", str(tmp_path / "absent")]) == USAGE
+    assert "absent: no such folder" in capsys.readouterr().err

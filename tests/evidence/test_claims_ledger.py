@@ -385,3 +385,15 @@ def test_pictures_of_the_second_protocol_are_judged_by_its_own_margin(tmp_path):
     for study, metric in (("busi", "jaccard"), ("isic", "effective_rank")):
         other = replace(claim, metric=metric)
         assert claims_ledger.at_margin_of(study, other) is other
+
+
+def test_the_fall_of_effective_rank_stands_beside_its_control():
+    """The shuffled layer's rank falls as far, so that the fall is not owed to pretraining."""
+    records = run_folder.records_dir()
+    claim = next(claim for claim in LEDGER if claim.id == "llm4seg_effective_rank")
+    verdict = claims_ledger.judge(claim, claims_ledger.read_evidence("isic", records))
+    rows = pd.read_csv(records / "isic" / "activations.csv")
+    ranks = rows.groupby(["system", "stage", "fold"])["effective_rank"].mean()
+    folds = ranks["llm4seg_shuffled", "mapper2"] - ranks["cmunext", "bottleneck"]
+    control = next(f for f in verdict.numbers if f.systems[0] == "llm4seg_shuffled")
+    assert control.difference == pytest.approx(folds.mean()) and "Controls: " in verdict.sentence

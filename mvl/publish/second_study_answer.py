@@ -25,9 +25,6 @@ REGIMES = {
     "Trained at rates tuned for each arm": second_study.TUNED,
 }
 "What the pages call the regimes."
-UNET = "unet"
-"The peer beside the networks alone, where a study has it."
-NO_BREAK = "\N{NO-BREAK SPACE}"
 MAPPERS = "What helps or harms is the mappers."
 "The protocol's sentence where a hybrid differs from the ViT and its mappers alone do as well."
 OTHER_ORGANS = "other organs"
